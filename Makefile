@@ -1,0 +1,38 @@
+# Everything lives in .venv, made on first use. `make help` lists the targets.
+PYTHON ?= python3
+SERVE ?= 1
+PORT ?= 8000
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: help demo test check format clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+# torch first: a bare `torch` pulled in by another package may bring gigabytes of CUDA libraries.
+$(VENV)/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "surematch needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12 ...")'
+	@echo "Installing into $(VENV) (a few minutes the first time)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+demo: $(VENV)/ready  ## train, index, calibrate, answer three questions, then serve on 127.0.0.1 (SERVE=0: stop before)
+	@$(BIN)/surematch demo --port $(PORT) $(if $(filter 0,$(SERVE)),--no-serve) $(ARGS)
+
+test: check  ## the whole test suite, lint and types included
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/ready  ## lint, types, and who may import whom
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/ready  ## format the code
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+clean:  ## remove the environment and everything the demo made
+	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,29 @@
+"""The one family of errors a user sees: what was got, what was expected, what to do next.
+
+Every command prints the message as one paragraph and exits with code 2; the service turns it into a problem+json
+answer. Anything else that escapes is a fault of ours and keeps its traceback.
+"""
+
+
+class SurematchError(Exception):
+    """Root of all errors meant for the user. The message names the file or value and the remedy."""
+
+
+class DataError(SurematchError):
+    """Rows that cannot be used: a missing column, an empty text, a class of one row, a wrong encoding."""
+
+
+class EncoderError(SurematchError):
+    """An encoder that cannot be found, is damaged, or produced unusable vectors."""
+
+
+class CollectionError(SurematchError):
+    """A collection that is missing, damaged, or built by another encoder."""
+
+
+class CalibrationError(SurematchError):
+    """No honest calibration is possible with the queries given."""
+
+
+class SettingsError(SurematchError):
+    """A flag or a line of a configuration file that is wrong."""
