@@ -1,0 +1,184 @@
+"""Labelled rows from CSV, TSV, JSONL and Parquet, each remembered with its file and line.
+
+One reader serves training, indexing and evaluation, so a row means the same everywhere. A file that cannot be used
+raises `DataError` naming the file, the first faulty rows and the remedy; rows are never dropped.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from index.errors import DataError
+
+MAX_FIELD = 1_000_000
+"""Longest field of a CSV file, in characters: a missing closing quote swallows the rest of a file."""
+SHOWN = 5
+"""How many faulty rows an error names before it counts the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One labelled text. `line` is where its record starts in `file`, counted from 1, the header included."""
+
+    text: str
+    label: str | None
+    file: str
+    line: int
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def text_key(text: str) -> int:
+    """64-bit identity of a text up to case, white space and Unicode form: recognises rows an encoder was trained on."""
+    plain = " ".join(unicodedata.normalize("NFC", text).casefold().split())
+    return int.from_bytes(hashlib.sha256(plain.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+
+
+def read_rows(paths: Sequence[Path], *, text: str, label: str | None, require_label: bool = True) -> list[Row]:
+    """All rows of all files, in order.
+
+    `text` and `label` name columns; with `label` None every row's label is None. An empty label is an error while
+    `require_label` holds, else None. Raises `DataError`.
+    """
+    rows = [row for path in paths for row in _read_file(path, text, label, require_label)]
+    if not rows:
+        raise DataError("No data file was given. Name at least one CSV, TSV, JSONL or Parquet file.")
+    return rows
+
+
+def _read_file(path: Path, text: str, label: str | None, require_label: bool) -> list[Row]:
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        known = ", ".join(_READERS)
+        raise DataError(f"{path}: files ending in '{path.suffix}' cannot be read. Use one of {known}.")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file. Check the path; it is taken from {Path.cwd()}.")
+    rows: list[Row] = []
+    no_text: list[int] = []
+    no_label: list[int] = []
+    for line, record in reader(path):
+        for column in (text, label):
+            if column is not None and column not in record:
+                raise DataError(_missing_column(path, line, column, column == text, record))
+        content, name = _string(record[text]), None if label is None else _string(record[label]).strip()
+        if not content.strip():
+            no_text.append(line)
+        if label is not None and not name and require_label:
+            no_label.append(line)
+        extra = {key: value for key, value in record.items() if key not in (text, label)}
+        rows.append(Row(content, name or None, str(path), line, extra))
+    if not rows:
+        raise DataError(f"{path}: the file holds no rows. Expected a header line and one row a text.")
+    _refuse(path, no_text, f"an empty text in column '{text}'", "Fill these texts or delete the rows.")
+    _refuse(path, no_label, f"an empty label in column '{label}'", "Label these rows or delete them.")
+    return rows
+
+
+def _refuse(path: Path, lines: list[int], what: str, remedy: str) -> None:
+    if lines:
+        shown = ", ".join(map(str, lines[:SHOWN])) + (f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else "")
+        raise DataError(f"{path}: {what} at line {shown}. {remedy}")
+
+
+def _missing_column(path: Path, line: int, column: str, is_text: bool, record: dict[str, Any]) -> str:
+    flag = "--text" if is_text else "--label"
+    return (
+        f"{path}: line {line} has no column '{column}'; it has {', '.join(map(repr, record))}. "
+        f"Name the right one with {flag} COLUMN."
+    )
+
+
+def _string(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{path}: line {line} is not UTF-8 (byte {error.object[error.start] :#04x}). Save the file as UTF-8, "
+            f"for example: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > fixed{path.suffix}"
+        ) from error
+
+
+def _csv(path: Path, delimiter: str = ",") -> Iterator[tuple[int, dict[str, Any]]]:
+    """Records with the line each starts on: quoted fields may contain line breaks (RFC 4180)."""
+    content = _read_text(path)
+    if "\0" in content:
+        line = content[: content.index("\0")].count("\n") + 1
+        raise DataError(f"{path}: line {line} holds a NUL byte, so this is not a text file. Export it as UTF-8 CSV.")
+    previous_limit = csv.field_size_limit(MAX_FIELD)
+    reader = csv.reader(content.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    try:
+        header = next(reader, [])
+        repeated = sorted({name for name in header if header.count(name) > 1})
+        if repeated:
+            raise DataError(f"{path}: the header names column {repeated[0]!r} twice. Rename one of them.")
+        while True:
+            start = reader.line_num + 1
+            record = next(reader, None)
+            if record is None:
+                return
+            if not record:  # a blank line between records carries nothing
+                continue
+            if len(record) != len(header):
+                raise DataError(
+                    f"{path}: line {start} has {len(record)} fields, the header has {len(header)}. "
+                    "Put texts that contain the delimiter or line breaks in double quotes."
+                )
+            yield start, dict(zip(header, record, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{path}: line {reader.line_num}: {error}. Check for an unclosed double quote.") from error
+    finally:
+        csv.field_size_limit(previous_limit)
+
+
+def _tsv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    return _csv(path, "\t")
+
+
+def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for line, record in enumerate(_read_text(path).split("\n"), 1):
+        if not record.strip():
+            continue
+        try:
+            value = json.loads(record)
+        except ValueError as error:
+            raise DataError(f"{path}: line {line} is not JSON: {error}. Write one JSON object a line.") from error
+        if not isinstance(value, dict):
+            raise DataError(f"{path}: line {line} holds a {type(value).__name__}, expected a JSON object.")
+        yield line, value
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise DataError(
+            f"{path}: Parquet needs the package pyarrow. Install it with: pip install 'surematch[train]'"
+        ) from error
+    try:
+        table = parquet.ParquetFile(path)
+    except Exception as error:  # pyarrow raises many unrelated types for damaged files
+        raise DataError(f"{path}: not a readable Parquet file ({error}). Write it again.") from error
+    line = 0
+    for batch in table.iter_batches():
+        for record in batch.to_pylist():
+            line += 1
+            yield line, record
+
+
+_READERS: dict[str, Callable[[Path], Iterator[tuple[int, dict[str, Any]]]]] = {
+    ".csv": _csv,
+    ".tsv": _tsv,
+    ".jsonl": _jsonl,
+    ".parquet": _parquet,
+}

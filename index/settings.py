@@ -1,0 +1,98 @@
+"""Typed settings for every verb: one pydantic model is the flags, the TOML file and the documentation at once.
+
+Order of precedence: flags, then `--config file.toml`, then the defaults written in the model. Environment variables
+are read only where a model asks for them with `env_prefix`, so that a stray `TEXT=...` never changes a run.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, CliApp, PydanticBaseSettingsSource, SettingsConfigDict
+
+from index.errors import SettingsError
+
+S = TypeVar("S", bound="Settings")
+
+
+class Settings(BaseSettings):
+    """Base of all verbs' settings: frozen, unknown names refused, field descriptions are the help text."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", cli_kebab_case=True, cli_implicit_flags=True, cli_hide_none_type=True
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        sources = (init_settings, _TomlSource(settings_cls))
+        return (*sources, env_settings) if settings_cls.model_config.get("env_prefix") else sources
+
+
+class _TomlSource(PydanticBaseSettingsSource):
+    """The table read from `--config`, put here by `parse` for the length of one parse."""
+
+    table: ClassVar[dict[str, Any]] = {}
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        return self.table.get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        return dict(self.table)
+
+
+def parse(settings: type[S], argv: Sequence[str]) -> S:
+    """Flags (and the TOML file they name) as a checked settings object.
+
+    Raises `SettingsError` with one line a fault; prints help and exits on `--help`, as argparse does.
+    """
+    flags, config = _take_config(list(argv))
+    _TomlSource.table = _read_toml(config) if config else {}
+    try:
+        return CliApp.run(settings, cli_args=flags)
+    except ValidationError as error:
+        raise SettingsError(_explain(settings, error, config)) from error
+    finally:
+        _TomlSource.table = {}
+
+
+def _take_config(argv: list[str]) -> tuple[list[str], Path | None]:
+    for at, word in enumerate(argv):
+        if word == "--config":
+            if at + 1 == len(argv):
+                raise SettingsError("--config needs the path of a TOML file after it.")
+            return argv[:at] + argv[at + 2 :], Path(argv[at + 1])
+        if word.startswith("--config="):
+            return argv[:at] + argv[at + 1 :], Path(word.removeprefix("--config="))
+    return argv, None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: the configuration file cannot be read ({error.strerror}).") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not valid TOML: {error}. Write one `name = value` a line.") from error
+    return {name.replace("-", "_"): value for name, value in table.items()}
+
+
+def _explain(settings: type[Settings], error: ValidationError, config: Path | None) -> str:
+    faults = []
+    for fault in error.errors(include_url=False):
+        name = ".".join(str(part) for part in fault["loc"]) or "settings"
+        flag = "--" + name.replace("_", "-")
+        got = "" if fault["type"] == "missing" else f", got {fault.get('input')!r}"
+        faults.append(f"{flag}: {fault['msg']}{got}")
+    where = f" (flags and {config})" if config else ""
+    return f"Wrong settings{where}: {'; '.join(faults)}. Run the verb with --help to see every setting."
