@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -116,7 +117,7 @@ def _csv(path: Path, delimiter: str = ",") -> Iterator[tuple[int, dict[str, Any]
         line = content[: content.index("\0")].count("\n") + 1
         raise DataError(f"{path}: line {line} holds a NUL byte, so this is not a text file. Export it as UTF-8 CSV.")
     previous_limit = csv.field_size_limit(MAX_FIELD)
-    reader = csv.reader(content.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
     try:
         header = next(reader, [])
         repeated = sorted({name for name in header if header.count(name) > 1})
