@@ -105,7 +105,7 @@ def _read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
         raise DataError(
-            f"{path}: line {line} is not UTF-8 (byte {error.object[error.start] :#04x}). Save the file as UTF-8, "
+            f"{path}: line {line} is not UTF-8 (byte {error.object[error.start]:#04x}). Save the file as UTF-8, "
             f"for example: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > fixed{path.suffix}"
         ) from error
 

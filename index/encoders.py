@@ -1,0 +1,143 @@
+"""Encoders: texts to unit vectors.
+
+`StaticEncoder` reads a trained `static` model with numpy alone, so that serving it needs no torch. Everything else
+goes through sentence-transformers. Both give float32 unit rows, checked: a NaN weight or a text that encodes to
+nothing is an error, never a vector.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.encoder_files import need_torch, fingerprint, module_kinds, open_sentence_transformer
+from index.errors import DataError, EncoderError
+
+Vectors = NDArray[np.float32]
+
+
+class Encoder(Protocol):
+    """Content to unit vectors. `fingerprint` identifies what moves a vector, see `index.encoder_files`."""
+
+    dimension: int
+    fingerprint: str
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """(n, d) float32, rows of norm 1. Raises `DataError` for a text that encodes to nothing."""
+        ...
+
+    def too_long(self, texts: Sequence[str]) -> list[int]:
+        """Positions of texts longer than the encoder reads; their ends do not reach the vector."""
+        ...
+
+
+def load_encoder(folder: Path) -> Encoder:
+    """The encoder in `folder`, static ones without torch. Raises `EncoderError`."""
+    if module_kinds(folder) in (["StaticEmbedding"], ["StaticEmbedding", "Normalize"]):
+        return StaticEncoder(folder)
+    return SentenceEncoder(folder)
+
+
+class StaticEncoder:
+    """Mean of token embeddings, normalised: what sentence-transformers' `StaticEmbedding` computes, in numpy."""
+
+    def __init__(self, folder: Path) -> None:
+        from safetensors.numpy import load_file
+        from tokenizers import Tokenizer
+
+        self.fingerprint = fingerprint(folder)
+        try:
+            self._weights: Vectors = load_file(folder / "model.safetensors")["embedding.weight"].astype(np.float32)
+            self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # both loaders raise bare Exceptions for damaged files
+            raise EncoderError(f"{folder}: the encoder cannot be loaded ({error}). Train or copy it again.") from error
+        if not np.isfinite(self._weights).all():
+            raise EncoderError(
+                f"{folder / 'model.safetensors'}: weights hold NaN or infinity. Train the encoder again."
+            )
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.dimension = int(self._weights.shape[1])
+        self._prompt = _default_prompt(folder)
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        texts = _checked(texts)
+        encodings = self._tokenizer.encode_batch([self._prompt + text for text in texts], add_special_tokens=False)
+        lengths = np.array([len(encoding.ids) for encoding in encodings], dtype=np.int64)
+        if not len(texts) or not lengths.all():
+            return _unit(np.zeros((len(texts), self.dimension), np.float32), texts)
+        ids = np.fromiter((token for encoding in encodings for token in encoding.ids), np.int64, int(lengths.sum()))
+        starts = np.concatenate(([0], np.cumsum(lengths)[:-1]))
+        return _unit(np.add.reduceat(self._weights[ids], starts, axis=0) / lengths[:, None].astype(np.float32), texts)
+
+    def too_long(self, texts: Sequence[str]) -> list[int]:
+        return []
+
+
+class SentenceEncoder:
+    """Any sentence-transformers folder."""
+
+    def __init__(self, folder: Path, batch_size: int = 64) -> None:
+        need_torch()
+        self.fingerprint = fingerprint(folder)
+        try:
+            self._model = open_sentence_transformer(str(folder))
+        except EncoderError:
+            raise
+        except Exception as error:  # transformers raises many unrelated types for damaged folders
+            raise EncoderError(f"{folder}: the encoder cannot be loaded ({error}). Train or copy it again.") from error
+        self._batch_size = batch_size
+        self.dimension = int(self._model.get_embedding_dimension() or 0)
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        texts = _checked(texts)
+        vectors = self._model.encode(
+            list(texts), batch_size=self._batch_size, convert_to_numpy=True, show_progress_bar=False
+        )
+        return _unit(np.asarray(vectors, np.float32).reshape(len(texts), self.dimension), texts)
+
+    def too_long(self, texts: Sequence[str]) -> list[int]:
+        limit = self._model.max_seq_length
+        if not limit or not np.isfinite(limit) or not texts:
+            return []
+        # two special tokens frame the text; tokenized without truncation to see the true length
+        tokens = self._model.tokenizer(list(texts), truncation=False, add_special_tokens=True, verbose=False)
+        return [at for at, ids in enumerate(tokens["input_ids"]) if len(ids) > limit]
+
+
+def _checked(texts: Sequence[str]) -> Sequence[str]:
+    for at, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"Text {at + 1} holds half of a surrogate pair at character {error.start + 1}, which is not a "
+                "character. Repair the text's encoding."
+            ) from error
+    return texts
+
+
+def _unit(vectors: Vectors, texts: Sequence[str]) -> Vectors:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    if not np.isfinite(norms).all():
+        raise EncoderError("The encoder produced NaN or infinity. Its weights are damaged: train or copy it again.")
+    empty = np.flatnonzero(norms[:, 0] == 0)
+    if len(empty):
+        raise DataError(
+            f"The encoder finds nothing to read in text {empty[0] + 1} ({texts[empty[0]][:40]!r}). Use a text with "
+            "at least one word it knows."
+        )
+    return (vectors / norms).astype(np.float32)
+
+
+def _default_prompt(folder: Path) -> str:
+    path = folder / "config_sentence_transformers.json"
+    if not path.is_file():
+        return ""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    return str((config.get("prompts") or {}).get(config.get("default_prompt_name")) or "")
