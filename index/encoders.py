@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from index.encoder_files import need_torch, fingerprint, module_kinds, open_sentence_transformer
+from index.encoder_files import fingerprint, module_kinds, need_torch, open_sentence_transformer
 from index.errors import DataError, EncoderError
 
 Vectors = NDArray[np.float32]
@@ -73,7 +73,8 @@ class StaticEncoder:
             return _unit(np.zeros((len(texts), self.dimension), np.float32), texts)
         ids = np.fromiter((token for encoding in encodings for token in encoding.ids), np.int64, int(lengths.sum()))
         starts = np.concatenate(([0], np.cumsum(lengths)[:-1]))
-        return _unit(np.add.reduceat(self._weights[ids], starts, axis=0) / lengths[:, None].astype(np.float32), texts)
+        sums = np.add.reduceat(self._weights[ids], starts, axis=0)
+        return _unit(np.divide(sums, lengths[:, None], dtype=np.float32), texts)
 
     def too_long(self, texts: Sequence[str]) -> list[int]:
         return []
@@ -132,7 +133,7 @@ def _unit(vectors: Vectors, texts: Sequence[str]) -> Vectors:
             f"The encoder finds nothing to read in text {empty[0] + 1} ({texts[empty[0]][:40]!r}). Use a text with "
             "at least one word it knows."
         )
-    return (vectors / norms).astype(np.float32)
+    return np.divide(vectors, norms, dtype=np.float32)
 
 
 def _default_prompt(folder: Path) -> str:
