@@ -1,0 +1,128 @@
+"""One code for numpy arrays and torch tensors, and the input policy every map shares.
+
+The maps are written once against the functions numpy and torch have in common (`xp.sum(x, axis=-1, keepdims=True)`
+means the same in both). This module finds `xp` without ever importing torch: an array can only be a tensor if somebody
+else has imported torch before.
+
+The policy: half precision is computed in float32 and cast back, integers are promoted to floating point, a score of
+-inf has probability 0, and a row holding NaN, +inf or nothing but -inf becomes a row of NaN.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+    Array: TypeAlias = NDArray[Any] | torch.Tensor
+    Scalar: TypeAlias = float | NDArray[Any] | torch.Tensor
+
+ArrayT = TypeVar("ArrayT", bound="Array")
+
+
+def is_torch(x: Any) -> bool:
+    """Whether `x` is a torch tensor, without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def namespace(x: Any) -> Any:
+    """The module whose functions work on `x`: torch or numpy."""
+    return sys.modules["torch"] if is_torch(x) else np
+
+
+def promote(x: Any, name: str = "x") -> Any:
+    """`x` in the floating-point type it is computed in: halves in float32, integers in the default float type."""
+    if is_torch(x):
+        torch = sys.modules["torch"]
+        if x.dtype in (torch.float16, torch.bfloat16):
+            return x.to(torch.float32)
+        if x.is_complex():
+            raise ValueError(f"{name} must be real; got {x.dtype}")
+        return x if x.is_floating_point() else x.to(torch.get_default_dtype())
+    x = np.asarray(x)
+    if x.dtype == np.float16:
+        return x.astype(np.float32)
+    if x.dtype.kind in "biu":
+        return x.astype(np.float64)
+    if x.dtype.kind != "f":
+        raise ValueError(f"{name} must hold real numbers; got dtype {x.dtype}")
+    return x
+
+
+def like(result: Any, x: Any) -> Any:
+    """`result` cast back to the type of `x` when `x` is of half precision."""
+    if is_torch(x):
+        return result.to(x.dtype) if x.is_floating_point() and result.dtype != x.dtype else result
+    dtype = getattr(x, "dtype", None)
+    return result.astype(dtype) if dtype == np.float16 else result
+
+
+def check_rows(x: Any, dim: int, name: str = "x") -> None:
+    """Refuse an array that has no axis `dim`, or nothing along it."""
+    if x.ndim == 0 or not -x.ndim <= dim < x.ndim:
+        raise ValueError(f"dim must name an axis of {name}; got dim={dim} for {name} of shape {tuple(x.shape)}")
+    if x.shape[dim] == 0:
+        raise ValueError(f"{name} must hold at least one score along dim={dim}; got shape {tuple(x.shape)}")
+
+
+def check_positive(value: Any, name: str) -> None:
+    """Refuse a number, or an array of numbers, that is not finite and > 0."""
+    _check(value, name, lambda v: (v > 0) & (v < np.inf), "positive and finite")
+
+
+def check_alpha(value: Any) -> None:
+    """Refuse an entmax order below 1 (there is no such map) or without end."""
+    _check(value, "alpha", lambda v: (v >= 1) & (v < np.inf), "at least 1 and finite")
+
+
+def _check(value: Any, name: str, holds: Callable[[Any], Any], wanted: str) -> None:
+    if is_torch(value):
+        if sys.modules["torch"].compiler.is_compiling():
+            return  # reading a tensor's values would break the graph
+        if not bool(holds(value.detach()).all()):
+            raise ValueError(f"{name} must be {wanted}; got {value.detach()}")
+    elif not np.all(holds(np.asarray(value))):
+        raise ValueError(f"{name} must be {wanted}; got {value}")
+
+
+def top(x: Any, xp: Any) -> Any:
+    """The maximum of each row, shape (..., 1), held constant under differentiation."""
+    return x.detach().amax(-1, keepdim=True) if is_torch(x) else xp.max(x, axis=-1, keepdims=True)
+
+
+def over_rows(
+    row_map: Callable[[Any], Any],
+    x: ArrayT,
+    *,
+    dim: int,
+    temperature: Scalar = 1.0,
+    shift: bool = True,
+    reduce: bool = False,
+) -> ArrayT:
+    """Apply `row_map`, a function of (..., n) along the last axis, to x / temperature along `dim`.
+
+    With `shift` (maps that ignore a constant added to all scores) the row maximum is taken off before the division,
+    so that a large common offset costs no digits. With `reduce` the axis is gone from the result.
+    """
+    scores = promote(x)
+    check_rows(scores, dim)
+    check_positive(temperature, "temperature")
+    xp = namespace(scores)
+    last = dim in (-1, scores.ndim - 1)
+    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+        rows = scores if last else xp.moveaxis(scores, dim, -1)
+        if not (isinstance(temperature, float | int) and temperature == 1):
+            if not isinstance(temperature, float | int) and temperature.ndim and not last:
+                temperature = xp.moveaxis(temperature, dim, -1)
+            rows = (rows - top(rows, xp) if shift else rows) / temperature
+        result = row_map(rows)
+    if not (last or reduce):
+        result = xp.moveaxis(result, -1, dim)
+    return like(result, x)  # type: ignore[no-any-return]
