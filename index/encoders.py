@@ -133,7 +133,8 @@ def _unit(vectors: Vectors, texts: Sequence[str]) -> Vectors:
             f"The encoder finds nothing to read in text {empty[0] + 1} ({texts[empty[0]][:40]!r}). Use a text with "
             "at least one word it knows."
         )
-    return np.divide(vectors, norms, dtype=np.float32)
+    unit: Vectors = np.divide(vectors, norms, dtype=np.float32)
+    return unit
 
 
 def _default_prompt(folder: Path) -> str:

@@ -7,6 +7,7 @@ vector for ever. `sequence` grows with every transaction; an acknowledged write 
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -40,6 +41,20 @@ PRAGMA user_version = {_SCHEMA_VERSION};
 """
 
 
+def _uri(path: Path) -> str:
+    """A read-only folder (a container's mount) cannot hold SQLite's lock files: the store is then opened as it lies."""
+    location = path.absolute().as_uri()
+    if os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK)):
+        return location
+    log = path.with_name(path.name + "-wal")
+    if log.exists() and log.stat().st_size:
+        raise CollectionError(
+            f"{log}: holds writes not yet in {path.name}, and the folder is read-only, so they would be missed. Open "
+            "the collection once where it is writable (surematch search COLLECTION TEXT), then mount it again."
+        )
+    return location + "?mode=ro&immutable=1"
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """One thing in the gallery. `label` None: an item that stands for itself."""
@@ -60,7 +75,9 @@ class ItemStore:
         self.dimension = dimension
         self._lock = threading.Lock()
         try:
-            self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._connection = sqlite3.connect(
+                _uri(path), uri=True, check_same_thread=False, isolation_level=None, timeout=30
+            )
             self._connection.execute("PRAGMA synchronous = FULL")
             version = self._connection.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
@@ -158,7 +175,8 @@ class ItemStore:
 
     def _read(self, statement: str, *values: Any) -> list[Any]:
         with self._lock:
-            return self._guard(lambda: self._connection.execute(statement, values).fetchall())
+            found: list[Any] = self._guard(lambda: self._connection.execute(statement, values).fetchall())
+            return found
 
     @contextmanager
     def _transaction(self) -> Iterator[tuple[sqlite3.Cursor, int]]:

@@ -1,0 +1,166 @@
+"""Fitting a collection's calibration, and measuring it on queries it was not fitted on.
+
+The calibrator is cross-fitted: five folds, each query's logits from a fit that did not see it. Those held-out logits
+give the report, the temperature of every map and the conformal scores; the calibrator served is fitted on all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from index import metrics
+from index.calibration import ConditionalLogit, fit
+from index.conformal import nonconformity, threshold
+from index.errors import CalibrationError
+from index.evidence import SHARPNESS, TOP_K, Floats, Ints
+from index.examples import Examples, select
+from index.outcome import ALPHAS, NAMED, column, distribution, fit_temperature, table
+
+FOLDS = 5
+_FOR_TEMPERATURE = 1500
+"""Examples a map's temperature is fitted on: one number needs no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Everything a collection needs to speak in probabilities, and what it rests on."""
+
+    calibrator: ConditionalLogit
+    temperatures: dict[str, float]
+    conformal_scores: Floats
+    conformal_weights: Floats
+    gallery_items: int
+    gallery_labels: int
+    report: dict[str, Any]
+    warnings: list[str] = field(default_factory=list)
+
+    def stale(self, items: int, labels: int) -> str | None:
+        """Why the calibration no longer fits a gallery of this size, or None. Limits: items x1.5, labels +-10 %."""
+        if not self.gallery_items / 1.5 <= items <= self.gallery_items * 1.5:
+            return self._stale("items", self.gallery_items, items)
+        if abs(labels - self.gallery_labels) > 0.1 * self.gallery_labels:
+            return self._stale("labels", self.gallery_labels, labels)
+        return None
+
+    @staticmethod
+    def _stale(what: str, then: int, now: int) -> str:
+        return (
+            f"The calibration was made for a gallery of {then} {what}; it has {now} now, so its probabilities would "
+            "mislead. Build the index again to recalibrate."
+        )
+
+    def set_threshold(self, coverage: float) -> float:
+        """Conformal threshold for sets that hold the truth with probability `coverage`."""
+        return threshold(self.conformal_scores, self.conformal_weights, coverage)
+
+    def to_json(self) -> dict[str, Any]:
+        scores = [None if not np.isfinite(score) else float(score) for score in self.conformal_scores]
+        return {
+            "format": 1,
+            "calibrator": self.calibrator.to_json(),
+            "evidence": {"top_k": TOP_K, "sharpness": list(SHARPNESS)},
+            "temperatures": self.temperatures,
+            "conformal": {"scores": scores, "weights": [float(weight) for weight in self.conformal_weights]},
+            "gallery": {"items": self.gallery_items, "labels": self.gallery_labels},
+            "report": self.report,
+            "warnings": self.warnings,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Calibration:
+        """Raises `CalibrationError` when the record is of another version or incomplete."""
+        try:
+            if value["format"] != 1 or value["evidence"] != {"top_k": TOP_K, "sharpness": list(SHARPNESS)}:
+                raise CalibrationError("The calibration was stored by another version. Build the index again.")
+            scores = [np.inf if score is None else float(score) for score in value["conformal"]["scores"]]
+            return cls(
+                ConditionalLogit.from_json(value["calibrator"]),
+                {str(name): float(temperature) for name, temperature in value["temperatures"].items()},
+                np.array(scores),
+                np.array(value["conformal"]["weights"], np.float64),
+                int(value["gallery"]["items"]),
+                int(value["gallery"]["labels"]),
+                dict(value["report"]),
+                [str(warning) for warning in value["warnings"]],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CalibrationError(
+                f"The stored calibration cannot be read ({error}). Build the index again."
+            ) from error
+
+
+def calibrate(made: Examples, *, items: int, labels: int, warnings: list[str], seed: int = 0) -> Calibration:
+    """Fits and measures. Raises `CalibrationError` when the examples cannot support it."""
+    served = fit(made.evidence, made.target, made.weight)
+    held_out, truth = _cross_fitted(made, seed)
+    temperatures = _temperatures(held_out, truth, made.weight, seed)
+    scores = np.array([nonconformity(row[np.isfinite(row)])[at] for row, at in zip(held_out, truth, strict=True)])
+    # a known query whose label is no candidate is in no set, however large
+    scores[(made.codes >= 0) & (made.target < 0)] = np.inf
+    return Calibration(
+        served,
+        temperatures,
+        scores,
+        made.weight,
+        items,
+        labels,
+        _report(made, held_out, temperatures, scores, seed),
+        warnings,
+    )
+
+
+def _cross_fitted(made: Examples, seed: int) -> tuple[Floats, Ints]:
+    """Held-out logits as a `table` and the true columns; a query's twins are always in one fold."""
+    groups, group = np.unique(made.group, return_inverse=True)
+    fold = np.random.default_rng(seed).permutation(np.arange(len(groups)) % FOLDS)[group]
+    logits, no_match = np.empty(len(made.evidence.codes)), np.empty(len(made.evidence))
+    fold_of_candidate = fold[made.evidence.query]
+    for number in range(FOLDS):
+        rest, part = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
+        target = made.target[rest]
+        some = select(made.evidence, rest)
+        shifted = np.where(target >= 0, target - made.evidence.starts[rest] + some.starts[:-1], -1)
+        fitted = fit(some, shifted, made.weight[rest])
+        g, g0 = fitted.logits(made.evidence)
+        logits[fold_of_candidate == number] = g[fold_of_candidate == number]
+        no_match[part] = g0[part]
+    return table(made.evidence, logits, no_match), column(made.evidence, made.target)
+
+
+def _temperatures(rows: Floats, truth: Ints, weight: Floats, seed: int) -> dict[str, float]:
+    pick = np.random.default_rng(seed).permutation(len(rows))[:_FOR_TEMPERATURE]
+    names = [*(f"entmax:{alpha:g}" for alpha in ALPHAS), NAMED["taylor"]]
+    fitted = {name: fit_temperature(rows[pick], truth[pick], weight[pick], name) for name in names}
+    return {"softmax": 1.0, **fitted}
+
+
+def _report(made: Examples, rows: Floats, temperatures: dict[str, float], scores: Floats, seed: int) -> dict[str, Any]:
+    """Held-out measures: "right" is the event that the top hit's label is the query's."""
+    right, w = made.codes == made.evidence.codes[made.evidence.starts[:-1]], made.weight
+    known = made.codes >= 0
+    p = distribution(rows, "softmax", 1.0)
+    of_maps = {name: metrics.ece(distribution(rows, name, temperatures[name])[:, 1], right, w) for name in temperatures}
+    return {
+        "queries": {
+            "known": int(known.sum()),
+            "unknown": int((~known).sum()),
+            "source": made.source,
+            "unknowns": made.unknowns,
+            "unknown_share": made.unknown_share,
+        },
+        "ece": of_maps["softmax"],
+        "ece_floor": metrics.ece_floor(p[:, 1], w, seed=seed),
+        "ece_by_map": of_maps,
+        "brier": metrics.brier(p[:, 1], right, w),
+        "nll": metrics.event_nll(p[:, 1], right, w),
+        "auroc_right_wrong": metrics.auroc(p[:, 1], right, w),
+        "auroc_known_unknown": metrics.auroc(1 - p[:, 0], known, w),
+        "fpr_at_95_tpr": metrics.fpr_at_tpr(1 - p[:, 0], known, w),
+        "recall_at_1": float(right[known].mean()),
+        "aurc": metrics.aurc(p[:, 1], right, w),
+        "reliability": metrics.reliability(p[:, 1], right, w),
+        "max_coverage": float(w[np.isfinite(scores)].sum() / (w.sum() + w.sum() / len(w))),
+    }

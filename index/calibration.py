@@ -1,0 +1,137 @@
+"""The default calibrator: a conditional logit with an outside option (McFadden 1974).
+
+    g_c = w . (x_c - x0) / 0.1,  w >= 0      label c, from its evidence x_c (`index.evidence`)
+    g_0 = a + v (background - b0) / 0.1      no match
+    P   = softmax(g_1 ... g_L, g_0)
+
+w >= 0: a label never loses probability because one of its items came closer. Fitted by maximum a posteriori with
+priors w ~ N(1.5/J, 2^2), a ~ N(3, 6^2), v ~ N(0, 2^2): convex, so L-BFGS-B finds the optimum, and separable data
+cannot send a weight to infinity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from index.errors import CalibrationError
+from index.evidence import Evidence, Floats, Ints
+
+UNIT = 0.1
+"""Features are measured in steps of 0.1 cosine, so that the priors mean the same for every encoder."""
+MIN_QUERIES = 50
+"""Below this many distinct queries no honest fit is possible."""
+NO_MATCH = -1
+"""Target of a query whose label is not among the candidates."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConditionalLogit:
+    """The fitted numbers. `logits` is all that serving needs."""
+
+    weights: tuple[float, ...]
+    intercept: float
+    slope: float
+    feature_mean: tuple[float, ...]
+    background_mean: float
+
+    def logits(self, evidence: Evidence) -> tuple[Floats, Floats]:
+        """Logits of the candidates (m,) and of no match (n,)."""
+        x, phi = _scaled(evidence, np.array(self.feature_mean), self.background_mean)
+        return x @ np.array(self.weights), self.intercept + self.slope * phi
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "conditional-logit", **asdict(self)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> ConditionalLogit:
+        """Raises `CalibrationError` when a number is missing or not finite."""
+        try:
+            found = cls(
+                tuple(float(w) for w in value["weights"]),
+                float(value["intercept"]),
+                float(value["slope"]),
+                tuple(float(x) for x in value["feature_mean"]),
+                float(value["background_mean"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CalibrationError(f"The stored calibrator cannot be read ({error}). Build the index again.") from error
+        numbers = [*found.weights, found.intercept, found.slope, *found.feature_mean, found.background_mean]
+        if not np.isfinite(numbers).all():
+            raise CalibrationError("The stored calibrator holds NaN or infinity. Build the index again.")
+        return found
+
+
+def fit(evidence: Evidence, target: Ints, weight: NDArray[np.float64] | None = None) -> ConditionalLogit:
+    """Fits to queries whose true candidate is `target` (n,), `NO_MATCH` where it is none of them.
+
+    `weight` (n,) lets known and unknown queries stand in the proportion expected in use. Raises `CalibrationError`
+    for fewer than `MIN_QUERIES` queries, or only knowns, or only unknowns.
+    """
+    n = len(evidence)
+    weight = np.ones(n) if weight is None else np.asarray(weight, np.float64)
+    _check(evidence, target, weight)
+    best = evidence.features[evidence.starts[:-1]]
+    feature_mean = np.average(best, axis=0, weights=weight)
+    background_mean = float(np.average(evidence.background, weights=weight))
+    x, phi = _scaled(evidence, feature_mean, background_mean)
+    j = x.shape[1]
+    prior_mean = np.array([1.5 / j] * j + [3.0, 0.0])
+    prior_sd = np.array([2.0] * j + [6.0, 2.0])
+
+    def loss(theta: Floats) -> tuple[float, Floats]:
+        nll, gradient = _nll(theta, x, phi, evidence, target, weight)
+        off = (theta - prior_mean) / prior_sd
+        return nll + 0.5 * float(off @ off), gradient + off / prior_sd
+
+    bounds = [(0.0, None)] * j + [(None, None)] * 2
+    found = minimize(loss, prior_mean, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500})
+    if not np.isfinite(found.x).all():
+        raise CalibrationError("The calibrator's fit did not converge to finite numbers. Check the queries' scores.")
+    w, a, v = found.x[:j], found.x[j], found.x[j + 1]
+    return ConditionalLogit(tuple(map(float, w)), float(a), float(v), tuple(map(float, feature_mean)), background_mean)
+
+
+def _scaled(evidence: Evidence, feature_mean: Floats, background_mean: float) -> tuple[Floats, Floats]:
+    return (evidence.features - feature_mean) / UNIT, (evidence.background - background_mean) / UNIT
+
+
+def _nll(
+    theta: Floats, x: Floats, phi: Floats, evidence: Evidence, target: Ints, weight: Floats
+) -> tuple[float, Floats]:
+    """Weighted negative log likelihood and its gradient: sum_i weight_i (lse_i - g_target)."""
+    j = x.shape[1]
+    starts, query = evidence.starts[:-1], evidence.query
+    g, g0 = x @ theta[:j], theta[j] + theta[j + 1] * phi
+    top = np.maximum(np.maximum.reduceat(g, starts), g0)
+    e, e0 = np.exp(g - top[query]), np.exp(g0 - top)
+    z = np.add.reduceat(e, starts) + e0
+    known = target >= 0
+    of_target = np.where(known, g[target], g0)
+    nll = float(weight @ (top + np.log(z) - of_target))
+    residual = e / z[query] * weight[query]
+    residual[target[known]] -= weight[known]
+    residual0 = (e0 / z - ~known) * weight
+    return nll, np.concatenate([residual @ x, [residual0.sum(), residual0 @ phi]])
+
+
+def _check(evidence: Evidence, target: Ints, weight: Floats) -> None:
+    n = len(evidence)
+    if not (np.isfinite(evidence.features).all() and np.isfinite(evidence.background).all()):
+        raise CalibrationError("Calibration queries have scores that are not finite. Encode them again.")
+    if n < MIN_QUERIES:
+        raise CalibrationError(
+            f"{n} calibration queries; at least {MIN_QUERIES} are needed for probabilities that mean something. Give "
+            "more labelled queries with --calibrate FILE."
+        )
+    known = weight[target >= 0].sum()
+    if known == 0 or known == weight.sum():
+        have = "none" if known == 0 else "all"
+        raise CalibrationError(
+            f"Of the calibration queries {have} have their label in the gallery; both known and unknown ones are "
+            "needed. Give known ones with --calibrate FILE and unknown ones with --unknown FILE."
+        )

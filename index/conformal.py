@@ -1,0 +1,48 @@
+"""Prediction sets with a coverage guarantee, as the support of a temperature-scaled sparsemax.
+
+Label y with logit g_y is in the support of sparsemax(g / T) iff sum_{i: g_i > g_y} (g_i - g_y) < T (Martins & Astudillo
+2016, eq. 6). So that sum is a nonconformity score, and split conformal prediction's quantile of it is the temperature:
+support and set are one (Campos et al. 2025).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from index.errors import CalibrationError
+
+Floats = NDArray[np.float64]
+
+
+def nonconformity(logits: Floats) -> Floats:
+    """(L,) for each outcome of one query: sum of the logit gaps to everything above it; 0 for the best."""
+    order = np.argsort(-logits, kind="stable")
+    g = logits[order]
+    above = np.cumsum(g) - g * np.arange(1, len(g) + 1)
+    scores = np.empty_like(above)
+    scores[order] = np.maximum(above, 0.0)
+    # equal logits have equal scores whatever their order
+    return scores
+
+
+def threshold(scores: ArrayLike, weight: ArrayLike, coverage: float) -> float:
+    """The smallest q that covers `coverage` of exchangeable new queries, with the finite-sample correction.
+
+    `scores` (n,) are the truths' nonconformities, inf where the truth was no candidate; the new query itself counts as
+    one more, infinitely nonconforming, example. Raises `CalibrationError` when the sample cannot support `coverage`.
+    """
+    s, w = np.asarray(scores, np.float64), np.asarray(weight, np.float64)
+    if not 0 < coverage < 1:
+        raise ValueError(f"coverage must lie strictly between 0 and 1, got {coverage}")
+    order = np.argsort(s, kind="stable")
+    s, w = s[order], w[order]
+    reached = np.cumsum(w) / (w.sum() + w.sum() / len(w))
+    at = int(np.searchsorted(reached, coverage - 1e-12))
+    if at == len(s) or not np.isfinite(s[at]):
+        best = float(reached[np.isfinite(s)][-1]) if np.isfinite(s).any() else 0.0
+        raise CalibrationError(
+            f"Coverage {coverage:g} cannot be promised: the {len(s)} calibration examples support at most {best:.4f}. "
+            "Ask for less, or calibrate with more queries."
+        )
+    return float(s[at])

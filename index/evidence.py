@@ -1,0 +1,119 @@
+"""What the nearest neighbours say about each label: the features every calibrator works on.
+
+Of a query's top K hits with cosines s_1 >= s_2 >= ..., grouped by label c:
+    best(c)   = max_{i in c} s_i
+    pool_b(c) = s_1 + (1/b) log sum_{i in c} exp(b (s_i - s_1)),   b = 8, 32   (many close items weigh more than one)
+    background = mean cosine of the hits that do not carry the best hit's label: what "close" means around here.
+An item without a label is a label of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+SHARPNESS = (8.0, 32.0)
+TOP_K = 100
+"""Hits that make the evidence; part of the calibrator's definition."""
+_BLOCK_BYTES = 128 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Candidate labels of n queries, m in all, each query's ordered by its best cosine (its top hit's label first).
+
+    `features` (m, 3) and `background` (n,) are cosines; candidates of query i are `starts[i]:starts[i + 1]`;
+    `codes` (m,) are the caller's label codes.
+    """
+
+    features: Floats
+    codes: Ints
+    starts: Ints
+    background: Floats
+
+    def __len__(self) -> int:
+        return len(self.background)
+
+    @property
+    def query(self) -> Ints:
+        """(m,) the query each candidate belongs to."""
+        return np.repeat(np.arange(len(self)), np.diff(self.starts))
+
+    def candidate(self, codes: Ints) -> Ints:
+        """(n,) position among the m candidates of each query's label `codes` (n,), -1 where it is not among them."""
+        found = np.full(len(self), -1, np.int64)
+        at = np.flatnonzero(self.codes == codes[self.query])
+        found[self.query[at]] = at
+        return found
+
+
+def gather(scores: NDArray[np.floating], codes: Ints) -> Evidence:
+    """Evidence from top hits: `scores` (n, K) cosines, descending, -inf where there is no hit; `codes` (n, K) >= 0.
+
+    Every query needs at least one hit.
+    """
+    n, k = scores.shape
+    present = np.isfinite(scores)
+    if n and not present[:, 0].all():
+        raise ValueError("every query needs at least one hit")
+    query = np.repeat(np.arange(n), k).reshape(n, k)
+    other = present & (codes != codes[:, :1])
+    last = np.where(present, scores, np.inf).min(axis=1, initial=np.inf)
+    others = np.where(other, scores, 0.0).sum(axis=1, dtype=np.float64)
+    background = np.where(other.any(axis=1), others / np.maximum(other.sum(axis=1), 1), last)
+
+    s, c, q = scores[present].astype(np.float64), codes[present], query[present]
+    order = np.lexsort((c, q))  # stable: hits of one label stay in descending order
+    s, c, q = s[order], c[order], q[order]
+    first = np.flatnonzero(np.concatenate(([True], (np.diff(q) != 0) | (np.diff(c) != 0)))[: len(s)])
+    top = scores[:, 0].astype(np.float64)[q]
+    pooled = [top[first] + np.log(np.add.reduceat(np.exp(b * (s - top)), first)) / b for b in SHARPNESS]
+    best = s[first]
+    features = np.stack([best, *pooled], axis=1)
+    rank = np.lexsort((-best, q[first]))
+    # ties with the top hit must not displace its label from the first place
+    features, codes_found, owner = features[rank], c[first][rank], q[first][rank]
+    starts = np.searchsorted(owner, np.arange(n + 1))
+    _top_label_first(features, codes_found, starts, codes[:, 0] if n else np.empty(0, np.int64))
+    return Evidence(features, codes_found, starts, background)
+
+
+def _top_label_first(features: Floats, codes: Ints, starts: Ints, top: Ints) -> None:
+    for i in np.flatnonzero(codes[starts[:-1]] != top):
+        at = int(starts[i] + np.flatnonzero(codes[starts[i] : starts[i + 1]] == top[i])[0])
+        for array in (features, codes):
+            array[[starts[i], at]] = array[[at, starts[i]]]
+
+
+Hidden = Callable[[slice], NDArray[np.bool_]]
+"""For a slice of queries, which gallery items each must not see: (queries, gallery) bool."""
+
+
+def exact_top(
+    queries: NDArray[np.float32], gallery: NDArray[np.float32], k: int, hidden: Hidden | None = None
+) -> tuple[NDArray[np.float32], Ints]:
+    """Exact top-k by blocked matrix products, with some items hidden from some queries.
+
+    Returns scores (n, k') descending, -inf where fewer than k' items are visible, and gallery positions (n, k').
+    """
+    n, size = len(queries), len(gallery)
+    k = min(k, size)
+    scores = np.empty((n, k), np.float32)
+    positions = np.empty((n, k), np.int64)
+    block = max(1, _BLOCK_BYTES // (4 * max(size, 1)))
+    for start in range(0, n, block):
+        part = slice(start, min(start + block, n))
+        cosines = queries[part] @ gallery.T
+        if hidden is not None:
+            cosines[hidden(part)] = -np.inf
+        near = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
+        order = np.argsort(-np.take_along_axis(cosines, near, 1), axis=1, kind="stable")
+        positions[part] = np.take_along_axis(near, order, 1)
+        scores[part] = np.take_along_axis(cosines, positions[part], 1)
+    return scores, positions

@@ -1,0 +1,101 @@
+"""Measures of honesty and of retrieval, on plain arrays; every one takes optional weights (n,).
+
+ECE follows Nixon et al. 2019 (equal-mass bins) and comes with the noise floor: what a perfectly calibrated predictor
+would score on the same probabilities, since finite samples never give zero.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+BINS = 15
+
+
+def _prepare(probability: ArrayLike, event: ArrayLike, weight: ArrayLike | None) -> tuple[Floats, Floats, Floats]:
+    p = np.asarray(probability, np.float64)
+    y = np.asarray(event, np.float64)
+    w = np.ones_like(p) if weight is None else np.asarray(weight, np.float64)
+    if not (p.shape == y.shape == w.shape) or p.ndim != 1:
+        raise ValueError(f"probability, event and weight must be 1-d and alike, got {p.shape}, {y.shape}, {w.shape}")
+    return p, y, w
+
+
+def reliability(
+    probability: ArrayLike, event: ArrayLike, weight: ArrayLike | None = None, bins: int = BINS
+) -> list[dict[str, float]]:
+    """Bins of equal mass: mean probability, observed frequency and weight share of each, ascending."""
+    p, y, w = _prepare(probability, event, weight)
+    order = np.argsort(p, kind="stable")
+    p, y, w = p[order], y[order], w[order]
+    share = (np.cumsum(w) - w / 2) / w.sum()
+    of_bin = np.minimum((share * bins).astype(int), bins - 1)
+    mass = np.bincount(of_bin, w, bins)
+    used = mass > 0
+    confidence = np.bincount(of_bin, w * p, bins)[used] / mass[used]
+    frequency = np.bincount(of_bin, w * y, bins)[used] / mass[used]
+    return [
+        {"probability": float(c), "frequency": float(f), "share": float(m)}
+        for c, f, m in zip(confidence, frequency, mass[used] / w.sum(), strict=True)
+    ]
+
+
+def ece(probability: ArrayLike, event: ArrayLike, weight: ArrayLike | None = None, bins: int = BINS) -> float:
+    """Expected calibration error over equal-mass bins: sum of share * |frequency - probability|."""
+    table = reliability(probability, event, weight, bins)
+    return sum(row["share"] * abs(row["frequency"] - row["probability"]) for row in table)
+
+
+def ece_floor(
+    probability: ArrayLike, weight: ArrayLike | None = None, bins: int = BINS, draws: int = 100, seed: int = 0
+) -> float:
+    """Mean ECE when events really happen with these probabilities: the noise floor of this sample."""
+    p = np.asarray(probability, np.float64)
+    random = np.random.default_rng(seed)
+    return float(np.mean([ece(p, random.random(len(p)) < p, weight, bins) for _ in range(draws)]))
+
+
+def brier(probability: ArrayLike, event: ArrayLike, weight: ArrayLike | None = None) -> float:
+    """Mean squared error of the probability (Brier 1950)."""
+    p, y, w = _prepare(probability, event, weight)
+    return float(np.average((p - y) ** 2, weights=w))
+
+
+def event_nll(probability: ArrayLike, event: ArrayLike, weight: ArrayLike | None = None) -> float:
+    """Mean negative log likelihood of the event, nats; inf when an impossible thing happened."""
+    p, y, w = _prepare(probability, event, weight)
+    with np.errstate(divide="ignore"):
+        loss = -np.log(np.where(y > 0.5, p, 1 - p))
+    return float(np.average(loss, weights=w))
+
+
+def auroc(score: ArrayLike, event: ArrayLike, weight: ArrayLike | None = None) -> float | None:
+    """P(score of an event > score of a non-event), ties half; None when one of the two never occurs."""
+    s, y, w = _prepare(score, event, weight)
+    values, at = np.unique(s, return_inverse=True)
+    yes = np.bincount(at, w * y, len(values))
+    no = np.bincount(at, w * (1 - y), len(values))
+    if yes.sum() == 0 or no.sum() == 0:
+        return None
+    below = np.cumsum(no) - no
+    return float(np.sum(yes * (below + no / 2)) / (yes.sum() * no.sum()))
+
+
+def fpr_at_tpr(score: ArrayLike, event: ArrayLike, weight: ArrayLike | None = None, tpr: float = 0.95) -> float | None:
+    """Share of non-events let through at the threshold that keeps `tpr` of the events; None when one is missing."""
+    s, y, w = _prepare(score, event, weight)
+    if not (y > 0.5).any() or not (y < 0.5).any():
+        return None
+    order = np.argsort(-s, kind="stable")
+    kept = np.cumsum((w * y)[order]) / np.sum(w * y)
+    threshold = s[order][int(np.searchsorted(kept, tpr - 1e-12))]
+    return float(np.sum((w * (1 - y))[s >= threshold]) / np.sum(w * (1 - y)))
+
+
+def aurc(confidence: ArrayLike, correct: ArrayLike, weight: ArrayLike | None = None) -> float:
+    """Area under the risk-coverage curve (El-Yaniv & Wiener 2010): mean error rate over all coverages."""
+    c, y, w = _prepare(confidence, correct, weight)
+    order = np.argsort(-c, kind="stable")
+    w, wrong = w[order], (w * (1 - y))[order]
+    return float(np.sum(w * np.cumsum(wrong) / np.cumsum(w)) / w.sum())
