@@ -91,7 +91,8 @@ def _losses(rows: Floats, truth: Ints, name: str, temperature: float) -> Floats:
         return -np.log(p[each, truth])
     alpha, z = float(parameter), np.where(np.isfinite(rows), rows, 0.0) / temperature
     gap: Floats = (p * z).sum(axis=1) - z[each, truth]
-    return gap + (1 - (p**alpha).sum(axis=1)) / (alpha * (alpha - 1))
+    entropy: Floats = (1 - (p**alpha).sum(axis=1)) / (alpha * (alpha - 1))
+    return gap + entropy
 
 
 def interpolated(temperatures: dict[str, float], name: str) -> float | None:

@@ -1,0 +1,161 @@
+"""From hits to answers: attaching items, labels and probabilities to what the engine found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.answer import Answer, Decision, Hit, LabelProbability
+from index.calibrate import Calibration
+from index.conformal import nonconformity
+from index.errors import CalibrationError, DataError
+from index.evidence import SHARPNESS, Evidence, Floats, gather
+from index.items import Item
+from index.outcome import distribution, interpolated, table
+
+if TYPE_CHECKING:
+    from index.collection import Gallery
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the engine found for n queries: scores, rows and label codes (n, K), and the items to be shown."""
+
+    scores: NDArray[np.float32]
+    rows: NDArray[np.int64]
+    codes: NDArray[np.int64]
+    items: dict[int, Item]
+    gallery: Gallery
+
+    def identity(self, code: int) -> tuple[str | None, str | None]:
+        """(label, None), or (None, id) of an item that stands for itself."""
+        names = self.gallery.names
+        if code < len(names):
+            return names[code], None
+        row = int(self.gallery.rows[code - len(names)])
+        return None, self.items[row].id if row in self.items else str(row)
+
+    def hits(self, query: int, k: int, probability: dict[int, float] | None) -> list[Hit]:
+        shown = zip(self.rows[query, :k], self.scores[query, :k], self.codes[query, :k], strict=True)
+        return [
+            Hit(
+                id=item.id,
+                label=item.label,
+                # rounding in the inner product can leave [-1, 1] by an ulp
+                score=float(np.clip(score, -1.0, 1.0)),
+                probability=None if probability is None else probability[int(code)],
+                text=item.text,
+                metadata=item.metadata,
+            )
+            for row, score, code in shown
+            if (item := self.items.get(int(row))) is not None
+        ]
+
+
+def without_probabilities(found: Found, k: int, reason: str, warnings: list[str]) -> list[Answer]:
+    """Hits with scores only, and why."""
+    return [
+        Answer(found.hits(query, k, None), None, None, None, None, None, None, False, False, reason, warnings)
+        for query in range(len(found.scores))
+    ]
+
+
+def with_probabilities(
+    found: Found,
+    k: int,
+    calibration: Calibration,
+    name: str,
+    coverage: float | None,
+    exact: Literal["all", "top", "no"],
+    warnings: list[str],
+) -> list[Answer]:
+    """Calibrated answers under the map `name`. `exact` says whether the hits are the whole gallery, or its true top.
+
+    Raises `DataError` for a map whose temperature was never fitted or a coverage the calibration cannot support.
+    """
+    temperature = interpolated(calibration.temperatures, name)
+    if temperature is None:
+        fitted = ", ".join(sorted(calibration.temperatures))
+        raise DataError(f"The map {name} was not calibrated for this collection. Use one of: {fitted}.")
+    cut = _set_threshold(calibration, coverage)
+    evidence = gather(found.scores, found.codes)
+    logits = table(evidence, *calibration.calibrator.logits(evidence))
+    p = distribution(logits, name, temperature)
+    certified = _certified(found, logits, calibration, name, temperature, exact)
+    return [
+        _answer(found, query, k, evidence, logits[query], p[query], cut, coverage, bool(certified[query]), warnings)
+        for query in range(len(found.scores))
+    ]
+
+
+def _set_threshold(calibration: Calibration, coverage: float | None) -> float | None:
+    if coverage is None:
+        return None
+    try:
+        return calibration.set_threshold(coverage)
+    except CalibrationError as error:
+        raise DataError(str(error)) from error
+
+
+def _answer(
+    found: Found,
+    query: int,
+    k: int,
+    evidence: Evidence,
+    logits: Floats,
+    p: Floats,
+    cut: float | None,
+    coverage: float | None,
+    certified: bool,
+    warnings: list[str],
+) -> Answer:
+    codes = evidence.codes[evidence.starts[query] : evidence.starts[query + 1]]
+    p, logits = p[: len(codes) + 1], logits[: len(codes) + 1]
+
+    def entries(columns: NDArray[np.int64]) -> list[LabelProbability]:
+        ordered = columns[np.argsort(-p[columns], kind="stable")]
+        return [LabelProbability(*found.identity(int(codes[at - 1])), float(p[at])) for at in ordered]
+
+    best = int(np.argmax(p))
+    label, item = (None, None) if best == 0 else found.identity(int(codes[best - 1]))
+    inside = None if cut is None else nonconformity(logits) <= cut
+    return Answer(
+        hits=found.hits(query, k, dict(zip(codes.tolist(), p[1:].tolist(), strict=True))),
+        labels=entries(1 + np.flatnonzero(p[1:] > 0)),
+        no_match=float(p[0]),
+        decision=Decision(label, item, float(p[best])),
+        prediction_set=None if inside is None else entries(1 + np.flatnonzero(inside[1:])),
+        set_has_no_match=None if inside is None else bool(inside[0]),
+        coverage=coverage,
+        certified=certified,
+        calibrated=True,
+        warnings=warnings,
+    )
+
+
+def _certified(
+    found: Found,
+    logits: Floats,
+    calibration: Calibration,
+    name: str,
+    temperature: float,
+    exact: Literal["all", "top", "no"],
+) -> NDArray[np.bool_]:
+    """Whether labels without a hit among the top K provably have probability 0.
+
+    All their items score at most the K-th hit, which bounds their logit; if a label at that bound gets exactly 0 under
+    a sparse map, so do all of them (the certificate theorem of `simplex.certificate`). Softmax never proves that.
+    """
+    n = len(logits)
+    if exact == "all" or exact == "no":
+        return np.full(n, exact == "all")
+    if not name.startswith("entmax"):
+        return np.zeros(n, np.bool_)
+    worst = found.scores[:, -1].astype(np.float64)
+    pooled = [worst + np.log(found.gallery.largest) / b for b in SHARPNESS]
+    bound = Evidence(np.stack([worst, *pooled], axis=1), np.zeros(n, np.int64), np.arange(n + 1), np.zeros(n))
+    unseen, _ = calibration.calibrator.logits(bound)
+    return distribution(np.column_stack([logits, unseen]), name, temperature)[:, -1] == 0
