@@ -162,8 +162,10 @@ class Collection:
         if not len(queries):
             return []
         scores, rows = self.engine.search(queries, TOP_K)
-        items = self._store.get(set(rows[:, :k].ravel().tolist()))
-        found = respond.Found(scores, rows, self.gallery.codes_of(rows), items, self.gallery)
+        codes = self.gallery.codes_of(rows)
+        unlabelled = rows[codes >= len(self.gallery.names)]  # named by their id wherever they stand
+        items = self._store.get({*rows[:, :k].ravel().tolist(), *unlabelled.tolist()})
+        found = respond.Found(scores, rows, codes, items, self.gallery)
         reason = self.uncalibrated()
         if reason is not None or self.calibration is None:
             return respond.without_probabilities(found, k, reason or "", self.warnings)
@@ -208,7 +210,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     file = path / CONFIG
     if not file.is_file():
         raise CollectionError(
-            f"{path}: not a collection (it has no {CONFIG}). Build one with: surematch index MODEL DATA.csv --out {path}"
+            f"{path}: not a collection (it has no {CONFIG}). Build one with: surematch index MODEL DATA --out {path}"
         )
     try:
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

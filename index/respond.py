@@ -36,7 +36,7 @@ class Found:
         if code < len(names):
             return names[code], None
         row = int(self.gallery.rows[code - len(names)])
-        return None, self.items[row].id if row in self.items else str(row)
+        return None, self.items[row].id
 
     def hits(self, query: int, k: int, probability: dict[int, float] | None) -> list[Hit]:
         shown = zip(self.rows[query, :k], self.scores[query, :k], self.codes[query, :k], strict=True)
@@ -158,4 +158,6 @@ def _certified(
     pooled = [worst + np.log(found.gallery.largest) / b for b in SHARPNESS]
     bound = Evidence(np.stack([worst, *pooled], axis=1), np.zeros(n, np.int64), np.arange(n + 1), np.zeros(n))
     unseen, _ = calibration.calibrator.logits(bound)
-    return distribution(np.column_stack([logits, unseen]), name, temperature)[:, -1] == 0
+    of_unseen: Floats = distribution(np.column_stack([logits, unseen]), name, temperature)[:, -1]
+    proven: NDArray[np.bool_] = of_unseen == 0
+    return proven

@@ -1,0 +1,157 @@
+"""Rows to a collection: encode, store, index, calibrate, and put in place whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.calibrate import calibrate
+from index.collection import CALIBRATION, CONFIG, ENCODER, FORMAT, ITEMS, SNAPSHOTS, Collection, Gallery
+from index.encoder_files import RECORD, copy_encoder, open_sentence_transformer
+from index.encoders import Encoder, load_encoder
+from index.errors import CalibrationError, CollectionError, DataError
+from index.examples import examples
+from index.faiss_engine import FaissFlat
+from index.items import Item, ItemStore
+from index.rows import Row
+from index.snapshot import write_snapshot
+from index.sources import BATCH, NO_QUERIES, Held, Progress, calibration_queries, encode_rows
+
+UNKNOWN_SHARE = 0.2
+"""Share of queries expected to match nothing, unless the user knows better."""
+
+
+def _silent(what: str, done: int, of: int) -> None: ...
+
+
+def build_collection(
+    model: str,
+    rows: Sequence[Row],
+    out: Path,
+    *,
+    id_column: str | None = None,
+    held: Held = NO_QUERIES,
+    unknown_share: float = UNKNOWN_SHARE,
+    overwrite: bool = False,
+    seed: int = 0,
+    progress: Progress = _silent,
+) -> dict[str, Any]:
+    """Builds the collection `out` of `rows`, encoded by `model` (a folder, `static`, `minilm` or a hub id).
+
+    Everything is written beside `out` and renamed, so a failure leaves nothing behind. Returns the description of
+    `Collection.describe`. When no honest calibration is possible the collection is built without one and says why;
+    other faults raise `DataError`, `EncoderError` or `CollectionError`.
+    """
+    _check_out(out, overwrite)
+    with _beside(out) as folder:
+        encoder = _install_encoder(model, folder / ENCODER)
+        vectors = encode_rows(encoder, rows, progress)
+        items = _items(rows, vectors, id_column)
+        store = ItemStore(folder / ITEMS, encoder.dimension)
+        for start in range(0, len(items), 10 * BATCH):
+            sequence = store.upsert(items[start : start + 10 * BATCH])
+            progress("storing", min(start + 10 * BATCH, len(items)), len(items))
+        numbers, labels, vectors = store.vectors()
+        store.close()
+        gallery = Gallery.of(numbers, labels)
+        why_not = None
+        files = FaissFlat.build(vectors, numbers).dump()
+        try:
+            queries, warnings = calibration_queries(
+                folder / ENCODER, encoder, rows, vectors, gallery, held, seed, progress
+            )
+            progress("calibrating", 0, 1)
+            made = examples(queries, vectors, gallery.codes, unknown_share)
+            fitted = calibrate(made, items=len(rows), labels=gallery.label_count, warnings=warnings, seed=seed)
+            files[CALIBRATION] = json.dumps(fitted.to_json(), allow_nan=False).encode()
+            progress("calibrating", 1, 1)
+        except CalibrationError as error:
+            why_not = str(error)
+        config = {
+            "format": FORMAT,
+            "name": out.name,
+            "encoder": encoder.fingerprint,
+            "encoder_name": _encoder_name(model, folder / ENCODER),
+            "dimension": encoder.dimension,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "uncalibrated": why_not,
+        }
+        (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+        write_snapshot(
+            folder / SNAPSHOTS, sequence=sequence, engine=FaissFlat.kind, encoder=encoder.fingerprint, files=files
+        )
+    collection = Collection.open(out)
+    collection.close()
+    return collection.describe()
+
+
+def _items(rows: Sequence[Row], vectors: NDArray[np.float32], id_column: str | None) -> list[Item]:
+    items = []
+    seen: dict[str, Row] = {}
+    for row, vector in zip(rows, vectors, strict=True):
+        if id_column is not None and id_column not in row.extra:
+            raise DataError(f"{row.file}: line {row.line} has no column '{id_column}'. Name the right one with --id.")
+        name = f"{Path(row.file).name}:{row.line}" if id_column is None else str(row.extra[id_column])
+        if name in seen:
+            other = seen[name]
+            raise DataError(
+                f"{row.file}: line {row.line}: the id {name!r} was already used at {other.file} line {other.line}. "
+                "Give every row an id of its own and name the column with --id COLUMN."
+            )
+        seen[name] = row
+        items.append(Item(name, row.label, row.text, vector, {k: v for k, v in row.extra.items() if k != id_column}))
+    return items
+
+
+def _install_encoder(model: str, folder: Path) -> Encoder:
+    if Path(model).is_dir():
+        copy_encoder(Path(model), folder)
+    else:
+        with tempfile.TemporaryDirectory(dir=folder.parent) as saved:
+            open_sentence_transformer(model).save(saved, create_model_card=False)
+            copy_encoder(Path(saved), folder)
+    return load_encoder(folder)
+
+
+def _encoder_name(model: str, folder: Path) -> str:
+    record = folder / RECORD
+    if record.is_file():
+        return str(json.loads(record.read_text(encoding="utf-8")).get("settings", {}).get("encoder", model))
+    return model
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    if not out.exists():
+        return
+    if not overwrite:
+        raise CollectionError(f"{out}: already exists. Choose another --out, or replace it with --overwrite.")
+    if not (out / CONFIG).is_file():
+        raise CollectionError(f"{out}: exists and is not a collection, so it is not replaced. Choose another --out.")
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A folder next to `out` that takes its place on success and disappears on failure."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    folder.chmod(0o755)
+    try:
+        yield folder
+        if out.exists():
+            old = folder.with_name(folder.name + "-old")
+            out.rename(old)
+            folder.rename(out)
+            shutil.rmtree(old)
+        else:
+            folder.rename(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

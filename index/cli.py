@@ -1,0 +1,163 @@
+"""The verbs that work on collections: index, evaluate, search."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg, SettingsConfigDict
+from rich.console import Console
+
+from index import console
+from index.build import UNKNOWN_SHARE, build_collection
+from index.collection import MAX_K, Collection
+from index.errors import SettingsError
+from index.evaluate import evaluate as measure
+from index.rows import Row, read_rows
+from index.settings import Settings, parse
+from index.sources import Held
+
+_TEXT = Field("text", description="column that holds the text")
+_JSON = Field(False, alias="json", description="print one JSON object instead of tables")
+
+
+class IndexSettings(Settings):
+    """Encode labelled rows, index them, and calibrate the probabilities on queries the encoder has not seen.
+
+    Calibration queries come from --calibrate files; without them, from rows that `surematch train` held out, or from a
+    reserved part of an untrained gallery. Unknown queries (whose label is not in the gallery) come from --unknown files;
+    without enough of them, labels are hidden to imitate them.
+    """
+
+    model_config = SettingsConfigDict(cli_prog_name="surematch index")
+
+    model: CliPositionalArg[str] = Field(description="trained encoder's folder, `static`, `minilm`, or a hub id")
+    data: CliPositionalArg[list[Path]] = Field(description="CSV, TSV, JSONL or Parquet files with the items")
+    out: Path = Field(description="folder of the new collection")
+    text: str = _TEXT
+    label: str | None = Field(
+        None, description="column that holds the label [default: the one the model was trained on]"
+    )
+    id: str | None = Field(None, description="column that holds the item's id [default: file name and line]")
+    calibrate: list[Path] = Field([], description="files of queries whose label is in the gallery, never trained on")
+    unknown: list[Path] = Field([], description="files of queries that belong to no label of the gallery")
+    unknown_share: float = Field(
+        UNKNOWN_SHARE, gt=0, lt=1, description="share of unknown queries expected in use; probabilities depend on it"
+    )
+    overwrite: bool = Field(False, description="replace the collection at --out")
+    seed: int = Field(0, description="seed of the random splits")
+    json_: bool = _JSON
+
+
+class EvaluateSettings(Settings):
+    """Measure a collection on labelled queries it has never seen: recall, calibration, no-match, coverage of its sets."""
+
+    model_config = SettingsConfigDict(cli_prog_name="surematch evaluate")
+
+    collection: CliPositionalArg[Path] = Field(description="folder of the collection")
+    data: CliPositionalArg[list[Path]] = Field(description="files of queries whose label is in the gallery")
+    unknown: list[Path] = Field([], description="files of queries that belong to no label of the gallery")
+    text: str = _TEXT
+    label: str | None = Field(
+        None, description="column that holds the label [default: the one the model was trained on]"
+    )
+    map: str = Field("softmax", description="map to probabilities: softmax, sparsemax, entmax15 or taylor")
+    json_: bool = _JSON
+
+
+class SearchSettings(Settings):
+    """Ask a collection: what is this, and how sure are you?"""
+
+    model_config = SettingsConfigDict(cli_prog_name="surematch search")
+
+    collection: CliPositionalArg[Path] = Field(description="folder of the collection")
+    texts: CliPositionalArg[list[str]] = Field(description="one or more texts to ask about")
+    k: int = Field(5, ge=1, le=MAX_K, description="hits to show for each text")
+    map: str = Field("softmax", description="map to probabilities: softmax, sparsemax, entmax15 or taylor")
+    coverage: float | None = Field(None, gt=0, lt=1, description="also give the set that holds the truth this often")
+    json_: bool = _JSON
+
+
+def index(argv: Sequence[str]) -> int:
+    """`surematch index MODEL DATA --out COLLECTION`"""
+    settings = parse(IndexSettings, argv)
+    label = settings.label or _trained_label(Path(settings.model) / "training.json", settings.data[0])
+    rows = read_rows(settings.data, text=settings.text, label=label)
+    held = Held(
+        _read(settings.calibrate, settings.text, label),
+        _read(settings.unknown, settings.text, label, require_label=False),
+    )
+    with console.progress(quiet=settings.json_) as progress:
+        built = build_collection(
+            settings.model,
+            rows,
+            settings.out,
+            id_column=settings.id,
+            held=held,
+            unknown_share=settings.unknown_share,
+            overwrite=settings.overwrite,
+            seed=settings.seed,
+            progress=progress,
+        )
+    if settings.json_:
+        _print_json(built)
+    else:
+        console.show_collection(Console(), built, settings.out)
+    return 0
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """`surematch evaluate COLLECTION QUERIES`"""
+    settings = parse(EvaluateSettings, argv)
+    label = settings.label or _trained_label(settings.collection / "encoder" / "training.json", settings.data[0])
+    known = _read(settings.data, settings.text, label)
+    unknown = _read(settings.unknown, settings.text, label, require_label=False)
+    collection = Collection.open(settings.collection)
+    try:
+        with console.progress(quiet=settings.json_) as progress:
+            report = measure(collection, known, unknown, map=settings.map, progress=progress)
+    finally:
+        collection.close()
+    if settings.json_:
+        _print_json(report)
+    else:
+        console.show_evaluation(Console(), report)
+    return 0
+
+
+def search(argv: Sequence[str]) -> int:
+    """`surematch search COLLECTION TEXT`"""
+    settings = parse(SearchSettings, argv)
+    collection = Collection.open(settings.collection)
+    try:
+        answers = collection.search(settings.texts, k=settings.k, map=settings.map, coverage=settings.coverage)
+    finally:
+        collection.close()
+    if settings.json_:
+        found = [{"text": text, **asdict(answer)} for text, answer in zip(settings.texts, answers, strict=True)]
+        _print_json({"model": collection.model_id, "snapshot": collection.snapshot_id, "answers": found})
+    else:
+        for text, answer in zip(settings.texts, answers, strict=True):
+            console.show_answer(Console(), text, answer)
+    return 0
+
+
+def _read(paths: list[Path], text: str, label: str, *, require_label: bool = True) -> list[Row]:
+    return read_rows(paths, text=text, label=label, require_label=require_label) if paths else []
+
+
+def _trained_label(record: Path, data: Path) -> str:
+    """The label column named at training, so that it is typed once."""
+    if record.is_file():
+        column = json.loads(record.read_text(encoding="utf-8")).get("settings", {}).get("label")
+        if column:
+            return str(column)
+    raise SettingsError(f"--label: name the column of {data} that holds the label.")
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

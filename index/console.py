@@ -1,0 +1,122 @@
+"""What people see in a terminal: progress, answers, and what a collection or an evaluation amounts to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from index.answer import Answer
+from index.sources import Progress
+
+_BAR = 20
+
+
+@contextmanager
+def progress(*, quiet: bool = False) -> Iterator[Progress]:
+    """A progress callback that draws one bar a step, on stderr so that stdout stays clean for programs."""
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=Console(stderr=True), disable=quiet) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: int, of: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=of)
+            bars.update(tasks[what], completed=done, total=of)
+
+        yield report
+
+
+def verdict(answer: Answer) -> str:
+    """The decision in words: "match: turn_on", "no match", or that no probability can be given."""
+    if answer.decision is None:
+        return "not calibrated"
+    name = answer.decision.label or answer.decision.id
+    return "no match" if name is None else f"match: {name}"
+
+
+def bar(probability: float) -> str:
+    """A probability as a bar of fixed width and a percentage."""
+    full = round(probability * _BAR)
+    return f"{'█' * full}{'·' * (_BAR - full)} {probability:6.1%}"
+
+
+def show_answer(out: Console, text: str, answer: Answer) -> None:
+    """One query's answer: the verdict, then the hits with score and probability."""
+    sure = f"  {answer.decision.probability:.1%}" if answer.decision else ""
+    out.print(f"\n[bold]{escape(text)}[/bold]\n  {escape(verdict(answer))}{sure}", highlight=False)
+    if answer.reason:
+        out.print(f"  [yellow]{escape(answer.reason)}[/yellow]", highlight=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    for heading in ("", "label", "probability", "score", "text"):
+        table.add_column(heading, justify="right" if heading == "score" else "left", no_wrap=heading != "text")
+    for hit in answer.hits:
+        p = "—" if hit.probability is None else bar(hit.probability)
+        table.add_row("", escape(hit.label or hit.id), p, f"{hit.score:.3f}", escape(hit.text or ""))
+    if answer.no_match is not None:
+        table.add_row("", "[italic]no match[/italic]", bar(answer.no_match), "", "")
+    out.print(table, highlight=False)
+    if answer.prediction_set is not None:
+        names = [entry.label or entry.id or "" for entry in answer.prediction_set]
+        names += ["no match"] if answer.set_has_no_match else []
+        out.print(f"  {answer.coverage:.0%} set: {escape(', '.join(names)) or 'empty: abstain'}", highlight=False)
+    for warning in answer.warnings:
+        out.print(f"  [yellow]{escape(warning)}[/yellow]", highlight=False)
+
+
+def show_collection(out: Console, built: dict[str, Any], path: Path) -> None:
+    """What `surematch index` made, in plain words."""
+    out.print(f"[bold]{escape(str(path))}[/bold]: {built['items']} items, {built['labels']} labels, {built['engine']}")
+    report = built["calibration"]
+    if report is None:
+        out.print(f"[yellow]Not calibrated, so it shows no probabilities. {escape(str(built['reason']))}[/yellow]")
+    else:
+        queries = report["queries"]
+        out.print(
+            f"Calibrated on {queries['known']} known queries ({queries['source']}) and {queries['unknowns']}, for a "
+            f"mix with {queries['unknown_share']:.0%} unknown queries.",
+            highlight=False,
+        )
+        out.print(_honesty(report), highlight=False)
+    for warning in built["warnings"]:
+        out.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False)
+    out.print(f'Ask it:   surematch search {path} "..."\nServe it: surematch serve {path}', highlight=False)
+
+
+def show_evaluation(out: Console, report: dict[str, Any]) -> None:
+    """What `surematch evaluate` measured, in plain words and a reliability table."""
+    queries = report["queries"]
+    out.print(f"{queries['known']} known and {queries['unknown']} unknown queries", highlight=False)
+    if report["recall@1"] is not None:
+        out.print(f"recall@1 {report['recall@1']:.4f}   recall@5 {report['recall@5']:.4f}", highlight=False)
+    if not report["calibrated"]:
+        out.print(f"[yellow]{escape(str(report['reason']))}[/yellow]", highlight=False)
+        return
+    out.print(_honesty(report), highlight=False)
+    for measured in report["sets"]:
+        said = measured.get("reason") or f"held the truth {measured['measured']:.1%}, {measured['size']:.2f} outcomes"
+        out.print(f"{measured['coverage']:.0%} sets: {escape(said)}", highlight=False)
+    table = Table("said", "happened", "", title="Of the answers given p, how many were right", title_justify="left")
+    for row in report["reliability"]:
+        table.add_row(f"{row['probability']:.3f}", f"{row['frequency']:.3f}", bar(row["frequency"]))
+    out.print(table, highlight=False)
+
+
+def _honesty(report: dict[str, Any]) -> str:
+    said = f"Calibration error (ECE) {report['ece']:.4f}; a perfect one would show {report['ece_floor']:.4f} here."
+    if report["auroc_known_unknown"] is not None:
+        said += f" Known told from unknown: AUROC {report['auroc_known_unknown']:.4f}."
+    return said

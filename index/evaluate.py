@@ -1,0 +1,122 @@
+"""How good, and how honest, a collection is on labelled queries it has never seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index import metrics
+from index.answer import Answer
+from index.collection import Collection
+from index.errors import DataError
+from index.rows import Row
+from index.sources import Progress, check_labels, encode_rows
+
+COVERAGES = (0.9, 0.95, 0.99)
+_BLOCK = 512
+
+
+def evaluate(
+    collection: Collection, known: Sequence[Row], unknown: Sequence[Row], *, map: str = "softmax", progress: Progress
+) -> dict[str, Any]:
+    """Measures on `known` queries (label in the gallery) and `unknown` ones (no label of the gallery).
+
+    "Right" is the event that the top hit carries the query's label; `ece` is equal-mass, 15 bins, beside the noise floor
+    of a perfectly calibrated predictor on the same sample. Raises `DataError` for labels in the wrong file.
+    """
+    check_labels(known, collection.gallery.names, known=True, flag="the file's place")
+    check_labels(unknown, collection.gallery.names, known=False, flag="--unknown")
+    rows = [*known, *unknown]
+    if not rows:
+        raise DataError("No queries to evaluate. Give at least one file of labelled queries.")
+    vectors = encode_rows(collection.encoder, rows, progress, "encoding queries")
+    answers = _answers(collection, vectors, map, progress)
+    truth = [row.label for row in known] + [None] * len(unknown)
+    is_known = np.array([True] * len(known) + [False] * len(unknown))
+    report: dict[str, Any] = {
+        "collection": collection.name,
+        "model": collection.model_id,
+        "snapshot": collection.snapshot_id,
+        "map": map,
+        "queries": {"known": len(known), "unknown": len(unknown)},
+        "recall@1": _recall(answers, truth, is_known, 1),
+        "recall@5": _recall(answers, truth, is_known, 5),
+        "calibrated": answers[0].calibrated,
+        "reason": answers[0].reason,
+        "warnings": answers[0].warnings,
+    }
+    if answers[0].calibrated:
+        report |= _honesty(answers, truth, is_known)
+        report["sets"] = _sets(collection, vectors, truth)
+    return report
+
+
+def _answers(collection: Collection, vectors: NDArray[np.float32], map: str, progress: Progress) -> list[Answer]:
+    answers: list[Answer] = []
+    for start in range(0, len(vectors), _BLOCK):
+        answers += collection.search_vectors(vectors[start : start + _BLOCK], k=5, map=map)
+        progress("asking", len(answers), len(vectors))
+    return answers
+
+
+def _recall(answers: list[Answer], truth: list[str | None], known: NDArray[np.bool_], k: int) -> float | None:
+    found = [
+        any(hit.label == label for hit in answer.hits[:k])
+        for answer, label, counts in zip(answers, truth, known, strict=True)
+        if counts
+    ]
+    return float(np.mean(found)) if found else None
+
+
+def _honesty(answers: list[Answer], truth: list[str | None], known: NDArray[np.bool_]) -> dict[str, Any]:
+    p = np.array([answer.hits[0].probability for answer in answers])
+    no_match = np.array([answer.no_match for answer in answers])
+    right = np.array([answer.hits[0].label == label for answer, label in zip(answers, truth, strict=True)]) & known
+    decided = np.array([_decided_right(answer, label) for answer, label in zip(answers, truth, strict=True)])
+    return {
+        "ece": metrics.ece(p, right),
+        "ece_floor": metrics.ece_floor(p),
+        "brier": metrics.brier(p, right),
+        "nll": metrics.event_nll(p, right),
+        "auroc_right_wrong": metrics.auroc(p, right),
+        "auroc_known_unknown": metrics.auroc(1 - no_match, known),
+        "fpr_at_95_tpr": metrics.fpr_at_tpr(1 - no_match, known),
+        "aurc": metrics.aurc(p, right),
+        "decision_accuracy": float(decided.mean()),
+        "no_match_mean": float(no_match.mean()),
+        "unknown_share": float(1 - known.mean()),
+        "reliability": metrics.reliability(p, right),
+    }
+
+
+def _decided_right(answer: Answer, label: str | None) -> bool:
+    decision = answer.decision
+    return decision is not None and decision.id is None and decision.label == label
+
+
+def _sets(collection: Collection, vectors: NDArray[np.float32], truth: list[str | None]) -> list[dict[str, Any]]:
+    """Measured coverage and mean size of the prediction sets; a coverage the calibration cannot support says so."""
+    measured = []
+    for coverage in COVERAGES:
+        try:
+            answers = [
+                answer
+                for start in range(0, len(vectors), _BLOCK)
+                for answer in collection.search_vectors(vectors[start : start + _BLOCK], k=1, coverage=coverage)
+            ]
+        except DataError as error:
+            measured.append({"coverage": coverage, "reason": str(error)})
+            continue
+        inside = [_in_set(answer, label) for answer, label in zip(answers, truth, strict=True)]
+        sizes = [len(answer.prediction_set or []) + bool(answer.set_has_no_match) for answer in answers]
+        measured.append({"coverage": coverage, "measured": float(np.mean(inside)), "size": float(np.mean(sizes))})
+    return measured
+
+
+def _in_set(answer: Answer, label: str | None) -> bool:
+    if label is None:
+        return bool(answer.set_has_no_match)
+    return any(entry.label == label for entry in answer.prediction_set or [])

@@ -1,0 +1,189 @@
+"""Where calibration queries come from, in order of trust: given by the user, held out of training, or reserved.
+
+Rows the encoder was trained on are recognised by `text_key` and never used: they look better than life.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.collection import Gallery
+from index.encoder_files import TRAINED_ROWS
+from index.encoders import Encoder
+from index.errors import CalibrationError, CollectionError, DataError
+from index.examples import Queries
+from index.rows import Row, text_key
+
+BATCH = 1024
+MAX_QUERIES = 4000
+_RESERVED_SHARE = 0.2
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what, done, of)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Calibration queries as the user gave them. Both empty: they are taken from the gallery's own rows."""
+
+    known: Sequence[Row] = ()
+    unknown: Sequence[Row] = ()
+
+
+NO_QUERIES = Held()
+
+
+def calibration_queries(
+    encoder_folder: Path,
+    encoder: Encoder,
+    rows: Sequence[Row],
+    vectors: NDArray[np.float32],
+    gallery: Gallery,
+    held: Held,
+    seed: int,
+    progress: Progress,
+) -> tuple[Queries, list[str]]:
+    """The queries to calibrate a gallery of `rows` and `vectors` (n, d) with, and warnings that belong to them.
+
+    Raises `CalibrationError` when no honest query is left, `DataError` for labels in the wrong file.
+    """
+    trained = trained_rows(encoder_folder)
+    warnings: list[str] = []
+    check_labels(held.known, gallery.names, known=True, flag="--calibrate")
+    check_labels(held.unknown, gallery.names, known=False, flag="--unknown")
+    unknown = _untrained(held.unknown, trained, "unknown queries", warnings)
+    if held.known:
+        known = _untrained(held.known, trained, "calibration queries", warnings)
+        queries = _given(encoder, known, unknown, gallery, progress)
+    else:
+        queries = _reserved(encoder, rows, vectors, gallery, unknown, trained, seed, progress)
+    if len(trained) and not (queries.codes < 0).any():
+        warnings.append(
+            "Unknown queries were imitated by hiding labels the encoder was trained on. Real unknown queries may come "
+            "closer: give some with --unknown FILE."
+        )
+    return queries, warnings
+
+
+def trained_rows(encoder_folder: Path) -> NDArray[np.uint64]:
+    """Sorted `text_key`s of the rows an encoder was trained on; empty for one that was not trained here."""
+    path = encoder_folder / TRAINED_ROWS
+    if not path.is_file():
+        return np.empty(0, np.uint64)
+    try:
+        return np.sort(np.load(path, allow_pickle=False).astype(np.uint64))
+    except (OSError, ValueError) as error:
+        raise CollectionError(
+            f"{path}: cannot be read ({error}), so rows the encoder was trained on cannot be kept out of the "
+            "calibration. Train the encoder again."
+        ) from error
+
+
+def _untrained(rows: Sequence[Row], trained: NDArray[np.uint64], what: str, warnings: list[str]) -> list[Row]:
+    """Without the rows the encoder was trained on, which would look better than life; says how many there were."""
+    seen = set(trained.tolist())
+    kept = [row for row in rows if text_key(row.text) not in seen]
+    if len(kept) < len(rows):
+        warnings.append(f"{len(rows) - len(kept)} of {len(rows)} {what} were in the encoder's training data: not used.")
+    return kept
+
+
+def check_labels(rows: Sequence[Row], names: Sequence[str], *, known: bool, flag: str) -> None:
+    """Raises `DataError` for the first row whose label is not where it should be: in the gallery, or outside it."""
+    inside = set(names)
+    for row in rows:
+        if (row.label in inside) != known:
+            place = f"{row.file}: line {row.line}: the label {row.label!r}"
+            if known:
+                raise DataError(
+                    f"{place} is not in the gallery. If it is meant to be outside, put its rows into a file of their "
+                    "own and give that with --unknown FILE; otherwise correct the label or index its items."
+                )
+            raise DataError(
+                f"{place} is in the gallery, but the file was given as unknown queries with --unknown. Remove the row, "
+                f"or give the file with {flag.replace('--unknown', '--calibrate')} instead."
+            )
+
+
+def _given(
+    encoder: Encoder, known: Sequence[Row], unknown: Sequence[Row], gallery: Gallery, progress: Progress
+) -> Queries:
+    asked = [*known, *unknown]
+    vectors = encode_rows(encoder, asked, progress, "encoding calibration queries")
+    codes = gallery.encode_labels([row.label for row in asked])
+    return Queries(vectors, codes, np.full(len(asked), -1, np.int64), "queries given with --calibrate")
+
+
+def _reserved(
+    encoder: Encoder,
+    rows: Sequence[Row],
+    vectors: NDArray[np.float32],
+    gallery: Gallery,
+    unknown: Sequence[Row],
+    trained: NDArray[np.uint64],
+    seed: int,
+    progress: Progress,
+) -> Queries:
+    """Queries from the gallery's own rows: those held out of training, or a reserved share of an untrained gallery.
+
+    All copies of a text are taken together; a label keeps at least one item visible.
+    """
+    keys = np.array([text_key(row.text) for row in rows], np.uint64)
+    fresh = ~np.isin(keys, trained)
+    labelled = np.array([row.label is not None for row in rows])
+    random = np.random.default_rng(seed)
+    free = np.unique(keys[fresh & labelled])
+    if not len(trained):
+        free = random.permutation(free)[: max(1, int(_RESERVED_SHARE * len(free)))]
+    wanted = set(random.permutation(free)[:MAX_QUERIES].tolist())
+    left = Counter(gallery.codes.tolist())
+    chosen = []
+    for at in np.flatnonzero(fresh & labelled):
+        code = int(gallery.codes[at])
+        if int(keys[at]) in wanted and left[code] > 1:
+            left[code] -= 1
+            chosen.append(at)
+    if not chosen:
+        raise CalibrationError(
+            "Every row of the gallery was used to train the encoder, so none can say how sure a match is. Give "
+            "labelled queries with --calibrate FILE, or hold some rows out: surematch train --held-out 0.15."
+        )
+    picked = np.array(chosen)
+    source = "rows held out of training" if len(trained) else "a reserved part of the gallery"
+    outside = encode_rows(encoder, unknown, progress, "encoding unknown queries")
+    return Queries(
+        np.concatenate([vectors[picked], outside]),
+        np.concatenate([gallery.codes[picked], np.full(len(outside), -1)]),
+        np.concatenate([picked, np.full(len(outside), -1)]),
+        source,
+    )
+
+
+def encode_rows(
+    encoder: Encoder, rows: Sequence[Row], progress: Progress, what: str = "encoding"
+) -> NDArray[np.float32]:
+    vectors = np.empty((len(rows), encoder.dimension), np.float32)
+    for start in range(0, len(rows), BATCH):
+        part = rows[start : start + BATCH]
+        try:
+            vectors[start : start + len(part)] = encoder.encode([row.text for row in part])
+        except DataError:
+            _blame(encoder, part)
+            raise
+        progress(what, start + len(part), len(rows))
+    return vectors
+
+
+def _blame(encoder: Encoder, rows: Sequence[Row]) -> None:
+    """Raises the `DataError` of the one row in a refused batch, with its file and line."""
+    for row in rows:
+        try:
+            encoder.encode([row.text])
+        except DataError as error:
+            raise DataError(f"{row.file}: line {row.line}: {error}") from error
