@@ -29,8 +29,8 @@ class IndexSettings(Settings):
     """Encode labelled rows, index them, and calibrate the probabilities on queries the encoder has not seen.
 
     Calibration queries come from --calibrate files; without them, from rows that `surematch train` held out, or from a
-    reserved part of an untrained gallery. Unknown queries (whose label is not in the gallery) come from --unknown files;
-    without enough of them, labels are hidden to imitate them.
+    reserved part of an untrained gallery. Unknown queries (whose label is not in the gallery) come from --unknown
+    files; without enough of them, labels are hidden to imitate them.
     """
 
     model_config = SettingsConfigDict(cli_prog_name="surematch index")
@@ -39,9 +39,7 @@ class IndexSettings(Settings):
     data: CliPositionalArg[list[Path]] = Field(description="CSV, TSV, JSONL or Parquet files with the items")
     out: Path = Field(description="folder of the new collection")
     text: str = _TEXT
-    label: str | None = Field(
-        None, description="column that holds the label [default: the one the model was trained on]"
-    )
+    label: str | None = Field(None, description="column that holds the label [default: as in training]")
     id: str | None = Field(None, description="column that holds the item's id [default: file name and line]")
     calibrate: list[Path] = Field([], description="files of queries whose label is in the gallery, never trained on")
     unknown: list[Path] = Field([], description="files of queries that belong to no label of the gallery")
@@ -54,7 +52,7 @@ class IndexSettings(Settings):
 
 
 class EvaluateSettings(Settings):
-    """Measure a collection on labelled queries it has never seen: recall, calibration, no-match, coverage of its sets."""
+    """Measure a collection on labelled queries it has never seen: recall, calibration, no-match, coverage of sets."""
 
     model_config = SettingsConfigDict(cli_prog_name="surematch evaluate")
 
@@ -62,9 +60,7 @@ class EvaluateSettings(Settings):
     data: CliPositionalArg[list[Path]] = Field(description="files of queries whose label is in the gallery")
     unknown: list[Path] = Field([], description="files of queries that belong to no label of the gallery")
     text: str = _TEXT
-    label: str | None = Field(
-        None, description="column that holds the label [default: the one the model was trained on]"
-    )
+    label: str | None = Field(None, description="column that holds the label [default: as in training]")
     map: str = Field("softmax", description="map to probabilities: softmax, sparsemax, entmax15 or taylor")
     json_: bool = _JSON
 

@@ -24,8 +24,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measures on `known` queries (label in the gallery) and `unknown` ones (no label of the gallery).
 
-    "Right" is the event that the top hit carries the query's label; `ece` is equal-mass, 15 bins, beside the noise floor
-    of a perfectly calibrated predictor on the same sample. Raises `DataError` for labels in the wrong file.
+    "Right" is the event that the top hit carries the query's label; `ece` is equal-mass, 15 bins, beside the noise
+    floor of a perfectly calibrated predictor on the same sample. Raises `DataError` for labels in the wrong file.
     """
     check_labels(known, collection.gallery.names, known=True, flag="the file's place")
     check_labels(unknown, collection.gallery.names, known=False, flag="--unknown")
