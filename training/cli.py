@@ -14,7 +14,7 @@ from training.config import TrainSettings
 
 
 def train(argv: Sequence[str]) -> int:
-    """`surematch train`: labelled rows to an encoder. Progress goes to standard error, the result to standard output."""
+    """`surematch train`: labelled rows to an encoder. Progress goes to stderr, the result to stdout."""
     settings = parse(TrainSettings, argv)
     console = Console(stderr=True)
     from training.pipeline import train_encoder  # torch takes seconds to import; --help and bad flags need none of it
@@ -41,4 +41,6 @@ def _summarise(settings: TrainSettings, record: dict[str, Any]) -> None:
             f"(before training {before['recall_at_1']:.3f}), MAP@R {after['map_at_r']:.3f} ({before['map_at_r']:.3f})."
         )
     data = " ".join(str(path) for path in settings.data)
-    console.print(f"Next: surematch index {settings.out} {data} --text {settings.text} --label {settings.label} --out C")
+    console.print(
+        f"Next: surematch index {settings.out} {data} --text {settings.text} --label {settings.label} --out C"
+    )

@@ -95,7 +95,7 @@ def make_demo_data(*, train: int = 60, queries: int = 15, unknown: int = 40, see
         generator.shuffle(identifiers)
         fifth = len(identifiers) // 5 or len(identifiers) // 3  # 3 or 4 templates still give one to each query set
         sides = (identifiers[2 * fifth :], identifiers[:fifth], identifiers[fifth : 2 * fifth])
-        for (part, rows), ids, count in zip(parts.items(), sides, (train, queries, queries), strict=True):
+        for rows, ids, count in zip(parts.values(), sides, (train, queries, queries), strict=True):
             rows += _draw_part({i: templates[i] for i in ids}, count, generator)
     return _without_repeats(parts)
 
@@ -114,7 +114,7 @@ def write_demo_data(data: DemoData, folder: Path) -> dict[str, Path]:
 
 
 def label_name(intent: str) -> str:
-    """"HassTurnOn" -> "turn on"."""
+    """ "HassTurnOn" -> "turn on"."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", intent.removeprefix("Hass")).lower()
 
 
@@ -137,11 +137,13 @@ class _Template:
     def _draw(self, expression: Expression, generator: random.Random) -> str:
         match expression:
             case TextChunk():
-                return expression.original_text
+                return str(expression.original_text)
             case Alternative():
                 return self._draw(generator.choice(expression.items), generator)
             case Permutation():
-                return " ".join(self._draw(item, generator) for item in generator.sample(expression.items, k=len(expression.items)))
+                return " ".join(
+                    self._draw(item, generator) for item in generator.sample(expression.items, k=len(expression.items))
+                )
             case Group():
                 return "".join(self._draw(item, generator) for item in expression.items)
             case RuleReference():

@@ -17,7 +17,7 @@ FORMAT = "surematch model 1"
 
 
 def check_target(out: Path, overwrite: bool) -> None:
-    """Raises `SettingsError` unless a model may be written to `out`: nothing is there, or a model of ours to replace."""
+    """Raises `SettingsError` unless `out` is free for a model, or holds one of ours that may be replaced."""
     if not out.exists():
         return
     if not overwrite:

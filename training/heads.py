@@ -31,7 +31,8 @@ def class_means(vectors: Tensor, classes: Tensor, count: int) -> Tensor:
     norms = sums.norm(dim=1)
     if bool((norms == 0).any()):
         raise ValueError(f"classes: class {int((norms == 0).nonzero()[0])} has no vector, or vectors that cancel out")
-    return sums / norms[:, None]
+    means: Tensor = sums / norms[:, None]
+    return means
 
 
 def save_head(folder: Path, weight: Tensor, labels: Sequence[str]) -> None:

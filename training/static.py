@@ -47,7 +47,9 @@ def only_used_tokens(model: SentenceTransformer, texts: Sequence[str]) -> Iterat
         features: dict[str, Tensor] = read(inputs, prompt=prompt, **kwargs)
         return {**features, "input_ids": place[features["input_ids"]]}
 
-    module.embedding = nn.EmbeddingBag.from_pretrained(table.weight.detach()[used.to(table.weight.device)], freeze=False)
+    module.embedding = nn.EmbeddingBag.from_pretrained(
+        table.weight.detach()[used.to(table.weight.device)], freeze=False
+    )
     module.preprocess = renumbered
     try:
         yield

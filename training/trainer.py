@@ -53,7 +53,7 @@ class LengthBucketedSampler(DefaultBatchSampler):
             yield batches[at]
 
 
-class ProgressBar(TrainerCallback):  # type: ignore[misc]
+class ProgressBar(TrainerCallback):
     """One line on the console: steps done, steps to do, the loss and the time left."""
 
     def __init__(self, console: Console) -> None:
@@ -81,7 +81,7 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
         self._progress.stop()
 
 
-class EmbeddingTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
+class EmbeddingTrainer(SentenceTransformerTrainer):
     """The library's trainer, less its model card: ours is written from the training record."""
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
