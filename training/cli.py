@@ -1,0 +1,46 @@
+"""The verbs `train` and `demo`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+
+from index.settings import parse
+from training.config import TrainSettings
+
+
+def train(argv: Sequence[str]) -> int:
+    """`surematch train`: labelled rows to an encoder. Progress goes to stderr, the result to stdout."""
+    settings = parse(TrainSettings, argv)
+    console = Console(stderr=True)
+    from training.pipeline import train_encoder  # torch takes seconds to import; --help and bad flags need none of it
+
+    try:
+        record = train_encoder(settings, console)
+    except KeyboardInterrupt:
+        console.print(f"Stopped. Nothing was written to {settings.out}; run the same command to start again.")
+        return 130
+    if settings.json_:
+        sys.stdout.write(json.dumps({"model": str(settings.out), **record}, ensure_ascii=False) + "\n")
+    else:
+        _summarise(settings, record)
+    return 0
+
+
+def _summarise(settings: TrainSettings, record: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    before, after = record["metrics"]["start"], record["metrics"]["held_out"]
+    console.print(f"Trained in {record['seconds']:.0f} s. The encoder is in {settings.out}.")
+    if after is not None:
+        console.print(
+            f"On {after['queries']:,} held-out rows: recall@1 {after['recall_at_1']:.3f} "
+            f"(before training {before['recall_at_1']:.3f}), MAP@R {after['map_at_r']:.3f} ({before['map_at_r']:.3f})."
+        )
+    data = " ".join(str(path) for path in settings.data)
+    console.print(
+        f"Next: surematch index {settings.out} {data} --text {settings.text} --label {settings.label} --out C"
+    )

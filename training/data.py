@@ -1,0 +1,105 @@
+"""Labelled rows made ready for training: what cannot be learned is refused, what calibrates is held out.
+
+The split is stratified (every class gives its share) and keeps equal texts on one side, so that the held-out rows are
+texts the encoder has really never seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.errors import DataError
+from index.rows import Row, text_key
+
+SHOWN = 5
+"""How many faulty classes an error names before it counts the rest."""
+LEAST_TO_TRAIN = 2
+"""A class is learned from at least two rows: one row gives nothing to be close to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Positions of the rows that train and of those held out, both ascending, together all rows."""
+
+    train: NDArray[np.int64]
+    held_out: NDArray[np.int64]
+
+
+def check_classes(rows: Sequence[Row]) -> list[str]:
+    """The sorted labels of `rows`. Raises `DataError` for a single class and for classes of one row."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(label_of(row), row)
+    if len(first) == 1:
+        label, row = next(iter(first.items()))
+        raise DataError(
+            f"{row.file}: every row has the label {label!r}, from line {row.line} on. Learning what sets classes apart "
+            "needs at least two labels: add rows of another class, or name the right column with --label."
+        )
+    counts = Counter(label_of(row) for row in rows)
+    lonely = [row for label, row in first.items() if counts[label] < LEAST_TO_TRAIN]
+    if lonely:
+        named = "; ".join(f"{row.label!r} at {row.file} line {row.line} ({row.text[:60]!r})" for row in lonely[:SHOWN])
+        more = f"; and {len(lonely) - SHOWN} more" if len(lonely) > SHOWN else ""
+        raise DataError(
+            f"{len(lonely)} of {len(first)} classes have a single row: {named}{more}. A class is learned from at least "
+            "two rows: add another row to each, correct the label, or delete the row."
+        )
+    return sorted(first)
+
+
+def split_rows(rows: Sequence[Row], share: float, seed: int) -> Split:
+    """Holds out `share` of each class, never so much that fewer than two of its rows are left to train.
+
+    Rows with equal texts (`index.rows.text_key`) go to the same side; a text that carries two labels trains.
+    """
+    keys = [text_key(row.text) for row in rows]
+    labels_of_key: dict[int, set[str]] = defaultdict(set)
+    groups: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for at, (row, key) in enumerate(zip(rows, keys, strict=True)):
+        labels_of_key[key].add(label_of(row))
+        groups[label_of(row)][key].append(at)
+    generator = np.random.default_rng(seed)
+    held_out: list[int] = []
+    for label in sorted(groups):
+        texts = groups[label]
+        left = sum(map(len, texts.values()))
+        wanted = round(share * left)
+        candidates = [key for key in texts if len(labels_of_key[key]) == 1]
+        for at in generator.permutation(len(candidates)):
+            positions = texts[candidates[at]]
+            if len(positions) <= min(wanted, left - LEAST_TO_TRAIN):
+                held_out += positions
+                wanted -= len(positions)
+                left -= len(positions)
+    mask = np.zeros(len(rows), dtype=bool)
+    mask[held_out] = True
+    return Split(train=np.flatnonzero(~mask), held_out=np.flatnonzero(mask))
+
+
+def data_fingerprint(rows: Sequence[Row]) -> str:
+    """SHA-256, in hex, of all texts and labels in order: the identity of what was trained on, wherever it lay."""
+    digest = hashlib.sha256()
+    for row in rows:
+        for part in (row.text, label_of(row)):
+            content = part.encode("utf-8", "surrogatepass")
+            digest.update(len(content).to_bytes(8, "big") + content)
+    return digest.hexdigest()
+
+
+def trained_row_keys(rows: Sequence[Row]) -> NDArray[np.uint64]:
+    """Sorted, distinct 64-bit keys of the texts, by which an index recognises rows its encoder was trained on."""
+    return np.unique(np.array([text_key(row.text) for row in rows], dtype=np.uint64))
+
+
+def label_of(row: Row) -> str:
+    """The label of a row that must have one."""
+    if row.label is None:
+        raise DataError(f"{row.file}: line {row.line} has no label. Label this row or delete it.")
+    return row.label

@@ -1,0 +1,65 @@
+"""A model folder appears whole or not at all: written beside its place, then renamed into it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from index.encoder_files import RECORD
+from index.errors import SettingsError
+
+FORMAT = "surematch model 1"
+
+
+def check_target(out: Path, overwrite: bool) -> None:
+    """Raises `SettingsError` unless `out` is free for a model, or holds one of ours that may be replaced."""
+    if not out.exists():
+        return
+    if not overwrite:
+        raise SettingsError(f"{out} exists already. Name another folder with --out, or replace it with --overwrite.")
+    if not _is_model(out):
+        raise SettingsError(
+            f"{out} is not a folder that `surematch train` wrote, so --overwrite will not delete it. "
+            "Name another folder with --out, or remove this one yourself."
+        )
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out` that takes its place when the block ends well, and is removed when it does not.
+
+    A model already at `out` stays until the new one is complete.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    temporary.chmod(0o755)
+    try:
+        yield temporary
+        if out.exists():
+            retired = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+            out.rename(retired / out.name)
+            temporary.rename(out)
+            shutil.rmtree(retired)
+        else:
+            temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """`training.json` of a model folder, None where there is none that can be read."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _is_model(folder: Path) -> bool:
+    record = read_record(folder)
+    return record is not None and record.get("format") == FORMAT
