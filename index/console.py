@@ -106,6 +106,8 @@ def show_evaluation(out: Console, report: dict[str, Any]) -> None:
         out.print(f"[yellow]{escape(str(report['reason']))}[/yellow]", highlight=False)
         return
     out.print(_honesty(report), highlight=False)
+    for warning in report["warnings"]:
+        out.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False)
     for measured in report["sets"]:
         said = measured.get("reason") or f"held the truth {measured['measured']:.1%}, {measured['size']:.2f} outcomes"
         out.print(f"{measured['coverage']:.0%} sets: {escape(said)}", highlight=False)

@@ -50,8 +50,22 @@ def evaluate(
     }
     if answers[0].calibrated:
         report |= _honesty(answers, truth, is_known)
+        report["warnings"] = [*report["warnings"], *_mix_warning(collection, float(1 - is_known.mean()))]
         report["sets"] = _sets(collection, vectors, truth)
     return report
+
+
+def _mix_warning(collection: Collection, share: float) -> list[str]:
+    calibration = collection.calibration
+    promised = float(calibration.report["queries"]["unknown_share"]) if calibration else share
+    if abs(promised - share) <= 0.1:
+        return []
+    low = "low" if share < promised else "high"
+    return [
+        f"{share:.0%} of these queries are unknown, but the probabilities were calibrated for a mix with "
+        f"{promised:.0%}, so they look too {low} here. Add unknown queries with --unknown FILE, or index with "
+        "--unknown-share set to what you expect."
+    ]
 
 
 def _answers(collection: Collection, vectors: NDArray[np.float32], map: str, progress: Progress) -> list[Answer]:

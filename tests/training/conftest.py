@@ -61,7 +61,9 @@ Write = Callable[..., Path]
 def write_csv(tmp_path: Path) -> Write:
     """Writes (text, label) rows to a CSV file in the test's folder and returns its path."""
 
-    def write(rows: Sequence[tuple[str, str]], name: str = "rows.csv", header: tuple[str, str] = ("text", "label")) -> Path:
+    def write(
+        rows: Sequence[tuple[str, str]], name: str = "rows.csv", header: tuple[str, str] = ("text", "label")
+    ) -> Path:
         path = tmp_path / name
         with path.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([header, *rows])
