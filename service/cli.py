@@ -71,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _call(entry: EntryPoint, words: list[str]) -> int:
     verb: Callable[[list[str]], int] = entry.load()
+    sys.argv[0] = f"surematch {entry.name}"  # what argparse calls the program in its help
     return verb(words)
 
 
