@@ -11,7 +11,7 @@ from anyio import to_thread
 from fastapi import FastAPI
 
 from service import problems
-from service.limits import BodyLimit, SecurityHeaders
+from service.limits import LOOPBACK_NAMES, BodyLimit, KnownHosts, SecurityHeaders
 from service.openapi import openapi
 from service.routes import collection, health, page, search
 from service.schemas import limited
@@ -49,6 +49,9 @@ def create_app(settings: ServeSettings, serving: Serving | None = None) -> FastA
     app.state.request_model = limited(settings)
     problems.install(app)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    if not settings.public:
+        names = {name.lower() for name in (*LOOPBACK_NAMES, settings.host, *settings.allowed_hosts)}
+        app.add_middleware(KnownHosts, names=names)
     app.add_middleware(SecurityHeaders)
     for module in (search, collection, health, page):
         app.include_router(module.router)

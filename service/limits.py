@@ -1,6 +1,8 @@
-"""What stands between the socket and the application: the body limit, and the security headers of every answer."""
+"""What stands between the socket and the application: known host names, the body limit, and security headers."""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -40,6 +42,34 @@ class BodyLimit:
 
     def too_large(self) -> Problem:
         return Problem("body-too-large", f"The limit is {self.limit:,} bytes.")
+
+
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+class KnownHosts:
+    """Refuses requests whose Host header is not one of `names`.
+
+    A web page elsewhere can have its own name resolve to 127.0.0.1 and then read a service on loopback as if it were
+    its own (DNS rebinding); the name it must use gives it away. A request without the header is no browser's.
+    """
+
+    def __init__(self, app: ASGIApp, names: Collection[str]) -> None:
+        self.app = app
+        self.names = names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        host = Headers(scope=scope).get("host") if scope["type"] == "http" else None
+        if host is not None and _without_port(host).lower() not in self.names:
+            problem = Problem("unknown-host", "The Host header names another service.")
+            await response(problem, scope["path"])(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
+def _without_port(host: str) -> str:
+    name, colon, port = host.rpartition(":")
+    return name if colon and port.isdigit() else host
 
 
 # Scripts and styles only from this service, nothing inline, no other origin, no framing, no forms.

@@ -47,6 +47,7 @@ KINDS = {
             "The body's content type is not supported",
             "Send JSON with the header Content-Type: application/json.",
         ),
+        Kind("unknown-host", 421, "This service has another name", "Call it 127.0.0.1, or add --allowed-hosts NAME."),
         Kind("not-json", 422, "The body is not valid JSON", "Send one JSON object in UTF-8, without NaN or Infinity."),
         Kind("invalid-request", 422, "The request is not valid", "Correct what `errors` names; /docs has the schema."),
         Kind("busy", 503, "Too many searches are waiting", "Try again after the time of the Retry-After header."),
@@ -84,11 +85,13 @@ class Problem(Exception):
 
 def response(problem: Problem, path: str) -> Response:
     kind = KINDS[problem.slug]
+    # without a list of faults the detail comes from `index.errors`, whose messages carry their own remedy
+    own_remedy = kind.slug == "invalid-request" and not problem.faults
     body: dict[str, Any] = {
         "type": f"/problems/{kind.slug}",
         "title": kind.title,
         "status": kind.status,
-        "detail": f"{problem.detail} {kind.remedy}",
+        "detail": problem.detail if own_remedy else f"{problem.detail} {kind.remedy}",
         "instance": path,
     }
     if problem.faults:

@@ -45,7 +45,7 @@ class TextQuery(Body):
 
 
 class VectorQuery(Body):
-    """A vector of the collection's model: its dimension, finite, not zero; it is scaled to unit length."""
+    """A vector as the collection's own model makes it: its dimension, finite, of length 1."""
 
     vector: list[float] = Field(min_length=1, fail_fast=True)
 
@@ -75,13 +75,13 @@ def _one_kind_of(text: type[TextQuery], vector: type[VectorQuery]) -> Any:
 class EntmaxMap(Body):
     """The entmax family: 1 is softmax, 2 is sparsemax; larger is sparser."""
 
-    entmax: float = Field(ge=1, le=10, examples=[1.3])
+    entmax: float = Field(ge=1, le=2, examples=[1.3])
 
 
 class TaylorMap(Body):
     """Taylor softmax of an even order."""
 
-    taylor: int = Field(ge=2, le=10, multiple_of=2, examples=[4])
+    taylor: int = Field(ge=2, le=10, multiple_of=2, examples=[6])
 
 
 MapName = Literal["softmax", "sparsemax", "entmax15", "taylor"]
@@ -94,7 +94,7 @@ def _one_map_error(value: Any, validate: ModelWrapValidatorHandler[Any]) -> Any:
     except ValidationError:
         raise PydanticCustomError(
             "map",
-            'Expected "softmax", "sparsemax", "entmax15", "taylor", {{"entmax": alpha}} with 1 <= alpha <= 10, '
+            'Expected "softmax", "sparsemax", "entmax15", "taylor", {{"entmax": alpha}} with 1 <= alpha <= 2, '
             'or {{"taylor": order}} with an even order from 2 to 10',
         ) from None
 
@@ -245,6 +245,7 @@ class CalibrationReply(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     calibrated: bool
+    reason: str | None = Field(description="why no probability can be shown")
 
 
 class FaultReply(Reply):

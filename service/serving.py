@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from index.answer import Answer
 from index.collection import Collection
+from index.evidence import TOP_K
 from service.searcher import Searcher
 from service.settings import ServeSettings
 
@@ -27,7 +28,7 @@ class Serving:
         collection = Collection.open(settings.collection)
         try:
             # The first query pays for lazy loading and compilation, and proves that encoder and gallery fit.
-            (answer,) = collection.search([WARM_UP], k=min(collection.size, 100))
+            (answer,) = collection.search([WARM_UP], k=TOP_K)
         except BaseException:
             collection.close()
             raise

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
+from index.evidence import TOP_K
 from index.settings import Settings
 
 
@@ -24,8 +25,12 @@ class ServeSettings(Settings):
     public: bool = Field(
         False, description="listen beyond loopback although nobody is asked for a key: whoever reaches it may search"
     )
+    allowed_hosts: list[str] = Field(
+        [],
+        description="names this service is called by (a proxy's, say) besides those of loopback; --public takes any",
+    )
     examples: list[str] = Field(
-        default_factory=list, max_length=8, description="questions the web page offers as a start"
+        [], max_length=8, description="questions the web page offers as a start; none: texts of a few items"
     )
     access_log: bool = Field(
         False, description="log a line a request; off by default, because a GET search has its text in the address"
@@ -34,6 +39,6 @@ class ServeSettings(Settings):
     max_queries: int = Field(256, ge=1, le=4096, description="most queries in one request")
     max_text_chars: int = Field(10_000, ge=1, description="longest text of a query, in characters")
     max_vector_length: int = Field(16_384, ge=1, description="longest vector read before its length is checked")
-    max_k: int = Field(1000, ge=1, description="most hits that may be asked for a query")
+    max_k: int = Field(TOP_K, ge=1, le=TOP_K, description="most hits that may be asked for a query")
     max_pending: int = Field(256, ge=1, description="searches that may wait or run; further ones get 503")
     search_threads: int = Field(2, ge=1, le=256, description="threads that search; encoding has one of its own")

@@ -35,5 +35,5 @@ async def collection(request: Request) -> Response:
 async def calibration(request: Request) -> Response:
     """How the calibrator was fitted, on how many queries, and what it measured on held-out ones."""
     described: dict[str, Any] = serving_of(request).collection.describe()
-    fitted = described.get("calibrator")
-    return json_response({"calibrated": fitted is not None, **(fitted or {})})
+    shown = {name: described[name] for name in ("calibrated", "reason", "warnings")}
+    return json_response({**(described["calibration"] or {}), **shown})

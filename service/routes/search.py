@@ -56,7 +56,7 @@ _PARAMETERS = [
         (
             "map",
             {"type": "string", "default": "softmax"},
-            "softmax, sparsemax, entmax15, taylor, entmax:1.3 or taylor:4",
+            "softmax, sparsemax, entmax15, taylor, entmax:1.3 or taylor:6",
         ),
         (
             "coverage",
@@ -107,7 +107,9 @@ def _from_query_string(raw: bytes) -> dict[str, Any]:
     try:
         pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=20)
     except (UnicodeDecodeError, ValueError):
-        raise Problem("invalid-request", "The query string is not percent-encoded UTF-8.") from None
+        raise Problem(
+            "invalid-request", "The query string is not percent-encoded UTF-8, or has too many parts."
+        ) from None
     given = dict(pairs)
     faults = [
         Fault(name[:80], "this parameter is not known; text, k, map and coverage are")

@@ -194,10 +194,15 @@ function showHits(answer) {
 
 // ---- the page itself
 
+const read = async (path) => {
+  const reply = await fetch(path).catch(() => null);
+  return reply?.ok ? reply.json() : null;
+};
+
 async function showCollection() {
-  const reply = await fetch("/v1/collection").catch(() => null);
-  if (!reply?.ok) return;
-  const served = await reply.json();
+  const [served, calibration] = await Promise.all([read("/v1/collection"), read("/v1/calibration")]);
+  if (!served) return;
+  limitCoverage(calibration?.max_coverage ?? 0);
   $("served").textContent = `${served.name} · ${served.items.toLocaleString("en")} items`;
   document.title = `${served.name} · surematch`;
   for (const text of served.examples) {
@@ -207,6 +212,13 @@ async function showCollection() {
     $("examples").append(chip);
   }
   $("examples").hidden = served.examples.length === 0;
+}
+
+/** Only what the calibration can promise may be chosen; few calibration queries support no high coverage. */
+function limitCoverage(most) {
+  const options = [...$("coverage").options];
+  for (const option of options) option.disabled = Number(option.value) > most;
+  if ($("coverage").selectedOptions[0].disabled) $("coverage").value = options.findLast((option) => !option.disabled).value;
 }
 
 $("form").addEventListener("submit", (event) => { event.preventDefault(); search(); });
@@ -221,5 +233,4 @@ function fromAddress() {
   if (asked) { $("text").value = asked; search(); }
 }
 addEventListener("hashchange", fromAddress);
-showCollection();
-fromAddress();
+showCollection().finally(fromAddress);
