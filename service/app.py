@@ -1,0 +1,74 @@
+"""The application: `create_app(settings)` puts routes, problems, limits and the collection together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from anyio import to_thread
+from fastapi import FastAPI
+
+from service import problems
+from service.limits import LOOPBACK_NAMES, BodyLimit, KnownHosts, SecurityHeaders
+from service.openapi import openapi
+from service.routes import collection, health, page, search
+from service.schemas import limited
+from service.serving import Serving
+from service.settings import ServeSettings
+
+DESCRIPTION = """\
+Similarity search that knows how sure it is. Every answer carries calibrated match probabilities, the share of
+"no match", and on request a set of labels with a coverage guarantee. `score` is a cosine, `probability` a probability:
+they are never the same field. Errors are `application/problem+json` (RFC 9457)."""
+
+
+def create_app(settings: ServeSettings, serving: Serving | None = None) -> FastAPI:
+    """The ASGI application. Its lifespan opens and warms the collection of `settings`, unless `serving` is given."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.serving = serving or await to_thread.run_sync(Serving.open, settings)
+        try:
+            yield
+        finally:
+            closing, app.state.serving = app.state.serving, None
+            await to_thread.run_sync(closing.close)
+
+    app = FastAPI(
+        title="surematch",
+        version=_version(),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's own pages load scripts from elsewhere; service/routes/page.py has ours
+        redoc_url=None,
+    )
+    app.state.settings = settings
+    app.state.serving = None
+    app.state.request_model = limited(settings)
+    problems.install(app)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    if not settings.public:
+        names = {name.lower() for name in (*LOOPBACK_NAMES, settings.host, *settings.allowed_hosts)}
+        app.add_middleware(KnownHosts, names=names)
+    app.add_middleware(SecurityHeaders)
+    for module in (search, collection, health, page):
+        app.include_router(module.router)
+    page.mount(app)
+    document: dict[str, Any] = {}
+
+    def cached() -> dict[str, Any]:
+        if not document:
+            document.update(openapi(app))
+        return document
+
+    app.openapi = cached  # type: ignore[method-assign]
+    return app
+
+
+def _version() -> str:
+    try:
+        return version("surematch")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "0"

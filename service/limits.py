@@ -1,0 +1,106 @@
+"""What stands between the socket and the application: known host names, the body limit, and security headers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.problems import Problem, response
+
+
+class BodyLimit:
+    """Refuses bodies over `limit` bytes with 413: by Content-Length before anything is read, else while counting.
+
+    The rest of a refused body is read and thrown away by the server, so the client sees the answer, not a reset.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app = app
+        self.limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        # The server has checked that the header, if any, is digits.
+        if int(Headers(scope=scope).get("content-length", "0")) > self.limit:
+            await response(self.too_large(), scope["path"])(scope, receive, send)
+            return
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self.limit:
+                raise self.too_large()
+            return message
+
+        await self.app(scope, counted, send)
+
+    def too_large(self) -> Problem:
+        return Problem("body-too-large", f"The limit is {self.limit:,} bytes.")
+
+
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+class KnownHosts:
+    """Refuses requests whose Host header is not one of `names`.
+
+    A web page elsewhere can have its own name resolve to 127.0.0.1 and then read a service on loopback as if it were
+    its own (DNS rebinding); the name it must use gives it away. A request without the header is no browser's.
+    """
+
+    def __init__(self, app: ASGIApp, names: Collection[str]) -> None:
+        self.app = app
+        self.names = names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        host = Headers(scope=scope).get("host") if scope["type"] == "http" else None
+        if host is not None and _without_port(host).lower() not in self.names:
+            problem = Problem("unknown-host", "The Host header names another service.")
+            await response(problem, scope["path"])(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
+def _without_port(host: str) -> str:
+    name, colon, port = host.rpartition(":")
+    return name if colon and port.isdigit() else host
+
+
+# Scripts and styles only from this service, nothing inline, no other origin, no framing, no forms.
+_CONTENT = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": _CONTENT,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+}
+
+
+class SecurityHeaders:
+    """Adds `HEADERS` to every answer, and forbids caching what depends on the collection."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+                headers.setdefault("Cache-Control", "no-store" if scope["path"].startswith("/v1/") else "no-cache")
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)

@@ -1,0 +1,168 @@
+"""Errors as RFC 9457 `application/problem+json`: what was wrong, where, and what to do.
+
+The request's content is never repeated: a body of megabytes, a NaN or a lone surrogate must not travel into the answer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from index.errors import CalibrationError, DataError, SettingsError, SurematchError
+from service.schemas import QUERY_TAGS
+
+MEDIA_TYPE = "application/problem+json"
+MAX_FAULTS = 20
+MAX_POINTER = 200
+log = logging.getLogger("surematch.service")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of problem; `/problems/<slug>` is its address."""
+
+    slug: str
+    status: int
+    title: str
+    remedy: str
+
+
+KINDS = {
+    kind.slug: kind
+    for kind in (
+        Kind("bad-request", 400, "The request could not be understood", "Send a well-formed HTTP/1.1 request."),
+        Kind("not-found", 404, "There is nothing at this address", "See /docs for the addresses that exist."),
+        Kind("method-not-allowed", 405, "This address does not know the method", "Use a method of the Allow header."),
+        Kind("body-too-large", 413, "The body is too large", "Send fewer queries a request, or raise the limit."),
+        Kind(
+            "unsupported-media-type",
+            415,
+            "The body's content type is not supported",
+            "Send JSON with the header Content-Type: application/json.",
+        ),
+        Kind("unknown-host", 421, "This service has another name", "Call it 127.0.0.1, or add --allowed-hosts NAME."),
+        Kind("not-json", 422, "The body is not valid JSON", "Send one JSON object in UTF-8, without NaN or Infinity."),
+        Kind("invalid-request", 422, "The request is not valid", "Correct what `errors` names; /docs has the schema."),
+        Kind("busy", 503, "Too many searches are waiting", "Try again after the time of the Retry-After header."),
+        Kind("not-ready", 503, "The service is not ready", "Wait until /readyz answers 200."),
+        Kind("unavailable", 503, "The collection cannot answer", "The service's log names the fault and the remedy."),
+        Kind("internal", 500, "The service failed", "The service's log has the details; this is a fault of ours."),
+    )
+}
+_BY_STATUS = {
+    400: "bad-request",
+    404: "not-found",
+    405: "method-not-allowed",
+    413: "body-too-large",
+    415: "unsupported-media-type",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Where (JSON pointer, or a query parameter's name) and what."""
+
+    pointer: str
+    detail: str
+
+
+@dataclass(slots=True)
+class Problem(Exception):
+    """Raise anywhere below a route to answer with a problem of this kind."""
+
+    slug: str
+    detail: str
+    faults: list[Fault] = field(default_factory=list)
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def response(problem: Problem, path: str) -> Response:
+    kind = KINDS[problem.slug]
+    # without a list of faults the detail comes from `index.errors`, whose messages carry their own remedy
+    own_remedy = kind.slug == "invalid-request" and not problem.faults
+    body: dict[str, Any] = {
+        "type": f"/problems/{kind.slug}",
+        "title": kind.title,
+        "status": kind.status,
+        "detail": problem.detail if own_remedy else f"{problem.detail} {kind.remedy}",
+        "instance": path,
+    }
+    if problem.faults:
+        body["errors"] = problem.faults
+    return Response(orjson.dumps(body), kind.status, problem.headers, MEDIA_TYPE)
+
+
+def from_validation(error: ValidationError) -> Problem:
+    """A pydantic error as a problem with JSON pointers, without the input."""
+    errors = error.errors(include_url=False, include_input=False, include_context=True)
+    if errors[0]["type"] == "json_invalid":
+        why = str(errors[0].get("ctx", {}).get("error", "it cannot be parsed"))
+        return Problem("not-json", f"The body cannot be parsed: {why}.")
+    faults = [Fault(pointer(fault["loc"]), _say(fault["type"], fault["loc"], fault["msg"])) for fault in errors]
+    more = f" The first {MAX_FAULTS} are listed." if len(faults) > MAX_FAULTS else ""
+    first = f"{faults[0].pointer or 'the body'}: {faults[0].detail}."
+    count = "" if len(faults) == 1 else f" {len(faults)} faults were found in all.{more}"
+    return Problem("invalid-request", first + count, faults[:MAX_FAULTS])
+
+
+def pointer(location: Iterable[int | str]) -> str:
+    """RFC 6901 pointer of a pydantic error location; '' is the whole document."""
+    parts = (str(part).replace("~", "~0").replace("/", "~1") for part in location if part not in QUERY_TAGS)
+    path = "".join("/" + part for part in parts)
+    return path if len(path) <= MAX_POINTER else path[: MAX_POINTER - 1] + "…"
+
+
+def _say(kind: str, location: tuple[int | str, ...], message: str) -> str:
+    if kind == "extra_forbidden":
+        return f"'{str(location[-1])[:80]}' is not a member this version knows"
+    if kind == "missing":
+        return "this member is required"
+    return message.replace("Input should be", "expected").removesuffix(".")
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of the application a problem."""
+
+    async def on_problem(request: Request, error: Exception) -> Response:
+        assert isinstance(error, Problem)
+        return response(error, request.url.path)
+
+    async def on_http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        slug = _BY_STATUS.get(error.status_code, "internal" if error.status_code >= 500 else "bad-request")
+        detail = {404: "The address is unknown.", 405: f"{request.method} is not possible here."}
+        headers = dict(error.headers or {})
+        problem = Problem(slug, detail.get(error.status_code, f"{error.detail}."), headers=headers)
+        return response(problem, request.url.path)
+
+    async def on_user_error(request: Request, error: Exception) -> Response:
+        if isinstance(error, DataError | CalibrationError | SettingsError):
+            return response(Problem("invalid-request", str(error)), request.url.path)
+        log.error("search failed: %s", error)
+        return response(Problem("unavailable", "The collection or its encoder reported a fault."), request.url.path)
+
+    async def on_fault(request: Request, error: Exception) -> Response:
+        return response(Problem("internal", "Something unexpected happened."), request.url.path)
+
+    app.add_exception_handler(Problem, on_problem)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(SurematchError, on_user_error)
+    app.add_exception_handler(Exception, on_fault)
+
+
+def documented(*slugs: str) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route for the OpenAPI document."""
+    found: dict[int | str, dict[str, Any]] = {}
+    for kind in (KINDS[slug] for slug in slugs):
+        schema = {"schema": {"$ref": "#/components/schemas/ProblemReply"}}
+        text = found.get(kind.status, {}).get("description")
+        title = f"{text}; {kind.title.lower()}" if text else kind.title
+        found[kind.status] = {"description": title, "content": {MEDIA_TYPE: schema}}
+    return found

@@ -1,0 +1,31 @@
+"""`/healthz`: the process lives. `/readyz`: the collection is open and has answered a query."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from service.problems import documented
+from service.routes.state import json_response, serving_of
+from service.schemas import HealthReply, ReadyReply
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/healthz", summary="Liveness", response_model=HealthReply)
+async def healthz() -> Response:
+    """Answers as long as the process does; restart it when it does not."""
+    return json_response({"status": "ok"})
+
+
+@router.get("/readyz", summary="Readiness", response_model=ReadyReply, responses=documented("not-ready"))
+async def readyz(request: Request) -> Response:
+    """200 once a real query has been answered with the collection now served; else 503."""
+    collection = serving_of(request).collection
+    return json_response(
+        {
+            "status": "ready",
+            "collection": collection.name,
+            "model": collection.model_id,
+            "snapshot": collection.snapshot_id,
+        }
+    )

@@ -1,0 +1,33 @@
+"""What the routes share: the collection now served, and JSON written without a second validation."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import orjson
+from fastapi import Request, Response
+
+from service.problems import Problem
+from service.serving import Serving
+
+
+def serving_of(request: Request) -> Serving:
+    """The collection now served. Raises `Problem` "not-ready" before it is open and after it is closed."""
+    serving: Serving | None = request.app.state.serving
+    if serving is None:
+        raise Problem("not-ready", "No collection is open.", headers={"Retry-After": "1"})
+    return serving
+
+
+def json_response(content: Any) -> Response:
+    """`content` may hold dataclasses and numpy numbers."""
+    try:
+        body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    except TypeError:  # an integer beyond 64 bits in somebody's metadata
+        body = json.dumps(content, default=_plain, allow_nan=False, ensure_ascii=True).encode()
+    return Response(body, media_type="application/json")
+
+
+def _plain(value: Any) -> Any:
+    return {name: getattr(value, name) for name in value.__dataclass_fields__}

@@ -1,0 +1,264 @@
+"""The request and response bodies of /v1, as the OpenAPI document shows them.
+
+Requests are validated straight from the bytes (`SearchRequest.model_validate_json`), strictly: `"5"`, `5.0` and `true`
+are not integers, NaN and infinities are not numbers, a member nobody knows is an error. Responses are serialized from
+`index.answer` without a second validation; the tests check that they match the models here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, WrapValidator, create_model
+from pydantic.functional_validators import AfterValidator, ModelWrapValidatorHandler
+from pydantic_core import PydanticCustomError
+
+from service.settings import ServeSettings
+
+TEXT, VECTOR, IMAGE = "<text>", "<vector>", "<image>"
+QUERY_TAGS = frozenset({TEXT, VECTOR, IMAGE})
+"""Marks of the query union in a validation error's location; no part of the JSON document."""
+
+
+class Body(BaseModel):
+    """What all request bodies share: strict types, finite numbers, no unknown members."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("blank_text", "The text is empty; give at least one visible character")
+    return text
+
+
+def _no_images(_: str) -> str:
+    raise PydanticCustomError(
+        "unsupported_content", 'This collection holds text; ask with {{"text": ...}} or a {{"vector": ...}}'
+    )
+
+
+class TextQuery(Body):
+    """A text, encoded by the collection's own model."""
+
+    text: Annotated[str, AfterValidator(_not_blank)] = Field(examples=["what is the temperature outside"])
+
+
+class VectorQuery(Body):
+    """A vector as the collection's own model makes it: its dimension, finite, of length 1."""
+
+    vector: list[float] = Field(min_length=1, fail_fast=True)
+
+
+class ImageQuery(Body):
+    """A picture in base64. Only for collections of images; others answer 422."""
+
+    image: Annotated[str, AfterValidator(_no_images)]
+
+
+def _query_kind(query: Any) -> str | None:
+    named = [tag for tag in (TEXT, VECTOR, IMAGE) if isinstance(query, dict) and tag[1:-1] in query]
+    return named[0] if len(named) == 1 else None
+
+
+def _one_kind_of(text: type[TextQuery], vector: type[VectorQuery]) -> Any:
+    return Annotated[
+        Annotated[text, Tag(TEXT)] | Annotated[vector, Tag(VECTOR)] | Annotated[ImageQuery, Tag(IMAGE)],
+        Discriminator(
+            _query_kind,
+            custom_error_type="query_kind",
+            custom_error_message='A query is an object with exactly one of "text", "vector" or "image"',
+        ),
+    ]
+
+
+class EntmaxMap(Body):
+    """The entmax family: 1 is softmax, 2 is sparsemax; larger is sparser."""
+
+    entmax: float = Field(ge=1, le=2, examples=[1.3])
+
+
+class TaylorMap(Body):
+    """Taylor softmax of an even order."""
+
+    taylor: int = Field(ge=2, le=10, multiple_of=2, examples=[6])
+
+
+MapName = Literal["softmax", "sparsemax", "entmax15", "taylor"]
+
+
+def _one_map_error(value: Any, validate: ModelWrapValidatorHandler[Any]) -> Any:
+    """One sentence instead of one error for each way the value could have been a map."""
+    try:
+        return validate(value)
+    except ValidationError:
+        raise PydanticCustomError(
+            "map",
+            'Expected "softmax", "sparsemax", "entmax15", "taylor", {{"entmax": alpha}} with 1 <= alpha <= 2, '
+            'or {{"taylor": order}} with an even order from 2 to 10',
+        ) from None
+
+
+Map = Annotated[MapName | EntmaxMap | TaylorMap, WrapValidator(_one_map_error)]
+
+
+class SearchRequest(Body):
+    """One or more queries, answered in their order. `limited` makes the class that parses requests."""
+
+    queries: list[TextQuery | VectorQuery | ImageQuery] = Field(min_length=1)
+    k: int = Field(10, ge=1, description="hits to return for each query")
+    map: Map = Field(
+        "softmax",
+        description="from evidence to probabilities: `softmax` is the calibrated distribution; the others give a "
+        "shorter list whose exact zeros are sometimes wrong",
+    )
+    coverage: float | None = Field(
+        None, gt=0, lt=1, description="ask for the set of labels that holds the truth this often, for example 0.95"
+    )
+
+    @property
+    def map_spec(self) -> str | dict[str, float]:
+        return self.map if isinstance(self.map, str) else self.map.model_dump()
+
+
+def limited(settings: ServeSettings) -> type[SearchRequest]:
+    """`SearchRequest` with the service's limits inside, so that they are enforced while parsing, and documented."""
+    text = create_model(
+        "TextQuery",
+        __base__=TextQuery,
+        text=(
+            Annotated[str, AfterValidator(_not_blank)],
+            Field(min_length=1, max_length=settings.max_text_chars, examples=["what is the temperature outside"]),
+        ),
+    )
+    vector = create_model(
+        "VectorQuery",
+        __base__=VectorQuery,
+        vector=(list[float], Field(min_length=1, max_length=settings.max_vector_length, fail_fast=True)),
+    )
+    query = _one_kind_of(text, vector)
+    return create_model(
+        "SearchRequest",
+        __base__=SearchRequest,
+        queries=(list[query], Field(min_length=1, max_length=settings.max_queries)),  # type: ignore[valid-type]
+        k=(int, Field(10, ge=1, le=settings.max_k, description=SearchRequest.model_fields["k"].description)),
+    )
+
+
+class Reply(BaseModel):
+    """What all response bodies share."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class HitReply(Reply):
+    """A retrieved item."""
+
+    id: str
+    label: str | None
+    score: float = Field(ge=-1.001, le=1.001, description="cosine of query and item in [-1, 1]; not a probability")
+    probability: float | None = Field(
+        ge=0, le=1, description="calibrated probability that the item has the query's identity; null when uncalibrated"
+    )
+    text: str | None
+    metadata: dict[str, Any]
+
+
+class LabelReply(Reply):
+    """One entry of the label distribution. An item without a label stands for itself: `label` null, `id` set."""
+
+    label: str | None
+    id: str | None
+    probability: float = Field(ge=0, le=1)
+
+
+class DecisionReply(Reply):
+    """The most probable outcome; `label` and `id` both null mean "no match"."""
+
+    label: str | None
+    id: str | None
+    probability: float = Field(ge=0, le=1)
+
+
+class AnswerReply(Reply):
+    """One query's answer. `labels` and `no_match` sum to 1."""
+
+    hits: list[HitReply]
+    labels: list[LabelReply] | None = Field(description="descending, only nonzero entries; null when uncalibrated")
+    no_match: float | None = Field(ge=0, le=1, description="probability that nothing in the gallery matches")
+    decision: DecisionReply | None
+    prediction_set: list[LabelReply] | None = Field(description="holds the truth with probability >= `coverage`")
+    set_has_no_match: bool | None = Field(description='whether "no match" belongs to the prediction set')
+    coverage: float | None
+    certified: bool = Field(description="proven equal to the answer over the whole gallery")
+    calibrated: bool = Field(description="false: every probability is null, and `reason` says why")
+    reason: str | None
+    warnings: list[str]
+
+
+class TimingsReply(Reply):
+    """Milliseconds inside the service. `encode` is 0 for queries that were vectors already."""
+
+    queue_ms: float
+    encode_ms: float
+    search_ms: float
+    total_ms: float
+
+
+class SearchReply(Reply):
+    """`results[i]` answers `queries[i]`."""
+
+    results: list[AnswerReply]
+    collection: str
+    model: str = Field(description="fingerprint of the encoder")
+    snapshot: str = Field(description="the state of the collection that was searched")
+    timings: TimingsReply
+
+
+class HealthReply(Reply):
+    status: Literal["ok"]
+
+
+class ReadyReply(Reply):
+    status: Literal["ready"]
+    collection: str
+    model: str
+    snapshot: str
+
+
+class CollectionReply(BaseModel):
+    """What is served. More members than these describe the gallery and the engine."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    items: int
+    model: str
+    snapshot: str
+    dimension: int
+    examples: list[str] = Field(description="questions to start with")
+
+
+class CalibrationReply(BaseModel):
+    """How the probabilities were fitted and what they measured on held-out queries."""
+
+    model_config = ConfigDict(extra="allow")
+
+    calibrated: bool
+    reason: str | None = Field(description="why no probability can be shown")
+
+
+class FaultReply(Reply):
+    pointer: str = Field(description="JSON pointer into the body, or the name of a query parameter")
+    detail: str
+
+
+class ProblemReply(Reply):
+    """RFC 9457 problem details: what was wrong, where, and what to do."""
+
+    type: str = Field(examples=["/problems/invalid-request"])
+    title: str
+    status: int
+    detail: str
+    instance: str
+    errors: list[FaultReply] | None = None

@@ -1,0 +1,236 @@
+// The search page. Everything from the service is set as text, never as markup.
+
+const $ = (id) => document.getElementById(id);
+const SHOWN_LABELS = 6;
+
+/** An element with a class, properties and children; strings become text nodes. */
+function el(tag, className = "", ...children) {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  node.append(...children.filter((child) => child !== null));
+  return node;
+}
+
+/** A probability in words of a percent; what is not certain never reads as 0 % or 100 %. */
+function percent(p) {
+  if (p === 0) return "0 %";
+  if (p < 0.001) return "< 0.1 %";
+  if (p > 0.999 && p < 1) return "> 99.9 %";
+  const digits = p < 0.1 || p > 0.99 ? 1 : 0;
+  return `${(p * 100).toFixed(digits)} %`;
+}
+
+function bar(p, className = "") {
+  const fill = el("span", className);
+  fill.style.width = `${p * 100}%`;
+  const track = el("div", "track", fill);
+  track.setAttribute("aria-hidden", "true");
+  return track;
+}
+
+const nameOf = (entry) => entry.label ?? entry.id ?? "no match";
+
+// ---- asking
+
+let running = null;
+
+async function search() {
+  const text = $("text").value.trim();
+  if (!text) return;
+  running?.abort();
+  running = new AbortController();
+  const { signal } = running;
+  const body = { queries: [{ text }], k: Number($("k").value), map: $("map").value };
+  if ($("coverage").value) body.coverage = Number($("coverage").value);
+  history.replaceState(null, "", `#${new URLSearchParams({ q: text })}`);
+  $("results").setAttribute("aria-busy", "true");
+  try {
+    const reply = await fetch("/v1/search", {
+      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal,
+    });
+    const content = await reply.json();
+    if (reply.ok) showAnswer(content);
+    else showProblem(content.title, content.detail);
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    showProblem("The service did not answer", "Is it still running? Try again in a moment.");
+  }
+  if (!signal.aborted) $("results").setAttribute("aria-busy", "false");
+}
+
+// ---- answering
+
+function showProblem(title, detail) {
+  $("problem").replaceChildren(el("strong", "", title), detail);
+  $("problem").hidden = false;
+  $("welcome").hidden = $("answer").hidden = true;
+}
+
+function showAnswer(reply) {
+  const [answer] = reply.results;
+  $("welcome").hidden = $("problem").hidden = true;
+  $("answer").hidden = false;
+  showBanner(answer);
+  showVerdict(answer);
+  showLabels(answer);
+  showSet(answer);
+  showHits(answer);
+  const { timings } = reply;
+  $("footer").replaceChildren(
+    el("span", "", `${timings.total_ms.toFixed(1)} ms (encoding ${timings.encode_ms.toFixed(1)}, search ${timings.search_ms.toFixed(1)})`),
+    el("span", "", answer.certified ? "proven exact over the whole gallery" : "from the nearest items"),
+    el("span", "", "model ", el("code", "", reply.model)),
+    el("span", "", "snapshot ", el("code", "", reply.snapshot)),
+  );
+}
+
+function showBanner(answer) {
+  const lines = answer.calibrated ? answer.warnings : [answer.reason ?? "", ...answer.warnings];
+  const title = answer.calibrated ? "Good to know" : "This collection is not calibrated: no probabilities";
+  $("banner").replaceChildren(el("strong", "", title), lines.join(" "));
+  $("banner").hidden = answer.calibrated && lines.length === 0;
+}
+
+function showVerdict(answer) {
+  const verdict = $("verdict");
+  if (!answer.calibrated) {
+    verdict.className = "verdict unknown";
+    const best = answer.hits[0];
+    verdict.replaceChildren(
+      el("p", "kind", "Nearest item, no statement how sure"),
+      titled(best ? best.label ?? best.text ?? best.id : "Nothing found"),
+      el("p", "why", "Scores are cosines: they order the items, and say nothing about the chance of being right."),
+    );
+    return announce("Not calibrated.");
+  }
+  const { decision, labels, no_match: none } = answer;
+  const matched = decision.label !== null || decision.id !== null;
+  const sure = percent(decision.probability);
+  verdict.className = matched ? "verdict" : "verdict none";
+  const why = `${matched ? "" : "Nothing in the gallery fits. "}${promise(decision.probability, matched)}`;
+  const best = labels.length ? labels[0].probability : 0;
+  verdict.replaceChildren(
+    el("p", "kind", matched ? "Match" : "No match"),
+    el("div", "line", titled(matched ? nameOf(decision) : "Nothing here matches"), el("span", "percent", sure)),
+    el("p", "why", why),
+    strip([["best", best], ["rest", 1 - none - best], ["no", none]]),
+    el("p", "key", el("span", "", `best label ${percent(best)}`), el("span", "", `other labels ${percent(Math.max(0, 1 - none - best))}`), el("span", "", `no match ${percent(none)}`)),
+  );
+  announce(matched ? `Match: ${nameOf(decision)}, ${sure}.` : `No match, ${sure}.`);
+}
+
+/** What the probability promises, in plain words; only softmax's distribution is fitted to keep the promise. */
+function promise(p, matched) {
+  if ($("map").value !== "softmax") return "A shorter list than softmax gives, and not as well calibrated: a zero is not a certainty.";
+  const hundred = Math.round(p * 100);
+  const share = hundred > 99 ? "more than 99" : `about ${hundred}`;
+  return `Of ${matched ? "matches" : "“no match” answers"} this sure, ${share} in 100 are right.`;
+}
+
+function titled(text) {
+  const title = el("h1", "", text);
+  title.id = "verdict-title";
+  return title;
+}
+
+function strip(shares) {
+  const parts = shares.filter(([, share]) => share > 0.0005).map(([name, share]) => {
+    const part = el("span", name);
+    part.style.flexGrow = share;
+    return part;
+  });
+  const all = el("div", "strip", ...parts);
+  all.setAttribute("aria-hidden", "true");
+  return all;
+}
+
+function announce(text) {
+  $("status").textContent = text;
+}
+
+function showLabels(answer) {
+  if (!answer.labels) {
+    $("labels").replaceChildren(el("li", "", "No label distribution without a calibration."));
+    return;
+  }
+  const row = (name, p, className = "", fill = "") =>
+    el("li", className, el("div", "name", el("b", "", name), el("span", "value", percent(p))), bar(p, fill));
+  const shown = answer.labels.slice(0, SHOWN_LABELS).map((entry) => [entry.probability, row(nameOf(entry), entry.probability)]);
+  shown.push([answer.no_match, row("no match", answer.no_match, "no", "stripes")]);
+  shown.sort(([p], [q]) => q - p);
+  const rest = answer.labels.slice(SHOWN_LABELS);
+  const left = rest.reduce((sum, entry) => sum + entry.probability, 0);
+  const more = rest.length ? [row(`${rest.length} more label${rest.length === 1 ? "" : "s"}`, left, "more")] : [];
+  $("labels").replaceChildren(...shown.map(([, item]) => item), ...more);
+}
+
+function showSet(answer) {
+  const members = answer.prediction_set;
+  $("set").hidden = !members;
+  if (!members) return;
+  const tags = members.map((entry) => el("li", "tag", nameOf(entry)));
+  if (answer.set_has_no_match) tags.push(el("li", "tag no", "no match"));
+  const covered = percent(answer.coverage);
+  const sentence = tags.length
+    ? `The truth is among these for ${covered} of questions like those it was calibrated on:`
+    : `At ${covered} coverage it abstains: no label is likely enough.`;
+  $("set").replaceChildren(sentence, el("ul", "", ...tags));
+}
+
+function showHits(answer) {
+  if (!answer.hits.length) {
+    $("hits").replaceChildren(el("li", "", "The gallery is empty."));
+    return;
+  }
+  $("hits").replaceChildren(...answer.hits.map((hit) => {
+    const sure = hit.probability === null ? null
+      : el("div", "row", bar(hit.probability), el("output", "", percent(hit.probability)));
+    const cosine = el("span", "cosine", `cosine ${hit.score.toFixed(3)}`);
+    cosine.title = "Similarity of the vectors, from -1 to 1. It orders the items; it is not a probability.";
+    const label = hit.label === null ? el("span", "tag no", "no label") : el("span", "tag", hit.label);
+    return el("li", "", el("div", "text", hit.text ?? hit.id), sure, el("div", "meta", label, cosine));
+  }));
+}
+
+// ---- the page itself
+
+const read = async (path) => {
+  const reply = await fetch(path).catch(() => null);
+  return reply?.ok ? reply.json() : null;
+};
+
+async function showCollection() {
+  const [served, calibration] = await Promise.all([read("/v1/collection"), read("/v1/calibration")]);
+  if (!served) return;
+  limitCoverage(calibration?.max_coverage ?? 0);
+  $("served").textContent = `${served.name} · ${served.items.toLocaleString("en")} items`;
+  document.title = `${served.name} · surematch`;
+  for (const text of served.examples) {
+    const chip = el("button", "", text);
+    chip.type = "button";
+    chip.addEventListener("click", () => { $("text").value = text; search(); });
+    $("examples").append(chip);
+  }
+  $("examples").hidden = served.examples.length === 0;
+}
+
+/** Only what the calibration can promise may be chosen; few calibration queries support no high coverage. */
+function limitCoverage(most) {
+  const options = [...$("coverage").options];
+  for (const option of options) option.disabled = Number(option.value) > most;
+  if ($("coverage").selectedOptions[0].disabled) $("coverage").value = options.findLast((option) => !option.disabled).value;
+}
+
+$("form").addEventListener("submit", (event) => { event.preventDefault(); search(); });
+for (const id of ["map", "coverage", "k"]) $(id).addEventListener("change", search);
+addEventListener("keydown", (event) => {
+  const typing = event.target.closest?.("input, select, textarea");
+  if (event.key === "/" && !typing) { event.preventDefault(); $("text").focus(); $("text").select(); }
+});
+
+function fromAddress() {
+  const asked = new URLSearchParams(location.hash.slice(1)).get("q");
+  if (asked) { $("text").value = asked; search(); }
+}
+addEventListener("hashchange", fromAddress);
+showCollection().finally(fromAddress);

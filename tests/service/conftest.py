@@ -1,0 +1,86 @@
+"""A small real collection, and a real server on it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+
+from tests.service.gallery import build
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Server:
+    """A `surematch serve` process."""
+
+    url: str
+    process: subprocess.Popen[str]
+
+    @property
+    def address(self) -> tuple[str, int]:
+        parts = urlsplit(self.url)
+        assert parts.hostname
+        assert parts.port
+        return parts.hostname, parts.port
+
+
+@contextlib.contextmanager
+def serving(collection: Path, *flags: str) -> Iterator[Server]:
+    """`surematch serve` on a free port, from its announcement to its end."""
+    command = [sys.executable, "-c", "import sys; from service.cli import serve; sys.exit(serve(sys.argv[1:]))"]
+    process = subprocess.Popen(
+        [*command, str(collection), "--port", "0", *flags],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout
+    try:
+        said = ""
+        while not (found := re.search(r"http://[^ ]+/(?=  )", said)):
+            line = process.stdout.readline()
+            said += line
+            assert line, f"the server ended before it answered:\n{said}"
+        yield Server(found[0].rstrip("/"), process)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)
+        process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("gallery"), calibrated=True)
+
+
+@pytest.fixture(scope="session")
+def uncalibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("uncalibrated"), calibrated=False)
+
+
+@pytest.fixture(scope="session")
+def server(collection: Path) -> Iterator[Server]:
+    with serving(
+        collection, "--max-body-bytes", "1000000", "--max-queries", "50", "--max-text-chars", "2000"
+    ) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def api(server: Server) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=server.url, timeout=30) as client:
+        yield client

@@ -1,0 +1,168 @@
+"""The application as Python: what importing it loads, its queue bound, and its OpenAPI document."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+
+from index.errors import CollectionError
+from service.app import create_app
+from service.problems import KINDS, Problem
+from service.schemas import SearchRequest, TextQuery
+from service.searcher import Searcher
+from service.serving import Serving
+from service.settings import ServeSettings
+from tests.service.conftest import ROOT
+
+
+def settings(collection: Path, **more: Any) -> ServeSettings:
+    return ServeSettings(collection=collection, **more)
+
+
+def test_importing_the_service_loads_no_trainer() -> None:
+    code = "import sys, service.app, service.cli; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    modules = set(loaded.stdout.split())
+    assert modules & {"torch", "sentence_transformers", "transformers", "training", "datasets", "wordllama"} == set()
+
+
+def test_serving_a_static_encoder_loads_no_torch(collection: Path) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+from service.serving import Serving
+from service.settings import ServeSettings
+Serving.open(ServeSettings(collection=Path({str(collection)!r}))).close()
+print(*sys.modules)
+"""
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "torch" not in loaded.stdout.split()
+
+
+def test_a_collection_that_cannot_be_opened_stops_the_start(tmp_path: Path) -> None:
+    app = create_app(settings(tmp_path / "nothing"))
+
+    async def start() -> None:
+        async with app.router.lifespan_context(app):
+            pytest.fail("the service started without a collection")
+
+    with pytest.raises(CollectionError, match="nothing"):
+        asyncio.run(start())
+
+
+def call(app: FastAPI, *requests: tuple[str, str], start: bool = True) -> list[httpx2.Response]:
+    """Requests inside the application's lifespan (or before it), without a socket."""
+
+    async def run() -> list[httpx2.Response]:
+        transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            if not start:
+                return [await client.request(*request) for request in requests]
+            async with app.router.lifespan_context(app):
+                return [await client.request(*request) for request in requests]
+
+    return asyncio.run(run())
+
+
+def test_before_the_collection_is_open_it_is_alive_and_not_ready(collection: Path) -> None:
+    asked = [("GET", path) for path in ("/healthz", "/readyz", "/v1/search?text=a", "/v1/collection")]
+    replies = call(create_app(settings(collection)), *asked, start=False)
+    assert [reply.status_code for reply in replies] == [200, 503, 503, 503]
+    assert replies[1].json()["type"] == "/problems/not-ready"
+    assert replies[1].headers["retry-after"]
+
+
+def test_after_the_start_it_is_ready(collection: Path) -> None:
+    (reply,) = call(create_app(settings(collection)), ("GET", "/readyz"))
+    assert reply.json()["status"] == "ready"
+
+
+def test_a_fault_of_ours_is_a_500_that_tells_nothing(collection: Path) -> None:
+    app = create_app(settings(collection))
+
+    @app.get("/broken")
+    def broken() -> None:
+        raise RuntimeError("secret-of-the-inside")
+
+    (reply,) = call(app, ("GET", "/broken"))
+    assert reply.status_code == 500
+    assert reply.headers["content-type"] == "application/problem+json"
+    assert reply.json()["type"] == "/problems/internal"
+    assert "secret" not in reply.text
+
+
+def test_every_problem_type_has_its_page(collection: Path) -> None:
+    replies = call(create_app(settings(collection)), *(("GET", f"/problems/{slug}") for slug in KINDS))
+    assert [reply.json()["type"] for reply in replies] == [f"/problems/{slug}" for slug in KINDS]
+
+
+def test_examples_given_are_the_examples_shown(collection: Path) -> None:
+    app = create_app(settings(collection, examples=["is it warm", "sing"]))
+    (reply,) = call(app, ("GET", "/v1/collection"))
+    assert reply.json()["examples"] == ["is it warm", "sing"]
+
+
+def test_names_of_a_proxy_can_be_allowed_and_public_takes_any(collection: Path) -> None:
+    asked = ("GET", "http://search.example/healthz")
+    assert call(create_app(settings(collection)), asked)[0].status_code == 421
+    assert call(create_app(settings(collection, allowed_hosts=["search.example"])), asked)[0].status_code == 200
+    assert call(create_app(settings(collection, public=True)), asked)[0].status_code == 200
+
+
+def test_the_queue_is_bounded_and_recovers(collection: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    serving = Serving.open(settings(collection))
+    searcher = Searcher(serving.collection, threads=2, max_pending=3)
+    release = threading.Event()
+    real = Searcher._vectors
+
+    def slow(self: Searcher, request: SearchRequest) -> Any:
+        assert release.wait(30)
+        return real(self, request)
+
+    monkeypatch.setattr(Searcher, "_vectors", slow)
+    request = SearchRequest(queries=[TextQuery(text="turn on the kitchen light")])
+
+    async def run() -> None:
+        waiting = [asyncio.create_task(searcher.search(request)) for _ in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(Problem) as refused:
+            await searcher.search(request)
+        assert refused.value.slug == "busy"
+        assert refused.value.headers == {"Retry-After": "1"}
+        release.set()
+        assert len(await asyncio.gather(*waiting)) == 3
+        answers, _ = await searcher.search(request)
+        assert answers[0].hits
+
+    try:
+        asyncio.run(run())
+    finally:
+        searcher.close()
+        serving.close()
+
+
+def test_the_openapi_document_states_the_limits_and_every_reference_resolves(collection: Path) -> None:
+    document = create_app(settings(collection, max_k=77, max_queries=5, max_text_chars=99)).openapi()
+    schemas = document["components"]["schemas"]
+    assert schemas["SearchRequest"]["properties"]["k"]["maximum"] == 77
+    assert schemas["SearchRequest"]["properties"]["queries"]["maxItems"] == 5
+    assert schemas["TextQuery"]["properties"]["text"]["maxLength"] == 99
+
+    def references(node: Any) -> list[str]:
+        if isinstance(node, dict):
+            own = [node["$ref"]] if isinstance(node.get("$ref"), str) else []
+            return own + [ref for value in node.values() for ref in references(value)]
+        return [ref for value in node for ref in references(value)] if isinstance(node, list) else []
+
+    found = references(document)
+    assert found
+    assert {ref.removeprefix("#/components/schemas/") for ref in found} <= set(schemas)
+    assert all("422" not in path for path in document["paths"])

@@ -1,0 +1,185 @@
+"""The command: help, verbs, and one paragraph for whatever goes wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from index.errors import DataError
+from service import cli
+from tests.service.conftest import ROOT, Server, serving
+
+
+def run(*words: str, code: str = "from service.cli import main; main") -> subprocess.CompletedProcess[str]:
+    script = f"import sys; {code.rpartition(';')[0]}; sys.exit({code.rpartition(';')[2].strip()}(sys.argv[1:]))"
+    return subprocess.run(
+        [sys.executable, "-c", script, *words],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture
+def verbs(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Replaces the installed verbs by entry points of this module."""
+
+    def install(**functions: str) -> None:
+        entries = [
+            EntryPoint(name, f"{__name__}:{function}", "surematch.verbs") for name, function in functions.items()
+        ]
+        monkeypatch.setattr(cli, "entry_points", lambda group: entries)
+
+    return install
+
+
+def wrong_data(words: list[str]) -> int:
+    raise DataError("rows.csv, row 3: the text is empty. Fill it or remove the row.")
+
+
+def interrupted(words: list[str]) -> int:
+    raise KeyboardInterrupt
+
+
+def without_torch(words: list[str]) -> int:
+    raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+
+def without_ours(words: list[str]) -> int:
+    raise ModuleNotFoundError("No module named 'oops'", name="oops")
+
+
+def three(words: list[str]) -> int:
+    return 3
+
+
+def test_help_lists_the_verbs_in_the_order_of_the_work(
+    verbs: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    verbs(serve="three", extra="three", train="three")
+    assert cli.main([]) == 0
+    shown = capsys.readouterr().out
+    assert shown.index("  train") < shown.index("  serve") < shown.index("  extra")
+    assert cli.main(["--help"]) == 0
+    assert capsys.readouterr().out == shown
+
+
+def test_help_loads_no_verb(verbs: Callable[..., None]) -> None:
+    verbs(train="there_is_no_such_function")
+    assert cli.main(["--help"]) == 0
+
+
+def test_an_unknown_verb_gets_a_suggestion(verbs: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    verbs(evaluate="three", search="three")
+    assert cli.main(["serach"]) == 2
+    assert "Did you mean 'search'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("function", "code", "says"),
+    [
+        ("three", 3, ""),
+        ("wrong_data", 2, "surematch verb: rows.csv, row 3"),
+        ("interrupted", 130, ""),
+        ("without_torch", 2, "surematch[transformers]"),
+    ],
+)
+def test_what_goes_wrong_is_one_paragraph(
+    verbs: Callable[..., None], capsys: pytest.CaptureFixture[str], function: str, code: int, says: str
+) -> None:
+    verbs(verb=function)
+    assert cli.main(["verb"]) == code
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == (1 if says else 0)
+
+
+def test_a_fault_of_ours_keeps_its_traceback(verbs: Callable[..., None]) -> None:
+    verbs(verb="without_ours")
+    with pytest.raises(ModuleNotFoundError):
+        cli.main(["verb"])
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    code = (
+        "import sys; from importlib.metadata import EntryPoint; from service import cli; "
+        "cli.entry_points = lambda group: [EntryPoint('verb', 'tests.service.test_cli:talk', group)]; "
+        "sys.exit(cli.main(['verb']))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout
+    assert process.stderr
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.wait(60) == 141
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
+def talk(words: list[str]) -> int:
+    for _ in range(100_000):
+        sys.stdout.write("a line of output\n")
+    return 0
+
+
+SERVE = "from service.cli import serve, main; from importlib.metadata import EntryPoint; from service import cli; \
+cli.entry_points = lambda group: [EntryPoint('serve', 'service.cli:serve', group)]; main"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["nowhere"], "nowhere"),
+        (["nowhere", "--port", "70000"], "--port"),
+        (["nowhere", "--port", "soon"], "--port"),
+        (["nowhere", "--host", "0.0.0.0"], "--public"),
+        (["nowhere", "--host", "192.0.2.1", "--public"], "192.0.2.1"),
+        (["nowhere", "--colour", "red"], "colour"),
+        ([], "COLLECTION"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_serve_refuses_in_one_paragraph(words: list[str], says: str) -> None:
+    done = run("serve", *words, code=SERVE)
+    assert done.returncode == 2, done
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_taken_port_is_said_before_anything_is_loaded(collection: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = run("serve", str(collection), "--port", str(taken.getsockname()[1]), code=SERVE)
+    assert done.returncode == 2
+    assert "--port" in done.stderr
+
+
+def test_serve_help_shows_every_setting_with_its_default() -> None:
+    done = run("serve", "--help", code=SERVE)
+    assert done.returncode == 0
+    for flag in ("--host", "--port", "--public", "--max-body-bytes", "--max-k", "127.0.0.1", "8000"):
+        assert flag in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_requested_stop_exits_with_zero(collection: Path, number: signal.Signals) -> None:
+    with serving(collection) as server:
+        server.process.send_signal(number)
+        assert server.process.wait(30) == 0
+
+
+def test_the_server_listens_on_loopback_only(server: Server) -> None:
+    assert server.address[0] == "127.0.0.1"

@@ -1,0 +1,178 @@
+"""The web page in a real browser: what it shows, that data never runs as script, and that keyboard and phone work."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.service.conftest import Server, serving
+from tests.service.gallery import KNOWN, UNKNOWN, XSS_LABEL, XSS_TEXT
+
+PHONE = {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium on this machine: the page was not tested")
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        launched = playwright.chromium.launch(executable_path=chromium, args=arguments)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def page(browser: Browser, server: Server) -> Iterator[Page]:
+    """The open page; fails the test for anything on the console, a request elsewhere, or a fault."""
+    context = browser.new_context(base_url=server.url)
+    page = context.new_page()
+    faults: list[str] = []
+    page.on("console", lambda message: faults.append(message.text))
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("request", lambda request: faults.append(request.url) if not request.url.startswith(server.url) else None)
+    page.goto("/")
+    yield page
+    context.close()
+    # the browser itself reports every answer of 422 on the console
+    assert [fault for fault in faults if "status of 422" not in fault] == []
+
+
+def ask(page: Page, text: str) -> None:
+    page.fill("#text", text)
+    with page.expect_response("**/v1/search"):
+        page.press("#text", "Enter")
+
+
+def test_a_question_with_an_answer(page: Page) -> None:
+    text, label = KNOWN[0]
+    ask(page, text)
+    expect(page.locator("#verdict .kind")).to_have_text("Match")
+    expect(page.locator("#verdict h1")).to_have_text(label)
+    expect(page.locator("#verdict .percent")).to_have_text(re.compile(r"^[\d.> ]+ %$"))
+    expect(page.locator("#hits > li")).to_have_count(10)
+    expect(page.locator("#hits .cosine").first).to_have_text(re.compile(r"^cosine -?[01]\.\d{3}$"))
+    expect(page.locator("#labels .no .name")).to_contain_text("no match")
+    expect(page.locator("#set")).to_contain_text(label)
+    expect(page.locator("#status")).to_have_text(re.compile(r"^Match: "))
+    best, worst = (page.locator("#hits .track span").nth(n).bounding_box() for n in (0, 9))
+    assert best
+    assert worst
+    assert best["width"] > worst["width"]
+
+
+def test_a_question_nothing_fits(page: Page) -> None:
+    ask(page, UNKNOWN[0])
+    expect(page.locator("#verdict .kind")).to_have_text("No match")
+    expect(page.locator("#labels > li").first).to_contain_text("no match")
+
+
+def test_what_is_in_the_gallery_is_text_and_never_runs(page: Page) -> None:
+    ask(page, XSS_TEXT)
+    expect(page.locator("#hits .text").first).to_have_text(XSS_TEXT)
+    expect(page.locator("#hits .tag").first).to_have_text(XSS_LABEL)
+    page.goto("/#q=" + "%3Cimg%20src%3Dx%20onerror%3Dwindow.stolen%3D1%3E%20kitchen")
+    expect(page.locator("#hits > li")).to_have_count(10)
+    assert page.evaluate("window.stolen") is None
+    assert page.locator("main img, main script").count() == 0
+
+
+def test_scripts_from_elsewhere_or_inline_are_forbidden(page: Page) -> None:
+    policy = (page.request.get("/")).headers["content-security-policy"]
+    assert "unsafe" not in policy
+    assert "default-src 'none'" in policy
+    assert page.request.get("/v1/collection").headers["x-content-type-options"] == "nosniff"
+
+
+def test_maps_and_coverage_ask_again(page: Page) -> None:
+    ask(page, KNOWN[0][0])
+    for control, value in (("#map", "sparsemax"), ("#coverage", ""), ("#k", "5")):
+        with page.expect_request("**/v1/search") as sent:
+            page.select_option(control, value)
+    assert sent.value.post_data_json == {"queries": [{"text": KNOWN[0][0]}], "k": 5, "map": "sparsemax"}
+    expect(page.locator("#set")).to_be_hidden()
+    expect(page.locator("#hits > li")).to_have_count(5)
+
+
+def test_the_keyboard_is_enough(page: Page) -> None:
+    page.locator("nav a").first.focus()
+    page.keyboard.press("/")
+    expect(page.locator("#text")).to_be_focused()
+    page.keyboard.type(KNOWN[0][0])
+    page.keyboard.press("Enter")
+    expect(page.locator("#verdict h1")).to_have_text(KNOWN[0][1])
+
+
+def test_an_example_is_one_click(page: Page) -> None:
+    example = page.locator("#examples button").first
+    text = example.inner_text()
+    example.click()
+    expect(page.locator("#text")).to_have_value(text)
+    expect(page.locator("#hits .text").first).to_have_text(text)
+
+
+def test_a_link_to_an_answer_works(page: Page) -> None:
+    ask(page, KNOWN[1][0])
+    page.goto("about:blank")
+    page.go_back()
+    expect(page.locator("#verdict h1")).to_have_text(KNOWN[1][1])
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_nothing_overflows_on_a_phone(page: Page, theme: str) -> None:
+    page.set_viewport_size(PHONE)  # type: ignore[arg-type]
+    page.emulate_media(color_scheme=theme)  # type: ignore[arg-type]
+    for text in (KNOWN[0][0], UNKNOWN[0], "kitchen" * 60 + " kitchen"):
+        ask(page, text)
+        expect(page.locator("#answer")).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+def test_dark_and_light(page: Page) -> None:
+    def paper() -> str:
+        return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+    before = paper()
+    page.click("#theme")
+    assert paper() != before
+    page.reload()
+    assert paper() != before
+
+
+def test_a_refusal_is_shown(page: Page) -> None:
+    ask(page, "kitchen " * 300)  # longer than --max-text-chars
+    expect(page.get_by_role("alert")).to_contain_text("/queries/0/text")
+    expect(page.locator("#answer")).to_be_hidden()
+
+
+def test_the_api_documentation_needs_nothing_from_elsewhere(browser: Browser, server: Server) -> None:
+    page = browser.new_page()
+    faults: list[str] = []
+    page.on("console", lambda message: faults.append(message.text))
+    page.on(
+        "request",
+        lambda request: faults.append(request.url) if not request.url.startswith((server.url, "data:")) else None,
+    )
+    page.goto(server.url + "/docs")
+    page.locator("#operations-search-post_search_v1_search_post").get_by_role("button").first.click()
+    page.get_by_role("button", name="Execute").click()
+    expect(page.locator(".live-responses-table td.response-col_status").nth(1)).to_contain_text("200")
+    page.close()
+    assert faults == []
+
+
+def test_the_page_says_when_nothing_is_calibrated(browser: Browser, uncalibrated: Path) -> None:
+    with serving(uncalibrated) as server:
+        page = browser.new_page()
+        page.goto(server.url)
+        ask(page, KNOWN[0][0])
+        expect(page.locator("#banner")).to_contain_text("not calibrated")
+        expect(page.locator("#hits > li").first).to_contain_text("cosine")
+        assert "%" not in page.locator("#answer").inner_text()
+        page.close()
