@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from index import metrics
-from index.calibration import ConditionalLogit, fit
+from index.calibrators import CALIBRATORS, Calibrator, Fit, calibrator_from_json
 from index.conformal import nonconformity, threshold
 from index.errors import CalibrationError
 from index.evidence import SHARPNESS, TOP_K, Floats, Ints
@@ -20,6 +20,7 @@ from index.examples import Examples, select
 from index.outcome import ALPHAS, NAMED, column, distribution, fit_temperature, table
 
 FOLDS = 5
+DEFAULT = "conditional-logit"
 _FOR_TEMPERATURE = 1500
 """Examples a map's temperature is fitted on: one number needs no more."""
 
@@ -28,7 +29,7 @@ _FOR_TEMPERATURE = 1500
 class Calibration:
     """Everything a collection needs to speak in probabilities, and what it rests on."""
 
-    calibrator: ConditionalLogit
+    calibrator: Calibrator
     temperatures: dict[str, float]
     conformal_scores: Floats
     conformal_weights: Floats
@@ -77,7 +78,7 @@ class Calibration:
                 raise CalibrationError("The calibration was stored by another version. Build the index again.")
             scores = [np.inf if score is None else float(score) for score in value["conformal"]["scores"]]
             return cls(
-                ConditionalLogit.from_json(value["calibrator"]),
+                calibrator_from_json(value["calibrator"]),
                 {str(name): float(temperature) for name, temperature in value["temperatures"].items()},
                 np.array(scores),
                 np.array(value["conformal"]["weights"], np.float64),
@@ -92,10 +93,19 @@ class Calibration:
             ) from error
 
 
-def calibrate(made: Examples, *, items: int, labels: int, warnings: list[str], seed: int = 0) -> Calibration:
-    """Fits and measures. Raises `CalibrationError` when the examples cannot support it."""
+def calibrate(
+    made: Examples,
+    *,
+    items: int,
+    labels: int,
+    warnings: list[str],
+    calibrator: str = DEFAULT,
+    seed: int = 0,
+) -> Calibration:
+    """Fits the calibrator of this name and measures it. Raises `CalibrationError` when it cannot."""
+    fit = CALIBRATORS[calibrator]
     served = fit(made.evidence, made.target, made.weight)
-    held_out, truth = _cross_fitted(made, seed)
+    held_out, truth = _cross_fitted(made, fit, seed)
     temperatures = _temperatures(held_out, truth, made.weight, seed)
     scores = np.array([nonconformity(row[np.isfinite(row)])[at] for row, at in zip(held_out, truth, strict=True)])
     # a known query whose label is no candidate is in no set, however large
@@ -112,7 +122,7 @@ def calibrate(made: Examples, *, items: int, labels: int, warnings: list[str], s
     )
 
 
-def _cross_fitted(made: Examples, seed: int) -> tuple[Floats, Ints]:
+def _cross_fitted(made: Examples, fit: Fit, seed: int) -> tuple[Floats, Ints]:
     """Held-out logits as a `table` and the true columns; a query's twins are always in one fold."""
     groups, group = np.unique(made.group, return_inverse=True)
     fold = np.random.default_rng(seed).permutation(np.arange(len(groups)) % FOLDS)[group]

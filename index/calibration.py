@@ -84,9 +84,9 @@ def fit(evidence: Evidence, target: Ints, weight: NDArray[np.float64] | None = N
     prior_sd = np.array([2.0] * j + [6.0, 2.0])
 
     def loss(theta: Floats) -> tuple[float, Floats]:
-        nll, gradient = _nll(theta, x, phi, evidence, target, weight)
+        value, gradient = nll(theta, x, phi, evidence, target, weight)
         off = (theta - prior_mean) / prior_sd
-        return nll + 0.5 * float(off @ off), gradient + off / prior_sd
+        return value + 0.5 * float(off @ off), gradient + off / prior_sd
 
     bounds = [(0.0, None)] * j + [(None, None)] * 2
     found = minimize(loss, prior_mean, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500})
@@ -100,7 +100,7 @@ def _scaled(evidence: Evidence, feature_mean: Floats, background_mean: float) ->
     return (evidence.features - feature_mean) / UNIT, (evidence.background - background_mean) / UNIT
 
 
-def _nll(
+def nll(
     theta: Floats, x: Floats, phi: Floats, evidence: Evidence, target: Ints, weight: Floats
 ) -> tuple[float, Floats]:
     """Weighted negative log likelihood and its gradient: sum_i weight_i (lse_i - g_target)."""
@@ -112,17 +112,22 @@ def _nll(
     z = np.add.reduceat(e, starts) + e0
     known = target >= 0
     of_target = np.where(known, g[target], g0)
-    nll = float(weight @ (top + np.log(z) - of_target))
+    value = float(weight @ (top + np.log(z) - of_target))
     residual = e / z[query] * weight[query]
     residual[target[known]] -= weight[known]
     residual0 = (e0 / z - ~known) * weight
-    return nll, np.concatenate([residual @ x, [residual0.sum(), residual0 @ phi]])
+    return value, np.concatenate([residual @ x, [residual0.sum(), residual0 @ phi]])
+
+
+def check_finite(evidence: Evidence) -> None:
+    """Raises `CalibrationError` for evidence no calibrator can be fitted to."""
+    if not (np.isfinite(evidence.features).all() and np.isfinite(evidence.background).all()):
+        raise CalibrationError("Calibration queries have scores that are not finite. Encode them again.")
 
 
 def _check(evidence: Evidence, target: Ints, weight: Floats) -> None:
     n = len(evidence)
-    if not (np.isfinite(evidence.features).all() and np.isfinite(evidence.background).all()):
-        raise CalibrationError("Calibration queries have scores that are not finite. Encode them again.")
+    check_finite(evidence)
     if n < MIN_QUERIES:
         raise CalibrationError(
             f"{n} calibration queries; at least {MIN_QUERIES} are needed for probabilities that mean something. Give "

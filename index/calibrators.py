@@ -1,0 +1,193 @@
+"""Calibrators by name. The default is the conditional logit; the others are what users of the field expect to find.
+
+Each turns evidence into logits of the candidates and of no match, so that everything after it (maps, sets, report) is
+the same. The ones on the best cosine alone say how sure the top hit's label is and give the rest to "no match": they
+tell no second label from a third, but Platt's two numbers can be fitted to a few queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression, minimize
+
+from index import calibration
+from index.calibration import ConditionalLogit
+from index.errors import CalibrationError
+from index.evidence import Evidence, Floats, Ints
+
+_POOLED = 2
+"""The feature the temperature softmax works on: evidence pooled at the sharper of the two."""
+_EDGE = 1e-4
+"""Step functions reach 0 and 1; a finite sample does not prove either."""
+
+
+class Calibrator(Protocol):
+    """Fitted numbers that turn evidence into logits."""
+
+    def logits(self, evidence: Evidence) -> tuple[Floats, Floats]:
+        """Logits of the candidates (m,) and of no match (n,); -inf for a candidate it cannot speak of."""
+        ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Temperature:
+    """Softmax over pooled evidence at one temperature, with a constant logit for no match."""
+
+    scale: float
+    no_match: float
+
+    def logits(self, evidence: Evidence) -> tuple[Floats, Floats]:
+        return self.scale * evidence.features[:, _POOLED], np.full(len(evidence), self.no_match)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "temperature", **asdict(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class BestCosine:
+    """P(top label is right) = a monotone function of the best cosine: a sigmoid, or steps.
+
+    Sigmoid: `slope` and `intercept`. Steps: `levels[i]` holds for cosines in [edges[i], edges[i + 1]), interpolated
+    between nothing.
+    """
+
+    kind: str
+    slope: float = 0.0
+    intercept: float = 0.0
+    edges: tuple[float, ...] = ()
+    levels: tuple[float, ...] = ()
+
+    def logits(self, evidence: Evidence) -> tuple[Floats, Floats]:
+        top = evidence.starts[:-1]
+        best = evidence.features[top, 0]
+        g = np.full(len(evidence.codes), -np.inf)
+        if self.kind == "platt":
+            g[top] = self.intercept + self.slope * best
+        else:
+            at = np.clip(np.searchsorted(np.array(self.edges), best, side="right") - 1, 0, len(self.levels) - 1)
+            p = np.clip(np.array(self.levels)[at], _EDGE, 1 - _EDGE)
+            g[top] = np.log(p) - np.log1p(-p)
+        return g, np.zeros(len(evidence))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def fit_temperature_softmax(evidence: Evidence, target: Ints, weight: Floats) -> Temperature:
+    """Maximum likelihood over the two numbers, by the same loss as the conditional logit's."""
+    x = evidence.features[:, _POOLED, None]
+    flat = np.zeros(len(evidence))
+
+    def loss(theta: Floats) -> tuple[float, Floats]:
+        nll, gradient = calibration.nll(np.append(theta, 0.0), x, flat, evidence, target, weight)
+        return nll + 1e-3 * float(theta @ theta), gradient[:2] + 2e-3 * theta
+
+    found = minimize(loss, np.array([20.0, 15.0]), jac=True, method="L-BFGS-B", bounds=[(0, None), (None, None)])
+    return Temperature(float(found.x[0]), float(found.x[1]))
+
+
+def fit_platt(evidence: Evidence, target: Ints, weight: Floats) -> BestCosine:
+    """Logistic regression on the best cosine, with Platt's (1999) smoothed targets so that it stays finite."""
+    best, right = _best(evidence, target)
+    yes, no = weight[right].sum(), weight[~right].sum()
+    soft = np.where(right, (yes + 1) / (yes + 2), 1 / (no + 2))
+    centre = float(np.average(best, weights=weight))
+    x = (best - centre) / calibration.UNIT
+
+    def loss(theta: Floats) -> tuple[float, Floats]:
+        z = theta[0] + theta[1] * x
+        residual = weight * (1 / (1 + np.exp(-z)) - soft)
+        value = float(weight @ (np.logaddexp(0, z) - soft * z))
+        return value, np.array([residual.sum(), residual @ x])
+
+    found = minimize(loss, np.array([0.0, 1.0]), jac=True, method="L-BFGS-B", bounds=[(None, None), (0, None)])
+    slope = float(found.x[1]) / calibration.UNIT
+    return BestCosine("platt", slope=slope, intercept=float(found.x[0]) - slope * centre)
+
+
+def fit_isotonic(evidence: Evidence, target: Ints, weight: Floats) -> BestCosine:
+    """Isotonic regression of "right" on the best cosine (pool adjacent violators, scipy's)."""
+    best, right = _best(evidence, target)
+    edges, at = np.unique(best, return_inverse=True)
+    mass = np.bincount(at, weight)
+    levels = isotonic_regression(np.bincount(at, weight * right) / mass, weights=mass).x
+    kept = np.flatnonzero(np.diff(levels, prepend=np.nan) != 0)
+    return BestCosine("isotonic", edges=tuple(map(float, edges[kept])), levels=tuple(map(float, levels[kept])))
+
+
+def fit_venn_abers(evidence: Evidence, target: Ints, weight: Floats) -> BestCosine:
+    """Inductive Venn-Abers (Vovk et al. 2015) on the best cosine, from the package venn-abers; p = p1 / (1 - p0 + p1).
+
+    The package knows no weights, so examples are drawn in proportion to theirs, with a fixed seed.
+    """
+    try:
+        from venn_abers import VennAbers
+    except ImportError as error:
+        raise CalibrationError(
+            "The calibrator venn-abers needs the package venn-abers. Install it with: pip install "
+            "'surematch[calibrators]', or choose another --calibrator."
+        ) from error
+    best, right = _best(evidence, target)
+    keep = np.random.default_rng(0).random(len(best)) < weight / weight.max()
+    scores = (np.clip(best, -1, 1) + 1) / 2
+    fitted = VennAbers()
+    fitted.fit(np.column_stack([1 - scores, scores])[keep], right[keep].astype(float))
+    seen = np.unique(scores[keep])
+    between = np.concatenate([seen, (seen[1:] + seen[:-1]) / 2])
+    at = np.sort(np.concatenate([[0.0], between]))
+    p = np.asarray(fitted.predict_proba(np.column_stack([1 - at, at]))[0])[:, 1]
+    # between two seen scores the answer is constant, at a seen score it may differ: both are steps of their own
+    steps = np.flatnonzero(np.diff(p, prepend=np.nan) != 0)
+    return BestCosine("venn-abers", edges=tuple(map(float, 2 * at[steps] - 1)), levels=tuple(map(float, p[steps])))
+
+
+def _best(evidence: Evidence, target: Ints) -> tuple[Floats, NDArray[np.bool_]]:
+    calibration.check_finite(evidence)
+    top = evidence.starts[:-1]
+    right = target == top
+    if right.all() or not right.any():
+        raise CalibrationError(
+            f"The top hit is {'always' if right.all() else 'never'} right on the calibration queries, so nothing can "
+            "be learned about when it is. Give harder queries, and unknown ones with --unknown FILE."
+        )
+    return evidence.features[top, 0], right
+
+
+Fit = Callable[[Evidence, Ints, Floats], Calibrator]
+CALIBRATORS: dict[str, Fit] = {
+    "conditional-logit": calibration.fit,
+    "temperature": fit_temperature_softmax,
+    "platt": fit_platt,
+    "isotonic": fit_isotonic,
+    "venn-abers": fit_venn_abers,
+}
+
+
+def calibrator_from_json(value: dict[str, Any]) -> Calibrator:
+    """Raises `CalibrationError` when the record is incomplete, not finite, or of an unknown kind."""
+    kind = value.get("kind")
+    if kind == "conditional-logit":
+        return ConditionalLogit.from_json(value)
+    try:
+        if kind == "temperature":
+            return _finite(Temperature(float(value["scale"]), float(value["no_match"])))
+        if kind in CALIBRATORS:
+            steps = {name: tuple(float(x) for x in value[name]) for name in ("edges", "levels")}
+            return _finite(BestCosine(str(kind), float(value["slope"]), float(value["intercept"]), **steps))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CalibrationError(f"The stored calibrator cannot be read ({error}). Build the index again.") from error
+    raise CalibrationError(f"The stored calibrator is of an unknown kind {kind!r}. Build the index again.")
+
+
+def _finite(found: Temperature | BestCosine) -> Calibrator:
+    numbers = np.hstack([np.atleast_1d(x) for x in asdict(found).values() if not isinstance(x, str)])
+    if not np.isfinite(numbers.astype(np.float64)).all():
+        raise CalibrationError("The stored calibrator holds NaN or infinity. Build the index again.")
+    return found
