@@ -107,12 +107,13 @@ function showVerdict(answer) {
   const matched = decision.label !== null || decision.id !== null;
   const sure = percent(decision.probability);
   verdict.className = matched ? "verdict" : "verdict none";
-  const why = `${matched ? "" : "Nothing in the gallery fits. "}${promise(decision.probability, matched)}`;
+  const likely = decision.probability >= 0.5;
+  const nothing = decision.probability >= 0.8 ? "Nothing here matches" : "Probably nothing here";
   const best = labels.length ? labels[0].probability : 0;
   verdict.replaceChildren(
-    el("p", "kind", matched ? "Match" : "No match"),
-    el("div", "line", titled(matched ? nameOf(decision) : "Nothing here matches"), el("span", "percent", sure)),
-    el("p", "why", why),
+    el("p", "kind", matched ? (likely ? "Match" : "Best guess") : "No match"),
+    el("div", "line", titled(matched ? nameOf(decision) : nothing), el("span", "percent", sure)),
+    el("p", "why", promise(decision.probability, matched)),
     strip([["best", best], ["rest", 1 - none - best], ["no", none]]),
     el("p", "key", el("span", "", `best label ${percent(best)}`), el("span", "", `other labels ${percent(Math.max(0, 1 - none - best))}`), el("span", "", `no match ${percent(none)}`)),
   );
@@ -149,18 +150,17 @@ function announce(text) {
 }
 
 function showLabels(answer) {
-  if (!answer.labels) {
-    $("labels").replaceChildren(el("li", "", "No label distribution without a calibration."));
-    return;
-  }
+  $("distribution").hidden = !answer.labels;
+  if (!answer.labels) return;
   const row = (name, p, className = "", fill = "") =>
     el("li", className, el("div", "name", el("b", "", name), el("span", "value", percent(p))), bar(p, fill));
-  const shown = answer.labels.slice(0, SHOWN_LABELS).map((entry) => [entry.probability, row(nameOf(entry), entry.probability)]);
+  const worth = answer.labels.filter((entry) => entry.probability >= 0.001).slice(0, SHOWN_LABELS);
+  const shown = worth.map((entry) => [entry.probability, row(nameOf(entry), entry.probability)]);
   shown.push([answer.no_match, row("no match", answer.no_match, "no", "stripes")]);
   shown.sort(([p], [q]) => q - p);
-  const rest = answer.labels.slice(SHOWN_LABELS);
+  const rest = answer.labels.slice(worth.length);
   const left = rest.reduce((sum, entry) => sum + entry.probability, 0);
-  const more = rest.length ? [row(`${rest.length} more label${rest.length === 1 ? "" : "s"}`, left, "more")] : [];
+  const more = rest.length ? [row(`${rest.length} ${worth.length ? "more " : ""}label${rest.length === 1 ? "" : "s"}`, left, "more")] : [];
   $("labels").replaceChildren(...shown.map(([, item]) => item), ...more);
 }
 

@@ -174,5 +174,6 @@ def test_the_page_says_when_nothing_is_calibrated(browser: Browser, uncalibrated
         ask(page, KNOWN[0][0])
         expect(page.locator("#banner")).to_contain_text("not calibrated")
         expect(page.locator("#hits > li").first).to_contain_text("cosine")
+        expect(page.locator("#distribution")).to_be_hidden()
         assert "%" not in page.locator("#answer").inner_text()
         page.close()
