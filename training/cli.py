@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from rich.console import Console
 
+from index.errors import SettingsError
 from index.settings import parse
-from training.config import TrainSettings
+from training.config import DemoSettings, TrainSettings
 
 
 def train(argv: Sequence[str]) -> int:
@@ -29,6 +33,33 @@ def train(argv: Sequence[str]) -> int:
     else:
         _summarise(settings, record)
     return 0
+
+
+def demo(argv: Sequence[str]) -> int:
+    """`surematch demo`: everything once, on sentences that arrive as an ordinary package; then the service."""
+    settings = parse(DemoSettings, argv)
+    program = shutil.which("surematch", path=str(Path(sys.executable).parent)) or shutil.which("surematch")
+    if settings.serve and program is None:
+        raise SettingsError("The command surematch is not installed here, so nothing can be served. Use --no-serve.")
+    from training.demo import run_demo
+
+    console = Console(highlight=False)
+    try:
+        collection = run_demo(settings, console)
+    except KeyboardInterrupt:
+        console.print(f"Stopped. What was finished is in {settings.out}; run the same command to start again.")
+        return 130
+    if settings.serve and program is not None:
+        console.print(f"Serving on http://127.0.0.1:{settings.port}/ : open it in a browser. Ctrl-C stops.")
+        _become([program, "serve", str(collection), "--port", str(settings.port)])
+    console.print(f"Serve it: surematch serve {collection} --port {settings.port}")
+    return 0
+
+
+def _become(command: list[str]) -> NoReturn:
+    """Replaces this process, and the memory training took, with another program."""
+    sys.stdout.flush()
+    os.execv(command[0], command)
 
 
 def _summarise(settings: TrainSettings, record: dict[str, Any]) -> None:

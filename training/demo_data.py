@@ -101,15 +101,23 @@ def make_demo_data(*, train: int = 60, queries: int = 15, unknown: int = 40, see
 
 
 def write_demo_data(data: DemoData, folder: Path) -> dict[str, Path]:
-    """Writes train.csv, calibration.csv and test.csv (text,label,template) into `folder`; returns their paths."""
+    """Writes five CSV files (text,label,template) into `folder` and returns their paths by name.
+
+    `train`, and the two query sets with known and unknown queries apart: `calibration`, `calibration_unknown`, `test`,
+    `test_unknown`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {}
-    for name in ("train", "calibration", "test"):
-        paths[name] = folder / f"{name}.csv"
+    gallery = {row.label for row in data.train}
+    tables = {"train": data.train}
+    for name, rows in (("calibration", data.calibration), ("test", data.test)):
+        tables[name] = [row for row in rows if row.label in gallery]
+        tables[f"{name}_unknown"] = [row for row in rows if row.label not in gallery]
+    paths = {name: folder / f"{name}.csv" for name in tables}
+    for name, rows in tables.items():
         with paths[name].open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["text", "label", "template"])
-            writer.writerows((row.text, row.label, row.template) for row in getattr(data, name))
+            writer.writerows((row.text, row.label, row.template) for row in rows)
     return paths
 
 

@@ -27,13 +27,13 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random static encoder over the words of `TOPICS`: knows nothing until it is trained."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     words = sorted({*FILLERS, *(word for topic in TOPICS.values() for word in topic)})
     unused = [f"unused{i}" for i in range(20)]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*words, *unused])}, unk_token="the"))
     tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\W+"), "removed")
     weights = torch.randn(len(words) + len(unused), 16, generator=torch.Generator().manual_seed(3))
     folder = tmp_path_factory.mktemp("encoder") / "tiny"
     model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=weights), Normalize()])

@@ -1,0 +1,201 @@
+"""`surematch train` as a user runs it, on a tiny encoder: what it writes, what it refuses, what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+import training.pipeline
+from index.errors import DataError, EncoderError, SettingsError, SurematchError
+from index.rows import text_key
+from tests.training.conftest import TOPICS, Write, sentences
+from training.cli import train
+from training.evaluation import retrieval
+from training.heads import load_head
+
+
+def run(data: Path, out: Path, encoder: Path, *flags: str) -> int:
+    recipe = ("--epochs", "4", "--batch-size", "16", "--learning-rate", "0.2")
+    return train([str(data), "--out", str(out), "--encoder", str(encoder), *recipe, *flags])
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[str, str]]]:
+    folder = tmp_path_factory.mktemp("trained")
+    rows = sentences(30)
+    lines = ["text,label", *(f"{text},{label}" for text, label in rows)]
+    (folder / "rows.csv").write_text("\n".join(lines), encoding="utf-8")
+    assert run(folder / "rows.csv", folder / "model", tiny_encoder) == 0
+    return folder / "model", rows
+
+
+def recall_of_new_sentences(encoder: Path) -> float:
+    model = SentenceTransformer(str(encoder), device="cpu")
+    rows = sentences(25, seed=99)
+    codes = np.array([list(TOPICS).index(label) for _, label in rows])
+    return retrieval(model.encode([text for text, _ in rows]), codes).map_at_r
+
+
+def test_training_teaches_what_the_start_did_not_know(trained, tiny_encoder: Path) -> None:
+    before, after = recall_of_new_sentences(tiny_encoder), recall_of_new_sentences(trained[0])
+    assert before < 0.5
+    assert after > 0.9
+
+
+def test_the_folder_holds_head_record_and_trained_rows(trained) -> None:
+    folder, rows = trained
+    record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    weight, labels = load_head(folder)
+    assert labels == record["labels"] == sorted(TOPICS)
+    assert weight.shape == (4, 16)
+    assert record["settings"]["margin"] == 0.35
+    assert record["recipe"] == {
+        "kind": "static",
+        "epochs": 4,
+        "batch_size": 16,
+        "learning_rate": 0.2,
+        "head_learning_rate": 1e-2,
+    }
+    assert record["data"]["rows"] == len(rows)
+    keys = np.load(folder / "trained_rows.npy", allow_pickle=False)
+    assert len(keys) == len(rows) - record["held_out"]["rows"]
+    assert set(keys.tolist()) < {text_key(text) for text, _ in rows}
+    assert record["metrics"]["held_out"]["recall_at_1"] >= record["metrics"]["start"]["recall_at_1"]
+    assert not list(folder.rglob("*.bin"))
+    assert {path.name for path in folder.parent.iterdir()} == {"rows.csv", "model"}
+
+
+def test_every_file_can_be_read_by_another_user(trained) -> None:
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in trained[0].rglob("*"))
+
+
+def test_the_same_seed_gives_the_same_encoder(trained, tiny_encoder: Path, tmp_path: Path, write_csv: Write) -> None:
+    folder, rows = trained
+    run(write_csv(rows), tmp_path / "again", tiny_encoder)
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    run(tmp_path / "rows.csv", tmp_path / "other", tiny_encoder, "--seed", "1")
+    assert (tmp_path / "other" / "model.safetensors").read_bytes() != (folder / "model.safetensors").read_bytes()
+
+
+def test_json_prints_one_object_and_nothing_else(
+    tiny_encoder: Path, tmp_path: Path, write_csv: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(write_csv(sentences(6)), tmp_path / "m", tiny_encoder, "--json", "--held-out", "0")
+    result = json.loads(capsys.readouterr().out)
+    assert result["model"] == str(tmp_path / "m")
+    assert result["metrics"]["held_out"] is None
+
+
+def test_flags_override_the_toml_file(tiny_encoder: Path, tmp_path: Path, write_csv: Write) -> None:
+    (tmp_path / "run.toml").write_text('margin = 0.2\nscale = 20.0\nlabel = "topic"\n', encoding="utf-8")
+    data = write_csv(sentences(6), header=("text", "topic"))
+    run(data, tmp_path / "m", tiny_encoder, "--config", str(tmp_path / "run.toml"), "--scale", "25")
+    settings = json.loads((tmp_path / "m" / "training.json").read_text(encoding="utf-8"))["settings"]
+    assert (settings["margin"], settings["scale"], settings["label"]) == (0.2, 25.0, "topic")
+
+
+BAD_FILES = {
+    "one class only": (b"text,label\na card,x\nthe rain,x\n", DataError, r"every row has the label 'x'"),
+    "a class of one row": (b"text,label\na,x\nb,x\nrain,y\n", DataError, r"'y' at .*rows\.csv line 4 \('rain'\)"),
+    "an empty text": (b"text,label\ncard,x\n  ,x\nrain,y\n", DataError, r"empty text .* line 3"),
+    "an empty label": (b"text,label\ncard,x\nrain,\n", DataError, r"empty label .* line 3"),
+    "a missing column": (b"sentence,label\ncard,x\n", DataError, r"no column 'text'.*--text"),
+    "an empty file": (b"", DataError, r"holds no rows"),
+    "a header alone": (b"text,label\n", DataError, r"holds no rows"),
+    "a wrong encoding": ("text,label\ncafé,x\n".encode("cp1252"), DataError, r"line 2 is not UTF-8"),
+    "a text of no words": (
+        b"text,label\ncard,x\n!!!,x\nrain,y\nsun,y\n",
+        DataError,
+        r"no word it knows .*line 3 \('!!!'\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_files_are_named_and_nothing_is_written(case: str, tiny_encoder: Path, tmp_path: Path) -> None:
+    content, error, message = BAD_FILES[case]
+    (tmp_path / "rows.csv").write_bytes(content)
+    with pytest.raises(error, match=message) as caught:
+        run(tmp_path / "rows.csv", tmp_path / "model", tiny_encoder)
+    assert str(tmp_path / "rows.csv") in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
+
+
+def test_an_unknown_encoder_says_what_was_tried(tmp_path: Path, write_csv: Write) -> None:
+    with pytest.raises(EncoderError, match="No encoder 'no/such-model'"):
+        run(write_csv(sentences(6)), tmp_path / "m", Path("no/such-model"))
+
+
+@pytest.mark.parametrize("flags", [["--margin", "-1"], ["--scale", "0"], ["--held-out", "0.9"], ["--losss", "x"]])
+def test_wrong_flags_are_refused(flags: list[str], tiny_encoder: Path, tmp_path: Path, write_csv: Write) -> None:
+    with pytest.raises((SettingsError, SystemExit)) as caught:
+        run(write_csv(sentences(6)), tmp_path / "m", tiny_encoder, *flags)
+    assert caught.type is SettingsError or caught.value.code == 2
+    assert not (tmp_path / "m").exists()
+
+
+def test_an_existing_folder_is_replaced_only_on_request_and_only_if_ours(
+    trained, tiny_encoder: Path, tmp_path: Path, write_csv: Write
+) -> None:
+    data, out = write_csv(sentences(6)), tmp_path / "m"
+    run(data, out, tiny_encoder)
+    first = (out / "training.json").read_bytes()
+    with pytest.raises(SettingsError, match=r"exists already.*--overwrite"):
+        run(data, out, tiny_encoder)
+    assert (out / "training.json").read_bytes() == first
+    run(data, out, tiny_encoder, "--overwrite", "--margin", "0.1")
+    assert (out / "training.json").read_bytes() != first
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "cat.jpg").write_bytes(b"meow")
+    with pytest.raises(SettingsError, match="not a folder that `surematch train` wrote"):
+        run(data, photos, tiny_encoder, "--overwrite")
+    assert (photos / "cat.jpg").read_bytes() == b"meow"
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, RuntimeError])
+def test_what_stops_in_the_middle_leaves_the_old_model_alone(
+    fault: type[BaseException],
+    tiny_encoder: Path,
+    tmp_path: Path,
+    write_csv: Write,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data, out = write_csv(sentences(6)), tmp_path / "m"
+    run(data, out, tiny_encoder)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    def stop(*args: object, **kwargs: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(training.pipeline, "save_head", stop)
+    if fault is KeyboardInterrupt:
+        assert run(data, out, tiny_encoder, "--overwrite") == 130
+        assert "Nothing was written" in capsys.readouterr().err
+    else:
+        with pytest.raises(fault):
+            run(data, out, tiny_encoder, "--overwrite")
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "rows.csv"]
+
+
+def test_help_shows_every_setting_with_its_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        train(["--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    from training.config import TrainSettings
+
+    for name, field in TrainSettings.model_fields.items():
+        assert field.description
+        assert (field.alias or name).replace("_", "-").upper() in shown.upper()
+
+
+def test_errors_are_meant_for_users() -> None:
+    assert issubclass(DataError, SurematchError)
