@@ -87,7 +87,7 @@ class Calibration:
                 dict(value["report"]),
                 [str(warning) for warning in value["warnings"]],
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CalibrationError(
                 f"The stored calibration cannot be read ({error}). Build the index again."
             ) from error
@@ -165,7 +165,7 @@ def _report(made: Examples, rows: Floats, temperatures: dict[str, float], scores
         "ece_floor": metrics.ece_floor(p[:, 1], w, seed=seed),
         "ece_by_map": of_maps,
         "brier": metrics.brier(p[:, 1], right, w),
-        "nll": metrics.event_nll(p[:, 1], right, w),
+        "nll": metrics.finite(metrics.event_nll(p[:, 1], right, w)),
         "auroc_right_wrong": metrics.auroc(p[:, 1], right, w),
         "auroc_known_unknown": metrics.auroc(1 - p[:, 0], known, w),
         "fpr_at_95_tpr": metrics.fpr_at_tpr(1 - p[:, 0], known, w),

@@ -14,7 +14,8 @@ from rich.console import Console
 
 from index import console
 from index.build import UNKNOWN_SHARE, build_collection
-from index.collection import MAX_K, Collection
+from index.collection import ENCODER, MAX_K, Collection
+from index.encoder_files import training_settings
 from index.errors import SettingsError
 from index.evaluate import evaluate as measure
 from index.rows import Row, read_rows
@@ -81,7 +82,7 @@ class SearchSettings(Settings):
 def index(argv: Sequence[str]) -> int:
     """`surematch index MODEL DATA --out COLLECTION`"""
     settings = parse(IndexSettings, argv)
-    label = settings.label or _trained_label(Path(settings.model) / "training.json", settings.data[0])
+    label = settings.label or _trained_label(Path(settings.model), settings.data[0])
     rows = read_rows(settings.data, text=settings.text, label=label)
     held = Held(
         _read(settings.calibrate, settings.text, label),
@@ -109,7 +110,7 @@ def index(argv: Sequence[str]) -> int:
 def evaluate(argv: Sequence[str]) -> int:
     """`surematch evaluate COLLECTION QUERIES`"""
     settings = parse(EvaluateSettings, argv)
-    label = settings.label or _trained_label(settings.collection / "encoder" / "training.json", settings.data[0])
+    label = settings.label or _trained_label(settings.collection / ENCODER, settings.data[0])
     known = _read(settings.data, settings.text, label)
     unknown = _read(settings.unknown, settings.text, label, require_label=False)
     collection = Collection.open(settings.collection)
@@ -146,13 +147,12 @@ def _read(paths: list[Path], text: str, label: str, *, require_label: bool = Tru
     return read_rows(paths, text=text, label=label, require_label=require_label) if paths else []
 
 
-def _trained_label(record: Path, data: Path) -> str:
+def _trained_label(encoder: Path, data: Path) -> str:
     """The label column named at training, so that it is typed once."""
-    if record.is_file():
-        column = json.loads(record.read_text(encoding="utf-8")).get("settings", {}).get("label")
-        if column:
-            return str(column)
-    raise SettingsError(f"--label: name the column of {data} that holds the label.")
+    column = training_settings(encoder).get("label")
+    if not column:
+        raise SettingsError(f"--label: name the column of {data} that holds the label.")
+    return str(column)
 
 
 def _print_json(value: object) -> None:

@@ -117,11 +117,21 @@ class Collection:
                 f"with ({config['encoder'][:12]}), so its vectors would mean nothing here. Restore that encoder, or "
                 "build the collection again with `surematch index`."
             )
+        if encoder.dimension != config["dimension"]:
+            raise CollectionError(
+                f"{path / CONFIG}: says {config['dimension']} dimensions, the encoder makes {encoder.dimension}. "
+                "Restore the file from a backup, or build the collection again."
+            )
+        if not (path / ITEMS).is_file():
+            raise CollectionError(
+                f"{path / ITEMS}: the items are missing. Restore the file from a backup, or build the collection again."
+            )
         store = ItemStore(path / ITEMS, int(config["dimension"]))
-        engine, calibration, snapshot_id, warnings = _load_state(path, config, store)
-        labels = store.labels()
-        rows = np.array(sorted(labels), np.int64)
-        gallery = Gallery.of(rows, [labels[int(row)] for row in rows])
+        try:
+            engine, gallery, calibration, snapshot_id, warnings = _load_state(path, config, store)
+        except BaseException:
+            store.close()
+            raise
         return cls(path, config, encoder, store, engine, gallery, calibration, snapshot_id, warnings)
 
     def close(self) -> None:
@@ -215,9 +225,11 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         newer = int(config["format"]) > FORMAT
-        if not (isinstance(config["name"], str) and isinstance(config["encoder"], str) and config["dimension"] > 0):
-            raise ValueError("name, encoder or dimension is wrong")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not (isinstance(config["name"], str) and isinstance(config["encoder"], str)):
+            raise ValueError("name or encoder is no text")
+        if not isinstance(config["dimension"], int) or config["dimension"] < 1:
+            raise ValueError(f"dimension is {config['dimension']!r}")
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CollectionError(f"{file}: not readable ({error}). Restore it from a backup, or build again.") from error
     if newer:
         raise CollectionError(f"{file}: written by a newer surematch (format {config['format']}). Upgrade to open it.")
@@ -226,7 +238,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _load_state(
     path: Path, config: dict[str, Any], store: ItemStore
-) -> tuple[Engine, Calibration | None, str, list[str]]:
+) -> tuple[Engine, Gallery, Calibration | None, str, list[str]]:
     snapshot, warnings = read_snapshot(path / SNAPSHOTS)
     if snapshot is not None and snapshot.manifest.get("encoder") != config["encoder"]:
         warnings.append(f"Snapshot {snapshot.name} was made with another encoder and is not used.")
@@ -238,8 +250,17 @@ def _load_state(
         except CalibrationError as error:
             warnings.append(str(error))
     if snapshot is not None and snapshot.sequence == store.sequence:
-        return FaissFlat.load(snapshot.files), calibration, snapshot.name, warnings
+        labels = store.labels()
+        rows = np.array(sorted(labels), np.int64)
+        try:
+            engine = FaissFlat.load(snapshot.files)
+            if engine.dimension != config["dimension"] or not np.array_equal(engine.rows, rows):
+                raise CollectionError(f"Snapshot {snapshot.name} does not index the items of {store.path}.")
+            gallery = Gallery.of(rows, [labels[int(row)] for row in rows])
+            return engine, gallery, calibration, snapshot.name, warnings
+        except CollectionError as error:
+            warnings.append(f"{error} The index was rebuilt from the items.")
     if snapshot is None:
         warnings.append("No intact snapshot: the index was rebuilt from the items, and serves without probabilities.")
-    rows, _, vectors = store.vectors()
-    return FaissFlat.build(vectors, rows), calibration, f"rebuilt-{store.sequence}", warnings
+    rows, names, vectors = store.vectors()
+    return FaissFlat.build(vectors, rows), Gallery.of(rows, names), calibration, f"rebuilt-{store.sequence}", warnings

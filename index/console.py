@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,9 +92,10 @@ def show_collection(out: Console, built: dict[str, Any], path: Path) -> None:
             highlight=False,
         )
         out.print(_honesty(report), highlight=False)
+    name = escape(shlex.quote(str(path)))
     for warning in built["warnings"]:
         out.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False)
-    out.print(f'Ask it:   surematch search {path} "..."\nServe it: surematch serve {path}', highlight=False)
+    out.print(f'Ask it:   surematch search {name} "..."\nServe it: surematch serve {name}', highlight=False)
 
 
 def show_evaluation(out: Console, report: dict[str, Any]) -> None:

@@ -27,8 +27,8 @@ def evaluate(
     "Right" is the event that the top hit carries the query's label; `ece` is equal-mass, 15 bins, beside the noise
     floor of a perfectly calibrated predictor on the same sample. Raises `DataError` for labels in the wrong file.
     """
-    check_labels(known, collection.gallery.names, known=True, flag="the file's place")
-    check_labels(unknown, collection.gallery.names, known=False, flag="--unknown")
+    check_labels(known, collection.gallery.names, known=True)
+    check_labels(unknown, collection.gallery.names, known=False, known_as="as DATA, without a flag,")
     rows = [*known, *unknown]
     if not rows:
         raise DataError("No queries to evaluate. Give at least one file of labelled queries.")
@@ -94,7 +94,7 @@ def _honesty(answers: list[Answer], truth: list[str | None], known: NDArray[np.b
         "ece": metrics.ece(p, right),
         "ece_floor": metrics.ece_floor(p),
         "brier": metrics.brier(p, right),
-        "nll": metrics.event_nll(p, right),
+        "nll": metrics.finite(metrics.event_nll(p, right)),
         "auroc_right_wrong": metrics.auroc(p, right),
         "auroc_known_unknown": metrics.auroc(1 - no_match, known),
         "fpr_at_95_tpr": metrics.fpr_at_tpr(1 - no_match, known),

@@ -6,13 +6,20 @@ are read only where a model asks for them with `env_prefix`, so that a stray `TE
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import ValidationError
-from pydantic_settings import BaseSettings, CliApp, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from index.errors import SettingsError
 
@@ -51,6 +58,13 @@ class _TomlSource(PydanticBaseSettingsSource):
         return dict(self.table)
 
 
+class _WholeWords(CliSettingsSource[Any]):
+    """Takes every word of a list as it stands; pydantic-settings would split "hello, world" at its comma."""
+
+    def _merge_parsed_list(self, parsed_list: list[str], field_name: str) -> str:
+        return json.dumps(parsed_list)
+
+
 def parse(settings: type[S], argv: Sequence[str]) -> S:
     """Flags (and the TOML file they name) as a checked settings object.
 
@@ -59,7 +73,7 @@ def parse(settings: type[S], argv: Sequence[str]) -> S:
     flags, config = _take_config(list(argv))
     _TomlSource.table = _read_toml(config) if config else {}
     try:
-        return CliApp.run(settings, cli_args=flags)
+        return CliApp.run(settings, cli_args=flags, cli_settings_source=_WholeWords(settings))
     except ValidationError as error:
         raise SettingsError(_explain(settings, error, config)) from error
     finally:

@@ -55,8 +55,8 @@ def calibration_queries(
     """
     trained = trained_rows(encoder_folder)
     warnings: list[str] = []
-    check_labels(held.known, gallery.names, known=True, flag="--calibrate")
-    check_labels(held.unknown, gallery.names, known=False, flag="--unknown")
+    check_labels(held.known, gallery.names, known=True)
+    check_labels(held.unknown, gallery.names, known=False, known_as="with --calibrate")
     unknown = _untrained(held.unknown, trained, "unknown queries", warnings)
     if held.known:
         known = _untrained(held.known, trained, "calibration queries", warnings)
@@ -77,8 +77,9 @@ def trained_rows(encoder_folder: Path) -> NDArray[np.uint64]:
     if not path.is_file():
         return np.empty(0, np.uint64)
     try:
-        return np.sort(np.load(path, allow_pickle=False).astype(np.uint64))
-    except (OSError, ValueError) as error:
+        with path.open("rb") as file:
+            return np.sort(np.load(file, allow_pickle=False).astype(np.uint64))
+    except Exception as error:  # numpy raises many unrelated types for damaged files
         raise CollectionError(
             f"{path}: cannot be read ({error}), so rows the encoder was trained on cannot be kept out of the "
             "calibration. Train the encoder again."
@@ -94,8 +95,11 @@ def _untrained(rows: Sequence[Row], trained: NDArray[np.uint64], what: str, warn
     return kept
 
 
-def check_labels(rows: Sequence[Row], names: Sequence[str], *, known: bool, flag: str) -> None:
-    """Raises `DataError` for the first row whose label is not where it should be: in the gallery, or outside it."""
+def check_labels(rows: Sequence[Row], names: Sequence[str], *, known: bool, known_as: str = "") -> None:
+    """Raises `DataError` for the first row whose label is not where it should be: in the gallery, or outside it.
+
+    `known_as` says how the verb takes queries whose label is in the gallery.
+    """
     inside = set(names)
     for row in rows:
         if (row.label in inside) != known:
@@ -107,7 +111,7 @@ def check_labels(rows: Sequence[Row], names: Sequence[str], *, known: bool, flag
                 )
             raise DataError(
                 f"{place} is in the gallery, but the file was given as unknown queries with --unknown. Remove the row, "
-                f"or give the file with {flag.replace('--unknown', '--calibrate')} instead."
+                f"or give the file {known_as} instead."
             )
 
 
