@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -105,6 +106,11 @@ def moved(x: Any, source: int, destination: int) -> Any:
     return x.movedim(source, destination) if is_torch(x) else np.moveaxis(x, source, destination)
 
 
+def quiet(xp: Any) -> AbstractContextManager[Any]:
+    """numpy's warnings off: -inf and NaN are answered by the policy, not by a warning."""
+    return np.errstate(all="ignore") if xp is np else nullcontext()
+
+
 def over_rows(
     row_map: Callable[[Any], Any],
     x: ArrayT,
@@ -124,7 +130,7 @@ def over_rows(
     check_positive(temperature, "temperature")
     xp = namespace(scores)
     last = dim in (-1, scores.ndim - 1)
-    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+    with quiet(xp):
         rows = scores if last else moved(scores, dim, -1)
         if not (isinstance(temperature, float | int) and temperature == 1):
             if not isinstance(temperature, float | int) and temperature.ndim and not last:

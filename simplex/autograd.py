@@ -14,10 +14,12 @@ the second derivative is spelled in plain differentiable operations.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeAlias, cast
 
 import torch
 
+from simplex import operators
 from simplex.targets import Target, negentropy
 from simplex.topk import jacobian_product, solve
 
@@ -66,6 +68,9 @@ class Entmax(torch.autograd.Function):
 
     @staticmethod
     def forward(x: torch.Tensor, alpha: Order) -> tuple[torch.Tensor, torch.Tensor]:
+        if torch.compiler.is_compiling():
+            p = operators.entmax(x, *_flat(alpha))
+            return p, x.new_empty((*x.shape[:-1], 0), dtype=torch.int64)
         return solve(x, alpha)
 
     @staticmethod
@@ -92,6 +97,8 @@ class JacobianProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(p: torch.Tensor, g: torch.Tensor, alpha: Order, columns: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_compiling():
+            return cast(torch.Tensor, operators.entmax_product(p, g, *_flat(alpha)))
         return jacobian_product(p, g, alpha, columns)
 
     @staticmethod
@@ -151,6 +158,48 @@ class FenchelYoung(torch.autograd.Function):
         return gx, None, None, None, ga
 
 
+def differentiable_once(
+    x: torch.Tensor,
+    function: Callable[[torch.Tensor], torch.Tensor],
+    product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """function(x) with the symmetric Jacobian product(x, g), whose own derivative is refused rather than wrong."""
+    return cast(torch.Tensor, _call(_Once, x, function, product))
+
+
+class _Once(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: torch.Tensor, function: Any, product: Any) -> torch.Tensor:
+        return cast(torch.Tensor, function(x))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        x, _, ctx.product = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return _call(_Last, ctx.saved_tensors[0], g, ctx.product), None, None
+
+
+class _Last(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: torch.Tensor, g: torch.Tensor, product: Any) -> torch.Tensor:
+        return cast(torch.Tensor, product(x, g))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, _: torch.Tensor) -> Any:
+        raise NotImplementedError("perturb_max with bounded noise has no second derivative (its density has jumps)")
+
+
 def _negentropy_in_alpha(p: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
     """dO/dalpha of rows (..., n) at fixed p."""
     log_p = log_or_zero(p)
@@ -158,6 +207,10 @@ def _negentropy_in_alpha(p: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
     rise: torch.Tensor = (p * log_p**2 * t.exp() * phi(-t)).sum(-1)
     slope: torch.Tensor = (rise - negentropy(p, alpha)) / alpha
     return slope
+
+
+def _flat(alpha: Order) -> tuple[float, torch.Tensor | None]:
+    return (alpha, None) if isinstance(alpha, float) else (0.0, alpha)
 
 
 def _call(function: Any, *inputs: Any) -> Any:

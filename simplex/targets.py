@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from simplex.arrays import check_positive, check_rows, is_torch, like, moved, namespace, promote, top
+from simplex.arrays import check_positive, check_rows, is_torch, like, moved, namespace, promote, quiet, top
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +69,7 @@ def row_loss(
     xp = namespace(scores)
     rows = moved(scores, dim, -1)
     goal, kept = as_target(target, rows, dim, ignore_index)
-    with np.errstate(invalid="ignore", over="ignore", under="ignore", divide="ignore"):
+    with quiet(xp):
         if kept is not None:  # a constant row keeps NaN and -inf of ignored rows out of the gradient
             rows = xp.where(kept[..., None], rows, 0)
         if shift:

@@ -7,10 +7,11 @@ Otherwise the threshold found is a lower bound of the true one, so the scores ab
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from simplex import kernel
 from simplex.solvers import entmax_rows, polynomial, sorted_threshold
 
 BLOCK = 32
@@ -20,6 +21,8 @@ FIRST_K = {2.0: 16, 1.5: 64}
 def solve(x: torch.Tensor, alpha: float | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """entmax of rows (..., n), and the columns (..., k) outside which it is 0, with k = 0 when they are not known."""
     anywhere = x.new_empty((*x.shape[:-1], 0), dtype=torch.int64)
+    if kernel.usable(x, alpha):
+        return kernel.forward(x, cast(float, alpha)), anywhere
     k = FIRST_K.get(alpha, 0) if isinstance(alpha, float) else 0
     if not k or x.shape[-1] <= 2 * k or not x.numel():
         return _dense(x, alpha), anywhere
@@ -34,6 +37,8 @@ def jacobian_product(
     p: torch.Tensor, g: torch.Tensor, alpha: float | torch.Tensor, columns: torch.Tensor
 ) -> torch.Tensor:
     """s g - s <s, g> / sum s, s = p^(2-alpha) on the support, touching only `columns` when there are any."""
+    if kernel.usable(p, alpha):
+        return kernel.backward(p, g, cast(float, alpha))
     if columns.shape[-1]:
         at = _jacobian_product(p.gather(-1, columns), g.gather(-1, columns), alpha)
         return torch.zeros_like(p).scatter_(-1, columns, at)
