@@ -102,7 +102,11 @@ def perturb_max(
     smooth noise; one for bounded noise (the second has jumps).
     """
     law = _law(noise)
-    return over_rows(lambda rows: _normalized(_integrand(rows, law, points)), x, dim=dim, temperature=temperature)
+
+    def rows(scores: Any) -> Any:
+        return _in_double(lambda wide: _probabilities(wide, law, points), scores)
+
+    return over_rows(rows, x, dim=dim, temperature=temperature)
 
 
 def perturb_max_jacobian(
