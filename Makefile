@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test check format clean
+.PHONY: help demo test check format clean bench-simplex
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -33,6 +33,9 @@ check: $(VENV)/ready  ## lint, types, and who may import whom
 
 format: $(VENV)/ready  ## format the code
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+bench-simplex: $(VENV)/ready  ## speed of the maps against the entmax package
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_simplex.py $(ARGS)
 
 clean:  ## remove the environment and everything the demo made
 	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache
