@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.calibrate import calibrate
-from index.collection import CALIBRATION, CONFIG, ENCODER, FORMAT, ITEMS, SNAPSHOTS, Collection, Gallery
+from index.collection import CALIBRATION, CONFIG, ENCODER, FORMAT, ITEMS, PROFILE, SNAPSHOTS, Collection, Gallery
 from index.encoder_files import copy_encoder, open_sentence_transformer, training_settings
 from index.encoders import Encoder, load_encoder
 from index.errors import CalibrationError, CollectionError, DataError
@@ -63,15 +63,15 @@ def build_collection(
                 sequence = store.upsert(items[start : start + 10 * BATCH])
                 progress("storing", min(start + 10 * BATCH, len(items)), len(items))
             numbers, labels, vectors = store.vectors()
-        gallery = Gallery.of(numbers, labels)
+        gallery = Gallery.of(numbers, labels, vectors)
         why_not = None
-        files = FaissFlat.build(vectors, numbers).dump()
+        files = {**FaissFlat.build(vectors, numbers).dump(), PROFILE: gallery.profile.dump()}
         try:
             queries, warnings = calibration_queries(
                 folder / ENCODER, encoder, rows, vectors, gallery, held, seed, progress
             )
             progress("calibrating", 0, 1)
-            made = examples(queries, vectors, gallery.codes, unknown_share)
+            made = examples(queries, vectors, gallery.codes, len(gallery.names), unknown_share)
             fitted = calibrate(made, items=len(rows), labels=gallery.label_count, warnings=warnings, seed=seed)
             files[CALIBRATION] = json.dumps(fitted.to_json(), allow_nan=False).encode()
             progress("calibrating", 1, 1)

@@ -27,16 +27,18 @@ from index.evidence import TOP_K
 from index.faiss_engine import FaissFlat
 from index.items import ItemStore
 from index.outcome import map_name
+from index.profile import LabelProfile
 from index.snapshot import read_snapshot
 
 FORMAT = 1
 MAX_K = TOP_K
-CONFIG, ENCODER, ITEMS, SNAPSHOTS, CALIBRATION = (
+CONFIG, ENCODER, ITEMS, SNAPSHOTS, CALIBRATION, PROFILE = (
     "collection.json",
     "encoder",
     "items.sqlite",
     "snapshots",
     "calibration.json",
+    "labels.safetensors",
 )
 
 
@@ -47,14 +49,21 @@ class Gallery:
     rows: NDArray[np.int64]
     codes: NDArray[np.int64]
     names: list[str]
+    profile: LabelProfile
 
     @classmethod
-    def of(cls, rows: NDArray[np.int64], labels: Sequence[str | None]) -> Gallery:
-        """From ascending row numbers and their labels."""
+    def of(cls, rows: NDArray[np.int64], labels: Sequence[str | None], vectors: NDArray[np.float32] | bytes) -> Gallery:
+        """From ascending row numbers, their labels, and their vectors (n, d) or the profile stored of them (bytes).
+
+        Raises `CollectionError` for a stored profile that does not belong to these labels.
+        """
         names = sorted({label for label in labels if label is not None})
         code = {name: at for at, name in enumerate(names)}
-        codes = [len(names) + at if label is None else code[label] for at, label in enumerate(labels)]
-        return cls(rows, np.array(codes, np.int64).reshape(-1), names)
+        found = [len(names) + at if label is None else code[label] for at, label in enumerate(labels)]
+        codes = np.array(found, np.int64).reshape(-1)
+        if isinstance(vectors, bytes):
+            return cls(rows, codes, names, LabelProfile.load(vectors, len(names)))
+        return cls(rows, codes, names, LabelProfile.of(vectors, codes, len(names)))
 
     def codes_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Label codes of row numbers, any shape."""
@@ -175,7 +184,7 @@ class Collection:
         codes = self.gallery.codes_of(rows)
         unlabelled = rows[codes >= len(self.gallery.names)]  # named by their id wherever they stand
         items = self._store.get({*rows[:, :k].ravel().tolist(), *unlabelled.tolist()})
-        found = respond.Found(scores, rows, codes, items, self.gallery)
+        found = respond.Found(queries, scores, rows, codes, items, self.gallery)
         reason = self.uncalibrated()
         if reason is not None or self.calibration is None:
             return respond.without_probabilities(found, k, reason or "", self.warnings)
@@ -256,11 +265,17 @@ def _load_state(
             engine = FaissFlat.load(snapshot.files)
             if engine.dimension != config["dimension"] or not np.array_equal(engine.rows, rows):
                 raise CollectionError(f"Snapshot {snapshot.name} does not index the items of {store.path}.")
-            gallery = Gallery.of(rows, [labels[int(row)] for row in rows])
+            gallery = Gallery.of(rows, [labels[int(row)] for row in rows], snapshot.files.get(PROFILE, b""))
             return engine, gallery, calibration, snapshot.name, warnings
         except CollectionError as error:
             warnings.append(f"{error} The index was rebuilt from the items.")
     if snapshot is None:
         warnings.append("No intact snapshot: the index was rebuilt from the items, and serves without probabilities.")
     rows, names, vectors = store.vectors()
-    return FaissFlat.build(vectors, rows), Gallery.of(rows, names), calibration, f"rebuilt-{store.sequence}", warnings
+    return (
+        FaissFlat.build(vectors, rows),
+        Gallery.of(rows, names, vectors),
+        calibration,
+        f"rebuilt-{store.sequence}",
+        warnings,
+    )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from index.calibration import MIN_QUERIES, NO_MATCH
 from index.errors import CalibrationError
 from index.evidence import TOP_K, Evidence, Floats, Ints, exact_top, gather
+from index.profile import LabelProfile
 
 Vectors = NDArray[np.float32]
 
@@ -48,8 +49,11 @@ class Examples:
     unknowns: str
 
 
-def examples(queries: Queries, gallery: Vectors, codes: Ints, unknown_share: float) -> Examples:
-    """Examples of `queries` against the gallery (size, d) with label codes (size,). Raises `CalibrationError`."""
+def examples(queries: Queries, gallery: Vectors, codes: Ints, labels: int, unknown_share: float) -> Examples:
+    """Examples of `queries` against the gallery (size, d) with codes (size,), of which those below `labels` are labels.
+
+    Raises `CalibrationError`.
+    """
     known = np.flatnonzero(queries.codes >= 0)
     real = np.flatnonzero(queries.codes < 0)
     if len(known) < MIN_QUERIES:
@@ -59,8 +63,10 @@ def examples(queries: Queries, gallery: Vectors, codes: Ints, unknown_share: flo
         )
     removed = known if len(real) < MIN_QUERIES else known[:0]
     shown = _visible(queries, codes)
-    parts = [_evidence(queries, part, gallery, codes, shown, hide) for part, hide in ((known, False), (real, False))]
-    parts.append(_evidence(queries, removed, gallery, codes, shown, True))
+    # of what the queries see: a reserved query must not have moved its label's centroid
+    profile = LabelProfile.of(gallery[shown], codes[shown], labels)
+    asked = ((known, False), (real, False), (removed, True))
+    parts = [_evidence(queries, part, gallery, codes, shown, profile, hide) for part, hide in asked]
     evidence = concatenate([part for part in parts if len(part)])
     truth = np.concatenate([queries.codes[known], np.full(len(real) + len(removed), -1)])
     target = np.where(truth >= 0, evidence.candidate(truth), NO_MATCH)
@@ -108,14 +114,20 @@ def _visible(queries: Queries, codes: Ints) -> NDArray[np.bool_]:
 
 
 def _evidence(
-    queries: Queries, part: Ints, gallery: Vectors, codes: Ints, shown: NDArray[np.bool_], hide_own: bool
+    queries: Queries,
+    part: Ints,
+    gallery: Vectors,
+    codes: Ints,
+    shown: NDArray[np.bool_],
+    profile: LabelProfile,
+    hide_own: bool,
 ) -> Evidence:
     vectors, own = queries.vectors[part], queries.codes[part]
     visible = np.flatnonzero(shown)
     seen = codes[visible]
     hidden = (lambda block: own[block, None] == seen[None]) if hide_own else None
     scores, positions = exact_top(vectors, gallery[visible], TOP_K, hidden)
-    return gather(scores, seen[positions])
+    return gather(scores, seen[positions], vectors, profile)
 
 
 def _weights(known: int, real: int, removed: int, share: float) -> Floats:
