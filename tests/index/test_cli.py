@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from index import cli
 from index.cli import evaluate
 from index.collection import Collection
 from index.errors import SurematchError
@@ -109,14 +110,26 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_bad_input_is_one_paragraph_and_code_two(world: World, tmp_path: Path, case: str) -> None:
+def test_bad_input_is_one_paragraph_and_leaves_no_file(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
     words, said = bad(world, tmp_path)[case]
     before = listing(tmp_path)
+    with pytest.raises(SurematchError) as error:
+        getattr(cli, str(words[0]))([str(word) for word in words[1:]])
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+    assert capsys.readouterr().out == ""
+    assert listing(tmp_path) == before
+
+
+def test_bad_input_ends_the_process_with_code_two(world: World, tmp_path: Path) -> None:
+    words, said = bad(world, tmp_path)["unknown label"]
+    before = listing(tmp_path)
     done = run(*words)
-    assert done.returncode == 2
+    assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
     assert "Traceback" not in done.stderr
-    assert done.stdout == ""
     assert listing(tmp_path) == before
 
 

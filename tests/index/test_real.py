@@ -27,7 +27,6 @@ def test_clinc150_known_from_unknown_and_calibrated(
     found = report(capsys)
     assert found["auroc_known_unknown"] >= 0.93
     assert found["ece"] <= 0.03
-    assert found["recall@1"] >= 0.83
 
 
 def test_banking77_by_reserved_rows(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
