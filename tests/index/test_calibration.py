@@ -21,14 +21,18 @@ from index.examples import examples
 from index.outcome import column, distribution, table
 from tests.index.test_evidence import world
 
-TRUE = ConditionalLogit((0.6, 0.3, 0.8), 2.0, -0.7, (0.5, 0.55, 0.52), 0.3)
+TRUE = ConditionalLogit((0.6, 0.3, 0.8, 0.4, -0.9), 2.0, -0.7, (0.5, 0.55, 0.52, 0.5, 0.4), 0.3)
 
 
 def some_evidence(n: int, seed: int = 0) -> Evidence:
     random = np.random.default_rng(seed)
     centre = random.uniform(0.2, 0.8, (n, 1))
     scores = -np.sort(-np.clip(centre + 0.15 * random.standard_normal((n, 12)), -1, 1), axis=1)
-    return gather(scores.astype(np.float32), random.integers(0, 5, (n, 12)))
+    evidence = gather(scores.astype(np.float32), random.integers(0, 5, (n, 12)))
+    cohesion = np.linspace(0.2, 0.6, 5)[evidence.codes]
+    centroid = np.clip(evidence.features[:, 0] - 0.2 * random.random(len(cohesion)), -1, 1)
+    features = np.column_stack([evidence.features[:, :3], centroid, cohesion])
+    return Evidence(features, evidence.codes, evidence.starts, evidence.background)
 
 
 def outcomes(evidence: Evidence, seed: int = 1) -> NDArray[np.int64]:
@@ -45,11 +49,11 @@ def objective(
     total = 0.0
     for i in range(len(evidence)):
         part = slice(evidence.starts[i], evidence.starts[i + 1])
-        g = (evidence.features[part] - np.array(like.feature_mean)) / 0.1 @ theta[:3]
-        g0 = theta[3] + theta[4] * (evidence.background[i] - like.background_mean) / 0.1
+        g = (evidence.features[part] - np.array(like.feature_mean)) / 0.1 @ theta[:5]
+        g0 = theta[5] + theta[6] * (evidence.background[i] - like.background_mean) / 0.1
         truth = g0 if target[i] < 0 else g[target[i] - evidence.starts[i]]
         total += weight[i] * (np.logaddexp.reduce([*g, g0]) - truth)
-    prior = (theta - np.array([0.5, 0.5, 0.5, 3, 0])) / np.array([2, 2, 2, 6, 2])
+    prior = (theta - np.array([*[1.5 / 4] * 4, 0, 3, 0])) / np.array([2, 2, 2, 2, 2, 6, 2])
     return float(total + prior @ prior / 2)
 
 
@@ -60,10 +64,10 @@ def numbers(found: ConditionalLogit) -> NDArray[np.float64]:
 def test_the_gradient_is_the_derivative() -> None:
     evidence, random = some_evidence(40), np.random.default_rng(2)
     target, weight = outcomes(evidence), random.random(40) + 0.5
-    x, phi = module._scaled(evidence, np.array([0.5, 0.5, 0.5]), 0.3)
-    for theta in random.standard_normal((5, 5)):
-        _, gradient = module._nll(theta, x, phi, evidence, target, weight)
-        expected = approx_fprime(theta, lambda t: module._nll(t, x, phi, evidence, target, weight)[0], 1e-7)
+    x, phi = module._scaled(evidence, np.array([0.5, 0.5, 0.5, 0.5, 0.4]), 0.3)
+    for theta in random.standard_normal((5, 7)):
+        _, gradient = module.nll(theta, x, phi, evidence, target, weight)
+        expected = approx_fprime(theta, lambda t: module.nll(t, x, phi, evidence, target, weight)[0], 1e-7)
         np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -72,14 +76,14 @@ def test_the_fit_is_the_optimum_of_the_formula() -> None:
     target, weight = outcomes(evidence), np.random.default_rng(3).random(80) + 0.5
     found = fit(evidence, target, weight)
     arguments = (evidence, target, weight, found)
-    start = np.array([0.5, 0.5, 0.5, 3.0, 0.0])
+    start = np.array([*[1.5 / 4] * 4, 0.0, 3.0, 0.0])
     other = minimize(
-        lambda t: objective(np.array([*np.exp(t[:3]), *t[3:]]), *arguments),  # w > 0 by its logarithm, not by bounds
-        np.array([*np.log(start[:3]), *start[3:]]),
+        lambda t: objective(np.array([*np.exp(t[:4]), *t[4:]]), *arguments),  # w > 0 by its logarithm, not by bounds
+        np.array([*np.log(start[:4]), *start[4:]]),
         method="BFGS",
     )
     assert objective(numbers(found), *arguments) <= other.fun + 1e-4
-    np.testing.assert_allclose(numbers(found), [*np.exp(other.x[:3]), *other.x[3:]], atol=0.03)
+    np.testing.assert_allclose(numbers(found), [*np.exp(other.x[:4]), *other.x[4:]], atol=0.03)
 
 
 def test_known_parameters_come_back() -> None:
@@ -88,7 +92,8 @@ def test_known_parameters_come_back() -> None:
     p = distribution(table(evidence, *found.logits(evidence)), "softmax", 1.0)
     truth = distribution(table(evidence, *TRUE.logits(evidence)), "softmax", 1.0)
     assert np.abs(p - truth).mean() < 0.01
-    assert sum(found.weights) == pytest.approx(sum(TRUE.weights), abs=0.15)
+    assert sum(found.weights[:4]) == pytest.approx(sum(TRUE.weights[:4]), abs=0.15)
+    assert found.weights[4] == pytest.approx(TRUE.weights[4], abs=0.15)
     assert found.slope == pytest.approx(TRUE.slope, abs=0.15)
 
 
@@ -99,7 +104,7 @@ def test_separable_queries_stay_finite(always: str) -> None:
     target = np.where(np.arange(100) < 60, evidence.starts[:-1], NO_MATCH)
     found = fit(evidence, target, np.ones(100))
     assert np.abs(numbers(found)).max() < 50
-    assert min(found.weights) >= 0
+    assert min(found.weights[:4]) >= 0
 
 
 @settings(deadline=None, max_examples=200)
@@ -173,7 +178,12 @@ def test_json_round_trip(made: Calibration) -> None:
     [
         {"format": 2},
         {"calibrator": {"weights": [1, 2]}},
-        {"calibrator": {**ConditionalLogit((1, 1, 1), 0, 0, (0, 0, 0), 0).to_json(), "slope": float("nan")}},
+        {
+            "calibrator": {
+                **ConditionalLogit((1, 1, 1, 1, 1), 0, 0, (0, 0, 0, 0, 0), 0).to_json(),
+                "slope": float("nan"),
+            }
+        },
         {"evidence": {"top_k": 50, "sharpness": [8.0, 32.0]}},
         {"conformal": None},
         {"temperatures": "warm"},

@@ -36,7 +36,7 @@ def naive(scores: list[float], codes: list[int]) -> tuple[dict[int, list[float]]
     for code in dict.fromkeys(codes):
         own = [score for score, other in zip(scores, codes, strict=True) if other == code]
         pools = [scores[0] + math.log(sum(math.exp(b * (s - scores[0])) for s in own)) / b for b in SHARPNESS]
-        found[code] = [max(own), *pools]
+        found[code] = [max(own), *pools, max(own), 0.0]  # without a profile, a label is its best item
     others = [score for score, code in zip(scores, codes, strict=True) if code != codes[0]]
     return found, sum(others) / len(others) if others else min(scores)
 
@@ -99,17 +99,17 @@ def test_exact_top_sorts_like_numpy(monkeypatch: pytest.MonkeyPatch, block: int,
     np.testing.assert_allclose(np.take_along_axis(cosines, positions, 1), expected, atol=1e-6)
 
 
-def world(known: int = 60, real: int = 0, reserved: bool = False) -> tuple[Queries, Any, Any]:
+def world(known: int = 60, real: int = 0, reserved: bool = False) -> tuple[Queries, Any, Any, int]:
     gallery, codes = unit(200, 8, seed=2), np.arange(200) % 5
     rows = np.arange(known + real) if reserved else np.full(known + real, -1)
     vectors = gallery[: known + real] if reserved else unit(known + real, 8, seed=3)
     own = np.concatenate([np.arange(known) % 5, np.full(real, -1)])
-    return Queries(vectors, own, np.where(own < 0, -1, rows), "here"), gallery, codes
+    return Queries(vectors, own, np.where(own < 0, -1, rows), "here"), gallery, codes, 5
 
 
 def test_class_removed_twins_do_not_see_their_own_label() -> None:
-    queries, gallery, codes = world()
-    made = examples(queries, gallery, codes, 0.3)
+    queries, gallery, codes, labels = world()
+    made = examples(queries, gallery, codes, labels, 0.3)
     evidence = made.evidence
     assert len(evidence) == 120
     for i in range(60):
@@ -141,9 +141,14 @@ def test_weights_give_unknown_queries_their_share(real: int, kinds: tuple[int, i
 
 
 def test_reserved_items_are_hidden_from_every_query() -> None:
-    queries, gallery, codes = world(reserved=True)
-    made = examples(queries, gallery, codes, 0.3)
+    queries, gallery, codes, labels = world(reserved=True)
+    made = examples(queries, gallery, codes, labels, 0.3)
     top = made.evidence.features[made.evidence.starts[:60], 0]
+    own = made.evidence.features[made.target[:60], 3]
+    shown = np.stack([gallery[60:][codes[60:] == label].sum(axis=0) for label in range(5)])
+    shown /= np.linalg.norm(shown, axis=1, keepdims=True)
+    expected = np.einsum("ij,ij->i", gallery[:60], shown[codes[:60]])
+    np.testing.assert_allclose(own, expected, atol=1e-6, err_msg="a query must not be part of its label's centroid")
     visible = np.sort(gallery[:60] @ gallery[60:].T, axis=1)[:, -1]
     np.testing.assert_allclose(top, visible, atol=1e-6)
     assert top.max() < 0.999
@@ -152,7 +157,7 @@ def test_reserved_items_are_hidden_from_every_query() -> None:
 def test_too_little_to_learn_from_is_refused() -> None:
     with pytest.raises(CalibrationError, match="49 calibration queries"):
         examples(*world(known=49), 0.2)
-    queries, gallery, _ = world()
+    queries, gallery, _, _ = world()
     with pytest.raises(CalibrationError, match="Fewer than two labels"):
-        examples(queries, gallery, np.zeros(200, np.int64), 0.2)
+        examples(queries, gallery, np.zeros(200, np.int64), 1, 0.2)
     assert TOP_K == 100, "part of the stored calibrator's meaning: a change needs a new format"

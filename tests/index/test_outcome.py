@@ -137,9 +137,9 @@ def test_certified_answers_equal_those_over_the_whole_gallery(built: Path, world
     answers = opened.search_vectors(queries, map=name)
     scores, rows = opened.engine.search(queries, opened.size)
     codes = opened.gallery.codes_of(rows)
-    checked = 0
+    profile, checked = opened.gallery.profile, 0
     for i, answer in enumerate(answers):
-        top = gather(scores[i : i + 1, :100], codes[i : i + 1, :100])
+        top = gather(scores[i : i + 1, :100], codes[i : i + 1, :100], queries[i : i + 1], profile)
         unseen = sorted(set(codes[i].tolist()) - set(top.codes.tolist()))
         if not answer.certified:
             continue
@@ -149,7 +149,9 @@ def test_certified_answers_equal_those_over_the_whole_gallery(built: Path, world
         features = []
         for code in unseen:
             own = scores[i][codes[i] == code].astype(np.float64)
-            features.append([own.max(), *(first + np.log(np.exp(b * (own - first)).sum()) / b for b in SHARPNESS)])
+            pooled = [first + np.log(np.exp(b * (own - first)).sum()) / b for b in SHARPNESS]
+            of_label = profile.features(queries[i : i + 1], np.array([0]), np.array([code]), own[:1])[0]
+            features.append([own.max(), *pooled, *of_label])
         whole = table(top, g, g0)[0]
         if features:
             extra = Evidence(np.array(features), np.array(unseen), np.array([0, len(unseen)]), top.background)
