@@ -1,7 +1,7 @@
 """Draw the pictures of docs/maps.md: `python docs/draw_maps.py` writes docs/figures/map-*.svg.
 
-Each picture has three panels: the probability of the better of two scores against their gap, the number of nonzero (above 1e-12)
-probabilities among 1,000 random scores against the temperature, and the slope of the first panel's curve.
+Each picture has three panels: the probability of the better of two scores against their gap, the number of
+probabilities above 1e-12 among 1,000 random scores against the temperature, and the slope of the first curve.
 """
 
 from __future__ import annotations
