@@ -61,7 +61,7 @@ def test_falls_back_without_a_compiler_and_when_switched_off(tmp_path: Path) -> 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_bad_rows_and_layouts(dtype: torch.dtype, threads: int) -> None:
-    x = torch.randn(40, 1003, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(300, 1003, dtype=dtype, generator=torch.Generator().manual_seed(0))
     x[0], x[1, 5], x[2, 6], x[3, :1000] = -torch.inf, torch.nan, torch.inf, -torch.inf
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -69,7 +69,7 @@ def test_bad_rows_and_layouts(dtype: torch.dtype, threads: int) -> None:
         for f in (simplex.sparsemax, simplex.entmax15):
             p = f(x)
             assert p[:3].isnan().all()
-            torch.testing.assert_close(p[3:].sum(-1), torch.ones(37, dtype=dtype))
+            torch.testing.assert_close(p[3:].sum(-1), torch.ones(297, dtype=dtype))
             assert (p[3, :1000] == 0).all()
             torch.testing.assert_close(f(x.T.contiguous(), dim=0), p.T, equal_nan=True)
             torch.testing.assert_close(f(x[:, ::2]), f(x[:, ::2].contiguous()), equal_nan=True)
