@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -144,11 +145,15 @@ def _check_out(out: Path, overwrite: bool) -> None:
 
 @contextmanager
 def _beside(out: Path) -> Iterator[Path]:
-    """A folder next to `out` that takes its place on success and disappears on failure."""
+    """A folder next to `out` that takes its place on success and disappears on failure.
+
+    Its name carries our process number, so that what a killed run left behind is recognised and removed.
+    """
     created = [parent for parent in out.parents if not parent.exists()]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        _sweep(out)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-{os.getpid()}-", dir=out.parent))
     except OSError as error:
         raise CollectionError(f"{out}: cannot be created ({error.strerror}). Choose another --out.") from error
     folder.chmod(0o755)
@@ -161,6 +166,24 @@ def _beside(out: Path) -> Iterator[Path]:
             with suppress(OSError):
                 parent.rmdir()
         raise
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _sweep(out: Path) -> None:
+    for left in out.parent.glob(f".{out.name}-*-*"):
+        process = left.name.removeprefix(f".{out.name}-").partition("-")[0]
+        # a folder ending in -old is a collection that was being replaced: never ours to delete
+        if process.isdigit() and not _alive(int(process)) and not left.name.endswith("-old"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _replace(out: Path, folder: Path) -> None:

@@ -154,7 +154,8 @@ class Collection:
     def uncalibrated(self) -> str | None:
         """Why no probability can be shown, or None."""
         if self.calibration is None:
-            return str(self._config.get("uncalibrated") or "This collection's calibration is missing. Build it again.")
+            why = self._config.get("uncalibrated") or " ".join(self.warnings)
+            return str(why or "This collection's calibration is missing. Build it again.")
         return self.calibration.stale(self.size, self.gallery.label_count)
 
     def search(

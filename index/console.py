@@ -62,13 +62,14 @@ def show_answer(out: Console, text: str, answer: Answer) -> None:
     if answer.reason:
         out.print(f"  [yellow]{escape(answer.reason)}[/yellow]", highlight=False)
     table = Table(box=None, pad_edge=False, padding=(0, 2))
-    for heading in ("", "label", "probability", "score", "text"):
-        table.add_column(heading, justify="right" if heading == "score" else "left", no_wrap=heading != "text")
+    for heading in ("", "probability", "score", "label", "text"):  # the numbers never give way to long labels
+        number = heading in ("probability", "score")
+        table.add_column(heading, justify="right" if heading == "score" else "left", no_wrap=number, overflow="fold")
     for hit in answer.hits:
         p = "—" if hit.probability is None else bar(hit.probability)
-        table.add_row("", escape(hit.label or hit.id), p, f"{hit.score:.3f}", escape(hit.text or ""))
+        table.add_row("", p, f"{hit.score:.3f}", escape(hit.label or hit.id), escape(hit.text or ""))
     if answer.no_match is not None:
-        table.add_row("", "[italic]no match[/italic]", bar(answer.no_match), "", "")
+        table.add_row("", bar(answer.no_match), "", "[italic]no match[/italic]", "")
     out.print(table, highlight=False)
     if answer.prediction_set is not None:
         names = [entry.label or entry.id or "" for entry in answer.prediction_set]

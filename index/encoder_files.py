@@ -99,6 +99,9 @@ def open_sentence_transformer(name: str) -> SentenceTransformer:
     """
     need_torch()
     from sentence_transformers import SentenceTransformer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # loading takes a second, and our own progress is what people should see
 
     if Path(name).is_dir():
         encoder_files(Path(name))
@@ -107,6 +110,11 @@ def open_sentence_transformer(name: str) -> SentenceTransformer:
         return _static()
     if name == "minilm":
         return SentenceTransformer(str(_minilm_folder()), device="cpu")
+    if name.count("/") != 1:
+        raise EncoderError(
+            f"No encoder '{name}': it is no folder under {Path.cwd()}, not 'static' or 'minilm', and not a hub id of "
+            "the form owner/name. Check the name."
+        )
     try:
         return SentenceTransformer(name, trust_remote_code=False, model_kwargs={"use_safetensors": True})
     except Exception as error:  # the hub client raises many unrelated types

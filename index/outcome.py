@@ -31,8 +31,7 @@ def map_name(spec: MapSpec) -> str:
         if kind == "taylor" and value in (2, 4, 6, 8, 10):
             return f"taylor:{value:g}"
     raise DataError(
-        f"No map {spec!r}. Use softmax, sparsemax, entmax15, taylor, {{'entmax': alpha}} with alpha from 1 to 2, or "
-        "{'taylor': order} with an even order up to 10."
+        f"No map {spec!r}. Use softmax, sparsemax, entmax15, taylor, or {{'entmax': alpha}} with alpha from 1 to 2."
     )
 
 

@@ -82,6 +82,7 @@ def with_probabilities(
         fitted = ", ".join(sorted(calibration.temperatures))
         raise DataError(f"The map {name} was not calibrated for this collection. Use one of: {fitted}.")
     cut = _set_threshold(calibration, coverage)
+    warnings = [*warnings, *_map_warning(calibration, name)]
     evidence = gather(found.scores, found.codes, found.queries, found.gallery.profile)
     logits = table(evidence, *calibration.calibrator.logits(evidence))
     p = distribution(logits, name, temperature)
@@ -89,6 +90,18 @@ def with_probabilities(
     return [
         _answer(found, query, k, evidence, logits[query], p[query], cut, coverage, bool(certified[query]), warnings)
         for query in range(len(found.scores))
+    ]
+
+
+def _map_warning(calibration: Calibration, name: str) -> list[str]:
+    """Only softmax is the calibrated distribution; what another map costs was measured, and is said."""
+    by_map = calibration.report.get("ece_by_map", {})
+    if name == "softmax" or "softmax" not in by_map:
+        return []
+    measured = f"{by_map[name]:.1%} on average on held-out queries" if name in by_map else "more"
+    return [
+        f"The map {name} makes a short list, not the calibrated distribution: its probabilities are off by {measured} "
+        f"(softmax: {by_map['softmax']:.1%}), and a zero is not a certainty."
     ]
 
 

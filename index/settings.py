@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -28,6 +28,10 @@ S = TypeVar("S", bound="Settings")
 
 class Settings(BaseSettings):
     """Base of all verbs' settings: frozen, unknown names refused, field descriptions are the help text."""
+
+    config: Path | None = Field(
+        default=None, description="TOML file with these settings, one `name = value` a line; flags override it"
+    )
 
     model_config = SettingsConfigDict(
         frozen=True, extra="forbid", cli_kebab_case=True, cli_implicit_flags=True, cli_hide_none_type=True
@@ -106,7 +110,11 @@ def _explain(settings: type[Settings], error: ValidationError, config: Path | No
     for fault in error.errors(include_url=False):
         name = ".".join(str(part) for part in fault["loc"]) or "settings"
         flag = "--" + name.replace("_", "-")
-        got = "" if fault["type"] == "missing" else f", got {fault.get('input')!r}"
-        faults.append(f"{flag}: {fault['msg']}{got}")
+        if fault["type"] == "extra_forbidden":
+            faults.append(f"there is no setting {flag}")
+        elif fault["type"] == "missing":
+            faults.append(f"{flag} is needed")
+        else:
+            faults.append(f"{flag}: {fault['msg']}, got {fault.get('input')!r}")
     where = f" (flags and {config})" if config else ""
     return f"Wrong settings{where}: {'; '.join(faults)}. Run the verb with --help to see every setting."

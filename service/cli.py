@@ -70,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _call(entry: EntryPoint, words: list[str]) -> int:
+    # a stop by the system unwinds as Ctrl-C does, so that half-made folders are removed; `serve` sets its own handler
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     verb: Callable[[list[str]], int] = entry.load()
     sys.argv[0] = f"surematch {entry.name}"  # what argparse calls the program in its help
     return verb(words)
