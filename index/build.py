@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from index.calibrate import calibrate
+from index.calibrate import DEFAULT, calibrate
+from index.calibrators import CALIBRATORS
 from index.collection import CALIBRATION, CONFIG, ENCODER, FORMAT, ITEMS, PROFILE, SNAPSHOTS, Collection, Gallery
 from index.encoder_files import copy_encoder, open_sentence_transformer, training_settings
 from index.encoders import Encoder, load_encoder
-from index.errors import CalibrationError, CollectionError, DataError
+from index.errors import CalibrationError, CollectionError, DataError, SettingsError
 from index.examples import examples
 from index.faiss_engine import FaissFlat
 from index.items import Item, ItemStore
@@ -42,6 +43,7 @@ def build_collection(
     id_column: str | None = None,
     held: Held = NO_QUERIES,
     unknown_share: float = UNKNOWN_SHARE,
+    calibrator: str = DEFAULT,
     overwrite: bool = False,
     seed: int = 0,
     progress: Progress = _silent,
@@ -52,6 +54,8 @@ def build_collection(
     `Collection.describe`. When no honest calibration is possible the collection is built without one and says why;
     other faults raise `DataError`, `EncoderError` or `CollectionError`.
     """
+    if calibrator not in CALIBRATORS:
+        raise SettingsError(f"--calibrator {calibrator}: there is none of this name. Use {', '.join(CALIBRATORS)}.")
     _check_out(out, overwrite)
     if not rows:
         raise DataError("There are no rows to index. Give at least one file with labelled texts.")
@@ -73,7 +77,9 @@ def build_collection(
             )
             progress("calibrating", 0, 1)
             made = examples(queries, vectors, gallery.codes, len(gallery.names), unknown_share)
-            fitted = calibrate(made, items=len(rows), labels=gallery.label_count, warnings=warnings, seed=seed)
+            fitted = calibrate(
+                made, items=len(rows), labels=gallery.label_count, warnings=warnings, calibrator=calibrator, seed=seed
+            )
             files[CALIBRATION] = json.dumps(fitted.to_json(), allow_nan=False).encode()
             progress("calibrating", 1, 1)
         except CalibrationError as error:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from index.answer import Answer
 from index.sources import Progress
+from index.thresholds import Threshold
 
 _BAR = 20
 
@@ -97,6 +98,25 @@ def show_collection(out: Console, built: dict[str, Any], path: Path) -> None:
     for warning in built["warnings"]:
         out.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False)
     out.print(f'Ask it:   surematch search {name} "..."\nServe it: surematch serve {name}', highlight=False)
+
+
+def show_threshold(out: Console, found: Threshold) -> None:
+    """A threshold and what it rests on, in plain words."""
+    out.print(
+        f"Call it a match when its probability is at least [bold]{found.probability:.4f}[/bold].", highlight=False
+    )
+    out.print(
+        f"On the held-out calibration queries: {found.promised} {found.measured:.4f} (95 % interval {found.low:.4f} to "
+        f"{found.high:.4f}).",
+        highlight=False,
+    )
+    precision = "none" if found.precision is None else f"{found.precision:.2%}"
+    fpir = "unmeasured" if found.fpir is None else f"{found.fpir:.2%}"
+    out.print(
+        f"{found.accepted:.1%} of queries are called a match, {precision} of them rightly; {found.miss_rate:.2%} of "
+        f"known queries are missed, {fpir} of unknown ones let in.",
+        highlight=False,
+    )
 
 
 def show_evaluation(out: Console, report: dict[str, Any]) -> None:

