@@ -185,10 +185,10 @@ def test_json_round_trip(made: Calibration) -> None:
             }
         },
         {"evidence": {"top_k": 50, "sharpness": [8.0, 32.0]}},
-        {"conformal": None},
+        {"held_out": None},
         {"temperatures": "warm"},
     ],
-    ids=["format", "calibrator", "NaN", "evidence", "conformal", "temperatures"],
+    ids=["format", "calibrator", "NaN", "evidence", "held out", "temperatures"],
 )
 def test_a_stored_calibration_that_means_something_else_is_refused(made: Calibration, change: dict[str, Any]) -> None:
     with pytest.raises(CalibrationError, match="Build the index again"):
@@ -197,7 +197,7 @@ def test_a_stored_calibration_that_means_something_else_is_refused(made: Calibra
 
 def test_the_report_rests_on_held_out_queries(made: Calibration) -> None:
     queries = made.report["queries"]
-    assert (queries["known"], queries["unknown"], queries["unknown_share"]) == (80, 80, 0.3)
+    assert (queries["known"], queries["unknown"], queries["unknown_share"]) == (80, 160, 0.3)
     assert set(made.report["ece_by_map"]) == set(made.temperatures)
     # the labels of `world` are noise, so an honest report finds nothing to be sure of
     assert made.report["recall_at_1"] < 0.4
@@ -216,5 +216,5 @@ def test_twins_never_straddle_a_fold() -> None:
     examples_made = examples(*world(known=80), 0.3)
     evidence = examples_made.evidence
     rows = column(evidence, examples_made.target)
-    assert len(rows) == 160
-    assert (np.bincount(examples_made.group) == 2).all()
+    assert len(rows) == 240
+    assert (np.bincount(examples_made.group) == 3).all()

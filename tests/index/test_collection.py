@@ -77,7 +77,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown map": ({"map": "sigmoid"}, "No map 'sigmoid'"),
     "alpha too large": ({"map": {"entmax": 2.5}}, "alpha from 1 to 2"),
     "alpha NaN": ({"map": {"entmax": float("nan")}}, "alpha from 1 to 2"),
-    "odd Taylor order": ({"map": {"taylor": 3}}, "even order"),
+    "odd Taylor order": ({"map": {"taylor": 3}}, "No map"),
     "Taylor order never fitted": ({"map": {"taylor": 4}}, "was not calibrated"),
     "coverage of one": ({"coverage": 1.0}, "between 0 and 1"),
     "coverage NaN": ({"coverage": float("nan")}, "between 0 and 1"),

@@ -111,21 +111,22 @@ def test_class_removed_twins_do_not_see_their_own_label() -> None:
     queries, gallery, codes, labels = world()
     made = examples(queries, gallery, codes, labels, 0.3)
     evidence = made.evidence
-    assert len(evidence) == 120
+    assert len(evidence) == 180
     for i in range(60):
-        own, seen = queries.codes[i], evidence.codes[evidence.starts[i] : evidence.starts[i + 1]]
-        hidden = evidence.codes[evidence.starts[60 + i] : evidence.starts[61 + i]]
+        own = queries.codes[i]
+        seen, near, far = (set(evidence.codes[slice(*evidence.starts[at : at + 2])]) for at in (i, 60 + i, 120 + i))
         assert own in seen
-        assert own not in hidden
+        assert near == seen - {own}
+        assert far < near, "the labels around its own are hidden too"
         assert evidence.codes[made.target[i]] == own
     assert (made.target[60:] == -1).all()
     assert (made.codes[60:] == -1).all()
-    np.testing.assert_array_equal(made.group[:60], made.group[60:])
-    assert made.unknowns.startswith("60 class-removed")
+    np.testing.assert_array_equal(made.group.reshape(3, 60), np.tile(made.group[:60], (3, 1)))
+    assert made.unknowns.startswith("120 class-removed")
 
 
 @pytest.mark.parametrize(
-    ("real", "kinds"), [(0, (60, 0, 60)), (20, (60, 20, 60)), (50, (60, 50, 0))], ids=["none", "few", "enough"]
+    ("real", "kinds"), [(0, (60, 0, 120)), (20, (60, 20, 120)), (50, (60, 50, 0))], ids=["none", "few", "enough"]
 )
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_weights_give_unknown_queries_their_share(real: int, kinds: tuple[int, int, int], share: float) -> None:
@@ -152,6 +153,33 @@ def test_reserved_items_are_hidden_from_every_query() -> None:
     visible = np.sort(gallery[:60] @ gallery[60:].T, axis=1)[:, -1]
     np.testing.assert_allclose(top, visible, atol=1e-6)
     assert top.max() < 0.999
+
+
+def test_a_left_out_item_sees_neither_itself_nor_its_near_copies() -> None:
+    gallery, codes = unit(200, 8, seed=2), np.arange(200) % 5
+    copies = gallery[:60] + 0.1 * unit(60, 8, seed=4)  # a near copy of each query, of the same label
+    gallery = np.concatenate([gallery, copies / np.linalg.norm(copies, axis=1, keepdims=True)])
+    codes = np.concatenate([codes, codes[:60]])
+    queries = Queries(gallery[:60], codes[:60], np.arange(60), "here", leave_one_out=True)
+    made = examples(queries, gallery, codes, 5, 0.3)
+    evidence = made.evidence
+    cosines = (gallery[:60] @ gallery.T).astype(np.float64)
+    hidden = (cosines >= 0.9) | (np.arange(60)[:, None] == np.arange(260)[None])
+    visible = np.where(hidden, -np.inf, cosines)
+    np.testing.assert_allclose(evidence.features[evidence.starts[:60], 0], visible.max(axis=1), atol=1e-6)
+    for i in range(60):
+        fellows = gallery[~hidden[i] & (codes == codes[i])].sum(axis=0, dtype=np.float64)
+        expected = gallery[i] @ fellows / np.linalg.norm(fellows)
+        assert evidence.features[made.target[i], 3] == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_item_left_out_of_a_label_of_copies_is_an_unknown_query() -> None:
+    gallery, codes = unit(200, 8, seed=2), np.arange(200) % 5
+    gallery[codes == 4] = gallery[4]
+    queries = Queries(gallery[:100], codes[:100], np.arange(100), "here", leave_one_out=True)
+    made = examples(queries, gallery, codes, 5, 0.3)
+    assert (made.codes[:100][codes[:100] == 4] == -1).all()
+    assert (made.codes[:100][codes[:100] < 4] >= 0).all()
 
 
 def test_too_little_to_learn_from_is_refused() -> None:
