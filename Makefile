@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test check format clean bench-simplex
+.PHONY: help demo test check format clean bench-simplex bench-calibration
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -39,3 +39,6 @@ bench-simplex: $(VENV)/ready  ## speed of the maps against the entmax package
 
 clean:  ## remove the environment and everything the demo made
 	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache
+
+bench-calibration: $(VENV)/ready  ## how honest the probabilities are, beside Platt, isotonic, temperature and raw cosines
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_calibration.py $(ARGS)
