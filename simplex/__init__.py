@@ -6,11 +6,12 @@
     sampling     gumbel_max, gumbel_softmax, straight_through
     perturb      perturb_max for any noise, its Jacobian, potential and convex loss
     attention    taylor_attention in linear time
-    losses       cross_entropy, smooth_accuracy, fenchel_young and its relatives
-    margins      cosface, arcface, sphereface, combined, triangle, sub_centers on cosines
+    losses       cross_entropy, taylor, smooth_accuracy, fenchel_young and its relatives
+    margins      cosface, arcface, sphereface, combined, triangle, sub_centers on cosines (torch only)
     certificate  what the k best scores prove about the probabilities over all N
 """
 
+from simplex.attention import taylor_attention
 from simplex.certificate import Certificate, certify, support_radius
 from simplex.maps import (
     entmax,
@@ -20,19 +21,33 @@ from simplex.maps import (
     softmax,
     sparse_softmax,
     sparsemax,
+    taylor_log_softmax,
     taylor_softmax,
 )
+from simplex.perturb import Noise, perturb_max, perturb_max_jacobian, perturb_max_loss, perturb_max_potential
+from simplex.sampling import gumbel_max, gumbel_noise, gumbel_softmax, straight_through
 
 __all__ = [
     "Certificate",
+    "Noise",
     "certify",
     "entmax",
     "entmax15",
+    "gumbel_max",
+    "gumbel_noise",
+    "gumbel_softmax",
     "log_softmax",
     "logsumexp",
+    "perturb_max",
+    "perturb_max_jacobian",
+    "perturb_max_loss",
+    "perturb_max_potential",
     "softmax",
     "sparse_softmax",
     "sparsemax",
+    "straight_through",
     "support_radius",
+    "taylor_attention",
+    "taylor_log_softmax",
     "taylor_softmax",
 ]

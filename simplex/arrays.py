@@ -10,8 +10,10 @@ The policy: half precision is computed in float32 and cast back, integers are pr
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -74,27 +76,39 @@ def check_rows(x: Any, dim: int, name: str = "x") -> None:
 
 def check_positive(value: Any, name: str) -> None:
     """Refuse a number, or an array of numbers, that is not finite and > 0."""
-    _check(value, name, lambda v: (v > 0) & (v < np.inf), "positive and finite")
+    if not _all(value, lambda v: (v > 0) & (v < math.inf)):
+        raise ValueError(f"{name} must be positive and finite; got {value}")
 
 
 def check_alpha(value: Any) -> None:
     """Refuse an entmax order below 1 (there is no such map) or without end."""
-    _check(value, "alpha", lambda v: (v >= 1) & (v < np.inf), "at least 1 and finite")
+    if not _all(value, lambda v: (v >= 1) & (v < math.inf)):
+        raise ValueError(f"alpha must be at least 1 and finite; got {value}")
 
 
-def _check(value: Any, name: str, holds: Callable[[Any], Any], wanted: str) -> None:
-    if is_torch(value):
-        if sys.modules["torch"].compiler.is_compiling():
-            return  # reading a tensor's values would break the graph
-        if not bool(holds(value.detach()).all()):
-            raise ValueError(f"{name} must be {wanted}; got {value.detach()}")
-    elif not np.all(holds(np.asarray(value))):
-        raise ValueError(f"{name} must be {wanted}; got {value}")
+def _all(value: Any, holds: Callable[[Any], Any]) -> bool:
+    if isinstance(value, int | float):
+        return bool(holds(value))
+    if not is_torch(value):
+        return bool(np.all(holds(np.asarray(value))))
+    if sys.modules["torch"].compiler.is_compiling():
+        return True  # reading a tensor's values would break the graph
+    return bool(holds(value.detach()).all())
 
 
 def top(x: Any, xp: Any) -> Any:
     """The maximum of each row, shape (..., 1), held constant under differentiation."""
     return x.detach().amax(-1, keepdim=True) if is_torch(x) else xp.max(x, axis=-1, keepdims=True)
+
+
+def moved(x: Any, source: int, destination: int) -> Any:
+    """`x` with one axis moved. (torch.moveaxis has no rule under vmap, movedim has.)"""
+    return x.movedim(source, destination) if is_torch(x) else np.moveaxis(x, source, destination)
+
+
+def quiet(xp: Any) -> AbstractContextManager[Any]:
+    """numpy's warnings off: -inf and NaN are answered by the policy, not by a warning."""
+    return np.errstate(all="ignore") if xp is np else nullcontext()
 
 
 def over_rows(
@@ -116,13 +130,13 @@ def over_rows(
     check_positive(temperature, "temperature")
     xp = namespace(scores)
     last = dim in (-1, scores.ndim - 1)
-    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
-        rows = scores if last else xp.moveaxis(scores, dim, -1)
+    with quiet(xp):
+        rows = scores if last else moved(scores, dim, -1)
         if not (isinstance(temperature, float | int) and temperature == 1):
             if not isinstance(temperature, float | int) and temperature.ndim and not last:
-                temperature = xp.moveaxis(temperature, dim, -1)
+                temperature = moved(temperature, dim, -1)
             rows = (rows - top(rows, xp) if shift else rows) / temperature
         result = row_map(rows)
     if not (last or reduce):
-        result = xp.moveaxis(result, -1, dim)
+        result = moved(result, -1, dim)
     return like(result, x)  # type: ignore[no-any-return]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simplex.arrays import ArrayT, check_alpha, check_positive, is_torch, namespace, over_rows, top
+from simplex.arrays import ArrayT, check_alpha, check_positive, is_torch, moved, namespace, over_rows, top
 from simplex.solvers import entmax_rows
 
 if TYPE_CHECKING:
@@ -102,19 +102,34 @@ def taylor_softmax(
     Not shift-invariant: the zero of the scores matters. The polynomial grows again below x*_k (-1 for k = 2), so that a
     very bad score would beat a bad one; `monotone` holds scores at x*_k, and `monotone=False` is the raw definition.
     """
+    return over_rows(
+        lambda rows: _softmax(_taylor_logits(rows, order, monotone)), x, dim=dim, temperature=temperature, shift=False
+    )
+
+
+def taylor_log_softmax(
+    x: ArrayT, *, order: int = 2, dim: int = -1, temperature: Scalar = 1.0, monotone: bool = True
+) -> ArrayT:
+    """log taylor_softmax(x / T)."""
+    return over_rows(
+        lambda rows: _log_softmax(_taylor_logits(rows, order, monotone)),
+        x,
+        dim=dim,
+        temperature=temperature,
+        shift=False,
+    )
+
+
+def _taylor_logits(rows: Any, order: int, monotone: bool) -> Any:
     if order <= 0 or order % 2:
         raise ValueError(f"order must be even and positive, or the polynomial has a zero; got {order}")
     if order > 10:
         raise ValueError(f"order must be at most 10, where the polynomial is as good as exp; got {order}")
-
-    def rows(scores: Any) -> Any:
-        xp = namespace(scores)
-        lost: Any = scores == -math.inf
-        held = xp.clip(scores, TAYLOR_FLOOR[order], None) if monotone else xp.where(lost, 0, scores)
-        held = xp.where(held == math.inf, math.nan, held)
-        return _softmax(xp.where(lost, -math.inf, log_taylor(held, order)))
-
-    return over_rows(rows, x, dim=dim, temperature=temperature, shift=False)
+    xp = namespace(rows)
+    lost: Any = rows == -math.inf
+    held = xp.clip(rows, TAYLOR_FLOOR[order], None) if monotone else xp.where(lost, 0, rows)
+    held = xp.where(held == math.inf, math.nan, held)
+    return xp.where(lost, -math.inf, log_taylor(held, order))
 
 
 def log_taylor(x: ArrayT, order: int) -> ArrayT:
@@ -219,4 +234,4 @@ def _row_alpha(alpha: Any, x: Any, dim: int) -> Any:
         return alpha[..., None]
     if alpha.shape[position] != 1:
         raise ValueError(f"alpha must have size 1 along dim={dim}; got shape {tuple(alpha.shape)}")
-    return namespace(alpha).moveaxis(alpha, position, -1)
+    return moved(alpha, position, -1)

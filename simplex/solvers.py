@@ -134,7 +134,7 @@ def _bisect(y: Any, beta: Any, xp: Any) -> Any:
 
 def _at_least(beta: Any, xp: Any) -> Any:
     # log1p(b t) / b is exact down to the smallest normal numbers; only b = 0 itself divides by zero.
-    return max(beta, 1e-12) if isinstance(beta, float) else xp.clip(beta, 1e-12, None)
+    return max(beta, 1e-30) if isinstance(beta, float) else xp.clip(beta, 1e-30, None)
 
 
 def _sum(x: Any, xp: Any) -> Any:
