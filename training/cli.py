@@ -41,7 +41,7 @@ def demo(argv: Sequence[str]) -> int:
     program = shutil.which("surematch", path=str(Path(sys.executable).parent)) or shutil.which("surematch")
     if settings.serve and program is None:
         raise SettingsError("The command surematch is not installed here, so nothing can be served. Use --no-serve.")
-    from training.demo import run_demo
+    from training.demo import example_questions, run_demo
 
     console = Console(highlight=False)
     try:
@@ -51,7 +51,8 @@ def demo(argv: Sequence[str]) -> int:
         return 130
     if settings.serve and program is not None:
         console.print(f"Serving on http://127.0.0.1:{settings.port}/ : open it in a browser. Ctrl-C stops.")
-        _become([program, "serve", str(collection), "--port", str(settings.port)])
+        questions = [part for text in example_questions(settings.out) for part in ("--examples", json.dumps([text]))]
+        _become([program, "serve", str(collection), "--port", str(settings.port), *questions])
     console.print(f"Serve it: surematch serve {collection} --port {settings.port}")
     return 0
 
