@@ -83,6 +83,23 @@ def split_rows(rows: Sequence[Row], share: float, seed: int) -> Split:
     return Split(train=np.flatnonzero(~mask), held_out=np.flatnonzero(mask))
 
 
+def choose_unseen(labels: Sequence[str], share: float, seed: int) -> frozenset[str]:
+    """Classes that stay out of training whole: `share` of `labels`, drawn with `seed`; two to train are left.
+
+    Raises `DataError` when a share is wanted but there are too few classes to hold out two.
+    """
+    if not share:
+        return frozenset()
+    count = min(max(2, round(share * len(labels))), len(labels) - 2)
+    if count < 2:
+        raise DataError(
+            f"Measuring on classes never seen takes at least two of them and two to train; there are {len(labels)} "
+            "classes. Leave --unseen-classes out, or add classes."
+        )
+    order = np.random.default_rng(seed).permutation(len(labels))
+    return frozenset(labels[at] for at in order[:count])
+
+
 def data_fingerprint(rows: Sequence[Row]) -> str:
     """SHA-256, in hex, of all texts and labels in order: the identity of what was trained on, wherever it lay."""
     digest = hashlib.sha256()
