@@ -107,7 +107,7 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
         value = loss[0] if isinstance(loss, tuple) else loss
         if not bool(torch.isfinite(value)):
             raise DataError(
-                f"The loss became {float(value)} at step {self.state.global_step + 1}, in the batch of "
+                f"The loss became {value.item()} at step {self.state.global_step + 1}, in the batch of "
                 f"{self._name_rows(rows.tolist())}. Look at these rows; if they are sound, lower --learning-rate or "
                 "--scale."
             )
@@ -202,6 +202,7 @@ def _arguments(
         learning_rate_mapping={HEAD_PARAMETERS: recipe.head_learning_rate} if isinstance(loss, Objective) else {},
         warmup_steps=settings.warmup,
         bf16=settings.bf16,
+        use_cpu=not torch.accelerator.is_available(),
         seed=settings.seed,
         save_strategy="steps" if settings.checkpoint_steps else "no",
         save_steps=settings.checkpoint_steps or 1,

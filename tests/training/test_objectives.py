@@ -274,6 +274,8 @@ def test_unknown_names_options_and_values_are_refused_with_what_there_is(encoder
         make_objective("am", encoder, 5)
     with pytest.raises(SettingsError, match=r"adacos takes no scale; it takes margin \(0.0\)"):
         make_objective("adacos", encoder, 5, scale=3.0)
+    with pytest.raises(SettingsError, match=r"sub-center takes a whole number for centers, got 2\.5"):
+        make_objective("sub-center", encoder, 5, centers=2.5)
     for name, options in {
         "am-softmax": {"scale": 0.0},
         "arcface": {"margin": 4.0},

@@ -79,6 +79,11 @@ def make_objective(name: str, model: SentenceTransformer, classes: int, **option
     if foreign:
         takes = ", ".join(f"{option} ({default})" for option, default in entry.options.items()) or "no options"
         raise SettingsError(f"The loss {name} takes no {foreign[0]}; it takes {takes}. Leave {foreign[0]} out.")
+    for option, value in given.items():
+        if "int" in str(inspect.signature(entry.build).parameters[option].annotation):
+            if value != int(value):
+                raise SettingsError(f"The loss {name} takes a whole number for {option}, got {value}.")
+            given[option] = int(value)
     try:
         return entry.build(model, classes, **given)
     except ValueError as error:
