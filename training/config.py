@@ -63,15 +63,26 @@ class TrainSettings(Settings):
     out: Path = Field(description="Folder the trained encoder is written to.")
     text: str = Field(default="text", description="Column that holds the text.")
     label: str = Field(default="label", description="Column that holds the label.")
+    pair_text: str | None = Field(
+        default=None,
+        description="Column of a second text: rows are then pairs, --label says whether both texts are of one class "
+        "(1 or 0), and texts joined by pairs become classes.",
+    )
+    skip_faulty: bool = Field(
+        default=False,
+        description="Leave out what cannot be learned from (empty texts and labels, texts that carry two labels, "
+        "classes of one row) after naming each.",
+    )
     encoder: str = Field(
         default="static",
         description="Where training starts: 'static' (seconds on a CPU), 'minilm' (better, minutes), the folder of any "
         "sentence-transformers model, or its hub id.",
     )
-    loss: Loss = Field(
-        default="am-softmax",
-        description="Training objective. With class weights: am-softmax, arcface, ... exact. Without, as "
-        "sentence-transformers has them, for comparison: multiple-negatives-ranking and those after it.",
+    loss: Loss | None = Field(
+        default=None,
+        description="Training objective, with class weights: am-softmax ... exact; without, as sentence-transformers "
+        "has them: multiple-negatives-ranking ... triplet. Default: adacos for static encoders, am-softmax for "
+        "transformers.",
     )
     scale: Annotated[float, Gt(0)] | None = Field(
         default=None, description="Scale s of the cosines, the inverse temperature. Default: the loss's own."
@@ -166,6 +177,7 @@ _CIRCUMSTANCES = {"data", "out", "overwrite", "json_", "resume", "checkpoint_ste
 class Recipe:
     """The figures a run really uses."""
 
+    loss: Loss
     epochs: float
     batch_size: int
     learning_rate: float
@@ -180,8 +192,8 @@ class Recipe:
 
 
 _DEFAULTS: dict[Kind, Recipe] = {
-    "static": Recipe(epochs=5, batch_size=64, learning_rate=1e-2, head_learning_rate=1e-2),
-    "transformer": Recipe(epochs=1, batch_size=32, learning_rate=5e-5, head_learning_rate=1e-2),
+    "static": Recipe(loss="adacos", epochs=5, batch_size=64, learning_rate=1e-2, head_learning_rate=1e-2),
+    "transformer": Recipe(loss="am-softmax", epochs=1, batch_size=32, learning_rate=5e-5, head_learning_rate=1e-2),
 }
 
 

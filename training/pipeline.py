@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 from sentence_transformers import SentenceTransformer
 from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
@@ -37,6 +38,8 @@ from training.evaluation import Classes, Retrieval, Vectors, nearest_class_mean,
 from training.folder import FORMAT, check_target, new_folder
 from training.heads import HEAD, class_means, load_head, save_head
 from training.objectives import Objective, make_objective
+from training.pairs import rows_of_pairs
+from training.review import Fault, review, summary
 from training.run import Run, write_config
 from training.static import is_static, only_used_tokens, unreadable
 from training.trainer import Rows, fit
@@ -78,10 +81,13 @@ class _Prepared:
     classes: Classes
     split: Split
     unseen: list[Row]
+    faults: list[Fault]
 
 
 def _prepare(settings: TrainSettings, console: Console) -> _Prepared:
-    everything = read_rows(settings.data, text=settings.text, label=settings.label)
+    everything, faults = _read(settings)
+    for line in summary(faults):
+        console.print(f"[yellow]Report:[/] {escape(line)}", highlight=False)
     labels = check_classes(everything)
     away = choose_unseen(labels, settings.unseen_classes, settings.seed)
     rows = [row for row in everything if row.label not in away]
@@ -95,7 +101,19 @@ def _prepare(settings: TrainSettings, console: Console) -> _Prepared:
     )
     if unseen:
         console.print(f"{len(unseen):,} more rows in {len(away):,} classes never seen, to measure with.")
-    return _Prepared(rows, labels, classes, split, unseen)
+    return _Prepared(rows, labels, classes, split, unseen, faults)
+
+
+def _read(settings: TrainSettings) -> tuple[list[Row], list[Fault]]:
+    """The rows that can train, and what is the matter with the others."""
+    empty: list[Row] = []
+    rows = read_rows(settings.data, text=settings.text, label=settings.label, faulty=empty)
+    faults: list[Fault] = []
+    if settings.pair_text is not None:
+        _, faults = review([], empty, skip=settings.skip_faulty)
+        rows, torn = rows_of_pairs(rows, settings.pair_text, skip=settings.skip_faulty)
+        return rows, [*faults, *torn]
+    return review(rows, empty, skip=settings.skip_faulty)
 
 
 def _train(
@@ -127,9 +145,9 @@ def _train(
 
     sample = _some_of_each(split.train, classes)
     loss = make_objective(
-        settings.loss, model, len(labels), scale=settings.scale, margin=settings.margin, **settings.options
+        recipe.loss, model, len(labels), scale=settings.scale, margin=settings.margin, **settings.options
     )
-    console.print(f"Training '{settings.encoder}' with {settings.loss}: {_describe(recipe)}.", highlight=False)
+    console.print(f"Training '{settings.encoder}' with {recipe.loss}: {_describe(recipe)}.", highlight=False)
     before = _encode(model, [texts[at] for at in sample])
     metrics: dict[str, Any] = {"start": _evaluate(model, texts, classes, split, sample, before)}
     if unseen_texts:
@@ -162,8 +180,13 @@ def _train(
         "format": FORMAT,
         "settings": settings.model_dump(mode="json", exclude={"json_", "overwrite", "resume"}),
         "recipe": {"kind": kind, **asdict(recipe)},
-        "objective": {"name": settings.loss, **_config_of(loss)},
-        "data": {"fingerprint": data_fingerprint(rows), "rows": len(rows), "classes": len(labels)},
+        "objective": {"name": recipe.loss, **_config_of(loss)},
+        "data": {
+            "fingerprint": data_fingerprint(rows),
+            "rows": len(rows),
+            "classes": len(labels),
+            "report": [fault.as_json() for fault in prepared.faults],
+        },
         "held_out": {"rows": len(split.held_out), "share_wanted": settings.held_out, "per_class_at_least": 2},
         "unseen": {"rows": len(unseen_texts), "labels": sorted({label_of(row) for row in prepared.unseen})},
         "labels": labels,

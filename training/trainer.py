@@ -150,7 +150,7 @@ def fit(
         DataError: the loss is not a number; the rows of the batch are named.
         KeyboardInterrupt: stopped by a signal, with a checkpoint in `work` if a step was done.
     """
-    shape = OBJECTIVES[settings.loss].shape
+    shape = OBJECTIVES[recipe.loss].shape
     dataset = Dataset.from_dict(reshape(rows.texts, rows.classes, shape, settings.seed))
     arguments = _arguments(loss, settings, recipe, work)
     bar, stop = ProgressBar(console), StopOnSignal(console)

@@ -157,7 +157,9 @@ def test_a_loss_that_is_no_number_names_the_batch(
 
     monkeypatch.setattr(training.trainer.OBJECTIVES["am-softmax"].build, "loss_of", loss_of)
     with pytest.raises(DataError, match=r"became nan at step 3, in the batch of .*line \d+ \('") as caught:
-        train([str(data), "--encoder", str(tiny_encoder), *RECIPE, "--out", str(tmp_path / "m")])
+        train(
+            [str(data), "--encoder", str(tiny_encoder), *RECIPE, "--loss", "am-softmax", "--out", str(tmp_path / "m")]
+        )
     message = str(caught.value)
     assert "and 11 more" in message
     line = int(message.split(" line ")[1].split()[0])
