@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test check format clean
+.PHONY: help demo test check format bench-training clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -33,6 +33,9 @@ check: $(VENV)/ready  ## lint, types, and who may import whom
 
 format: $(VENV)/ready  ## format the code
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+bench-training: $(VENV)/ready  ## unseen-class retrieval, speed and memory of training, beside peers (ARGS="--encoder minilm")
+	$(BIN)/python benchmarks/bench_training.py $(ARGS)
 
 clean:  ## remove the environment and everything the demo made
 	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache
