@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from index.calibrate import calibrate
-from index.collection import CALIBRATION, CONFIG, ENCODER, FORMAT, ITEMS, SNAPSHOTS, Collection, Gallery
-from index.encoder_files import RECORD, copy_encoder, open_sentence_transformer
+from index.calibrate import DEFAULT, calibrate
+from index.calibrators import CALIBRATORS
+from index.collection import CALIBRATION, CONFIG, ENCODER, FORMAT, ITEMS, PROFILE, SNAPSHOTS, Collection, Gallery
+from index.encoder_files import copy_encoder, open_sentence_transformer, training_settings
 from index.encoders import Encoder, load_encoder
-from index.errors import CalibrationError, CollectionError, DataError
+from index.errors import CalibrationError, CollectionError, DataError, SettingsError
 from index.examples import examples
 from index.faiss_engine import FaissFlat
 from index.items import Item, ItemStore
@@ -41,6 +43,7 @@ def build_collection(
     id_column: str | None = None,
     held: Held = NO_QUERIES,
     unknown_share: float = UNKNOWN_SHARE,
+    calibrator: str = DEFAULT,
     overwrite: bool = False,
     seed: int = 0,
     progress: Progress = _silent,
@@ -51,27 +54,32 @@ def build_collection(
     `Collection.describe`. When no honest calibration is possible the collection is built without one and says why;
     other faults raise `DataError`, `EncoderError` or `CollectionError`.
     """
+    if calibrator not in CALIBRATORS:
+        raise SettingsError(f"--calibrator {calibrator}: there is none of this name. Use {', '.join(CALIBRATORS)}.")
     _check_out(out, overwrite)
+    if not rows:
+        raise DataError("There are no rows to index. Give at least one file with labelled texts.")
     with _beside(out) as folder:
         encoder = _install_encoder(model, folder / ENCODER)
         vectors = encode_rows(encoder, rows, progress)
         items = _items(rows, vectors, id_column)
-        store = ItemStore(folder / ITEMS, encoder.dimension)
-        for start in range(0, len(items), 10 * BATCH):
-            sequence = store.upsert(items[start : start + 10 * BATCH])
-            progress("storing", min(start + 10 * BATCH, len(items)), len(items))
-        numbers, labels, vectors = store.vectors()
-        store.close()
-        gallery = Gallery.of(numbers, labels)
+        with closing(ItemStore(folder / ITEMS, encoder.dimension)) as store:
+            for start in range(0, len(items), 10 * BATCH):
+                sequence = store.upsert(items[start : start + 10 * BATCH])
+                progress("storing", min(start + 10 * BATCH, len(items)), len(items))
+            numbers, labels, vectors = store.vectors()
+        gallery = Gallery.of(numbers, labels, vectors)
         why_not = None
-        files = FaissFlat.build(vectors, numbers).dump()
+        files = {**FaissFlat.build(vectors, numbers).dump(), PROFILE: gallery.profile.dump()}
         try:
             queries, warnings = calibration_queries(
                 folder / ENCODER, encoder, rows, vectors, gallery, held, seed, progress
             )
             progress("calibrating", 0, 1)
-            made = examples(queries, vectors, gallery.codes, unknown_share)
-            fitted = calibrate(made, items=len(rows), labels=gallery.label_count, warnings=warnings, seed=seed)
+            made = examples(queries, vectors, gallery.codes, len(gallery.names), unknown_share)
+            fitted = calibrate(
+                made, items=len(rows), labels=gallery.label_count, warnings=warnings, calibrator=calibrator, seed=seed
+            )
             files[CALIBRATION] = json.dumps(fitted.to_json(), allow_nan=False).encode()
             progress("calibrating", 1, 1)
         except CalibrationError as error:
@@ -99,8 +107,14 @@ def _items(rows: Sequence[Row], vectors: NDArray[np.float32], id_column: str | N
     seen: dict[str, Row] = {}
     for row, vector in zip(rows, vectors, strict=True):
         if id_column is not None and id_column not in row.extra:
-            raise DataError(f"{row.file}: line {row.line} has no column '{id_column}'. Name the right one with --id.")
-        name = f"{Path(row.file).name}:{row.line}" if id_column is None else str(row.extra[id_column])
+            raise DataError(
+                f"{row.file}: line {row.line} has no column '{id_column}' beside the text and the label. Name the "
+                "right one with --id COLUMN."
+            )
+        given = None if id_column is None else row.extra[id_column]
+        name = f"{Path(row.file).name}:{row.line}" if id_column is None else "" if given is None else str(given)
+        if not name:
+            raise DataError(f"{row.file}: line {row.line}: the column '{id_column}' holds no id. Give every row one.")
         if name in seen:
             other = seen[name]
             raise DataError(
@@ -123,10 +137,7 @@ def _install_encoder(model: str, folder: Path) -> Encoder:
 
 
 def _encoder_name(model: str, folder: Path) -> str:
-    record = folder / RECORD
-    if record.is_file():
-        return str(json.loads(record.read_text(encoding="utf-8")).get("settings", {}).get("encoder", model))
-    return model
+    return str(training_settings(folder).get("encoder", model))
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
@@ -140,18 +151,56 @@ def _check_out(out: Path, overwrite: bool) -> None:
 
 @contextmanager
 def _beside(out: Path) -> Iterator[Path]:
-    """A folder next to `out` that takes its place on success and disappears on failure."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    """A folder next to `out` that takes its place on success and disappears on failure.
+
+    Its name carries our process number, so that what a killed run left behind is recognised and removed.
+    """
+    created = [parent for parent in out.parents if not parent.exists()]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(out)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-{os.getpid()}-", dir=out.parent))
+    except OSError as error:
+        raise CollectionError(f"{out}: cannot be created ({error.strerror}). Choose another --out.") from error
     folder.chmod(0o755)
     try:
         yield folder
-        if out.exists():
-            old = folder.with_name(folder.name + "-old")
-            out.rename(old)
-            folder.rename(out)
-            shutil.rmtree(old)
-        else:
-            folder.rename(out)
-    finally:
+        _replace(out, folder)
+    except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
+        for parent in created:
+            with suppress(OSError):
+                parent.rmdir()
+        raise
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _sweep(out: Path) -> None:
+    for left in out.parent.glob(f".{out.name}-*-*"):
+        process = left.name.removeprefix(f".{out.name}-").partition("-")[0]
+        # a folder ending in -old is a collection that was being replaced: never ours to delete
+        if process.isdigit() and not _alive(int(process)) and not left.name.endswith("-old"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _replace(out: Path, folder: Path) -> None:
+    if not out.exists():
+        folder.rename(out)
+        return
+    old = folder.with_name(folder.name + "-old")
+    out.rename(old)
+    try:
+        folder.rename(out)
+    except BaseException:
+        old.rename(out)
+        raise
+    shutil.rmtree(old)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from index import metrics
 from index.calibrators import CALIBRATORS, Calibrator, Fit, calibrator_from_json
@@ -19,10 +20,50 @@ from index.evidence import SHARPNESS, TOP_K, Floats, Ints
 from index.examples import Examples, select
 from index.outcome import ALPHAS, NAMED, column, distribution, fit_temperature, table
 
+Flags = NDArray[np.bool_]
 FOLDS = 5
 DEFAULT = "conditional-logit"
 _FOR_TEMPERATURE = 1500
 """Examples a map's temperature is fitted on: one number needs no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """The calibration queries as the cross-fitted calibrators saw them; sets, thresholds and drift rest on it.
+
+    (n,) each: `probability` that the top hit is right, whether it was `right`, whether the query was `known`, its
+    `weight`, and the `nonconformity` of its truth (inf: in no set).
+    """
+
+    probability: Floats
+    right: Flags
+    known: Flags
+    weight: Floats
+    nonconformity: Floats
+
+    def to_json(self) -> dict[str, Any]:
+        scores = [None if not np.isfinite(score) else float(score) for score in self.nonconformity]
+        return {
+            "probability": self.probability.tolist(),
+            "right": self.right.tolist(),
+            "known": self.known.tolist(),
+            "weight": self.weight.tolist(),
+            "nonconformity": scores,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> HeldOut:
+        scores = [np.inf if score is None else float(score) for score in value["nonconformity"]]
+        found = cls(
+            np.array(value["probability"], np.float64),
+            np.array(value["right"], np.bool_),
+            np.array(value["known"], np.bool_),
+            np.array(value["weight"], np.float64),
+            np.array(scores, np.float64),
+        )
+        if len({len(part) for part in (found.probability, found.right, found.known, found.weight, scores)}) != 1:
+            raise ValueError("the held-out queries' columns differ in length")
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +72,7 @@ class Calibration:
 
     calibrator: Calibrator
     temperatures: dict[str, float]
-    conformal_scores: Floats
-    conformal_weights: Floats
+    held_out: HeldOut
     gallery_items: int
     gallery_labels: int
     report: dict[str, Any]
@@ -54,17 +94,16 @@ class Calibration:
         )
 
     def set_threshold(self, coverage: float) -> float:
-        """Conformal threshold for sets that hold the truth with probability `coverage`."""
-        return threshold(self.conformal_scores, self.conformal_weights, coverage)
+        """Conformal threshold for sets that hold the truth with probability `coverage`, knowns and unknowns mixed."""
+        return threshold(self.held_out.nonconformity, self.held_out.weight, coverage)
 
     def to_json(self) -> dict[str, Any]:
-        scores = [None if not np.isfinite(score) else float(score) for score in self.conformal_scores]
         return {
             "format": 1,
             "calibrator": self.calibrator.to_json(),
             "evidence": {"top_k": TOP_K, "sharpness": list(SHARPNESS)},
             "temperatures": self.temperatures,
-            "conformal": {"scores": scores, "weights": [float(weight) for weight in self.conformal_weights]},
+            "held_out": self.held_out.to_json(),
             "gallery": {"items": self.gallery_items, "labels": self.gallery_labels},
             "report": self.report,
             "warnings": self.warnings,
@@ -76,18 +115,16 @@ class Calibration:
         try:
             if value["format"] != 1 or value["evidence"] != {"top_k": TOP_K, "sharpness": list(SHARPNESS)}:
                 raise CalibrationError("The calibration was stored by another version. Build the index again.")
-            scores = [np.inf if score is None else float(score) for score in value["conformal"]["scores"]]
             return cls(
                 calibrator_from_json(value["calibrator"]),
                 {str(name): float(temperature) for name, temperature in value["temperatures"].items()},
-                np.array(scores),
-                np.array(value["conformal"]["weights"], np.float64),
+                HeldOut.from_json(value["held_out"]),
                 int(value["gallery"]["items"]),
                 int(value["gallery"]["labels"]),
                 dict(value["report"]),
                 [str(warning) for warning in value["warnings"]],
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CalibrationError(
                 f"The stored calibration cannot be read ({error}). Build the index again."
             ) from error
@@ -105,19 +142,20 @@ def calibrate(
     """Fits the calibrator of this name and measures it. Raises `CalibrationError` when it cannot."""
     fit = CALIBRATORS[calibrator]
     served = fit(made.evidence, made.target, made.weight)
-    held_out, truth = _cross_fitted(made, fit, seed)
-    temperatures = _temperatures(held_out, truth, made.weight, seed)
-    scores = np.array([nonconformity(row[np.isfinite(row)])[at] for row, at in zip(held_out, truth, strict=True)])
+    rows, truth = _cross_fitted(made, fit, seed)
+    temperatures = _temperatures(rows, truth, made.weight, seed)
+    scores = np.array([nonconformity(row)[at] for row, at in zip(rows, truth, strict=True)])
     # a known query whose label is no candidate is in no set, however large
     scores[(made.codes >= 0) & (made.target < 0)] = np.inf
+    right = made.codes == made.evidence.codes[made.evidence.starts[:-1]]
+    p = distribution(rows, "softmax", 1.0)[:, 1]
     return Calibration(
         served,
         temperatures,
-        scores,
-        made.weight,
+        HeldOut(p, right, made.codes >= 0, made.weight, scores),
         items,
         labels,
-        _report(made, held_out, temperatures, scores, seed),
+        {"calibrator": calibrator, **_report(made, rows, temperatures, scores, seed)},
         warnings,
     )
 
@@ -165,7 +203,7 @@ def _report(made: Examples, rows: Floats, temperatures: dict[str, float], scores
         "ece_floor": metrics.ece_floor(p[:, 1], w, seed=seed),
         "ece_by_map": of_maps,
         "brier": metrics.brier(p[:, 1], right, w),
-        "nll": metrics.event_nll(p[:, 1], right, w),
+        "nll": metrics.finite(metrics.event_nll(p[:, 1], right, w)),
         "auroc_right_wrong": metrics.auroc(p[:, 1], right, w),
         "auroc_known_unknown": metrics.auroc(1 - p[:, 0], known, w),
         "fpr_at_95_tpr": metrics.fpr_at_tpr(1 - p[:, 0], known, w),

@@ -1,11 +1,12 @@
 """The default calibrator: a conditional logit with an outside option (McFadden 1974).
 
-    g_c = w . (x_c - x0) / 0.1,  w >= 0      label c, from its evidence x_c (`index.evidence`)
+    g_c = w . (x_c - x0) / 0.1               label c, from its evidence x_c (`index.evidence`)
     g_0 = a + v (background - b0) / 0.1      no match
     P   = softmax(g_1 ... g_L, g_0)
 
-w >= 0: a label never loses probability because one of its items came closer. Fitted by maximum a posteriori with
-priors w ~ N(1.5/J, 2^2), a ~ N(3, 6^2), v ~ N(0, 2^2): convex, so L-BFGS-B finds the optimum, and separable data
+w >= 0 except for cohesion, which no query moves: a label never loses probability because one of its items came closer.
+Fitted by maximum a posteriori with priors w ~ N(1.5/J, 2^2) on the J features of closeness, N(0, 2^2) on cohesion,
+a ~ N(3, 6^2), v ~ N(0, 2^2): convex, so L-BFGS-B finds the optimum, and separable data
 cannot send a weight to infinity.
 """
 
@@ -80,7 +81,7 @@ def fit(evidence: Evidence, target: Ints, weight: NDArray[np.float64] | None = N
     background_mean = float(np.average(evidence.background, weights=weight))
     x, phi = _scaled(evidence, feature_mean, background_mean)
     j = x.shape[1]
-    prior_mean = np.array([1.5 / j] * j + [3.0, 0.0])
+    prior_mean = np.array([1.5 / (j - 1)] * (j - 1) + [0.0, 3.0, 0.0])
     prior_sd = np.array([2.0] * j + [6.0, 2.0])
 
     def loss(theta: Floats) -> tuple[float, Floats]:
@@ -88,7 +89,7 @@ def fit(evidence: Evidence, target: Ints, weight: NDArray[np.float64] | None = N
         off = (theta - prior_mean) / prior_sd
         return value + 0.5 * float(off @ off), gradient + off / prior_sd
 
-    bounds = [(0.0, None)] * j + [(None, None)] * 2
+    bounds = [(0.0, None)] * (j - 1) + [(None, None)] * 3
     found = minimize(loss, prior_mean, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500})
     if not np.isfinite(found.x).all():
         raise CalibrationError("The calibrator's fit did not converge to finite numbers. Check the queries' scores.")

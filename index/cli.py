@@ -12,10 +12,13 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from rich.console import Console
 
-from index import console
+from index import console, thresholds
 from index.build import UNKNOWN_SHARE, build_collection
-from index.collection import MAX_K, Collection
-from index.errors import SettingsError
+from index.calibrate import DEFAULT
+from index.calibrators import CALIBRATORS
+from index.collection import ENCODER, MAX_K, Collection
+from index.encoder_files import training_settings
+from index.errors import CalibrationError, SettingsError
 from index.evaluate import evaluate as measure
 from index.rows import Row, read_rows
 from index.settings import Settings, parse
@@ -46,6 +49,7 @@ class IndexSettings(Settings):
     unknown_share: float = Field(
         UNKNOWN_SHARE, gt=0, lt=1, description="share of unknown queries expected in use; probabilities depend on it"
     )
+    calibrator: str = Field(DEFAULT, description=f"what turns scores into probabilities: {', '.join(CALIBRATORS)}")
     overwrite: bool = Field(False, description="replace the collection at --out")
     seed: int = Field(0, description="seed of the random splits")
     json_: bool = _JSON
@@ -78,10 +82,27 @@ class SearchSettings(Settings):
     json_: bool = _JSON
 
 
+class ThresholdSettings(Settings):
+    """Where to draw the line: from costs, a precision or an FPIR to a threshold on the match probability.
+
+    Give --false-match-cost and --miss-cost, or --precision, or --fpir. The promise rests on the collection's held-out
+    calibration queries; one that their number cannot support is refused.
+    """
+
+    model_config = SettingsConfigDict(cli_prog_name="surematch threshold")
+
+    collection: CliPositionalArg[Path] = Field(description="folder of the collection")
+    false_match_cost: float | None = Field(None, gt=0, description="cost of calling a match that is wrong")
+    miss_cost: float | None = Field(None, gt=0, description="cost of not calling a match that is right")
+    precision: float | None = Field(None, gt=0, lt=1, description="share of called matches that must be right")
+    fpir: float | None = Field(None, gt=0, lt=1, description="share of unknown queries that may be called a match")
+    json_: bool = _JSON
+
+
 def index(argv: Sequence[str]) -> int:
     """`surematch index MODEL DATA --out COLLECTION`"""
     settings = parse(IndexSettings, argv)
-    label = settings.label or _trained_label(Path(settings.model) / "training.json", settings.data[0])
+    label = settings.label or _trained_label(Path(settings.model), settings.data[0])
     rows = read_rows(settings.data, text=settings.text, label=label)
     held = Held(
         _read(settings.calibrate, settings.text, label),
@@ -95,6 +116,7 @@ def index(argv: Sequence[str]) -> int:
             id_column=settings.id,
             held=held,
             unknown_share=settings.unknown_share,
+            calibrator=settings.calibrator,
             overwrite=settings.overwrite,
             seed=settings.seed,
             progress=progress,
@@ -109,7 +131,7 @@ def index(argv: Sequence[str]) -> int:
 def evaluate(argv: Sequence[str]) -> int:
     """`surematch evaluate COLLECTION QUERIES`"""
     settings = parse(EvaluateSettings, argv)
-    label = settings.label or _trained_label(settings.collection / "encoder" / "training.json", settings.data[0])
+    label = settings.label or _trained_label(settings.collection / ENCODER, settings.data[0])
     known = _read(settings.data, settings.text, label)
     unknown = _read(settings.unknown, settings.text, label, require_label=False)
     collection = Collection.open(settings.collection)
@@ -142,17 +164,43 @@ def search(argv: Sequence[str]) -> int:
     return 0
 
 
+def threshold(argv: Sequence[str]) -> int:
+    """`surematch threshold COLLECTION --precision 0.99`"""
+    settings = parse(ThresholdSettings, argv)
+    by_costs = settings.false_match_cost is not None or settings.miss_cost is not None
+    if by_costs + (settings.precision is not None) + (settings.fpir is not None) != 1:
+        raise SettingsError("Give one of: --false-match-cost with --miss-cost, --precision, --fpir.")
+    if by_costs and (settings.false_match_cost is None or settings.miss_cost is None):
+        raise SettingsError("--false-match-cost and --miss-cost belong together: only their ratio matters.")
+    collection = Collection.open(settings.collection)
+    collection.close()
+    reason = collection.uncalibrated()
+    if collection.calibration is None or reason is not None:
+        raise CalibrationError(f"{settings.collection}: no threshold without a calibration. {reason}")
+    sample = collection.calibration.held_out
+    if settings.false_match_cost is not None and settings.miss_cost is not None:
+        found = thresholds.from_costs(sample, settings.false_match_cost, settings.miss_cost)
+    elif settings.precision is not None:
+        found = thresholds.from_precision(sample, settings.precision)
+    else:
+        found = thresholds.from_fpir(sample, settings.fpir or 0.0)
+    if settings.json_:
+        _print_json(asdict(found))
+    else:
+        console.show_threshold(Console(), found)
+    return 0
+
+
 def _read(paths: list[Path], text: str, label: str, *, require_label: bool = True) -> list[Row]:
     return read_rows(paths, text=text, label=label, require_label=require_label) if paths else []
 
 
-def _trained_label(record: Path, data: Path) -> str:
+def _trained_label(encoder: Path, data: Path) -> str:
     """The label column named at training, so that it is typed once."""
-    if record.is_file():
-        column = json.loads(record.read_text(encoding="utf-8")).get("settings", {}).get("label")
-        if column:
-            return str(column)
-    raise SettingsError(f"--label: name the column of {data} that holds the label.")
+    column = training_settings(encoder).get("label")
+    if not column:
+        raise SettingsError(f"--label: name the column of {data} that holds the label.")
+    return str(column)
 
 
 def _print_json(value: object) -> None:

@@ -27,16 +27,18 @@ from index.evidence import TOP_K
 from index.faiss_engine import FaissFlat
 from index.items import ItemStore
 from index.outcome import map_name
+from index.profile import LabelProfile
 from index.snapshot import read_snapshot
 
 FORMAT = 1
 MAX_K = TOP_K
-CONFIG, ENCODER, ITEMS, SNAPSHOTS, CALIBRATION = (
+CONFIG, ENCODER, ITEMS, SNAPSHOTS, CALIBRATION, PROFILE = (
     "collection.json",
     "encoder",
     "items.sqlite",
     "snapshots",
     "calibration.json",
+    "labels.safetensors",
 )
 
 
@@ -47,14 +49,21 @@ class Gallery:
     rows: NDArray[np.int64]
     codes: NDArray[np.int64]
     names: list[str]
+    profile: LabelProfile
 
     @classmethod
-    def of(cls, rows: NDArray[np.int64], labels: Sequence[str | None]) -> Gallery:
-        """From ascending row numbers and their labels."""
+    def of(cls, rows: NDArray[np.int64], labels: Sequence[str | None], vectors: NDArray[np.float32] | bytes) -> Gallery:
+        """From ascending row numbers, their labels, and their vectors (n, d) or the profile stored of them (bytes).
+
+        Raises `CollectionError` for a stored profile that does not belong to these labels.
+        """
         names = sorted({label for label in labels if label is not None})
         code = {name: at for at, name in enumerate(names)}
-        codes = [len(names) + at if label is None else code[label] for at, label in enumerate(labels)]
-        return cls(rows, np.array(codes, np.int64).reshape(-1), names)
+        found = [len(names) + at if label is None else code[label] for at, label in enumerate(labels)]
+        codes = np.array(found, np.int64).reshape(-1)
+        if isinstance(vectors, bytes):
+            return cls(rows, codes, names, LabelProfile.load(vectors, len(names)))
+        return cls(rows, codes, names, LabelProfile.of(vectors, codes, len(names)))
 
     def codes_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Label codes of row numbers, any shape."""
@@ -117,11 +126,21 @@ class Collection:
                 f"with ({config['encoder'][:12]}), so its vectors would mean nothing here. Restore that encoder, or "
                 "build the collection again with `surematch index`."
             )
+        if encoder.dimension != config["dimension"]:
+            raise CollectionError(
+                f"{path / CONFIG}: says {config['dimension']} dimensions, the encoder makes {encoder.dimension}. "
+                "Restore the file from a backup, or build the collection again."
+            )
+        if not (path / ITEMS).is_file():
+            raise CollectionError(
+                f"{path / ITEMS}: the items are missing. Restore the file from a backup, or build the collection again."
+            )
         store = ItemStore(path / ITEMS, int(config["dimension"]))
-        engine, calibration, snapshot_id, warnings = _load_state(path, config, store)
-        labels = store.labels()
-        rows = np.array(sorted(labels), np.int64)
-        gallery = Gallery.of(rows, [labels[int(row)] for row in rows])
+        try:
+            engine, gallery, calibration, snapshot_id, warnings = _load_state(path, config, store)
+        except BaseException:
+            store.close()
+            raise
         return cls(path, config, encoder, store, engine, gallery, calibration, snapshot_id, warnings)
 
     def close(self) -> None:
@@ -135,7 +154,8 @@ class Collection:
     def uncalibrated(self) -> str | None:
         """Why no probability can be shown, or None."""
         if self.calibration is None:
-            return str(self._config.get("uncalibrated") or "This collection's calibration is missing. Build it again.")
+            why = self._config.get("uncalibrated") or " ".join(self.warnings)
+            return str(why or "This collection's calibration is missing. Build it again.")
         return self.calibration.stale(self.size, self.gallery.label_count)
 
     def search(
@@ -165,7 +185,7 @@ class Collection:
         codes = self.gallery.codes_of(rows)
         unlabelled = rows[codes >= len(self.gallery.names)]  # named by their id wherever they stand
         items = self._store.get({*rows[:, :k].ravel().tolist(), *unlabelled.tolist()})
-        found = respond.Found(scores, rows, codes, items, self.gallery)
+        found = respond.Found(queries, scores, rows, codes, items, self.gallery)
         reason = self.uncalibrated()
         if reason is not None or self.calibration is None:
             return respond.without_probabilities(found, k, reason or "", self.warnings)
@@ -215,9 +235,11 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         newer = int(config["format"]) > FORMAT
-        if not (isinstance(config["name"], str) and isinstance(config["encoder"], str) and config["dimension"] > 0):
-            raise ValueError("name, encoder or dimension is wrong")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not (isinstance(config["name"], str) and isinstance(config["encoder"], str)):
+            raise ValueError("name or encoder is no text")
+        if not isinstance(config["dimension"], int) or config["dimension"] < 1:
+            raise ValueError(f"dimension is {config['dimension']!r}")
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CollectionError(f"{file}: not readable ({error}). Restore it from a backup, or build again.") from error
     if newer:
         raise CollectionError(f"{file}: written by a newer surematch (format {config['format']}). Upgrade to open it.")
@@ -226,7 +248,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _load_state(
     path: Path, config: dict[str, Any], store: ItemStore
-) -> tuple[Engine, Calibration | None, str, list[str]]:
+) -> tuple[Engine, Gallery, Calibration | None, str, list[str]]:
     snapshot, warnings = read_snapshot(path / SNAPSHOTS)
     if snapshot is not None and snapshot.manifest.get("encoder") != config["encoder"]:
         warnings.append(f"Snapshot {snapshot.name} was made with another encoder and is not used.")
@@ -238,8 +260,23 @@ def _load_state(
         except CalibrationError as error:
             warnings.append(str(error))
     if snapshot is not None and snapshot.sequence == store.sequence:
-        return FaissFlat.load(snapshot.files), calibration, snapshot.name, warnings
+        labels = store.labels()
+        rows = np.array(sorted(labels), np.int64)
+        try:
+            engine = FaissFlat.load(snapshot.files)
+            if engine.dimension != config["dimension"] or not np.array_equal(engine.rows, rows):
+                raise CollectionError(f"Snapshot {snapshot.name} does not index the items of {store.path}.")
+            gallery = Gallery.of(rows, [labels[int(row)] for row in rows], snapshot.files.get(PROFILE, b""))
+            return engine, gallery, calibration, snapshot.name, warnings
+        except CollectionError as error:
+            warnings.append(f"{error} The index was rebuilt from the items.")
     if snapshot is None:
         warnings.append("No intact snapshot: the index was rebuilt from the items, and serves without probabilities.")
-    rows, _, vectors = store.vectors()
-    return FaissFlat.build(vectors, rows), calibration, f"rebuilt-{store.sequence}", warnings
+    rows, names, vectors = store.vectors()
+    return (
+        FaissFlat.build(vectors, rows),
+        Gallery.of(rows, names, vectors),
+        calibration,
+        f"rebuilt-{store.sequence}",
+        warnings,
+    )

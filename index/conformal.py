@@ -16,11 +16,15 @@ Floats = NDArray[np.float64]
 
 
 def nonconformity(logits: Floats) -> Floats:
-    """(L,) for each outcome of one query: sum of the logit gaps to everything above it; 0 for the best."""
-    order = np.argsort(-logits, kind="stable")
+    """(L,) for each outcome of one query: sum of the logit gaps to everything above it; 0 for the best.
+
+    An outcome of logit -inf is in no set, however large: inf.
+    """
+    possible = np.flatnonzero(np.isfinite(logits))
+    order = possible[np.argsort(-logits[possible], kind="stable")]
     g = logits[order]
     above = np.cumsum(g) - g * np.arange(1, len(g) + 1)
-    scores = np.empty_like(above)
+    scores = np.full(len(logits), np.inf)
     scores[order] = np.maximum(above, 0.0)
     # equal logits have equal scores whatever their order
     return scores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from index.answer import Answer
 from index.sources import Progress
+from index.thresholds import Threshold
 
 _BAR = 20
 
@@ -61,13 +63,14 @@ def show_answer(out: Console, text: str, answer: Answer) -> None:
     if answer.reason:
         out.print(f"  [yellow]{escape(answer.reason)}[/yellow]", highlight=False)
     table = Table(box=None, pad_edge=False, padding=(0, 2))
-    for heading in ("", "label", "probability", "score", "text"):
-        table.add_column(heading, justify="right" if heading == "score" else "left", no_wrap=heading != "text")
+    for heading in ("", "probability", "score", "label", "text"):  # the numbers never give way to long labels
+        number = heading in ("probability", "score")
+        table.add_column(heading, justify="right" if heading == "score" else "left", no_wrap=number, overflow="fold")
     for hit in answer.hits:
         p = "—" if hit.probability is None else bar(hit.probability)
-        table.add_row("", escape(hit.label or hit.id), p, f"{hit.score:.3f}", escape(hit.text or ""))
+        table.add_row("", p, f"{hit.score:.3f}", escape(hit.label or hit.id), escape(hit.text or ""))
     if answer.no_match is not None:
-        table.add_row("", "[italic]no match[/italic]", bar(answer.no_match), "", "")
+        table.add_row("", bar(answer.no_match), "", "[italic]no match[/italic]", "")
     out.print(table, highlight=False)
     if answer.prediction_set is not None:
         names = [entry.label or entry.id or "" for entry in answer.prediction_set]
@@ -91,9 +94,29 @@ def show_collection(out: Console, built: dict[str, Any], path: Path) -> None:
             highlight=False,
         )
         out.print(_honesty(report), highlight=False)
+    name = escape(shlex.quote(str(path)))
     for warning in built["warnings"]:
         out.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False)
-    out.print(f'Ask it:   surematch search {path} "..."\nServe it: surematch serve {path}', highlight=False)
+    out.print(f'Ask it:   surematch search {name} "..."\nServe it: surematch serve {name}', highlight=False)
+
+
+def show_threshold(out: Console, found: Threshold) -> None:
+    """A threshold and what it rests on, in plain words."""
+    out.print(
+        f"Call it a match when its probability is at least [bold]{found.probability:.4f}[/bold].", highlight=False
+    )
+    out.print(
+        f"On the held-out calibration queries: {found.promised} {found.measured:.4f} (95 % interval {found.low:.4f} to "
+        f"{found.high:.4f}).",
+        highlight=False,
+    )
+    precision = "none" if found.precision is None else f"{found.precision:.2%}"
+    fpir = "unmeasured" if found.fpir is None else f"{found.fpir:.2%}"
+    out.print(
+        f"{found.accepted:.1%} of queries are called a match, {precision} of them rightly; {found.miss_rate:.2%} of "
+        f"known queries are missed, {fpir} of unknown ones let in.",
+        highlight=False,
+    )
 
 
 def show_evaluation(out: Console, report: dict[str, Any]) -> None:

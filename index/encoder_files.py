@@ -26,19 +26,26 @@ TRAINED_ROWS = "trained_rows.npy"
 
 _VOLATILE = {"__version__", "transformers_version", "_name_or_path", "torch_dtype", "similarity_fn_name", "model_type"}
 _AT_ROOT = ("modules.json", "config.json", "config_sentence_transformers.json", "sentence_bert_config.json")
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "merges.txt")
+_TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+)
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
 def encoder_files(folder: Path) -> list[Path]:
     """The files of `folder` that make the encoder, sorted by relative path. Raises `EncoderError`."""
-    modules = _modules(folder)
     found = [folder / name for name in (*_AT_ROOT, *_TOKENIZER) if (folder / name).is_file()]
     found += [path for path in folder.glob("*.safetensors*") if path.name.startswith("model")]
     found += folder.glob("*.model")
-    for module in modules:
-        if module["path"]:
-            found += [path for path in (folder / module["path"]).rglob("*") if path.is_file()]
+    for module in module_paths(folder):
+        if module != folder:
+            found += [path for path in module.rglob("*") if path.is_file() and path.suffix != ".md"]
     pickled = [path for path in (*found, *folder.glob("pytorch_model*.bin")) if path.suffix in {".bin", ".pt", ".pkl"}]
     if pickled:
         raise EncoderError(
@@ -69,6 +76,22 @@ def copy_encoder(source: Path, target: Path) -> None:
         shutil.copyfile(path, copy)  # not copy2: weights saved as 0600 must stay readable to a container's user
 
 
+def training_settings(folder: Path) -> dict[str, Any]:
+    """The settings `surematch train` recorded in `folder`; empty for an encoder it did not train.
+
+    Raises `EncoderError` for a record that cannot be read.
+    """
+    record = folder / RECORD
+    if not record.is_file():
+        return {}
+    try:
+        return dict(json.loads(record.read_text(encoding="utf-8")).get("settings") or {})
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise EncoderError(
+            f"{record}: the training record cannot be read ({error}). Train or copy the encoder again."
+        ) from error
+
+
 def open_sentence_transformer(name: str) -> SentenceTransformer:
     """The encoder called `name`: a folder, else `static` or `minilm` from installed packages, else a hub id.
 
@@ -76,6 +99,9 @@ def open_sentence_transformer(name: str) -> SentenceTransformer:
     """
     need_torch()
     from sentence_transformers import SentenceTransformer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # loading takes a second, and our own progress is what people should see
 
     if Path(name).is_dir():
         encoder_files(Path(name))
@@ -84,6 +110,11 @@ def open_sentence_transformer(name: str) -> SentenceTransformer:
         return _static()
     if name == "minilm":
         return SentenceTransformer(str(_minilm_folder()), device="cpu")
+    if name.count("/") != 1:
+        raise EncoderError(
+            f"No encoder '{name}': it is no folder under {Path.cwd()}, not 'static' or 'minilm', and not a hub id of "
+            "the form owner/name. Check the name."
+        )
     try:
         return SentenceTransformer(name, trust_remote_code=False, model_kwargs={"use_safetensors": True})
     except Exception as error:  # the hub client raises many unrelated types
@@ -141,12 +172,27 @@ def need_torch() -> None:
 def _modules(folder: Path) -> list[dict[str, Any]]:
     try:
         modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-        return [{"type": str(module["type"]), "path": str(module["path"])} for module in modules]
+        found = [{"type": str(module["type"]), "path": str(module["path"])} for module in modules]
+        if not found:
+            raise ValueError("it lists no module")
+        return found
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EncoderError(
             f"{folder}: not an encoder: it has no readable modules.json. Give a folder written by `surematch train` "
             "or by SentenceTransformer(...).save(folder)."
         ) from error
+
+
+def module_paths(folder: Path) -> list[Path]:
+    """The folders of the encoder's modules in order. Raises `EncoderError` for one that lies outside `folder`."""
+    paths = [folder / module["path"] for module in _modules(folder)]
+    for path in paths:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise EncoderError(
+                f"{folder / 'modules.json'}: names the folder {path}, which is not part of the encoder. Use a folder "
+                "written by `surematch train` or by SentenceTransformer(...).save(folder)."
+            )
+    return paths
 
 
 def module_kinds(folder: Path) -> list[str]:

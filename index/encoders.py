@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from index.encoder_files import fingerprint, module_kinds, need_torch, open_sentence_transformer
+from index.encoder_files import fingerprint, module_kinds, module_paths, need_torch, open_sentence_transformer
 from index.errors import DataError, EncoderError
 
 Vectors = NDArray[np.float32]
@@ -51,14 +51,21 @@ class StaticEncoder:
         from tokenizers import Tokenizer
 
         self.fingerprint = fingerprint(folder)
+        module = module_paths(folder)[0]
         try:
-            self._weights: Vectors = load_file(folder / "model.safetensors")["embedding.weight"].astype(np.float32)
-            self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            self._weights: Vectors = load_file(module / "model.safetensors")["embedding.weight"].astype(np.float32)
+            self._tokenizer = Tokenizer.from_file(str(module / "tokenizer.json"))
         except Exception as error:  # both loaders raise bare Exceptions for damaged files
             raise EncoderError(f"{folder}: the encoder cannot be loaded ({error}). Train or copy it again.") from error
         if not np.isfinite(self._weights).all():
             raise EncoderError(
-                f"{folder / 'model.safetensors'}: weights hold NaN or infinity. Train the encoder again."
+                f"{module / 'model.safetensors'}: weights hold NaN or infinity. Train the encoder again."
+            )
+        tokens = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        if self._weights.ndim != 2 or tokens > len(self._weights):
+            raise EncoderError(
+                f"{module}: the tokenizer knows {tokens} tokens, the weights have shape {self._weights.shape}: they do "
+                "not belong together. Copy the encoder's folder again."
             )
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -69,8 +76,10 @@ class StaticEncoder:
         texts = _checked(texts)
         encodings = self._tokenizer.encode_batch([self._prompt + text for text in texts], add_special_tokens=False)
         lengths = np.array([len(encoding.ids) for encoding in encodings], dtype=np.int64)
-        if not len(texts) or not lengths.all():
-            return _unit(np.zeros((len(texts), self.dimension), np.float32), texts)
+        if not len(texts):
+            return np.empty((0, self.dimension), np.float32)
+        if not lengths.all():
+            raise _nothing_to_read(int(np.argmin(lengths)), texts)
         ids = np.fromiter((token for encoding in encodings for token in encoding.ids), np.int64, int(lengths.sum()))
         starts = np.concatenate(([0], np.cumsum(lengths)[:-1]))
         sums = np.add.reduceat(self._weights[ids], starts, axis=0)
@@ -129,12 +138,16 @@ def _unit(vectors: Vectors, texts: Sequence[str]) -> Vectors:
         raise EncoderError("The encoder produced NaN or infinity. Its weights are damaged: train or copy it again.")
     empty = np.flatnonzero(norms[:, 0] == 0)
     if len(empty):
-        raise DataError(
-            f"The encoder finds nothing to read in text {empty[0] + 1} ({texts[empty[0]][:40]!r}). Use a text with "
-            "at least one word it knows."
-        )
+        raise _nothing_to_read(int(empty[0]), texts)
     unit: Vectors = np.divide(vectors, norms, dtype=np.float32)
     return unit
+
+
+def _nothing_to_read(at: int, texts: Sequence[str]) -> DataError:
+    return DataError(
+        f"The encoder finds nothing to read in text {at + 1} ({texts[at][:40]!r}). Use a text with at least one word "
+        "it knows."
+    )
 
 
 def _default_prompt(folder: Path) -> str:

@@ -24,6 +24,11 @@ class Engine(Protocol):
     @property
     def dimension(self) -> int: ...
 
+    @property
+    def rows(self) -> Rows:
+        """Row number of every vector, (size,)."""
+        ...
+
     def search(self, queries: Vectors, k: int) -> tuple[Scores, Rows]:
         """Scores (n, k') descending and rows (n, k'), k' = min(k, size), for unit queries (n, d)."""
         ...

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from index import metrics
 from index.answer import Answer
-from index.collection import Collection
+from index.collection import ENCODER, Collection
 from index.errors import DataError
-from index.rows import Row
-from index.sources import Progress, check_labels, encode_rows
+from index.rows import Row, text_key
+from index.sources import Progress, check_labels, encode_rows, trained_rows
 
 COVERAGES = (0.9, 0.95, 0.99)
 _BLOCK = 512
@@ -27,8 +27,8 @@ def evaluate(
     "Right" is the event that the top hit carries the query's label; `ece` is equal-mass, 15 bins, beside the noise
     floor of a perfectly calibrated predictor on the same sample. Raises `DataError` for labels in the wrong file.
     """
-    check_labels(known, collection.gallery.names, known=True, flag="the file's place")
-    check_labels(unknown, collection.gallery.names, known=False, flag="--unknown")
+    check_labels(known, collection.gallery.names, known=True)
+    check_labels(unknown, collection.gallery.names, known=False, known_as="as DATA, without a flag,")
     rows = [*known, *unknown]
     if not rows:
         raise DataError("No queries to evaluate. Give at least one file of labelled queries.")
@@ -51,8 +51,29 @@ def evaluate(
     if answers[0].calibrated:
         report |= _honesty(answers, truth, is_known)
         report["warnings"] = [*report["warnings"], *_mix_warning(collection, float(1 - is_known.mean()))]
+    report["warnings"] = [*_seen_warning(collection, rows, answers), *report["warnings"]]
+    if answers[0].calibrated:
         report["sets"] = _sets(collection, vectors, truth)
     return report
+
+
+def _seen_warning(collection: Collection, rows: Sequence[Row], answers: list[Answer]) -> list[str]:
+    """Queries that are not new make every measure look better than life."""
+    keys = [text_key(row.text) for row in rows]
+    trained = set(trained_rows(collection.path / ENCODER).tolist())
+    in_training = sum(key in trained for key in keys)
+    in_gallery = sum(
+        any(hit.text is not None and text_key(hit.text) == key for hit in answer.hits)
+        for key, answer in zip(keys, answers, strict=True)
+    )
+    said = []
+    if in_training:
+        said.append(f"{in_training} of {len(rows)} queries were in the encoder's training data")
+    if in_gallery > 0.05 * len(rows):
+        said.append(f"{in_gallery} of {len(rows)} queries stand word for word in the gallery")
+    if not said:
+        return []
+    return [f"{' and '.join(said)}, so these measures look better than life. Use queries it has never seen."]
 
 
 def _mix_warning(collection: Collection, share: float) -> list[str]:
@@ -94,7 +115,7 @@ def _honesty(answers: list[Answer], truth: list[str | None], known: NDArray[np.b
         "ece": metrics.ece(p, right),
         "ece_floor": metrics.ece_floor(p),
         "brier": metrics.brier(p, right),
-        "nll": metrics.event_nll(p, right),
+        "nll": metrics.finite(metrics.event_nll(p, right)),
         "auroc_right_wrong": metrics.auroc(p, right),
         "auroc_known_unknown": metrics.auroc(1 - no_match, known),
         "fpr_at_95_tpr": metrics.fpr_at_tpr(1 - no_match, known),

@@ -4,7 +4,8 @@ Of a query's top K hits with cosines s_1 >= s_2 >= ..., grouped by label c:
     best(c)   = max_{i in c} s_i
     pool_b(c) = s_1 + (1/b) log sum_{i in c} exp(b (s_i - s_1)),   b = 8, 32   (many close items weigh more than one)
     background = mean cosine of the hits that do not carry the best hit's label: what "close" means around here.
-An item without a label is a label of its own.
+Two more features come from what is known of the label beforehand: its centroid's cosine and its cohesion
+(`index.profile`). An item without a label is a label of its own.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from index.profile import LabelProfile
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 SHARPNESS = (8.0, 32.0)
+FEATURES = ("best", "pooled at 8", "pooled at 32", "centroid", "cohesion")
 TOP_K = 100
 """Hits that make the evidence; part of the calibrator's definition."""
 _BLOCK_BYTES = 128 << 20
@@ -28,8 +32,8 @@ _BLOCK_BYTES = 128 << 20
 class Evidence:
     """Candidate labels of n queries, m in all, each query's ordered by its best cosine (its top hit's label first).
 
-    `features` (m, 3) and `background` (n,) are cosines; candidates of query i are `starts[i]:starts[i + 1]`;
-    `codes` (m,) are the caller's label codes.
+    `features` (m, 5), named in `FEATURES`, and `background` (n,) are cosines; candidates of query i are
+    `starts[i]:starts[i + 1]`; `codes` (m,) are the caller's label codes.
     """
 
     features: Floats
@@ -53,10 +57,16 @@ class Evidence:
         return found
 
 
-def gather(scores: NDArray[np.floating], codes: Ints) -> Evidence:
+def gather(
+    scores: NDArray[np.floating],
+    codes: Ints,
+    queries: NDArray[np.float32] | None = None,
+    profile: LabelProfile | None = None,
+) -> Evidence:
     """Evidence from top hits: `scores` (n, K) cosines, descending, -inf where there is no hit; `codes` (n, K) >= 0.
 
-    Every query needs at least one hit.
+    Every query needs at least one hit. With the `profile` of the labels and the `queries` (n, d); without them every
+    label is taken for a single item at its best hit.
     """
     n, k = scores.shape
     present = np.isfinite(scores)
@@ -75,7 +85,11 @@ def gather(scores: NDArray[np.floating], codes: Ints) -> Evidence:
     top = scores[:, 0].astype(np.float64)[q]
     pooled = [top[first] + np.log(np.add.reduceat(np.exp(b * (s - top)), first)) / b for b in SHARPNESS]
     best = s[first]
-    features = np.stack([best, *pooled], axis=1)
+    if profile is None or queries is None:
+        of_label = np.column_stack([best, np.zeros(len(best))])
+    else:
+        of_label = profile.features(queries, q[first], c[first], best)
+    features = np.column_stack([best, *pooled, of_label])
     rank = np.lexsort((-best, q[first]))
     # ties with the top hit must not displace its label from the first place
     features, codes_found, owner = features[rank], c[first][rank], q[first][rank]

@@ -2,8 +2,12 @@
 
 An example is a query with its evidence, its true candidate (or `NO_MATCH`) and a weight. Known queries see the gallery
 as it is. Unknown queries are real ones if the user has some; class-removed ones stand in: a known query from which its
-own label's items are hidden. The two kinds are weighted to the share of unknown queries expected in use, because a
-probability is a promise about a mix.
+own label is hidden (a near unknown), and from which the labels around it are hidden too (a far one), half and half.
+Knowns and unknowns are weighted to the share of unknown queries expected in use, because a probability is a promise
+about a mix.
+
+Where there are no queries at all, items of an untrained gallery ask for themselves, each left out together with its
+near copies: an item's nearest neighbour is closer than a real query's, and without that the answers would be too sure.
 """
 
 from __future__ import annotations
@@ -16,8 +20,14 @@ from numpy.typing import NDArray
 from index.calibration import MIN_QUERIES, NO_MATCH
 from index.errors import CalibrationError
 from index.evidence import TOP_K, Evidence, Floats, Ints, exact_top, gather
+from index.profile import LabelProfile
 
 Vectors = NDArray[np.float32]
+Flags = NDArray[np.bool_]
+NEAR_COPY = 0.9
+"""Cosine from which an item counts as a copy of one left out."""
+AROUND = 0.05
+"""Share of the labels, nearest first, that is hidden to imitate a far unknown query."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +35,15 @@ class Queries:
     """Calibration queries: unit vectors (n, d) and label codes (n,), -1 for a label that is not in the gallery.
 
     `source` says where they come from, for the report. `rows` (n,) gives the gallery position of a query that is itself
-    an item, -1 otherwise: those items are hidden from all queries.
+    an item, -1 otherwise: those items are hidden from all queries, or, with `leave_one_out`, each from its own query,
+    with the items nearer to it than `NEAR_COPY`.
     """
 
     vectors: Vectors
     codes: Ints
     rows: Ints
     source: str
+    leave_one_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +60,11 @@ class Examples:
     unknowns: str
 
 
-def examples(queries: Queries, gallery: Vectors, codes: Ints, unknown_share: float) -> Examples:
-    """Examples of `queries` against the gallery (size, d) with label codes (size,). Raises `CalibrationError`."""
+def examples(queries: Queries, gallery: Vectors, codes: Ints, labels: int, unknown_share: float) -> Examples:
+    """Examples of `queries` against the gallery (size, d) with codes (size,), of which those below `labels` are labels.
+
+    Raises `CalibrationError`.
+    """
     known = np.flatnonzero(queries.codes >= 0)
     real = np.flatnonzero(queries.codes < 0)
     if len(known) < MIN_QUERIES:
@@ -58,18 +73,17 @@ def examples(queries: Queries, gallery: Vectors, codes: Ints, unknown_share: flo
             "probabilities that mean something. Give more labelled queries with --calibrate FILE."
         )
     removed = known if len(real) < MIN_QUERIES else known[:0]
-    shown = _visible(queries, codes)
-    parts = [_evidence(queries, part, gallery, codes, shown, hide) for part, hide in ((known, False), (real, False))]
-    parts.append(_evidence(queries, removed, gallery, codes, shown, True))
-    evidence = concatenate([part for part in parts if len(part)])
-    truth = np.concatenate([queries.codes[known], np.full(len(real) + len(removed), -1)])
+    view = _view(queries, gallery, codes, labels)
+    asked = ((known, "nothing"), (real, "nothing"), (removed, "own label"), (removed, "labels around"))
+    evidence = concatenate([_evidence(queries, part, view, hidden) for part, hidden in asked if len(part)])
+    truth = np.concatenate([_truth(queries, known, view), np.full(len(real) + 2 * len(removed), -1)])
     target = np.where(truth >= 0, evidence.candidate(truth), NO_MATCH)
     return Examples(
         evidence,
         target,
         truth,
         _weights(len(known), len(real), len(removed), unknown_share),
-        np.concatenate([known, real, removed]),
+        np.concatenate([known, real, removed, removed]),
         unknown_share,
         queries.source,
         _describe_unknowns(len(real), len(removed)),
@@ -96,37 +110,115 @@ def select(evidence: Evidence, queries: Ints) -> Evidence:
     return Evidence(evidence.features[at], evidence.codes[at], starts, evidence.background[queries])
 
 
-def _visible(queries: Queries, codes: Ints) -> NDArray[np.bool_]:
+@dataclass(frozen=True, slots=True)
+class _View:
+    """The items the queries may see: vectors (size, d), codes (size,), gallery positions (size,), and their labels."""
+
+    vectors: Vectors
+    codes: Ints
+    positions: Ints
+    profile: LabelProfile
+
+
+def _view(queries: Queries, gallery: Vectors, codes: Ints, labels: int) -> _View:
     shown = np.ones(len(codes), np.bool_)
-    shown[queries.rows[queries.rows >= 0]] = False
+    if not queries.leave_one_out:
+        shown[queries.rows[queries.rows >= 0]] = False
     if len(np.unique(codes[shown])) < 2:
         raise CalibrationError(
             "Fewer than two labels are left in the gallery beside the calibration queries, so there is nothing to tell "
             "apart. Give calibration queries that are not items, with --calibrate FILE."
         )
-    return shown
+    # of what the queries see: a reserved query must not have moved its label's centroid
+    profile = LabelProfile.of(gallery[shown], codes[shown], labels)
+    return _View(gallery[shown], codes[shown], np.flatnonzero(shown), profile)
 
 
-def _evidence(
-    queries: Queries, part: Ints, gallery: Vectors, codes: Ints, shown: NDArray[np.bool_], hide_own: bool
-) -> Evidence:
+def _evidence(queries: Queries, part: Ints, view: _View, hidden: str) -> Evidence:
+    """What the queries at `part` see when "nothing", their "own label" or the "labels around" them are hidden."""
     vectors, own = queries.vectors[part], queries.codes[part]
-    visible = np.flatnonzero(shown)
-    seen = codes[visible]
-    hidden = (lambda block: own[block, None] == seen[None]) if hide_own else None
-    scores, positions = exact_top(vectors, gallery[visible], TOP_K, hidden)
-    return gather(scores, seen[positions])
+
+    def unseen(block: slice) -> Flags:
+        mask = np.zeros((len(vectors[block]), len(view.codes)), np.bool_)
+        if queries.leave_one_out:
+            mask |= _left_out(queries, part[block], view)
+        if hidden != "nothing":
+            mask |= own[block, None] == view.codes[None]
+        if hidden == "labels around":
+            mask |= _around(vectors[block], view)
+        return mask
+
+    scores, positions = exact_top(vectors, view.vectors, TOP_K, unseen)
+    some = np.isfinite(scores[:, 0])
+    if not some.all():
+        raise CalibrationError(
+            f"{(~some).sum()} calibration queries see no item at all once their own label is hidden. The gallery is "
+            "too small or too uniform to imitate unknown queries: give some with --unknown FILE."
+        )
+    evidence = gather(scores, view.codes[positions], vectors, view.profile)
+    if queries.leave_one_out and hidden == "nothing":
+        _correct_centroids(evidence, queries, part, view)
+    return evidence
+
+
+def _left_out(queries: Queries, part: Ints, view: _View) -> Flags:
+    """(n, size): the item a query is, and its near copies. Queries that are no items see everything."""
+    items = queries.rows[part] >= 0
+    near = queries.vectors[part] @ view.vectors.T >= NEAR_COPY
+    hidden: Flags = (near & items[:, None]) | (queries.rows[part][:, None] == view.positions[None])
+    return hidden
+
+
+def _around(vectors: Vectors, view: _View) -> Flags:
+    """(n, size): items of the labels whose centroids are nearest, `AROUND` of all and at least two."""
+    labels = len(view.profile.centroids)
+    count = min(labels, max(2, round(AROUND * labels)))
+    nearest = np.argpartition(-(vectors @ view.profile.centroids.T), count - 1, axis=1)[:, :count]
+    hidden = np.zeros((len(vectors), labels + 1), np.bool_)
+    np.put_along_axis(hidden, nearest, True, axis=1)
+    hidden[:, labels] = False  # unlabelled items have no label around them
+    return hidden[:, np.minimum(view.codes, labels)]
+
+
+def _fellows(queries: Queries, at: int, view: _View) -> Ints:
+    """Positions in `view` of the items of a left-out query's label that it still sees."""
+    mine = np.flatnonzero(view.codes == queries.codes[at])
+    return mine[~_left_out_of(queries, at, view, mine)]
+
+
+def _left_out_of(queries: Queries, at: int, view: _View, items: Ints) -> Flags:
+    left_out: Flags = view.positions[items] == queries.rows[at]
+    if queries.rows[at] >= 0:
+        left_out |= view.vectors[items] @ queries.vectors[at] >= NEAR_COPY
+    return left_out
+
+
+def _correct_centroids(evidence: Evidence, queries: Queries, part: Ints, view: _View) -> None:
+    """A left-out query must not see itself in its label's centroid: the cosine is to the fellows it still sees."""
+    target = evidence.candidate(queries.codes[part])
+    for at, found in zip(part, target, strict=True):
+        if found >= 0 and queries.rows[at] >= 0:
+            centroid = view.vectors[_fellows(queries, at, view)].sum(axis=0, dtype=np.float64)
+            length = float(np.linalg.norm(centroid))
+            evidence.features[found, 3] = float(queries.vectors[at] @ centroid) / length if length else 0.0
+
+
+def _truth(queries: Queries, known: Ints, view: _View) -> Ints:
+    """Codes of the known queries, -1 for one left out of a label it sees no other item of."""
+    if not queries.leave_one_out:
+        return queries.codes[known]
+    return np.array([queries.codes[at] if len(_fellows(queries, at, view)) else -1 for at in known], np.int64)
 
 
 def _weights(known: int, real: int, removed: int, share: float) -> Floats:
-    """Weights that give unknown queries the mass `share`, halved between the two kinds where both exist."""
-    total = known + real + removed
+    """Weights that give unknown queries the mass `share`: real ones and removed ones the same where both exist."""
+    total = known + real + 2 * removed
     kinds = (real > 0) + (removed > 0)
-    each = [share / kinds / count if count else 0.0 for count in (real, removed)]
-    return total * np.repeat([(1 - share) / known, *each], [known, real, removed])
+    each = [share / kinds / count if count else 0.0 for count in (real, 2 * removed)]
+    return total * np.repeat([(1 - share) / known, *each], [known, real, 2 * removed])
 
 
 def _describe_unknowns(real: int, removed: int) -> str:
     said = [f"{real} real unknown queries"] if real else []
-    said += [f"{removed} class-removed queries (the query's own label hidden)"] if removed else []
+    said += [f"{2 * removed} class-removed queries (own label, or the labels around it too, hidden)"] if removed else []
     return " and ".join(said)

@@ -39,6 +39,10 @@ class FaissFlat:
     def dimension(self) -> int:
         return int(self._index.d)
 
+    @property
+    def rows(self) -> Rows:
+        return self._rows
+
     def search(self, queries: Vectors, k: int) -> tuple[Scores, Rows]:
         # FAISS checks these with asserts, which vanish under `python -O` and leave out-of-bounds reads
         queries = np.ascontiguousarray(queries, np.float32)
@@ -65,9 +69,9 @@ class FaissFlat:
         """The engine from `dump`'s bytes, whose checksums the caller has verified. Raises `CollectionError`."""
         try:
             index = faiss.deserialize_index(np.frombuffer(files[_INDEX_FILE], np.uint8))
-        except (KeyError, RuntimeError) as error:
-            raise CollectionError(f"{_INDEX_FILE}: not a readable FAISS index ({error}).") from error
-        rows = np.frombuffer(files.get(_ROWS_FILE, b""), "<i8").astype(np.int64)
+            rows = np.frombuffer(files[_ROWS_FILE], "<i8").astype(np.int64)
+        except (KeyError, ValueError, RuntimeError, MemoryError) as error:
+            raise CollectionError(f"{_INDEX_FILE}, {_ROWS_FILE}: not a readable FAISS index ({error}).") from error
         if not isinstance(index, faiss.IndexFlatIP) or index.ntotal != len(rows):
             raise CollectionError(
                 f"{_INDEX_FILE}: holds {type(index).__name__} of {index.ntotal} vectors, expected IndexFlatIP of "

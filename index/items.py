@@ -78,20 +78,33 @@ class ItemStore:
             self._connection = sqlite3.connect(
                 _uri(path), uri=True, check_same_thread=False, isolation_level=None, timeout=30
             )
-            self._connection.execute("PRAGMA synchronous = FULL")
-            version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                self._connection.execute("PRAGMA journal_mode = WAL")
-                self._connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
         except sqlite3.Error as error:
-            raise CollectionError(
-                f"{path}: the item store cannot be opened ({error}). Check that the folder is writable, or restore it "
-                "from a backup."
-            ) from error
+            raise self._unusable(error) from error
+        try:
+            self._prepare()
+        except BaseException as error:
+            self._connection.close()
+            if isinstance(error, sqlite3.Error):
+                raise self._unusable(error) from error
+            raise
+
+    def _prepare(self) -> None:
+        self._connection.execute("PRAGMA synchronous = FULL")
+        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
         if version > _SCHEMA_VERSION:
             raise CollectionError(
-                f"{path}: written by a newer surematch (format {version}, this one reads {_SCHEMA_VERSION}). Upgrade."
+                f"{self.path}: written by a newer surematch (format {version}, this one reads {_SCHEMA_VERSION}). "
+                "Upgrade."
             )
+
+    def _unusable(self, error: sqlite3.Error) -> CollectionError:
+        return CollectionError(
+            f"{self.path}: the item store cannot be opened ({error}). Check that the folder is writable, or restore it "
+            "from a backup."
+        )
 
     def close(self) -> None:
         with self._lock:
@@ -155,12 +168,22 @@ class ItemStore:
             )
         if not np.isfinite(vector).all() or abs(float(np.linalg.norm(vector)) - 1) > 1e-3:
             raise DataError(f"Item {item.id!r}: the vector is not finite or not of norm 1. Encode the item again.")
-        if not item.id or len(item.id.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
-            raise DataError(f"An id must have 1 to {MAX_ID_BYTES} bytes, got {item.id[:40]!r}. Choose a shorter one.")
         try:
             metadata = json.dumps(item.metadata, allow_nan=False, ensure_ascii=False)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise DataError(f"Item {item.id!r}: the metadata is not JSON ({error}). Use plain JSON values.") from error
+        for what, value in (("id", item.id), ("label", item.label), ("text", item.text), ("metadata", metadata)):
+            try:
+                (value or "").encode()
+            except UnicodeEncodeError as error:
+                raise DataError(
+                    f"Item {item.id[:40]!r}: the {what} holds half of a surrogate pair, which is not a character. "
+                    "Repair its encoding."
+                ) from error
+        if "\0" in item.id or not 1 <= len(item.id.encode()) <= MAX_ID_BYTES:
+            raise DataError(
+                f"An id must have 1 to {MAX_ID_BYTES} bytes and no NUL, got {item.id[:40]!r}. Choose another one."
+            )
         return item.id, item.label, item.text, metadata, vector.tobytes()
 
     @staticmethod
@@ -185,16 +208,22 @@ class ItemStore:
             try:
                 sequence = cursor.execute("UPDATE state SET sequence = sequence + 1 RETURNING sequence").fetchone()[0]
                 yield cursor, sequence
-                self._guard(lambda: cursor.execute("COMMIT"))
-            except BaseException:
+                cursor.execute("COMMIT")
+            except BaseException as error:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
+                if isinstance(error, sqlite3.Error):
+                    raise self._failed(error) from error
                 raise
 
     def _guard(self, call: Any) -> Any:
         try:
             return call()
         except sqlite3.Error as error:
-            raise CollectionError(
-                f"{self.path}: {error}. Nothing was written. Free disk space or repair permissions, then try again."
-            ) from error
+            raise self._failed(error) from error
+
+    def _failed(self, error: sqlite3.Error) -> CollectionError:
+        return CollectionError(
+            f"{self.path}: {error}. Nothing was written. Free disk space or repair permissions, then try again; if the "
+            "file is damaged, restore it from a backup."
+        )

@@ -70,6 +70,11 @@ def event_nll(probability: ArrayLike, event: ArrayLike, weight: ArrayLike | None
     return float(np.average(loss, weights=w))
 
 
+def finite(value: float) -> float | None:
+    """`value`, or None where it is infinite: JSON has no infinity."""
+    return value if np.isfinite(value) else None
+
+
 def auroc(score: ArrayLike, event: ArrayLike, weight: ArrayLike | None = None) -> float | None:
     """P(score of an event > score of a non-event), ties half; None when one of the two never occurs."""
     s, y, w = _prepare(score, event, weight)

@@ -22,14 +22,8 @@ ALPHAS = (1.25, 1.5, 1.75, 2.0)
 
 def map_name(spec: MapSpec) -> str:
     """The map's canonical name: "softmax", "entmax:1.5", "taylor:6". Raises `DataError` for an unknown map."""
-    named = {
-        "softmax": "softmax",
-        "sparsemax": "entmax:2",
-        "entmax15": "entmax:1.5",
-        "taylor": f"taylor:{TAYLOR_ORDER}",
-    }
-    if isinstance(spec, str) and spec in named:
-        return named[spec]
+    if isinstance(spec, str) and spec in NAMED:
+        return NAMED[spec]
     if isinstance(spec, dict) and len(spec) == 1:
         (kind, value), number = next(iter(spec.items())), isinstance(next(iter(spec.values())), int | float)
         if kind == "entmax" and number and 1 <= value <= 2:
@@ -37,8 +31,7 @@ def map_name(spec: MapSpec) -> str:
         if kind == "taylor" and value in (2, 4, 6, 8, 10):
             return f"taylor:{value:g}"
     raise DataError(
-        f"No map {spec!r}. Use softmax, sparsemax, entmax15, taylor, {{'entmax': alpha}} with alpha from 1 to 2, or "
-        "{'taylor': order} with an even order up to 10."
+        f"No map {spec!r}. Use softmax, sparsemax, entmax15, taylor, or {{'entmax': alpha}} with alpha from 1 to 2."
     )
 
 

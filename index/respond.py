@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What the engine found for n queries: scores, rows and label codes (n, K), and the items to be shown."""
+    """What the engine found for n queries (n, d): scores, rows, label codes (n, K), and the items to be shown."""
 
+    queries: NDArray[np.float32]
     scores: NDArray[np.float32]
     rows: NDArray[np.int64]
     codes: NDArray[np.int64]
@@ -81,13 +82,26 @@ def with_probabilities(
         fitted = ", ".join(sorted(calibration.temperatures))
         raise DataError(f"The map {name} was not calibrated for this collection. Use one of: {fitted}.")
     cut = _set_threshold(calibration, coverage)
-    evidence = gather(found.scores, found.codes)
+    warnings = [*warnings, *_map_warning(calibration, name)]
+    evidence = gather(found.scores, found.codes, found.queries, found.gallery.profile)
     logits = table(evidence, *calibration.calibrator.logits(evidence))
     p = distribution(logits, name, temperature)
-    certified = _certified(found, logits, calibration, name, temperature, exact)
+    certified = _certified(found, evidence, logits, calibration, name, temperature, exact)
     return [
         _answer(found, query, k, evidence, logits[query], p[query], cut, coverage, bool(certified[query]), warnings)
         for query in range(len(found.scores))
+    ]
+
+
+def _map_warning(calibration: Calibration, name: str) -> list[str]:
+    """Only softmax is the calibrated distribution; what another map costs was measured, and is said."""
+    by_map = calibration.report.get("ece_by_map", {})
+    if name == "softmax" or "softmax" not in by_map:
+        return []
+    measured = f"{by_map[name]:.1%} on average on held-out queries" if name in by_map else "more"
+    return [
+        f"The map {name} makes a short list, not the calibrated distribution: its probabilities are off by {measured} "
+        f"(softmax: {by_map['softmax']:.1%}), and a zero is not a certainty."
     ]
 
 
@@ -138,6 +152,7 @@ def _answer(
 
 def _certified(
     found: Found,
+    evidence: Evidence,
     logits: Floats,
     calibration: Calibration,
     name: str,
@@ -146,18 +161,26 @@ def _certified(
 ) -> NDArray[np.bool_]:
     """Whether labels without a hit among the top K provably have probability 0.
 
-    All their items score at most the K-th hit, which bounds their logit; if a label at that bound gets exactly 0 under
-    a sparse map, so do all of them (the certificate theorem of `simplex.certificate`). Softmax never proves that.
+    All their items score at most the K-th hit, and their centroids are known, which bounds their logits; if a label at
+    that bound gets exactly 0 under a sparse map, so do all of them (the theorem of `simplex.certificate`). Softmax
+    never proves that.
     """
     n = len(logits)
     if exact == "all" or exact == "no":
         return np.full(n, exact == "all")
     if not name.startswith("entmax"):
         return np.zeros(n, np.bool_)
+    profile = found.gallery.profile
     worst = found.scores[:, -1].astype(np.float64)
-    pooled = [worst + np.log(found.gallery.largest) / b for b in SHARPNESS]
-    bound = Evidence(np.stack([worst, *pooled], axis=1), np.zeros(n, np.int64), np.arange(n + 1), np.zeros(n))
-    unseen, _ = calibration.calibrator.logits(bound)
+    nearest = (found.queries @ profile.centroids.T).astype(np.float64)
+    nearest[evidence.query, np.minimum(evidence.codes, nearest.shape[1] - 1)] = -np.inf
+    bounds = [worst, *(worst + np.log(found.gallery.largest) / b for b in SHARPNESS)]
+    bounds.append(np.maximum(worst, nearest.max(axis=1, initial=-1.0)))
+    unseen = np.full(n, -np.inf)
+    for cohesion in (profile.cohesion.min(initial=profile.neutral), profile.cohesion.max(initial=profile.neutral)):
+        features = np.column_stack([*bounds, np.full(n, cohesion)])
+        bound = Evidence(features, np.zeros(n, np.int64), np.arange(n + 1), evidence.background)
+        unseen = np.maximum(unseen, calibration.calibrator.logits(bound)[0])
     of_unseen: Floats = distribution(np.column_stack([logits, unseen]), name, temperature)[:, -1]
     proven: NDArray[np.bool_] = of_unseen == 0
     return proven

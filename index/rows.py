@@ -75,7 +75,8 @@ def _read_file(path: Path, text: str, label: str | None, require_label: bool, fa
         for column in (text, label):
             if column is not None and column not in record:
                 raise DataError(_missing_column(path, line, column, column == text, record))
-        content, name = _string(record[text]), None if label is None else _string(record[label]).strip()
+        content = _string(record[text], path, line, text)
+        name = None if label is None else _string(record[label], path, line, label).strip()
         extra = {key: value for key, value in record.items() if key not in (text, label)}
         row = Row(content, name or None, str(path), line, extra)
         blank, unlabelled = not content.strip(), label is not None and not name and require_label
@@ -108,18 +109,31 @@ def _missing_column(path: Path, line: int, column: str, is_text: bool, record: d
     )
 
 
-def _string(value: Any) -> str:
-    return "" if value is None else str(value)
+def _string(value: Any, path: Path, line: int, column: str) -> str:
+    """A cell as text; null and NaN, which tools write for a missing value, are empty."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, bytes | list | dict):
+        raise DataError(
+            f"{path}: line {line}: column '{column}' holds a {type(value).__name__}, expected text. Write it as a "
+            "string, or name another column."
+        )
+    return str(value)
 
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Check its permissions.") from error
+    try:
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        line = error.object[: error.start].count(b"\n") + 1
+        encoding = "UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "WINDOWS-1252"
         raise DataError(
             f"{path}: line {line} is not UTF-8 (byte {error.object[error.start]:#04x}). Save the file as UTF-8, "
-            f"for example: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > fixed{path.suffix}"
+            f"for example: iconv -f {encoding} -t UTF-8 {path.name} > fixed{path.suffix}"
         ) from error
 
 
@@ -131,8 +145,9 @@ def _csv(path: Path, delimiter: str = ",") -> Iterator[tuple[int, dict[str, Any]
         raise DataError(f"{path}: line {line} holds a NUL byte, so this is not a text file. Export it as UTF-8 CSV.")
     previous_limit = csv.field_size_limit(MAX_FIELD)
     reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
+    start = 1
     try:
-        header = next(reader, [])
+        header = next((record for record in reader if record), [])
         repeated = sorted({name for name in header if header.count(name) > 1})
         if repeated:
             raise DataError(f"{path}: the header names column {repeated[0]!r} twice. Rename one of them.")
@@ -150,7 +165,10 @@ def _csv(path: Path, delimiter: str = ",") -> Iterator[tuple[int, dict[str, Any]
                 )
             yield start, dict(zip(header, record, strict=True))
     except csv.Error as error:
-        raise DataError(f"{path}: line {reader.line_num}: {error}. Check for an unclosed double quote.") from error
+        raise DataError(
+            f"{path}: the record that starts on line {start} cannot be read: {error}. Check for an unclosed or "
+            "misplaced double quote."
+        ) from error
     finally:
         csv.field_size_limit(previous_limit)
 
@@ -165,7 +183,7 @@ def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             value = json.loads(record)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}: line {line} is not JSON: {error}. Write one JSON object a line.") from error
         if not isinstance(value, dict):
             raise DataError(f"{path}: line {line} holds a {type(value).__name__}, expected a JSON object.")
@@ -179,15 +197,17 @@ def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise DataError(
             f"{path}: Parquet needs the package pyarrow. Install it with: pip install 'surematch[train]'"
         ) from error
-    try:
-        table = parquet.ParquetFile(path)
-    except Exception as error:  # pyarrow raises many unrelated types for damaged files
-        raise DataError(f"{path}: not a readable Parquet file ({error}). Write it again.") from error
     line = 0
-    for batch in table.iter_batches():
-        for record in batch.to_pylist():
-            line += 1
-            yield line, record
+    try:
+        with parquet.ParquetFile(path) as table:
+            for batch in table.iter_batches():
+                for record in batch.to_pylist():
+                    line += 1
+                    yield line, record
+    except DataError:
+        raise
+    except Exception as error:  # pyarrow raises many unrelated types for damaged files
+        raise DataError(f"{path}: not readable as Parquet after row {line} ({error}). Write it again.") from error
 
 
 _READERS: dict[str, Callable[[Path], Iterator[tuple[int, dict[str, Any]]]]] = {

@@ -6,13 +6,20 @@ are read only where a model asks for them with `env_prefix`, so that a stray `TE
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import ValidationError
-from pydantic_settings import BaseSettings, CliApp, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from index.errors import SettingsError
 
@@ -21,6 +28,10 @@ S = TypeVar("S", bound="Settings")
 
 class Settings(BaseSettings):
     """Base of all verbs' settings: frozen, unknown names refused, field descriptions are the help text."""
+
+    config: Path | None = Field(
+        default=None, description="TOML file with these settings, one `name = value` a line; flags override it"
+    )
 
     model_config = SettingsConfigDict(
         frozen=True, extra="forbid", cli_kebab_case=True, cli_implicit_flags=True, cli_hide_none_type=True
@@ -51,6 +62,13 @@ class _TomlSource(PydanticBaseSettingsSource):
         return dict(self.table)
 
 
+class _WholeWords(CliSettingsSource[Any]):
+    """Takes every word of a list as it stands; pydantic-settings would split "hello, world" at its comma."""
+
+    def _merge_parsed_list(self, parsed_list: list[str], field_name: str) -> str:
+        return json.dumps(parsed_list)
+
+
 def parse(settings: type[S], argv: Sequence[str]) -> S:
     """Flags (and the TOML file they name) as a checked settings object.
 
@@ -59,7 +77,7 @@ def parse(settings: type[S], argv: Sequence[str]) -> S:
     flags, config = _take_config(list(argv))
     _TomlSource.table = _read_toml(config) if config else {}
     try:
-        return CliApp.run(settings, cli_args=flags)
+        return CliApp.run(settings, cli_args=flags, cli_settings_source=_WholeWords(settings))
     except ValidationError as error:
         raise SettingsError(_explain(settings, error, config)) from error
     finally:
@@ -92,7 +110,11 @@ def _explain(settings: type[Settings], error: ValidationError, config: Path | No
     for fault in error.errors(include_url=False):
         name = ".".join(str(part) for part in fault["loc"]) or "settings"
         flag = "--" + name.replace("_", "-")
-        got = "" if fault["type"] == "missing" else f", got {fault.get('input')!r}"
-        faults.append(f"{flag}: {fault['msg']}{got}")
+        if fault["type"] == "extra_forbidden":
+            faults.append(f"there is no setting {flag}")
+        elif fault["type"] == "missing":
+            faults.append(f"{flag} is needed")
+        else:
+            faults.append(f"{flag}: {fault['msg']}, got {fault.get('input')!r}")
     where = f" (flags and {config})" if config else ""
     return f"Wrong settings{where}: {'; '.join(faults)}. Run the verb with --help to see every setting."

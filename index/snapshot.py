@@ -47,7 +47,7 @@ def write_snapshot(root: Path, *, sequence: int, engine: str, encoder: str, file
         "sequence": sequence,
         "engine": engine,
         "encoder": encoder,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="microseconds"),
         "libraries": {name: version(name) for name in ("faiss-cpu", "numpy")},
         "files": {
             name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -63,6 +63,7 @@ def write_snapshot(root: Path, *, sequence: int, engine: str, encoder: str, file
         temporary.chmod(0o755)
         _sync(temporary)
         temporary.rename(root / name)
+        _sync(root)  # the snapshot must be there before anything names it
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -98,19 +99,19 @@ def _verify(folder: Path) -> Snapshot:
     path = folder / _MANIFEST
     try:
         text = path.read_bytes()
+        if not folder.name.endswith(f"-{hashlib.sha256(text).hexdigest()[:8]}"):
+            raise CollectionError(f"{path}: is damaged: it does not match the digest in its folder's name.")
         manifest = json.loads(text)
         listed = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
         written_by = int(manifest["format"])
         int(manifest["sequence"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CollectionError(f"{path}: not a readable manifest ({error}).") from error
     if written_by > _FORMAT:
         raise CollectionError(f"{path}: written by a newer surematch (format {written_by}). Upgrade to read it.")
-    if not folder.name.endswith(hashlib.sha256(text).hexdigest()[:8]):
-        raise CollectionError(f"{path}: does not match the digest in its folder's name.")
     files = {}
     for name, (size, digest) in listed.items():
-        if Path(name).name != name:
+        if Path(name).name != name or name in ("", "..") or "\0" in name:
             raise CollectionError(f"{path}: lists {name!r}, which is not a plain file name.")
         files[name] = _read_checked(folder / name, size, digest)
     return Snapshot(folder.name, manifest, files)
@@ -130,8 +131,12 @@ def _read_checked(path: Path, size: int, digest: str) -> bytes:
 
 def _switch(root: Path, name: str) -> None:
     pointer = root / f".{_CURRENT}-{os.getpid()}"
-    _write_durably(pointer, f"{name}\n".encode())
-    pointer.replace(root / _CURRENT)
+    try:
+        _write_durably(pointer, f"{name}\n".encode())
+        pointer.replace(root / _CURRENT)
+    except BaseException:
+        pointer.unlink(missing_ok=True)
+        raise
     _sync(root)
 
 

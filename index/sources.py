@@ -1,4 +1,5 @@
-"""Where calibration queries come from, in order of trust: given by the user, held out of training, or reserved.
+"""Where calibration queries come from, in order of trust: given by the user, held out of training, or items left
+out one by one.
 
 Rows the encoder was trained on are recognised by `text_key` and never used: they look better than life.
 """
@@ -22,7 +23,7 @@ from index.rows import Row, text_key
 
 BATCH = 1024
 MAX_QUERIES = 4000
-_RESERVED_SHARE = 0.2
+MAX_LEFT_OUT = 2000
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, of)."""
@@ -55,14 +56,19 @@ def calibration_queries(
     """
     trained = trained_rows(encoder_folder)
     warnings: list[str] = []
-    check_labels(held.known, gallery.names, known=True, flag="--calibrate")
-    check_labels(held.unknown, gallery.names, known=False, flag="--unknown")
+    check_labels(held.known, gallery.names, known=True)
+    check_labels(held.unknown, gallery.names, known=False, known_as="with --calibrate")
     unknown = _untrained(held.unknown, trained, "unknown queries", warnings)
     if held.known:
         known = _untrained(held.known, trained, "calibration queries", warnings)
         queries = _given(encoder, known, unknown, gallery, progress)
     else:
-        queries = _reserved(encoder, rows, vectors, gallery, unknown, trained, seed, progress)
+        queries = _own_rows(encoder, rows, vectors, gallery, unknown, trained, seed, progress)
+    if queries.leave_one_out:
+        warnings.append(
+            "Calibrated without queries, on the gallery's own items left out one by one. Real queries may differ: give "
+            "some with --calibrate FILE."
+        )
     if len(trained) and not (queries.codes < 0).any():
         warnings.append(
             "Unknown queries were imitated by hiding labels the encoder was trained on. Real unknown queries may come "
@@ -77,8 +83,9 @@ def trained_rows(encoder_folder: Path) -> NDArray[np.uint64]:
     if not path.is_file():
         return np.empty(0, np.uint64)
     try:
-        return np.sort(np.load(path, allow_pickle=False).astype(np.uint64))
-    except (OSError, ValueError) as error:
+        with path.open("rb") as file:
+            return np.sort(np.load(file, allow_pickle=False).astype(np.uint64))
+    except Exception as error:  # numpy raises many unrelated types for damaged files
         raise CollectionError(
             f"{path}: cannot be read ({error}), so rows the encoder was trained on cannot be kept out of the "
             "calibration. Train the encoder again."
@@ -94,8 +101,11 @@ def _untrained(rows: Sequence[Row], trained: NDArray[np.uint64], what: str, warn
     return kept
 
 
-def check_labels(rows: Sequence[Row], names: Sequence[str], *, known: bool, flag: str) -> None:
-    """Raises `DataError` for the first row whose label is not where it should be: in the gallery, or outside it."""
+def check_labels(rows: Sequence[Row], names: Sequence[str], *, known: bool, known_as: str = "") -> None:
+    """Raises `DataError` for the first row whose label is not where it should be: in the gallery, or outside it.
+
+    `known_as` says how the verb takes queries whose label is in the gallery.
+    """
     inside = set(names)
     for row in rows:
         if (row.label in inside) != known:
@@ -107,7 +117,7 @@ def check_labels(rows: Sequence[Row], names: Sequence[str], *, known: bool, flag
                 )
             raise DataError(
                 f"{place} is in the gallery, but the file was given as unknown queries with --unknown. Remove the row, "
-                f"or give the file with {flag.replace('--unknown', '--calibrate')} instead."
+                f"or give the file {known_as} instead."
             )
 
 
@@ -120,7 +130,7 @@ def _given(
     return Queries(vectors, codes, np.full(len(asked), -1, np.int64), "queries given with --calibrate")
 
 
-def _reserved(
+def _own_rows(
     encoder: Encoder,
     rows: Sequence[Row],
     vectors: NDArray[np.float32],
@@ -130,39 +140,46 @@ def _reserved(
     seed: int,
     progress: Progress,
 ) -> Queries:
-    """Queries from the gallery's own rows: those held out of training, or a reserved share of an untrained gallery.
+    """Queries from the gallery's own rows: those held out of training, or, untrained, items left out one by one.
 
-    All copies of a text are taken together; a label keeps at least one item visible.
+    Of held-out rows all copies of a text are taken together, and a label keeps at least one item visible.
     """
     keys = np.array([text_key(row.text) for row in rows], np.uint64)
-    fresh = ~np.isin(keys, trained)
-    labelled = np.array([row.label is not None for row in rows])
+    fresh = np.flatnonzero(~np.isin(keys, trained) & np.array([row.label is not None for row in rows]))
     random = np.random.default_rng(seed)
-    free = np.unique(keys[fresh & labelled])
-    if not len(trained):
-        free = random.permutation(free)[: max(1, int(_RESERVED_SHARE * len(free)))]
-    wanted = set(random.permutation(free)[:MAX_QUERIES].tolist())
-    left = Counter(gallery.codes.tolist())
-    chosen = []
-    for at in np.flatnonzero(fresh & labelled):
-        code = int(gallery.codes[at])
-        if int(keys[at]) in wanted and left[code] > 1:
-            left[code] -= 1
-            chosen.append(at)
-    if not chosen:
+    if len(trained):
+        picked = _held_out(keys, fresh, gallery, random)
+    else:
+        picked = np.sort(random.permutation(fresh)[:MAX_LEFT_OUT])
+    if not len(picked):
         raise CalibrationError(
             "Every row of the gallery was used to train the encoder, so none can say how sure a match is. Give "
             "labelled queries with --calibrate FILE, or hold some rows out: surematch train --held-out 0.15."
+            if len(trained)
+            else "No item has a label, so none can ask for its like. Give labelled queries with --calibrate FILE."
         )
-    picked = np.array(chosen)
-    source = "rows held out of training" if len(trained) else "a reserved part of the gallery"
     outside = encode_rows(encoder, unknown, progress, "encoding unknown queries")
     return Queries(
         np.concatenate([vectors[picked], outside]),
         np.concatenate([gallery.codes[picked], np.full(len(outside), -1)]),
         np.concatenate([picked, np.full(len(outside), -1)]),
-        source,
+        "rows held out of training" if len(trained) else "the gallery's own items, each left out with its near copies",
+        leave_one_out=not len(trained),
     )
+
+
+def _held_out(
+    keys: NDArray[np.uint64], fresh: NDArray[np.int64], gallery: Gallery, random: np.random.Generator
+) -> NDArray[np.int64]:
+    wanted = set(random.permutation(np.unique(keys[fresh]))[:MAX_QUERIES].tolist())
+    left = Counter(gallery.codes.tolist())
+    chosen = []
+    for at in fresh:
+        code = int(gallery.codes[at])
+        if int(keys[at]) in wanted and left[code] > 1:
+            left[code] -= 1
+            chosen.append(at)
+    return np.array(chosen, np.int64)
 
 
 def encode_rows(

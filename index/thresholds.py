@@ -12,19 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta
 
+from index.calibrate import HeldOut
 from index.errors import CalibrationError
 
 CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """Held-out queries: probability that the top hit is right, whether it was, whether the query was known, weight."""
-
-    probability: NDArray[np.float64]
-    right: NDArray[np.bool_]
-    known: NDArray[np.bool_]
-    weight: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +38,7 @@ class Threshold:
     fpir: float | None
 
 
-def from_costs(sample: Sample, false_match: float, miss: float) -> Threshold:
+def from_costs(sample: HeldOut, false_match: float, miss: float) -> Threshold:
     """The line of least expected cost: with calibrated probabilities C_fm / (C_fm + C_miss) (Elkan 2001, eq. 2).
 
     A false match is any match called that is wrong; a miss is a right top hit not called. Raises ValueError for costs
@@ -62,7 +53,7 @@ def from_costs(sample: Sample, false_match: float, miss: float) -> Threshold:
     return _threshold(sample, at, "mean cost of a query", float(np.average(cost, weights=sample.weight)), low, high)
 
 
-def from_precision(sample: Sample, precision: float) -> Threshold:
+def from_precision(sample: HeldOut, precision: float) -> Threshold:
     """The lowest line above which at least `precision` of the called matches are right. Raises `CalibrationError`."""
     _check_share("precision", precision)
     order = np.argsort(-sample.probability, kind="stable")
@@ -81,7 +72,7 @@ def from_precision(sample: Sample, precision: float) -> Threshold:
     return _threshold(sample, float(p[at]), "precision", float(reached[at]), low, high)
 
 
-def from_fpir(sample: Sample, fpir: float) -> Threshold:
+def from_fpir(sample: HeldOut, fpir: float) -> Threshold:
     """The lowest line that calls at most `fpir` of the unknown queries a match. Raises `CalibrationError`."""
     _check_share("fpir", fpir)
     unknown = ~sample.known
@@ -95,7 +86,7 @@ def from_fpir(sample: Sample, fpir: float) -> Threshold:
     return _threshold(sample, at, "fpir", float(w[p >= at].sum() / w.sum()), low, high)
 
 
-def _threshold(sample: Sample, at: float, promised: str, measured: float, low: float, high: float) -> Threshold:
+def _threshold(sample: HeldOut, at: float, promised: str, measured: float, low: float, high: float) -> Threshold:
     called, w = sample.probability >= at, sample.weight
     known, unknown = sample.known, ~sample.known
     found = called & sample.right

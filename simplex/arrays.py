@@ -91,9 +91,14 @@ def _all(value: Any, holds: Callable[[Any], Any]) -> bool:
         return bool(holds(value))
     if not is_torch(value):
         return bool(np.all(holds(np.asarray(value))))
-    if sys.modules["torch"].compiler.is_compiling():
-        return True  # reading a tensor's values would break the graph
-    return bool(holds(value.detach()).all())
+    return not readable(value) or bool(holds(value.detach()).all())
+
+
+def readable(x: Any) -> bool:
+    """Whether a tensor's values may be looked at: not while compiling a graph or under a torch.func transform."""
+    import torch
+
+    return not (torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x))
 
 
 def top(x: Any, xp: Any) -> Any:

@@ -63,7 +63,8 @@ def backward(p: torch.Tensor, g: torch.Tensor, alpha: float) -> torch.Tensor:
 
 def _run(name: str, tensors: list[torch.Tensor], alpha: float) -> None:
     n = tensors[0].shape[-1]
-    threads = torch.get_num_threads() if tensors[0].numel() > 16 * LEAST else 1
+    # Below, one thread is done before a second has woken up (which on a busy machine can take milliseconds).
+    threads = torch.get_num_threads() if tensors[0].numel() >= 128 * LEAST else 1
     function = getattr(library(), f"{name}_{_TYPES[tensors[0].dtype]}")
     pointers = [ctypes.c_void_p(t.data_ptr()) for t in tensors]
     rows = ctypes.c_int64(tensors[0].numel() // n)

@@ -185,10 +185,10 @@ def nucleus_mask(rows: Any, mass: float) -> Any:
     p = _softmax(rows.detach() if xp is not np else rows)
     rank = _rank(rows)
     if xp is np:
-        before = np.cumsum(np.sort(p, axis=-1)[..., ::-1], axis=-1)
+        before = np.cumsum(np.sort(p, axis=-1)[..., ::-1], axis=-1, dtype=np.float64)
         taken = 1 + np.sum(before < mass, axis=-1, keepdims=True)
     else:
-        taken = 1 + (p.sort(-1, descending=True)[0].cumsum(-1) < mass).sum(-1, keepdim=True)
+        taken = 1 + (p.double().sort(-1, descending=True)[0].cumsum(-1) < mass).sum(-1, keepdim=True)
     return (rank < taken) | _lost_rows(rows, xp)
 
 

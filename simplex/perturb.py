@@ -223,7 +223,8 @@ def _panels(x: Any, law: Noise, points: int) -> tuple[Any, Any]:
     half = (edges[..., :-1, None] - edges[..., 1:, None]) / 2
     s = edges[..., 1:, None] + half * (xp.asarray(nodes, device=x.device) + 1)
     ds = half * xp.asarray(weights, device=x.device)
-    return s.reshape(*x.shape[:-1], -1, 1), ds.reshape(*x.shape[:-1], -1, 1)
+    shape = (*x.shape[:-1], count * len(nodes), 1)
+    return s.reshape(shape), ds.reshape(shape)
 
 
 def _integrand(x: Any, law: Noise, points: int | None) -> tuple[Any, Any]:

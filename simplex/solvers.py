@@ -49,7 +49,7 @@ def newton(y: Any, alpha: float, xp: Any) -> Any:
     for _ in range(MAX_STEPS):
         above = xp.clip(u + z, 0, None)
         if alpha == 2.0:
-            step = (_sum(above, xp) - 1) / _sum(above > 0, xp)
+            step = (_sum(above, xp) - 1) / _sum(xp.sign(above), xp)
         else:
             h = _sum(above * above, xp)
             step = (h - xp.sqrt(h)) / _sum(above, xp)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from simplex.arrays import check_positive, check_rows, is_torch, like, moved, namespace, promote, quiet, top
+from simplex.arrays import check_positive, check_rows, is_torch, like, moved, namespace, promote, quiet, readable, top
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,12 +118,8 @@ def negentropy(p: Any, alpha: Any) -> Any:
 
 def check_classes(classes: Any, n: int) -> None:
     """Refuse a class outside [0, n)."""
-    if is_torch(classes):
-        import torch
-
-        # Reading values would break a compiled graph and is not possible under vmap: there gather checks them.
-        if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(classes):
-            return
+    if is_torch(classes) and not readable(classes):
+        return
     wrong = (classes < 0) | (classes >= n)
     if bool(wrong.any()):
         raise ValueError(f"target must lie in [0, {n}) or equal ignore_index; got {int(classes[wrong][0])}")

@@ -1,0 +1,224 @@
+"""Building a collection: whole and calibrated, or an explanation and not a trace on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from index import build as module
+from index.build import build_collection
+from index.collection import Collection
+from index.errors import CollectionError, DataError, EncoderError, SurematchError
+from index.rows import Row, text_key
+from index.sources import Held
+from tests.index.conftest import World
+from tests.index.helpers import sentences
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_a_collection_is_whole_and_self_contained(built: Path) -> None:
+    assert {path.name for path in built.iterdir()} == {"collection.json", "encoder", "items.sqlite", "snapshots"}
+    assert [path.name for path in built.parent.iterdir()] == [built.name]
+    opened = Collection.open(built)
+    described = opened.describe()
+    opened.close()
+    assert (described["items"], described["labels"], described["calibrated"], described["reason"]) == (
+        180,
+        3,
+        True,
+        None,
+    )
+    assert described["warnings"] == []
+    queries = described["calibration"]["queries"]
+    assert (queries["known"], queries["unknown"], queries["unknown_share"]) == (120, 60, 0.4)
+    assert queries["unknowns"] == "60 real unknown queries"
+
+
+def changed(rows: list[Row], at: int, **values: object) -> list[Row]:
+    return [dataclasses.replace(row, **values) if number == at else row for number, row in enumerate(rows)]  # type: ignore[arg-type]
+
+
+Fault = Callable[[World], dict[str, object]]
+FAULTS: dict[str, tuple[Fault, type[SurematchError], str]] = {
+    "no rows": (lambda world: {"rows": []}, DataError, "no rows"),
+    "no such encoder": (lambda world: {"model": "no-such-encoder"}, EncoderError, "No encoder"),
+    "not an encoder": (lambda world: {"model": str(world.encoder.parent)}, EncoderError, "modules.json"),
+    "a text that encodes to nothing": (
+        lambda world: {"rows": changed(world.rows(world.items), 5, text="\u2028", line=99)},
+        DataError,
+        "line 99: The encoder finds nothing",
+    ),
+    "half a character": (
+        lambda world: {"rows": changed(world.rows(world.items), 5, text="card \ud800", line=99)},
+        DataError,
+        "line 99: Text 1 holds half",
+    ),
+    "half a character in a label": (
+        lambda world: {"rows": changed(world.rows(world.items), 5, label="\ud800")},
+        DataError,
+        "label holds half",
+    ),
+    "the same file twice": (
+        lambda world: {"rows": world.rows(world.items) * 2},
+        DataError,
+        "line 2: the id 'items.csv:2' was already used at",
+    ),
+    "no such id column": (lambda world: {"id_column": "nr"}, DataError, "no column 'nr'"),
+    "an item without an id": (
+        lambda world: {
+            "id_column": "nr",
+            "rows": [dataclasses.replace(r, extra={"nr": None}) for r in world.rows(world.items)],
+        },
+        DataError,
+        "holds no id",
+    ),
+    "known queries outside the gallery": (
+        lambda world: {"held": Held(world.rows(world.held_unknown))},
+        DataError,
+        "held_unknown.csv: line 2: the label 'weather' is not in the gallery.*--unknown FILE",
+    ),
+    "unknown queries inside the gallery": (
+        lambda world: {"held": Held(world.rows(world.held), world.rows(world.test))},
+        DataError,
+        "test.csv: line 2: the label 'card' is in the gallery.*--calibrate",
+    ),
+}
+
+
+@pytest.mark.parametrize(("fault", "error", "said"), FAULTS.values(), ids=FAULTS)
+def test_bad_input_leaves_nothing_behind(
+    world: World, tmp_path: Path, fault: Fault, error: type[SurematchError], said: str
+) -> None:
+    arguments: dict[str, object] = {"model": str(world.encoder), "rows": world.rows(world.items), **fault(world)}
+    with pytest.raises(error, match=said):
+        build_collection(arguments.pop("model"), arguments.pop("rows"), tmp_path / "new" / "c", **arguments)  # type: ignore[arg-type]
+    assert listing(tmp_path) == []
+
+
+@pytest.mark.parametrize("step", ["copy_encoder", "encode_rows", "examples", "calibrate", "write_snapshot"])
+def test_a_crash_at_any_step_leaves_the_old_collection(
+    world: World, copied: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    before = {path: path.read_bytes() for path in copied.parent.rglob("*") if path.is_file()}
+
+    def crash(*arguments: object, **options: object) -> None:
+        raise RuntimeError("crash")
+
+    monkeypatch.setattr(module, step, crash)
+    held = Held(world.rows(world.held))
+    with pytest.raises(RuntimeError, match="crash"):
+        build_collection(str(world.encoder), world.rows(world.items), copied, held=held, overwrite=True)
+    assert {path: path.read_bytes() for path in copied.parent.rglob("*") if path.is_file()} == before
+
+
+def test_a_failed_replacement_puts_the_old_collection_back(
+    world: World, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, real = listing(copied.parent), Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if target == copied and not self.name.endswith("-old"):
+            raise OSError("crash")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="crash"):
+        build_collection(str(world.encoder), world.rows(world.items), copied, overwrite=True)
+    assert listing(copied.parent) == before
+
+
+def test_an_existing_place_is_not_overwritten_by_accident(world: World, copied: Path, tmp_path: Path) -> None:
+    rows = world.rows(world.items)
+    with pytest.raises(CollectionError, match=r"already exists.*--overwrite"):
+        build_collection(str(world.encoder), rows, copied)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "only copy.txt").write_text("precious")
+    with pytest.raises(CollectionError, match="not a collection"):
+        build_collection(str(world.encoder), rows, tmp_path / "thesis", overwrite=True)
+    assert (tmp_path / "thesis" / "only copy.txt").read_text() == "precious"
+
+
+def test_overwrite_replaces_the_whole_collection(world: World, copied: Path) -> None:
+    build_collection(str(world.encoder), world.rows(world.test), copied, overwrite=True)
+    opened = Collection.open(copied)
+    assert opened.size == 90
+    opened.close()
+    assert [path.name for path in copied.parent.iterdir()] == [copied.name]
+
+
+def test_ids_come_from_a_column_or_from_the_place(world: World, tmp_path: Path) -> None:
+    rows = [dataclasses.replace(row, extra={"nr": at, "note": "é"}) for at, row in enumerate(world.rows(world.items))]
+    for number, (column, expected, kept) in enumerate(
+        [("nr", "0", {"note": "é"}), (None, "items.csv:2", {"nr": 0, "note": "é"})]
+    ):
+        build_collection(str(world.encoder), rows, tmp_path / str(number), id_column=column)
+        opened = Collection.open(tmp_path / str(number))
+        hit = opened.search([rows[0].text], k=1)[0].hits[0]
+        opened.close()
+        assert (hit.id, hit.metadata) == (expected, kept)
+
+
+@pytest.mark.parametrize(
+    ("count", "topics", "said"),
+    [(5, ("card", "food"), "at least 50 are needed"), (300, ("card",), "Fewer than two labels"), (1, ("card",), "")],
+    ids=["few rows", "one class", "one row"],
+)
+def test_without_an_honest_calibration_it_says_why(
+    world: World, tmp_path: Path, count: int, topics: tuple[str, ...], said: str
+) -> None:
+    rows = [Row(text, label, "x.csv", at + 2) for at, (text, label) in enumerate(sentences(count, topics))]
+    described = build_collection(str(world.encoder), rows, tmp_path / "c")
+    assert described["calibrated"] is False
+    assert described["calibration"] is None
+    assert said in described["reason"]
+    opened = Collection.open(tmp_path / "c")
+    answer = opened.search([rows[0].text])[0]
+    opened.close()
+    assert (answer.calibrated, answer.reason) == (False, described["reason"])
+    assert {answer.labels, answer.no_match, answer.decision, answer.prediction_set, answer.coverage} == {None}  # type: ignore[arg-type]
+    assert {hit.probability for hit in answer.hits} == {None}
+
+
+def test_rows_the_encoder_was_trained_on_never_calibrate(world: World, tmp_path: Path) -> None:
+    encoder = Path(shutil.copytree(world.encoder, tmp_path / "encoder"))
+    items, held = world.rows(world.items), world.rows(world.held)
+    np.save(encoder / "trained_rows.npy", np.array(sorted(text_key(row.text) for row in items + held[:20]), np.uint64))
+    described = build_collection(str(encoder), items, tmp_path / "none")
+    assert "Every row of the gallery was used to train" in described["reason"]
+    described = build_collection(str(encoder), items, tmp_path / "given", held=Held(held))
+    assert described["calibration"]["queries"]["known"] == 100
+    assert any(
+        warning.startswith("20 of 120 calibration queries were in the encoder's") for warning in described["warnings"]
+    )
+    assert any("Unknown queries were imitated" in warning for warning in described["warnings"])
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04zip"], ids=["empty", "garbage", "archive"])
+def test_a_damaged_list_of_trained_rows_is_refused(world: World, tmp_path: Path, content: bytes) -> None:
+    encoder = Path(shutil.copytree(world.encoder, tmp_path / "encoder"))
+    (encoder / "trained_rows.npy").write_bytes(content)
+    with pytest.raises(CollectionError, match=r"trained_rows\.npy: cannot be read"):
+        build_collection(str(encoder), world.rows(world.items), tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_unlabelled_items_stand_for_themselves(world: World, tmp_path: Path) -> None:
+    rows = world.rows(world.items)
+    rows[-1] = dataclasses.replace(rows[-1], text="unheard wind melody", label=None)
+    described = build_collection(str(world.encoder), rows, tmp_path / "c", held=Held(world.rows(world.held)))
+    assert described["labels"] == 4
+    opened = Collection.open(tmp_path / "c")
+    answer = opened.search(["unheard wind melody"], k=2, coverage=0.9)[0]
+    opened.close()
+    assert (answer.hits[0].label, answer.hits[0].id) == (None, f"items.csv:{rows[-1].line}")
+    assert answer.labels is not None
+    itself = [entry for entry in answer.labels if entry.id == answer.hits[0].id]
+    assert [entry.probability for entry in itself] == [answer.hits[0].probability]

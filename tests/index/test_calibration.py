@@ -1,0 +1,220 @@
+"""The calibrator: the fit is the optimum, finds the truth in simulated data, and never punishes closeness."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.optimize import approx_fprime, minimize
+
+from index import calibration as module
+from index.calibrate import Calibration, calibrate
+from index.calibration import NO_MATCH, ConditionalLogit, fit
+from index.errors import CalibrationError
+from index.evidence import Evidence, gather
+from index.examples import examples
+from index.outcome import column, distribution, table
+from tests.index.test_evidence import world
+
+TRUE = ConditionalLogit((0.6, 0.3, 0.8, 0.4, -0.9), 2.0, -0.7, (0.5, 0.55, 0.52, 0.5, 0.4), 0.3)
+
+
+def some_evidence(n: int, seed: int = 0) -> Evidence:
+    random = np.random.default_rng(seed)
+    centre = random.uniform(0.2, 0.8, (n, 1))
+    scores = -np.sort(-np.clip(centre + 0.15 * random.standard_normal((n, 12)), -1, 1), axis=1)
+    evidence = gather(scores.astype(np.float32), random.integers(0, 5, (n, 12)))
+    cohesion = np.linspace(0.2, 0.6, 5)[evidence.codes]
+    centroid = np.clip(evidence.features[:, 0] - 0.2 * random.random(len(cohesion)), -1, 1)
+    features = np.column_stack([evidence.features[:, :3], centroid, cohesion])
+    return Evidence(features, evidence.codes, evidence.starts, evidence.background)
+
+
+def outcomes(evidence: Evidence, seed: int = 1) -> NDArray[np.int64]:
+    """A true candidate for every query, drawn from `TRUE`."""
+    p = distribution(table(evidence, *TRUE.logits(evidence)), "softmax", 1.0)
+    drawn = (p.cumsum(axis=1) > np.random.default_rng(seed).random((len(p), 1))).argmax(axis=1)
+    return np.where(drawn == 0, NO_MATCH, evidence.starts[:-1] + drawn - 1)
+
+
+def objective(
+    theta: NDArray[np.float64], evidence: Evidence, target: Any, weight: Any, like: ConditionalLogit
+) -> float:
+    """The penalised likelihood in loops, from the module's formula."""
+    total = 0.0
+    for i in range(len(evidence)):
+        part = slice(evidence.starts[i], evidence.starts[i + 1])
+        g = (evidence.features[part] - np.array(like.feature_mean)) / 0.1 @ theta[:5]
+        g0 = theta[5] + theta[6] * (evidence.background[i] - like.background_mean) / 0.1
+        truth = g0 if target[i] < 0 else g[target[i] - evidence.starts[i]]
+        total += weight[i] * (np.logaddexp.reduce([*g, g0]) - truth)
+    prior = (theta - np.array([*[1.5 / 4] * 4, 0, 3, 0])) / np.array([2, 2, 2, 2, 2, 6, 2])
+    return float(total + prior @ prior / 2)
+
+
+def numbers(found: ConditionalLogit) -> NDArray[np.float64]:
+    return np.array([*found.weights, found.intercept, found.slope])
+
+
+def test_the_gradient_is_the_derivative() -> None:
+    evidence, random = some_evidence(40), np.random.default_rng(2)
+    target, weight = outcomes(evidence), random.random(40) + 0.5
+    x, phi = module._scaled(evidence, np.array([0.5, 0.5, 0.5, 0.5, 0.4]), 0.3)
+    for theta in random.standard_normal((5, 7)):
+        _, gradient = module.nll(theta, x, phi, evidence, target, weight)
+        expected = approx_fprime(theta, lambda t: module.nll(t, x, phi, evidence, target, weight)[0], 1e-7)
+        np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_fit_is_the_optimum_of_the_formula() -> None:
+    evidence = some_evidence(80)
+    target, weight = outcomes(evidence), np.random.default_rng(3).random(80) + 0.5
+    found = fit(evidence, target, weight)
+    arguments = (evidence, target, weight, found)
+    start = np.array([*[1.5 / 4] * 4, 0.0, 3.0, 0.0])
+    other = minimize(
+        lambda t: objective(np.array([*np.exp(t[:4]), *t[4:]]), *arguments),  # w > 0 by its logarithm, not by bounds
+        np.array([*np.log(start[:4]), *start[4:]]),
+        method="BFGS",
+    )
+    assert objective(numbers(found), *arguments) <= other.fun + 1e-4
+    np.testing.assert_allclose(numbers(found), [*np.exp(other.x[:4]), *other.x[4:]], atol=0.03)
+
+
+def test_known_parameters_come_back() -> None:
+    evidence = some_evidence(8000)
+    found = fit(evidence, outcomes(evidence))
+    p = distribution(table(evidence, *found.logits(evidence)), "softmax", 1.0)
+    truth = distribution(table(evidence, *TRUE.logits(evidence)), "softmax", 1.0)
+    assert np.abs(p - truth).mean() < 0.01
+    assert sum(found.weights[:4]) == pytest.approx(sum(TRUE.weights[:4]), abs=0.15)
+    assert found.weights[4] == pytest.approx(TRUE.weights[4], abs=0.15)
+    assert found.slope == pytest.approx(TRUE.slope, abs=0.15)
+
+
+@pytest.mark.parametrize("always", ["known", "unknown mixed"])
+def test_separable_queries_stay_finite(always: str) -> None:
+    scores = np.where(np.arange(100)[:, None] < 60, [[0.95, 0.1, 0.1]], [[0.2, 0.19, 0.18]]).astype(np.float32)
+    evidence = gather(scores, np.tile([0, 1, 2], (100, 1)))
+    target = np.where(np.arange(100) < 60, evidence.starts[:-1], NO_MATCH)
+    found = fit(evidence, target, np.ones(100))
+    assert np.abs(numbers(found)).max() < 50
+    assert min(found.weights[:4]) >= 0
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    cosines=st.lists(st.floats(-1, 1, width=32), min_size=2, max_size=8),
+    codes=st.lists(st.integers(0, 3), min_size=8, max_size=8),
+    raised=st.integers(0, 7),
+    by=st.floats(0.001, 1),
+)
+def test_a_closer_item_never_costs_its_label_odds(
+    cosines: list[float], codes: list[int], raised: int, by: float
+) -> None:
+    """Against every other label; against no match too, while the background stays what it was."""
+
+    def logits(values: list[float]) -> tuple[dict[int, float], float]:
+        order = np.argsort([-value for value in values], kind="stable")
+        evidence = gather(np.array([values])[:, order], np.array([codes[: len(values)]])[:, order])
+        g, _ = TRUE.logits(evidence)
+        return dict(zip(evidence.codes.tolist(), g.tolist(), strict=True)), TRUE.intercept
+
+    at = raised % len(cosines)
+    closer = [min(1.0, value + by) if i == at else value for i, value in enumerate(cosines)]
+    before, after = logits(cosines)[0], logits(closer)[0]
+    mine = codes[at]
+    for label in before:
+        if label != mine:
+            assert after[mine] - after[label] >= before[mine] - before[label] - 1e-9
+    assert after[mine] >= before[mine] - 1e-9
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda e, t: (module_select(e, 49), t[:49]), "49 calibration queries; at least 50"),
+        (lambda e, t: (e, np.full(len(t), NO_MATCH)), "none have their label"),
+        (lambda e, t: (e, e.starts[:-1]), "all have their label"),
+        (lambda e, t: (Evidence(e.features * np.nan, e.codes, e.starts, e.background), t), "not finite"),
+        (lambda e, t: (Evidence(e.features, e.codes, e.starts, e.background * np.inf), t), "not finite"),
+    ],
+    ids=["too few", "only unknown", "only known", "NaN", "infinity"],
+)
+def test_what_cannot_be_fitted_is_refused(change: Any, said: str) -> None:
+    evidence = some_evidence(60)
+    with pytest.raises(CalibrationError, match=said):
+        fit(*change(evidence, outcomes(evidence)))
+
+
+def module_select(evidence: Evidence, count: int) -> Evidence:
+    end = evidence.starts[count]
+    return Evidence(
+        evidence.features[:end], evidence.codes[:end], evidence.starts[: count + 1], evidence.background[:count]
+    )
+
+
+@pytest.fixture(scope="module")
+def made() -> Calibration:
+    return calibrate(examples(*world(known=80), 0.3), items=200, labels=5, warnings=["careful"])
+
+
+def test_json_round_trip(made: Calibration) -> None:
+    stored = json.loads(json.dumps(made.to_json(), allow_nan=False))
+    again = Calibration.from_json(stored)
+    assert again.calibrator == made.calibrator
+    assert again.temperatures == made.temperatures
+    assert again.to_json() == made.to_json()
+    assert again.set_threshold(0.9) == made.set_threshold(0.9)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 2},
+        {"calibrator": {"weights": [1, 2]}},
+        {
+            "calibrator": {
+                **ConditionalLogit((1, 1, 1, 1, 1), 0, 0, (0, 0, 0, 0, 0), 0).to_json(),
+                "slope": float("nan"),
+            }
+        },
+        {"evidence": {"top_k": 50, "sharpness": [8.0, 32.0]}},
+        {"held_out": None},
+        {"temperatures": "warm"},
+    ],
+    ids=["format", "calibrator", "NaN", "evidence", "held out", "temperatures"],
+)
+def test_a_stored_calibration_that_means_something_else_is_refused(made: Calibration, change: dict[str, Any]) -> None:
+    with pytest.raises(CalibrationError, match="Build the index again"):
+        Calibration.from_json(made.to_json() | change)
+
+
+def test_the_report_rests_on_held_out_queries(made: Calibration) -> None:
+    queries = made.report["queries"]
+    assert (queries["known"], queries["unknown"], queries["unknown_share"]) == (80, 160, 0.3)
+    assert set(made.report["ece_by_map"]) == set(made.temperatures)
+    # the labels of `world` are noise, so an honest report finds nothing to be sure of
+    assert made.report["recall_at_1"] < 0.4
+    assert 0 < made.report["max_coverage"] < 1
+
+
+@pytest.mark.parametrize(
+    ("items", "labels", "stale"),
+    [(200, 5, False), (299, 5, False), (301, 5, True), (134, 5, False), (133, 5, True), (200, 6, True)],
+)
+def test_a_calibration_knows_its_gallery(made: Calibration, items: int, labels: int, stale: bool) -> None:
+    assert (made.stale(items, labels) is not None) is stale
+
+
+def test_twins_never_straddle_a_fold() -> None:
+    examples_made = examples(*world(known=80), 0.3)
+    evidence = examples_made.evidence
+    rows = column(evidence, examples_made.target)
+    assert len(rows) == 240
+    assert (np.bincount(examples_made.group) == 3).all()

@@ -1,0 +1,192 @@
+"""The verbs as processes: what they print, and that bad input ends in one paragraph, code 2 and no files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from index import cli
+from index.cli import evaluate
+from index.collection import Collection
+from index.errors import SurematchError
+from tests.index.conftest import World, write_csv
+from tests.index.helpers import TOPICS
+
+ROOT = Path(__file__).parents[2]
+# the verb alone, so that it runs from a source tree that is not installed; tests/service has the command itself
+COMMAND = """
+import sys
+from index import cli
+from index.errors import SurematchError
+try:
+    sys.exit(getattr(cli, sys.argv[1])(sys.argv[2:]))
+except SurematchError as error:
+    print(error, file=sys.stderr)
+    sys.exit(2)
+"""
+
+
+def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", COMMAND, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
+
+
+def test_index_evaluate_search_end_to_end(world: World, tmp_path: Path) -> None:
+    out = tmp_path / "a [b] c"
+    held = ("--calibrate", world.held, "--unknown", world.held_unknown, "--unknown-share", "0.4")
+    done = run("index", world.encoder, world.items, "--label", "label", "--out", out, *held, "--json")
+    assert done.returncode == 0, done.stderr
+    described = json.loads(done.stdout)
+    assert (described["items"], described["calibrated"]) == (180, True)
+
+    done = run("evaluate", out, world.test, "--unknown", world.test_unknown, "--label", "label", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["queries"] == {"known": 90, "unknown": 60}
+    assert report["recall@1"] > 0.9
+    assert report["auroc_known_unknown"] > 0.9
+    assert report["ece"] < report["ece_floor"] + 0.1
+    assert [found["coverage"] for found in report["sets"]] == [0.9, 0.95, 0.99]
+
+    query = 'bank card, chip card, "pin" cash [wallet] card'
+    done = run("search", out, query, "--json", "--coverage", "0.9")
+    assert done.returncode == 0, done.stderr
+    (answer,) = json.loads(done.stdout)["answers"]
+    assert (answer["text"], answer["decision"]["label"], answer["coverage"]) == (query, "card", 0.9)
+
+    done = run("search", out, query, "rain and wind")
+    assert done.returncode == 0, done.stderr
+    assert query in done.stdout
+    assert "match: card" in done.stdout
+    assert "no match" in done.stdout
+
+
+def test_what_the_terminal_says_can_be_pasted(world: World, tmp_path: Path) -> None:
+    done = run("index", world.encoder, world.items, "--label", "label", "--out", tmp_path / "a [b] c")
+    assert done.returncode == 0, done.stderr
+    assert f"search '{tmp_path}/a [b] c'" in "".join(done.stdout.split("\n"))
+
+
+def bad(world: World, folder: Path) -> dict[str, tuple[list[str | Path], str]]:
+    index: list[str | Path] = ["index", world.encoder, "--out", folder / "new" / "c", "--label", "label"]
+    empty, wrong = folder / "empty.csv", folder / "wrong.csv"
+    empty.write_text("")
+    wrong.write_bytes(b"text,label\ncaf\xe9,card\n")
+    blank = write_csv(folder / "blank.csv", [("card", "card"), ("", "card")])
+    record = Path(shutil.copytree(world.encoder, folder / "encoder"))
+    (record / "training.json").write_text("{")
+    return {
+        "missing column": ([*index, world.items, "--text", "body"], "has no column 'body'"),
+        "empty file": ([*index, empty], "empty.csv: the file holds no rows"),
+        "wrong encoding": ([*index, wrong], "wrong.csv: line 2 is not UTF-8"),
+        "empty text": ([*index, blank], "blank.csv: an empty text in column 'text' at line 3"),
+        "no label column named": ([*index[:-2], world.items], "--label: name the column"),
+        "unknown label": (
+            [*index, world.items, "--calibrate", world.test_unknown],
+            "test_unknown.csv: line 2: the label",
+        ),
+        "labels in the wrong file": ([*index, world.items, "--unknown", world.test], "give the file with --calibrate"),
+        "not an encoder": (["index", folder, world.items, "--out", folder / "c", "--label", "label"], "modules.json"),
+        "damaged record": (["index", record, world.items, "--out", folder / "c"], "training.json: the training record"),
+        "no collection": (["search", folder / "c", "card"], "not a collection"),
+        "evaluate nothing": (["evaluate", folder / "c", world.test, "--label", "label"], "not a collection"),
+    }
+
+
+CASES = [
+    "missing column", "empty file", "wrong encoding", "empty text", "no label column named", "unknown label",
+    "labels in the wrong file", "not an encoder", "damaged record", "no collection", "evaluate nothing",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_one_paragraph_and_leaves_no_file(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    words, said = bad(world, tmp_path)[case]
+    before = listing(tmp_path)
+    with pytest.raises(SurematchError) as error:
+        getattr(cli, str(words[0]))([str(word) for word in words[1:]])
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+    assert capsys.readouterr().out == ""
+    assert listing(tmp_path) == before
+
+
+def test_bad_input_ends_the_process_with_code_two(world: World, tmp_path: Path) -> None:
+    words, said = bad(world, tmp_path)["unknown label"]
+    before = listing(tmp_path)
+    done = run(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("map_name", ["softmax", "sparsemax", "entmax15", "taylor"])
+def test_every_map_can_be_evaluated_as_json(
+    world: World, built: Path, capsys: pytest.CaptureFixture[str], map_name: str
+) -> None:
+    assert evaluate([str(built), str(world.test), "--label", "label", "--map", map_name, "--json"]) == 0
+    report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert report["nll"] is None or report["nll"] >= 0
+
+
+def test_an_impossible_event_is_still_json(
+    world: World, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # labelled against every sign, so that a sparse map gives the truth, or its complement, exactly 0
+    wrong = write_csv(tmp_path / "wrong.csv", [(f"{word} {word}", "food") for word in TOPICS["card"]])
+    assert evaluate([str(built), str(wrong), "--label", "label", "--map", "sparsemax", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["nll"] is None
+
+
+def test_evaluate_sends_misplaced_labels_to_the_right_flag(world: World, built: Path) -> None:
+    words = [str(built), str(world.test), "--label", "label", "--unknown", str(world.items)]
+    with pytest.raises(SurematchError, match="give the file as DATA"):
+        evaluate(words)
+    with pytest.raises(SurematchError, match="give that with --unknown"):
+        evaluate([str(built), str(world.test_unknown), "--label", "label"])
+
+
+def test_verbs_close_what_they_open(world: World, built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[Path] = []
+    real = Collection.close
+
+    def close(self: Collection) -> None:
+        closed.append(self.path)
+        real(self)
+
+    monkeypatch.setattr(Collection, "close", close)
+    with pytest.raises(SurematchError):
+        evaluate([str(built), str(world.test_unknown), "--label", "label"])
+    assert closed == [built]
+
+
+WITHOUT_TORCH = """
+import importlib.abc, sys
+class Blocked(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "sentence_transformers", "transformers"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocked())
+from index.cli import search
+sys.exit(search(sys.argv[1:]))
+"""
+
+
+def test_a_static_collection_is_searched_without_torch(built: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(built), "bank card", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["answers"][0]["decision"]["label"] == "card"

@@ -1,0 +1,218 @@
+"""The item store: all or nothing, immutable rows, and nothing acknowledged is ever lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from index.errors import CollectionError, DataError
+from index.items import MAX_ID_BYTES, Item, ItemStore
+from tests.index.helpers import unit
+
+D = 4
+VECTORS = unit(64, D)
+
+
+def item(name: str, at: int = 0, **values: Any) -> Item:
+    return Item(**{"id": name, "label": "a", "text": name, "vector": VECTORS[at], **values})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[ItemStore]:
+    found = ItemStore(tmp_path / "items.sqlite", D)
+    yield found
+    found.close()
+
+
+def everything(store: ItemStore) -> dict[str, tuple[str | None, str | None, dict[str, Any]]]:
+    rows = store.vectors()[0].tolist()
+    return {found.id: (found.label, found.text, found.metadata) for found in store.get(rows).values()}
+
+
+def test_written_items_come_back(store: ItemStore) -> None:
+    written = [item("x", 0, metadata={"n": [1, None, "é\u2028"]}), item("y", 1, label=None, text=None)]
+    assert (store.sequence, len(store)) == (0, 0)
+    assert store.upsert(written) == store.sequence == 1
+    rows, labels, vectors = store.vectors()
+    assert labels == ["a", None]
+    np.testing.assert_array_equal(vectors, VECTORS[:2])
+    assert store.labels() == dict(zip(rows.tolist(), labels, strict=True))
+    assert everything(store) == {"x": ("a", "x", {"n": [1, None, "é\u2028"]}), "y": (None, None, {})}
+
+
+def test_replacing_makes_a_new_row_and_keeps_the_old_number_unused(store: ItemStore) -> None:
+    store.upsert([item("x", 0), item("y", 1)])
+    before = store.vectors()[0]
+    store.upsert([item("x", 2, label="b")])
+    rows, labels, vectors = store.vectors()
+    assert rows[-1] > before.max()
+    assert store.get([before[0]]) == {}
+    assert (labels, len(store)) == (["a", "b"], 2)
+    np.testing.assert_array_equal(vectors[1], VECTORS[2])
+
+
+def test_delete_counts_what_existed_and_never_reuses_rows(store: ItemStore) -> None:
+    store.upsert([item("x"), item("y")])
+    last = int(store.vectors()[0].max())
+    assert store.delete(["y", "nobody"]) == (2, 1)
+    assert store.delete(["y"]) == (3, 0)
+    store.upsert([item("z")])
+    assert int(store.vectors()[0].max()) > last
+    assert set(everything(store)) == {"x", "z"}
+
+
+BAD = {
+    "wrong dimension": ({"vector": unit(1, D + 1)[0]}, "shape"),
+    "a matrix": ({"vector": unit(2, D)}, "shape"),
+    "NaN": ({"vector": np.array([np.nan, 0, 0, 1], np.float32)}, "not finite"),
+    "infinity": ({"vector": np.array([np.inf, 0, 0, 0], np.float32)}, "not finite"),
+    "zero": ({"vector": np.zeros(D, np.float32)}, "norm 1"),
+    "norm two": ({"vector": 2 * VECTORS[0]}, "norm 1"),
+    "empty id": ({"id": ""}, "1 to 512 bytes"),
+    "long id": ({"id": "é" * (MAX_ID_BYTES // 2 + 1)}, "1 to 512 bytes"),
+    "NUL in id": ({"id": "a\0b"}, "no NUL"),
+    "half character in id": ({"id": "\ud800"}, "id holds half"),
+    "half character in label": ({"label": "\ud800"}, "label holds half"),
+    "half character in text": ({"text": "\udfff"}, "text holds half"),
+    "half character in metadata": ({"metadata": {"a": ["\ud800"]}}, "metadata holds half"),
+    "NaN in metadata": ({"metadata": {"a": float("nan")}}, "not JSON"),
+    "bytes in metadata": ({"metadata": {"a": b"x"}}, "not JSON"),
+}
+
+
+@pytest.mark.parametrize(("values", "said"), BAD.values(), ids=BAD)
+def test_a_bad_item_refuses_the_whole_batch(store: ItemStore, values: dict[str, Any], said: str) -> None:
+    store.upsert([item("kept")])
+    with pytest.raises(DataError, match=said):
+        store.upsert([item("good", 1), item(values.get("id", "bad"), 2, **values)])
+    assert (set(everything(store)), store.sequence) == ({"kept"}, 1)
+
+
+def test_an_id_twice_in_one_batch_is_refused(store: ItemStore) -> None:
+    with pytest.raises(DataError, match="'x' stands twice"):
+        store.upsert([item("x"), item("y"), item("x")])
+    assert len(store) == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.booleans(), st.lists(st.sampled_from("abcde1\u2028é"), unique=True, max_size=4)),
+        max_size=8,
+    )
+)
+def test_the_store_behaves_like_a_dict(tmp_path_factory: pytest.TempPathFactory, steps: list[Any]) -> None:
+    path = tmp_path_factory.mktemp("store") / "items.sqlite"
+    store, model = ItemStore(path, D), dict[str, int]()
+    for number, (writes, ids) in enumerate(steps):
+        if writes:
+            assert store.upsert([item(name, number, metadata={"n": number}) for name in ids]) == number + 1
+            model.update(dict.fromkeys(ids, number))
+        else:
+            assert store.delete(ids) == (number + 1, sum(model.pop(name, None) is not None for name in ids))
+    store.close()
+    store = ItemStore(path, D)
+    assert {name: found[2]["n"] for name, found in everything(store).items()} == model
+    assert (len(store), store.sequence) == (len(model), len(steps))
+    store.close()
+
+
+def test_a_failing_write_is_explained_and_leaves_nothing(store: ItemStore) -> None:
+    store.upsert([item("x")])
+    pages = sqlite3.connect(store.path).execute("PRAGMA page_count").fetchone()[0]
+    store._connection.execute(f"PRAGMA max_page_count = {pages + 2}")  # a full disk, as SQLite sees it
+    with pytest.raises(CollectionError, match=r"items\.sqlite: database or disk is full"):
+        store.upsert([item(f"{number}", text="long " * 1000) for number in range(50)])
+    assert (set(everything(store)), store.sequence) == ({"x"}, 1)
+    store._connection.execute("PRAGMA max_page_count = 1000000")
+    assert store.upsert([item("y")]) == 2
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    ItemStore(tmp_path / "items.sqlite", D).close()
+    connection = sqlite3.connect(tmp_path / "items.sqlite")
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(CollectionError, match="newer surematch"):
+        ItemStore(tmp_path / "items.sqlite", D)
+
+
+@pytest.mark.parametrize("content", [b"not a database at all " * 99, b"SQLite format 3\0" + b"\xff" * 4096])
+def test_a_file_that_is_no_store_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "items.sqlite").write_bytes(content)
+    with pytest.raises(CollectionError, match=r"items\.sqlite: the item store cannot be opened"):
+        ItemStore(tmp_path / "items.sqlite", D)
+
+
+def read_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under a container's read-only mount; the tests may run as root, whom permissions do not stop."""
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+
+
+def test_a_read_only_folder_is_read_and_left_untouched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "a folder?#%41"
+    folder.mkdir()
+    store = ItemStore(folder / "items.sqlite", D)
+    store.upsert([item("x")])
+    store.close()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    read_only(monkeypatch)
+    store = ItemStore(folder / "items.sqlite", D)
+    assert set(everything(store)) == {"x"}
+    with pytest.raises(CollectionError, match="readonly"):
+        store.upsert([item("y")])
+    store.close()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_read_only_folder_with_unmerged_writes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = ItemStore(tmp_path / "items.sqlite", D)
+    writer.upsert([item("x")])
+    read_only(monkeypatch)
+    with pytest.raises(CollectionError, match=r"items\.sqlite-wal"):
+        ItemStore(tmp_path / "items.sqlite", D)
+    writer.close()
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from index.items import Item, ItemStore
+from tests.index.helpers import unit
+store, vectors = ItemStore(Path(sys.argv[1]), 4), unit(64, 4)
+start = store.sequence
+for number in range(start, start + 100_000):
+    batch = [Item(f"{number}-{at}", "a", "text " * 50, vectors[at]) for at in range(5)]
+    print(store.upsert(batch), flush=True)
+"""
+
+
+def test_kill_nine_loses_no_acknowledged_write(tmp_path: Path) -> None:
+    path = tmp_path / "items.sqlite"
+    acknowledged = 0
+    for wanted in (1, 3, 10, 25, 40):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+        )
+        assert writer.stdout is not None
+        for _ in range(wanted):
+            acknowledged = int(writer.stdout.readline())
+        writer.send_signal(signal.SIGKILL)
+        acknowledged = max([acknowledged, *(int(line) for line in writer.stdout.read().split("\n")[:-1])])
+        writer.wait()
+        writer.stdout.close()
+        store = ItemStore(path, D)
+        assert store.sequence >= acknowledged
+        assert set(everything(store)) == {f"{number}-{at}" for number in range(store.sequence) for at in range(5)}
+        store.close()

@@ -1,0 +1,41 @@
+"""Real sentences, zero-shot: the promises of the design measured on CLINC150 and BANKING77."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from index.cli import evaluate, index
+
+
+def report(capsys: pytest.CaptureFixture[str]) -> dict[str, float]:
+    found: dict[str, float] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_clinc150_known_from_unknown_and_calibrated(
+    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = shared_data / "clinc150", tmp_path / "clinc"
+    flags = ["--label", "intent", "--json"]
+    held = ["--calibrate", str(data / "val.csv"), "--unknown", str(data / "oos_val.csv")]
+    assert index(["static", str(data / "train.csv"), "--out", str(out), *held, *flags]) == 0
+    capsys.readouterr()
+    assert evaluate([str(out), str(data / "test.csv"), "--unknown", str(data / "oos_test.csv"), *flags]) == 0
+    found = report(capsys)
+    assert found["auroc_known_unknown"] >= 0.93
+    assert found["ece"] <= 0.03
+
+
+def test_banking77_by_reserved_rows(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = shared_data / "banking77", tmp_path / "banking"
+    flags = ["--label", "category", "--json"]
+    assert index(["static", str(data / "train.csv"), "--out", str(out), *flags]) == 0
+    assert (
+        json.loads(capsys.readouterr().out)["calibration"]["queries"]["source"]
+        == "the gallery's own items, each left out with its near copies"
+    )
+    assert evaluate([str(out), str(data / "test.csv"), *flags]) == 0
+    assert report(capsys)["recall@1"] >= 0.87  # 88.1 % measured for the untrained encoder
