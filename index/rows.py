@@ -41,19 +41,27 @@ def text_key(text: str) -> int:
     return int.from_bytes(hashlib.sha256(plain.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
-def read_rows(paths: Sequence[Path], *, text: str, label: str | None, require_label: bool = True) -> list[Row]:
+def read_rows(
+    paths: Sequence[Path],
+    *,
+    text: str,
+    label: str | None,
+    require_label: bool = True,
+    faulty: list[Row] | None = None,
+) -> list[Row]:
     """All rows of all files, in order.
 
     `text` and `label` name columns; with `label` None every row's label is None. An empty label is an error while
-    `require_label` holds, else None. Raises `DataError`.
+    `require_label` holds, else None. Given a list as `faulty`, rows with an empty text or label are appended to it
+    instead of being an error. Raises `DataError`.
     """
-    rows = [row for path in paths for row in _read_file(path, text, label, require_label)]
-    if not rows:
+    rows = [row for path in paths for row in _read_file(path, text, label, require_label, faulty)]
+    if not rows and not faulty:
         raise DataError("No data file was given. Name at least one CSV, TSV, JSONL or Parquet file.")
     return rows
 
 
-def _read_file(path: Path, text: str, label: str | None, require_label: bool) -> list[Row]:
+def _read_file(path: Path, text: str, label: str | None, require_label: bool, faulty: list[Row] | None) -> list[Row]:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         known = ", ".join(_READERS)
@@ -69,13 +77,18 @@ def _read_file(path: Path, text: str, label: str | None, require_label: bool) ->
                 raise DataError(_missing_column(path, line, column, column == text, record))
         content = _string(record[text], path, line, text)
         name = None if label is None else _string(record[label], path, line, label).strip()
-        if not content.strip():
-            no_text.append(line)
-        if label is not None and not name and require_label:
-            no_label.append(line)
         extra = {key: value for key, value in record.items() if key not in (text, label)}
-        rows.append(Row(content, name or None, str(path), line, extra))
-    if not rows:
+        row = Row(content, name or None, str(path), line, extra)
+        blank, unlabelled = not content.strip(), label is not None and not name and require_label
+        if faulty is not None and (blank or unlabelled):
+            faulty.append(row)
+            continue
+        if blank:
+            no_text.append(line)
+        if unlabelled:
+            no_label.append(line)
+        rows.append(row)
+    if not rows and not faulty:
         raise DataError(f"{path}: the file holds no rows. Expected a header line and one row a text.")
     _refuse(path, no_text, f"an empty text in column '{text}'", "Fill these texts or delete the rows.")
     _refuse(path, no_label, f"an empty label in column '{label}'", "Label these rows or delete them.")

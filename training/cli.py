@@ -15,6 +15,7 @@ from rich.console import Console
 from index.errors import SettingsError
 from index.settings import parse
 from training.config import DemoSettings, TrainSettings
+from training.run import can_resume
 
 
 def train(argv: Sequence[str]) -> int:
@@ -26,7 +27,8 @@ def train(argv: Sequence[str]) -> int:
     try:
         record = train_encoder(settings, console)
     except KeyboardInterrupt:
-        console.print(f"Stopped. Nothing was written to {settings.out}; run the same command to start again.")
+        again = "add --resume to the same command to continue" if can_resume(settings.out) else "nothing to continue"
+        console.print(f"Stopped. Nothing was written to {settings.out}; {again}.")
         return 130
     if settings.json_:
         sys.stdout.write(json.dumps({"model": str(settings.out), **record}, ensure_ascii=False) + "\n")
@@ -41,7 +43,7 @@ def demo(argv: Sequence[str]) -> int:
     program = shutil.which("surematch", path=str(Path(sys.executable).parent)) or shutil.which("surematch")
     if settings.serve and program is None:
         raise SettingsError("The command surematch is not installed here, so nothing can be served. Use --no-serve.")
-    from training.demo import run_demo
+    from training.demo import example_questions, run_demo
 
     console = Console(highlight=False)
     try:
@@ -51,7 +53,8 @@ def demo(argv: Sequence[str]) -> int:
         return 130
     if settings.serve and program is not None:
         console.print(f"Serving on http://127.0.0.1:{settings.port}/ : open it in a browser. Ctrl-C stops.")
-        _become([program, "serve", str(collection), "--port", str(settings.port)])
+        questions = [part for text in example_questions(settings.out) for part in ("--examples", json.dumps([text]))]
+        _become([program, "serve", str(collection), "--port", str(settings.port), *questions])
     console.print(f"Serve it: surematch serve {collection} --port {settings.port}")
     return 0
 
@@ -70,6 +73,13 @@ def _summarise(settings: TrainSettings, record: dict[str, Any]) -> None:
         console.print(
             f"On {after['queries']:,} held-out rows: recall@1 {after['recall_at_1']:.3f} "
             f"(before training {before['recall_at_1']:.3f}), MAP@R {after['map_at_r']:.3f} ({before['map_at_r']:.3f})."
+        )
+    if "unseen" in record["metrics"]:
+        before, after = record["metrics"]["unseen_start"], record["metrics"]["unseen"]
+        console.print(
+            f"On {after['queries']:,} rows of {len(record['unseen']['labels'])} classes never seen: recall@1 "
+            f"{after['recall_at_1']:.3f} ({before['recall_at_1']:.3f}), MAP@R {after['map_at_r']:.3f} "
+            f"({before['map_at_r']:.3f})."
         )
     data = " ".join(str(path) for path in settings.data)
     console.print(

@@ -8,16 +8,46 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from index.settings import Settings
 
 Kind = Literal["static", "transformer"]
 """A static encoder looks token vectors up; a transformer computes them. They want very different learning rates."""
+
+Loss = Literal[
+    "am-softmax",
+    "arcface",
+    "sphereface",
+    "combined",
+    "sub-center",
+    "adaface",
+    "magface",
+    "curricularface",
+    "adacos",
+    "normalised-softmax",
+    "softmax",
+    "taylor",
+    "entmax",
+    "sparsemax",
+    "sparse-softmax",
+    "smooth-accuracy",
+    "exact",
+    "multiple-negatives-ranking",
+    "batch-all-triplet",
+    "batch-hard-triplet",
+    "batch-semi-hard-triplet",
+    "batch-hard-soft-margin-triplet",
+    "contrastive",
+    "online-contrastive",
+    "cosent",
+    "triplet",
+]
+"""Names in `training.objectives.OBJECTIVES`, listed here too because flags are read before torch is loaded."""
 
 
 class TrainSettings(Settings):
@@ -33,18 +63,48 @@ class TrainSettings(Settings):
     out: Path = Field(description="Folder the trained encoder is written to.")
     text: str = Field(default="text", description="Column that holds the text.")
     label: str = Field(default="label", description="Column that holds the label.")
+    pair_text: str | None = Field(
+        default=None,
+        description="Column of a second text: rows are then pairs, --label says whether both texts are of one class "
+        "(1 or 0), and texts joined by pairs become classes.",
+    )
+    skip_faulty: bool = Field(
+        default=False,
+        description="Leave out what cannot be learned from (empty texts and labels, texts that carry two labels, "
+        "classes of one row) after naming each.",
+    )
     encoder: str = Field(
         default="static",
         description="Where training starts: 'static' (seconds on a CPU), 'minilm' (better, minutes), the folder of any "
         "sentence-transformers model, or its hub id.",
     )
-    loss: Literal["am-softmax"] = Field(
-        default="am-softmax", description="Training objective; am-softmax: cross entropy of s(cos - m) against s cos."
+    loss: Loss | None = Field(
+        default=None,
+        description="Training objective, with class weights: am-softmax ... exact; without, as sentence-transformers "
+        "has them: multiple-negatives-ranking ... triplet. Default: adacos for static encoders, am-softmax for "
+        "transformers.",
     )
-    scale: Annotated[float, Gt(0)] = Field(default=30.0, description="Scale s of the cosines, the inverse temperature.")
-    margin: Annotated[float, Ge(0), Lt(2)] = Field(
-        default=0.35,
-        description="Margin m: how much closer, in cosine, a text must be to its own class than to any other.",
+    scale: Annotated[float, Gt(0)] | None = Field(
+        default=None, description="Scale s of the cosines, the inverse temperature. Default: the loss's own."
+    )
+    margin: Annotated[float, Ge(0)] | None = Field(
+        default=None,
+        description="Margin m of the loss; am-softmax: how much closer, in cosine, a text must be to its own class "
+        "than to any other. Default: the loss's own.",
+    )
+    options: dict[str, float] = Field(
+        default={}, description="Further options of the loss, such as --options alpha=2 or centers=5."
+    )
+    margin_warmup: Annotated[float, Ge(0), Le(1)] = Field(
+        default=0.0, description="Share of the steps over which the margin rises from 0."
+    )
+    scale_start: Annotated[float, Gt(0)] | None = Field(
+        default=None, description="Scale at the first step, moving linearly to the full one. Default: constant."
+    )
+    lead: Annotated[float, Ge(0), Le(1)] = Field(
+        default=0.5,
+        description="Share of the steps that am-softmax leads a loss made for fine-tuning (sparse-softmax, "
+        "smooth-accuracy, exact).",
     )
     epochs: Annotated[float, Gt(0)] | None = Field(
         default=None, description="Passes over the rows. Default: 5 for static encoders, 1 for transformers."
@@ -67,15 +127,57 @@ class TrainSettings(Settings):
         default=0.15,
         description="Share of each class kept from training, for calibration. Two rows a class always train.",
     )
+    unseen_classes: Annotated[float, Ge(0), Le(0.5)] = Field(
+        default=0.0,
+        description="Share of the classes kept from training whole, to measure retrieval on classes never seen.",
+    )
+    patience: Annotated[int, Ge(1)] | None = Field(
+        default=None,
+        description="Stop after so many evaluations on the unseen classes without a better MAP@R, and keep the best "
+        "weights. Default: train to the end.",
+    )
+    evaluations: Annotated[int, Ge(1)] = Field(default=2, description="Evaluations an epoch, with --patience.")
+    per_class: Annotated[int, Ge(2)] | None = Field(
+        default=None,
+        description="Rows of a class in every batch it is in. Default: rows are drawn as they come; 4 for losses that "
+        "compare the rows of a batch.",
+    )
+    accumulate: Annotated[int, Ge(1)] = Field(
+        default=1, description="Batches whose gradients are added up before a step."
+    )
+    bf16: bool = Field(default=False, description="Compute in bfloat16; class weights and losses stay in float32.")
+    checkpoint_steps: Annotated[int, Ge(0)] = Field(
+        default=200, description="Steps between checkpoints, from which --resume continues; 0: none."
+    )
+    resume: bool = Field(
+        default=False, description="Continue the interrupted run of --out, with the same data and settings."
+    )
     seed: Annotated[int, Ge(0)] = Field(default=0, description="Seed of the split, the shuffling and dropout.")
-    overwrite: bool = Field(default=False, description="Replace --out if it holds an encoder that surematch trained.")
+    overwrite: bool = Field(
+        default=False,
+        description="Replace --out if it holds an encoder that surematch trained, and drop an interrupted run.",
+    )
     json_: bool = Field(default=False, alias="json", description="Print one JSON object on standard output.")
+
+    @model_validator(mode="after")
+    def _patience_needs_unseen_classes(self) -> TrainSettings:
+        if self.patience is not None and not self.unseen_classes:
+            raise ValueError("--patience watches classes never seen; set aside some with --unseen-classes 0.1")
+        return self
+
+    def shaping(self) -> dict[str, Any]:
+        """The settings that decide the weights; where data lie and what is printed does not."""
+        return self.model_dump(mode="json", exclude=_CIRCUMSTANCES)
+
+
+_CIRCUMSTANCES = {"data", "out", "overwrite", "json_", "resume", "checkpoint_steps"}
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """The figures a run really uses."""
 
+    loss: Loss
     epochs: float
     batch_size: int
     learning_rate: float
@@ -90,8 +192,8 @@ class Recipe:
 
 
 _DEFAULTS: dict[Kind, Recipe] = {
-    "static": Recipe(epochs=5, batch_size=64, learning_rate=1e-2, head_learning_rate=1e-2),
-    "transformer": Recipe(epochs=1, batch_size=32, learning_rate=5e-5, head_learning_rate=1e-2),
+    "static": Recipe(loss="adacos", epochs=5, batch_size=64, learning_rate=1e-2, head_learning_rate=1e-2),
+    "transformer": Recipe(loss="am-softmax", epochs=1, batch_size=32, learning_rate=5e-5, head_learning_rate=1e-2),
 }
 
 

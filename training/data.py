@@ -7,7 +7,7 @@ texts the encoder has really never seen.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,11 +16,7 @@ from numpy.typing import NDArray
 
 from index.errors import DataError
 from index.rows import Row, text_key
-
-SHOWN = 5
-"""How many faulty classes an error names before it counts the rest."""
-LEAST_TO_TRAIN = 2
-"""A class is learned from at least two rows: one row gives nothing to be close to."""
+from training.review import LEAST_TO_TRAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,26 +28,17 @@ class Split:
 
 
 def check_classes(rows: Sequence[Row]) -> list[str]:
-    """The sorted labels of `rows`. Raises `DataError` for a single class and for classes of one row."""
-    first: dict[str, Row] = {}
-    for row in rows:
-        first.setdefault(label_of(row), row)
-    if len(first) == 1:
-        label, row = next(iter(first.items()))
+    """The sorted labels of `rows`. Raises `DataError` for fewer than two classes."""
+    labels = sorted({label_of(row) for row in rows})
+    if not labels:
+        raise DataError("Nothing is left to train on: the report above names every row that was left out, and why.")
+    if len(labels) == 1:
+        row = rows[0]
         raise DataError(
-            f"{row.file}: every row has the label {label!r}, from line {row.line} on. Learning what sets classes apart "
-            "needs at least two labels: add rows of another class, or name the right column with --label."
+            f"{row.file}: every row has the label {row.label!r}, from line {row.line} on. Learning what sets classes "
+            "apart needs at least two labels: add rows of another class, or name the right column with --label."
         )
-    counts = Counter(label_of(row) for row in rows)
-    lonely = [row for label, row in first.items() if counts[label] < LEAST_TO_TRAIN]
-    if lonely:
-        named = "; ".join(f"{row.label!r} at {row.file} line {row.line} ({row.text[:60]!r})" for row in lonely[:SHOWN])
-        more = f"; and {len(lonely) - SHOWN} more" if len(lonely) > SHOWN else ""
-        raise DataError(
-            f"{len(lonely)} of {len(first)} classes have a single row: {named}{more}. A class is learned from at least "
-            "two rows: add another row to each, correct the label, or delete the row."
-        )
-    return sorted(first)
+    return labels
 
 
 def split_rows(rows: Sequence[Row], share: float, seed: int) -> Split:
@@ -81,6 +68,23 @@ def split_rows(rows: Sequence[Row], share: float, seed: int) -> Split:
     mask = np.zeros(len(rows), dtype=bool)
     mask[held_out] = True
     return Split(train=np.flatnonzero(~mask), held_out=np.flatnonzero(mask))
+
+
+def choose_unseen(labels: Sequence[str], share: float, seed: int) -> frozenset[str]:
+    """Classes that stay out of training whole: `share` of `labels`, drawn with `seed`; two to train are left.
+
+    Raises `DataError` when a share is wanted but there are too few classes to hold out two.
+    """
+    if not share:
+        return frozenset()
+    count = min(max(2, round(share * len(labels))), len(labels) - 2)
+    if count < 2:
+        raise DataError(
+            f"Measuring on classes never seen takes at least two of them and two to train; there are {len(labels)} "
+            "classes. Leave --unseen-classes out, or add classes."
+        )
+    order = np.random.default_rng(seed).permutation(len(labels))
+    return frozenset(labels[at] for at in order[:count])
 
 
 def data_fingerprint(rows: Sequence[Row]) -> str:

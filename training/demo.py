@@ -56,6 +56,19 @@ def run_demo(settings: DemoSettings, console: Console) -> Path:
     return collection
 
 
+def example_questions(out: Path, known: int = 4) -> list[str]:
+    """Wordings for the page of the demo made in `out`: `known` of different intents, and one nobody prepared for.
+
+    They come from templates that neither the gallery nor the calibration drew from.
+    """
+    first: dict[str, str] = {}
+    for row in read_rows([out / "data" / "test.csv"], text="text", label="label"):
+        first.setdefault(str(row.label), row.text)
+    spread = sorted(first)[:: max(1, len(first) // known)][:known]
+    unknown = read_rows([out / "data" / "test_unknown.csv"], text="text", label="label")
+    return [*(first[label] for label in spread), unknown[0].text]
+
+
 def _make(settings: DemoSettings, rows: dict[str, list[Row]], train: Path, console: Console) -> dict[str, Any]:
     model, collection = settings.out / "model", settings.out / "collection"
     console.print("[bold]2. Training[/bold] an encoder: sentences of one intent become neighbours.")

@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 from sentence_transformers import SentenceTransformer
 from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
@@ -24,13 +25,24 @@ from index.encoder_files import RECORD, TRAINED_ROWS, open_sentence_transformer
 from index.errors import DataError
 from index.rows import Row, read_rows
 from training.config import Kind, Recipe, TrainSettings
-from training.data import Split, check_classes, data_fingerprint, label_of, split_rows, trained_row_keys
-from training.evaluation import Classes, Vectors, nearest_class_mean, retrieval
+from training.data import (
+    Split,
+    check_classes,
+    choose_unseen,
+    data_fingerprint,
+    label_of,
+    split_rows,
+    trained_row_keys,
+)
+from training.evaluation import Classes, Retrieval, Vectors, nearest_class_mean, retrieval
 from training.folder import FORMAT, check_target, new_folder
-from training.heads import class_means, save_head
-from training.objective import AMSoftmaxLoss
+from training.heads import HEAD, class_means, load_head, save_head
+from training.objectives import Objective, make_objective
+from training.pairs import rows_of_pairs
+from training.review import Fault, review, summary
+from training.run import Run, write_config
 from training.static import is_static, only_used_tokens, unreadable
-from training.trainer import fit
+from training.trainer import Rows, fit
 
 PER_CLASS = 30
 """Rows of a class that are encoded for its mean and as the gallery of the held-out rows: more change little."""
@@ -41,86 +53,180 @@ _VERSIONS = ("surematch", "torch", "sentence-transformers", "transformers", "tok
 def train_encoder(settings: TrainSettings, console: Console) -> dict[str, Any]:
     """Trains as `settings` say, writes the model folder and returns its record (`training.json`).
 
-    Raises `SurematchError`s for data or settings that cannot be used; then, as when interrupted, nothing is written.
+    Raises `SurematchError`s for data or settings that cannot be used; then nothing is written. When interrupted, a run
+    folder beside `settings.out` holds what `settings.resume` continues from.
     """
     started = time.perf_counter()
     check_target(settings.out, settings.overwrite)
-    rows = read_rows(settings.data, text=settings.text, label=settings.label)
-    labels = check_classes(rows)
+    prepared = _prepare(settings, console)
+    run = Run(settings.out, {"data": data_fingerprint(prepared.rows), **settings.shaping()})
+    checkpoint = run.begin(resume=settings.resume, overwrite=settings.overwrite)
+    with run, new_folder(settings.out) as folder:
+        write_config(settings, run.folder)
+        record = _train(settings, prepared, run.checkpoints, checkpoint, console, folder)
+        record["seconds"] = round(time.perf_counter() - started, 1)
+        (folder / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_config(settings, folder)
+        _settle(folder)
+        run.finished = True
+    return record
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """Rows of the classes that train, those of classes never seen, and how the former are split."""
+
+    rows: list[Row]
+    labels: list[str]
+    classes: Classes
+    split: Split
+    unseen: list[Row]
+    faults: list[Fault]
+
+
+def _prepare(settings: TrainSettings, console: Console) -> _Prepared:
+    everything, faults = _read(settings)
+    for line in summary(faults):
+        console.print(f"[yellow]Report:[/] {escape(line)}", highlight=False)
+    labels = check_classes(everything)
+    away = choose_unseen(labels, settings.unseen_classes, settings.seed)
+    rows = [row for row in everything if row.label not in away]
+    labels = [label for label in labels if label not in away]
     codes = {label: code for code, label in enumerate(labels)}
     classes = np.array([codes[label_of(row)] for row in rows], dtype=np.int64)
     split = split_rows(rows, settings.held_out, settings.seed)
+    unseen = [row for row in everything if row.label in away]
     console.print(
         f"{len(rows):,} rows in {len(labels):,} classes: {len(split.train):,} train, {len(split.held_out):,} held out."
     )
+    if unseen:
+        console.print(f"{len(unseen):,} more rows in {len(away):,} classes never seen, to measure with.")
+    return _Prepared(rows, labels, classes, split, unseen, faults)
 
+
+def _read(settings: TrainSettings) -> tuple[list[Row], list[Fault]]:
+    """The rows that can train, and what is the matter with the others."""
+    empty: list[Row] = []
+    rows = read_rows(settings.data, text=settings.text, label=settings.label, faulty=empty)
+    faults: list[Fault] = []
+    if settings.pair_text is not None:
+        _, faults = review([], empty, skip=settings.skip_faulty)
+        rows, torn = rows_of_pairs(rows, settings.pair_text, skip=settings.skip_faulty)
+        return rows, [*faults, *torn]
+    return review(rows, empty, skip=settings.skip_faulty)
+
+
+def _train(
+    settings: TrainSettings,
+    prepared: _Prepared,
+    checkpoints: Path,
+    resume: Path | None,
+    console: Console,
+    folder: Path,
+) -> dict[str, Any]:
+    """Trains, writes encoder, head and keys of the trained rows to `folder`, and returns the record."""
+    rows, labels, classes, split = prepared.rows, prepared.labels, prepared.classes, prepared.split
     set_seed(settings.seed)
     disable_progress_bar()
     model = open_sentence_transformer(settings.encoder)
     kind: Kind = "static" if is_static(model) else "transformer"
     recipe = Recipe.resolve(settings, kind)
-    _check_readable(model, kind, rows)
+    _check_readable(model, kind, [*rows, *prepared.unseen])
     warnings = _cut_texts(model, kind, rows)
     for warning in warnings:
         console.print(f"[yellow]Warning:[/] {warning}", highlight=False)
 
     texts = [row.text for row in rows]
+    unseen_texts = [row.text for row in prepared.unseen]
+    unseen_classes = np.unique([label_of(row) for row in prepared.unseen], return_inverse=True)[1].astype(np.int64)
+
+    def on_unseen() -> Retrieval:
+        return retrieval(_encode(model, unseen_texts), unseen_classes)
+
     sample = _some_of_each(split.train, classes)
-    console.print(f"Training '{settings.encoder}' with {settings.loss}: {_describe(recipe)}.", highlight=False)
+    loss = make_objective(
+        recipe.loss, model, len(labels), scale=settings.scale, margin=settings.margin, **settings.options
+    )
+    console.print(f"Training '{settings.encoder}' with {recipe.loss}: {_describe(recipe)}.", highlight=False)
     before = _encode(model, [texts[at] for at in sample])
     metrics: dict[str, Any] = {"start": _evaluate(model, texts, classes, split, sample, before)}
-    loss = AMSoftmaxLoss(model, len(labels), settings.scale, settings.margin)
-    loss.imprint(class_means(torch.from_numpy(before), torch.from_numpy(classes[sample]), len(labels)))
+    if unseen_texts:
+        metrics["unseen_start"] = asdict(on_unseen())
+    if isinstance(loss, Objective):
+        means = class_means(torch.from_numpy(before), torch.from_numpy(classes[sample]), len(labels))
+        loss.imprint(_earlier_weights(settings.encoder, labels, means))
 
-    with new_folder(settings.out) as folder:
-        train_texts = [texts[at] for at in split.train]
-        with only_used_tokens(model, train_texts) if kind == "static" else nullcontext():
-            curve = fit(
-                model,
-                loss,
-                train_texts,
-                classes[split.train].tolist(),
-                recipe=recipe,
-                kind=kind,
-                warmup=settings.warmup,
-                seed=settings.seed,
-                work=folder / "work",
-                console=console,
-            )
-        after = _encode(model, [texts[at] for at in sample])
-        metrics["held_out"] = _evaluate(model, texts, classes, split, sample, after)
-        metrics["loss"] = curve
-        record = {
-            "format": FORMAT,
-            "settings": settings.model_dump(mode="json", exclude={"json_", "overwrite"}),
-            "recipe": {"kind": kind, **asdict(recipe)},
-            "data": {"fingerprint": data_fingerprint(rows), "rows": len(rows), "classes": len(labels)},
-            "held_out": {"rows": len(split.held_out), "share_wanted": settings.held_out, "per_class_at_least": 2},
-            "labels": labels,
-            "seed": settings.seed,
-            "versions": {"python": platform.python_version(), **{name: _version(name) for name in _VERSIONS}},
-            "metrics": metrics,
-            "warnings": warnings,
-            "seconds": round(time.perf_counter() - started, 1),
-        }
-        _write(folder, model, loss, labels, record, [rows[at] for at in split.train])
-    return record
+    train_texts = [texts[at] for at in split.train]
+    used = [*train_texts, *unseen_texts] if settings.patience else train_texts
+    with only_used_tokens(model, used) if kind == "static" else nullcontext():
+        metrics["loss"] = fit(
+            model,
+            loss,
+            Rows(train_texts, classes[split.train].tolist(), lambda at: _name([rows[split.train[i]] for i in at])),
+            settings=settings,
+            recipe=recipe,
+            kind=kind,
+            work=checkpoints,
+            resume=resume,
+            measure=(lambda: on_unseen().map_at_r) if settings.patience else None,
+            console=console,
+        )
+    after = _encode(model, [texts[at] for at in sample])
+    metrics["held_out"] = _evaluate(model, texts, classes, split, sample, after)
+    if unseen_texts:
+        metrics["unseen"] = asdict(on_unseen())
+    _write(folder, model, loss, labels, [rows[at] for at in split.train])
+    return {
+        "format": FORMAT,
+        "settings": settings.model_dump(mode="json", exclude={"json_", "overwrite", "resume"}),
+        "recipe": {"kind": kind, **asdict(recipe)},
+        "objective": {"name": recipe.loss, **_config_of(loss)},
+        "data": {
+            "fingerprint": data_fingerprint(rows),
+            "rows": len(rows),
+            "classes": len(labels),
+            "report": [fault.as_json() for fault in prepared.faults],
+        },
+        "held_out": {"rows": len(split.held_out), "share_wanted": settings.held_out, "per_class_at_least": 2},
+        "unseen": {"rows": len(unseen_texts), "labels": sorted({label_of(row) for row in prepared.unseen})},
+        "labels": labels,
+        "seed": settings.seed,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _VERSIONS}},
+        "metrics": metrics,
+        "warnings": warnings,
+    }
+
+
+def _earlier_weights(encoder: str, labels: Sequence[str], means: torch.Tensor) -> torch.Tensor:
+    """`means`, with the class weights that an encoder of ours was trained with where it knows a label."""
+    if not (Path(encoder) / HEAD).is_file():
+        return means
+    weight, known = load_head(Path(encoder))
+    row_of = {label: at for at, label in enumerate(known)}
+    for at, label in enumerate(labels):
+        if label in row_of and weight.shape[1] == means.shape[1]:
+            means[at] = torch.nn.functional.normalize(weight[row_of[label]], dim=0)
+    return means
+
+
+def _config_of(loss: torch.nn.Module) -> dict[str, Any]:
+    """What a loss says of itself, as far as JSON can say it."""
+    describe: Any = getattr(loss, "get_config_dict", dict)
+    content: dict[str, Any] = describe()
+    return {name: value for name, value in content.items() if isinstance(value, str | int | float | bool)}
 
 
 def _write(
-    folder: Path,
-    model: SentenceTransformer,
-    loss: AMSoftmaxLoss,
-    labels: Sequence[str],
-    record: dict[str, Any],
-    trained: Sequence[Row],
+    folder: Path, model: SentenceTransformer, loss: torch.nn.Module, labels: Sequence[str], trained: Sequence[Row]
 ) -> None:
-    for leftover in sorted(folder.rglob("*"), reverse=True):
-        leftover.rmdir() if leftover.is_dir() else leftover.unlink()
     model.save_pretrained(str(folder), create_model_card=False)
-    save_head(folder, loss.head.weight, labels)
+    if isinstance(loss, Objective):
+        save_head(folder, loss.head.weight, [label for label in labels for _ in range(loss.centers)])
     np.save(folder / TRAINED_ROWS, trained_row_keys(trained), allow_pickle=False)
-    (folder / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _settle(folder: Path) -> None:
+    """Makes every file readable to others, and sure to be on the disk."""
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)  # weights are saved as 0600; a container's user must read them
         if path.is_file():
@@ -157,6 +263,12 @@ def _some_of_each(train: Classes, classes: Classes) -> Classes:
     sizes = np.bincount(classes[order])
     rank = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     return np.sort(order[rank < PER_CLASS])
+
+
+def _name(rows: Sequence[Row]) -> str:
+    """A batch, by the lines of its first rows."""
+    named = "; ".join(f"{row.file} line {row.line} ({row.text[:40]!r})" for row in rows[:SHOWN])
+    return named + (f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else "")
 
 
 def _check_readable(model: SentenceTransformer, kind: Kind, rows: Sequence[Row]) -> None:

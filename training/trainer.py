@@ -1,11 +1,13 @@
-"""The sentence-transformers Trainer set up for margin losses: a head with its own learning rate, bucketed batches.
+"""The sentence-transformers Trainer set up for our objectives: class weights with a learning rate of their own, batches
+by length or class, checkpoints that continue bit for bit, and an end with a name when the loss is no number.
 
 Everything the library does well stays its own: the loop, the schedule, mixed precision, several devices, loggers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,43 +16,25 @@ from datasets import Dataset
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.base.sampler import DefaultBatchSampler
-from torch import nn
+from sentence_transformers.base.sampler import NoDuplicatesBatchSampler
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler
 from transformers import PrinterCallback, TrainerCallback
 
-from training.config import Kind, Recipe
-from training.objective import HEAD_PARAMETERS
+from index.errors import DataError
+from training.checkpoints import ObjectiveCheckpoint
+from training.config import Kind, Recipe, TrainSettings
+from training.early_stopping import EarlyStopping
+from training.interrupt import StopOnSignal
+from training.objectives import HEAD_PARAMETERS, OBJECTIVES, Objective
+from training.objectives.contrastive import reshape
+from training.samplers import LengthBucketedSampler, PerClassSampler
+from training.schedules import Schedule
 
-BUCKET = 50
-"""Batches sorted by length together: padding nearly vanishes while the order stays random enough to learn from."""
-
-
-class LengthBucketedSampler(DefaultBatchSampler):
-    """Random batches of texts of similar length, so that a transformer computes little padding."""
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        batch_size: int,
-        drop_last: bool,
-        valid_label_columns: list[str] | None = None,
-        generator: torch.Generator | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(dataset, batch_size, drop_last, valid_label_columns, generator, seed)
-        self._lengths = torch.tensor([len(text) for text in dataset["text"]])
-
-    def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = torch.randperm(len(self._lengths), generator=generator)
-        batches: list[list[int]] = []
-        for bucket in order.split(BUCKET * self.batch_size):
-            by_length = bucket[self._lengths[bucket].argsort(stable=True)]
-            batches += [batch.tolist() for batch in by_length.split(self.batch_size)]
-        if self.drop_last:
-            batches = [batch for batch in batches if len(batch) == self.batch_size]
-        for at in torch.randperm(len(batches), generator=generator).tolist():
-            yield batches[at]
+KEPT = 2
+"""Checkpoints kept: the newest, and the one before in case the newest is being written when the process dies."""
+GROUP = 4
+"""Rows of a class in a batch of an objective that compares rows of a batch, unless the user says otherwise."""
 
 
 class ProgressBar(TrainerCallback):
@@ -62,7 +46,7 @@ class ProgressBar(TrainerCallback):
         self._task: TaskID | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._task = self._progress.add_task("training", total=state.max_steps, loss="")
+        self._task = self._progress.add_task("training", total=state.max_steps, completed=state.global_step, loss="")
         self._progress.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -81,55 +65,160 @@ class ProgressBar(TrainerCallback):
         self._progress.stop()
 
 
+class _WithRows:
+    """A collator that takes the column `row` past the library's own, which would read it as text."""
+
+    def __init__(self, collate: Any) -> None:
+        self._collate = collate
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # not there yet while being copied
+            raise AttributeError(name)
+        return getattr(self._collate, name)
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        rows = torch.tensor([feature["row"] for feature in features])
+        content = [{name: value for name, value in feature.items() if name != "row"} for feature in features]
+        return {**self._collate(content), "row": rows}
+
+
 class EmbeddingTrainer(SentenceTransformerTrainer):
-    """The library's trainer, less its model card: ours is written from the training record."""
+    """The library's trainer with a sampler of ours, rows known by position, and checkpoints without pickled settings.
+
+    The data set's column `row` never reaches the encoder: it names the rows of a batch whose loss is no number.
+    """
+
+    def __init__(
+        self, *, sampler: Callable[..., BatchSampler] | None, name_rows: Callable[[list[int]], str], **kwargs: Any
+    ) -> None:
+        self._sampler, self._name_rows = sampler, name_rows
+        super().__init__(**kwargs)
+        self.data_collator: Any = _WithRows(self.__dict__["data_collator"])
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
-        pass
+        """No model card: ours is written from the training record."""
+
+    def get_batch_sampler(self, dataset: Dataset, **kwargs: Any) -> BatchSampler | None:
+        return self._sampler(dataset, **kwargs) if self._sampler else super().get_batch_sampler(dataset, **kwargs)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        rows: Tensor = inputs.pop("row")
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        value = loss[0] if isinstance(loss, tuple) else loss
+        if not bool(torch.isfinite(value)):
+            raise DataError(
+                f"The loss became {value.item()} at step {self.state.global_step + 1}, in the batch of "
+                f"{self._name_rows(rows.tolist())}. Look at these rows; if they are sound, lower --learning-rate or "
+                "--scale."
+            )
+        return loss
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        self.model.save_pretrained(output_dir or self.args.output_dir, create_model_card=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What is trained on: texts, their classes, and how an error names some of them by position."""
+
+    texts: Sequence[str]
+    classes: Sequence[int]
+    name: Callable[[list[int]], str]
 
 
 def fit(
     model: SentenceTransformer,
     loss: nn.Module,
-    texts: Sequence[str],
-    classes: Sequence[int],
+    rows: Rows,
     *,
+    settings: TrainSettings,
     recipe: Recipe,
     kind: Kind,
-    warmup: float,
-    seed: int,
     work: Path,
     console: Console,
+    resume: Path | None = None,
+    measure: Callable[[], float] | None = None,
 ) -> list[dict[str, float]]:
     """Trains `model` and `loss` in place; returns the logged curve, one dict with `step` and `loss` a point.
 
-    `work` is a folder for the library's own files.
+    Args:
+        work: folder for checkpoints.
+        resume: the checkpoint in `work` to continue from.
+        measure: MAP@R on classes never seen; given, early stopping watches it and the best weights win.
+
+    Raises:
+        DataError: the loss is not a number; the rows of the batch are named.
+        KeyboardInterrupt: stopped by a signal, with a checkpoint in `work` if a step was done.
     """
-    arguments = SentenceTransformerTrainingArguments(
-        output_dir=str(work),
-        num_train_epochs=recipe.epochs,
-        per_device_train_batch_size=recipe.batch_size,
-        learning_rate=recipe.learning_rate,
-        learning_rate_mapping={HEAD_PARAMETERS: recipe.head_learning_rate},
-        warmup_steps=warmup,
-        batch_sampler=LengthBucketedSampler if kind == "transformer" else "batch_sampler",
-        seed=seed,
-        save_strategy="no",
-        logging_steps=20,
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
+    shape = OBJECTIVES[recipe.loss].shape
+    dataset = Dataset.from_dict(reshape(rows.texts, rows.classes, shape, settings.seed))
+    arguments = _arguments(loss, settings, recipe, work)
+    bar, stop = ProgressBar(console), StopOnSignal(console)
+    schedule = Schedule(
+        loss, margin_warmup=settings.margin_warmup, scale_start=settings.scale_start, lead=settings.lead
     )
-    dataset = Dataset.from_dict({"text": list(texts), "label": list(classes)})
-    bar = ProgressBar(console)
-    trainer = EmbeddingTrainer(model=model, args=arguments, train_dataset=dataset, loss=loss, callbacks=[bar])
+    callbacks: list[TrainerCallback] = [bar, stop, schedule]
+    stopper = None
+    if measure is not None and settings.patience is not None:
+        every = max(1, len(rows.texts) // (recipe.batch_size * settings.accumulate * settings.evaluations))
+        stopper = EarlyStopping(loss, measure, steps=every, patience=settings.patience)
+        callbacks.append(stopper)
+    trainer = EmbeddingTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=dataset,
+        loss=loss,
+        callbacks=[*callbacks, ObjectiveCheckpoint(loss)],
+        sampler=_sampler(shape, kind, settings, recipe),
+        name_rows=rows.name,
+    )
     trainer.remove_callback(PrinterCallback)
-    try:
-        trainer.train()
-    finally:
-        bar.stop()
-    return [
+    with stop:
+        try:
+            trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        finally:
+            bar.stop()
+    if stop.asked and trainer.state.global_step < trainer.state.max_steps:
+        raise KeyboardInterrupt
+    if stopper is not None:
+        stopper.take_best()
+    curve = [
         {"step": float(entry["step"]), "loss": float(entry["loss"])}
         for entry in trainer.state.log_history
         if "loss" in entry
     ]
+    return curve + ([] if stopper is None else stopper.curve)
+
+
+def _arguments(
+    loss: nn.Module, settings: TrainSettings, recipe: Recipe, work: Path
+) -> SentenceTransformerTrainingArguments:
+    return SentenceTransformerTrainingArguments(
+        output_dir=str(work),
+        num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=recipe.batch_size,
+        gradient_accumulation_steps=settings.accumulate,
+        learning_rate=recipe.learning_rate,
+        learning_rate_mapping={HEAD_PARAMETERS: recipe.head_learning_rate} if isinstance(loss, Objective) else {},
+        warmup_steps=settings.warmup,
+        bf16=settings.bf16,
+        use_cpu=not torch.accelerator.is_available(),
+        seed=settings.seed,
+        save_strategy="steps" if settings.checkpoint_steps else "no",
+        save_steps=settings.checkpoint_steps or 1,
+        save_total_limit=KEPT,
+        logging_steps=20,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+
+
+def _sampler(shape: str, kind: Kind, settings: TrainSettings, recipe: Recipe) -> Callable[..., BatchSampler] | None:
+    per_class = settings.per_class or (min(GROUP, recipe.batch_size // 2) if shape == "grouped" else None)
+    if shape in ("labelled", "grouped") and per_class is not None:
+        return lambda dataset, **kwargs: PerClassSampler(dataset, per_class=per_class, **kwargs)
+    if shape == "labelled" and kind == "transformer":
+        return LengthBucketedSampler
+    return NoDuplicatesBatchSampler if shape == "pairs" else None

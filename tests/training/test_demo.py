@@ -6,12 +6,16 @@ import pytest
 
 from index.collection import Collection
 from index.errors import SettingsError
+from index.rows import read_rows, text_key
+from index.settings import parse
+from service.settings import ServeSettings
+from training import cli
 from training.cli import demo
 from training.demo import QUESTIONS
 
 
 def test_the_demo_answers_one_question_with_no_match_and_is_reused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "demo"
     assert demo(["--out", str(out), "--no-serve"]) == 0
@@ -33,6 +37,15 @@ def test_the_demo_answers_one_question_with_no_match_and_is_reused(
     assert demo(["--out", str(out), "--no-serve"]) == 0
     assert "reused" in capsys.readouterr().out
     assert (out / "model" / "training.json").stat().st_mtime_ns == written
+
+    served: list[str] = []
+    monkeypatch.setattr(cli.shutil, "which", lambda *args, **kwargs: "surematch")
+    monkeypatch.setattr(cli, "_become", served.extend)
+    assert demo(["--out", str(out), "--port", "1"]) == 0
+    examples = parse(ServeSettings, served[2:]).examples
+    gallery = {text_key(row.text) for row in read_rows([out / "data" / "train.csv"], text="text", label="label")}
+    assert len(set(examples)) == 5
+    assert not gallery & {text_key(text) for text in examples}
 
 
 def test_the_demo_keeps_its_hands_off_other_folders(tmp_path: Path) -> None:

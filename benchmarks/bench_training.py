@@ -1,0 +1,226 @@
+"""Training on BANKING77: 57 classes train, 20 are never seen. Ours beside the library's own loss and a peer's CosFace.
+
+    python benchmarks/bench_training.py [--encoder static|minilm] [--seeds 3]
+
+Every method starts from the same encoder and runs the same epochs, batch size and learning rates on the same rows, in a
+process of its own, so that its peak memory can be read. `ours` is `surematch train` with its defaults; the peers run in
+a plain SentenceTransformerTrainer. pytorch-metric-learning is installed into a temporary folder for the run.
+
+Seen recall@1: test rows of the trained classes among their training rows. Unseen MAP@R: test rows of the other classes
+among those classes' training rows, which trained nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+ROOT = Path(__file__).parents[1]
+DATA = ROOT.parent / "shared" / "data" / "banking77"
+UNSEEN = 20
+OURS = {"ours": None, "am-softmax": "am-softmax", "plain softmax": "softmax"}
+"""Method to --loss, run by our pipeline."""
+METHODS = (*OURS, "MultipleNegativesRanking", "pml CosFace")
+Rows = list[tuple[str, str]]
+
+
+def read(name: str) -> Rows:
+    with (DATA / name).open(encoding="utf-8", newline="") as file:
+        return [(row["text"], row["category"]) for row in csv.DictReader(file)]
+
+
+def unseen_classes(labels: list[str], seed: int) -> set[str]:
+    import numpy as np
+
+    return {labels[at] for at in np.random.default_rng(seed).permutation(len(labels))[:UNSEEN]}
+
+
+def measure(model: Any, train: Rows, test: Rows, away: set[str]) -> dict[str, float]:
+    import numpy as np
+
+    from training.evaluation import retrieval
+
+    codes = {label: at for at, label in enumerate(sorted({label for _, label in train}))}
+
+    def part(rows: Rows, never_seen: bool) -> tuple[Any, Any]:
+        chosen = [(text, codes[label]) for text, label in rows if (label in away) == never_seen]
+        vectors = model.encode([text for text, _ in chosen], normalize_embeddings=True, show_progress_bar=False)
+        return vectors, np.array([code for _, code in chosen])
+
+    seen = retrieval(*part(test, False), *part(train, False))
+    unseen = retrieval(*part(test, True), *part(train, True))
+    return {"seen recall@1": seen.recall_at_1, "unseen recall@1": unseen.recall_at_1, "unseen MAP@R": unseen.map_at_r}
+
+
+def train_ours(encoder: str, loss: str | None, rows: Rows, seed: int, folder: Path) -> tuple[Any, float]:
+    """The trained model, and the seconds its training loop took."""
+    from rich.console import Console
+    from sentence_transformers import SentenceTransformer
+
+    from training import pipeline
+    from training.config import TrainSettings
+
+    data, out, spent = folder / f"{seed}.csv", folder / f"model{seed}", []
+    with data.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *rows])
+    loop = pipeline.fit
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        result = loop(*args, **kwargs)
+        spent.append(time.perf_counter() - started)
+        return result
+
+    pipeline.fit = timed
+    try:
+        settings = TrainSettings(data=[data], out=out, encoder=encoder, loss=loss, held_out=0, seed=seed)
+        pipeline.train_encoder(settings, Console(file=io.StringIO()))
+    finally:
+        pipeline.fit = loop
+    return SentenceTransformer(str(out), device="cpu"), spent[0]
+
+
+def train_peer(
+    encoder: str, build: Callable[..., Any], shape: Any, rows: Rows, seed: int, folder: Path
+) -> tuple[Any, float]:
+    """The same for a loss of somebody else in the library's own trainer."""
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from transformers import set_seed
+
+    from index.encoder_files import open_sentence_transformer
+    from training.config import Recipe, TrainSettings
+    from training.objectives.contrastive import reshape
+
+    recipe = Recipe.resolve(TrainSettings(data=[], out=folder), "static" if encoder == "static" else "transformer")
+    set_seed(seed)
+    model = open_sentence_transformer(encoder)
+    labels = sorted({label for _, label in rows})
+    columns = reshape([text for text, _ in rows], [labels.index(label) for _, label in rows], shape, seed)
+    del columns["row"]
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=str(folder / "peer"),
+        num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        learning_rate_mapping={r"^loss\.W": recipe.head_learning_rate} if shape == "labelled" else {},
+        warmup_steps=0.1,
+        batch_sampler="no_duplicates" if shape == "pairs" else "batch_sampler",
+        seed=seed,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    trainer = SentenceTransformerTrainer(
+        model=model, args=arguments, train_dataset=Dataset.from_dict(columns), loss=build(model, len(labels))
+    )
+    started = time.perf_counter()
+    trainer.train()
+    return model, time.perf_counter() - started
+
+
+def cosface(model: Any, classes: int) -> Any:
+    """CosFaceLoss of pytorch-metric-learning with its defaults, behind the library's loss signature."""
+    import torch
+    from pytorch_metric_learning.losses import CosFaceLoss
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+            self.loss = CosFaceLoss(num_classes=classes, embedding_size=model.get_embedding_dimension())
+
+        def forward(self, sentence_features: Any, labels: Any) -> Any:
+            (features,) = sentence_features
+            return self.loss(self.model(features)["sentence_embedding"], labels)
+
+    return Wrapped()
+
+
+def work(method: str, encoder: str, seeds: int) -> list[dict[str, float]]:
+    """All seeds of one method, in this process."""
+    from index.encoder_files import open_sentence_transformer
+    from training.objectives.contrastive import multiple_negatives_ranking
+
+    train, test = read("train.csv"), read("test.csv")
+    labels = sorted({label for _, label in train})
+    results = []
+    for seed in range(seeds):
+        away = unseen_classes(labels, seed)
+        rows = [row for row in train if row[1] not in away]
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            if method == "start":
+                model, seconds = open_sentence_transformer(encoder), 0.0
+            elif method in OURS:
+                model, seconds = train_ours(encoder, OURS[method], rows, seed, folder)
+            elif method == "MultipleNegativesRanking":
+                model, seconds = train_peer(encoder, multiple_negatives_ranking, "pairs", rows, seed, folder)
+            else:
+                model, seconds = train_peer(encoder, cosface, "labelled", rows, seed, folder)
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            results.append({**measure(model, train, test, away), "s": seconds, "MiB": peak})
+    return results
+
+
+def run(method: str, encoder: str, seeds: int, packages: Path) -> dict[str, float]:
+    """Means over the seeds of one method, in a process of its own; the loop's median time, the highest memory."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{packages}", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, __file__, "--encoder", encoder, "--seeds", str(seeds), "--work", method]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+    results: list[dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
+    means = {name: statistics.mean(result[name] for result in results) for name in results[0]}
+    means["s"] = statistics.median(result["s"] for result in results)
+    means["MiB"] = max(result["MiB"] for result in results)
+    return means
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encoder", default="static", choices=["static", "minilm"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.work:
+        print(json.dumps(work(arguments.work, arguments.encoder, arguments.seeds)))
+        return
+    if not DATA.is_dir():
+        sys.exit(f"The data set BANKING77 is not at {DATA}.")
+    with tempfile.TemporaryDirectory() as packages:
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        subprocess.run([*pip, "--target", packages, "pytorch-metric-learning==2.9.0"], check=True)
+        table(arguments.encoder, arguments.seeds, Path(packages))
+
+
+def table(encoder: str, seeds: int, packages: Path) -> None:
+    """Prints one line a method. Ratios are to `ours`: below 1 in MAP@R and rows/s is worse, above 1 in memory is."""
+    print(f"BANKING77, {encoder}, {77 - UNSEEN} classes trained, {UNSEEN} never seen, {seeds} seeds")
+    print(f"{'method':26}{'seen R@1':>9}{'unseen R@1':>11}{'unseen MAP@R':>13}{'ratio':>7}", end="")
+    print(f"{'loop s':>8}{'rows/s':>7}{'peak MiB':>9}{'ratio':>7}")
+    ours: dict[str, float] = {}
+    for method in ("start", *METHODS):
+        result = run(method, encoder, seeds, packages)
+        ours = result if method == "ours" else ours
+        line = f"{method:26}{result['seen recall@1']:9.4f}{result['unseen recall@1']:11.4f}"
+        line += f"{result['unseen MAP@R']:13.4f}"
+        if ours:
+            line += f"{result['unseen MAP@R'] / ours['unseen MAP@R']:7.3f}{result['s']:8.1f}"
+            line += f"{ours['s'] / result['s']:7.2f}{result['MiB']:9.0f}{result['MiB'] / ours['MiB']:7.2f}"
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The objectives in the script that docs/training.md shows: the library's own trainer, nothing of our pipeline."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from index.errors import EncoderError
+from tests.training.conftest import Write, sentences
+from training.checkpoints import ObjectiveCheckpoint
+from training.objectives import OBJECTIVES, make_objective, objective_state
+
+DOCS = Path(__file__).parents[2] / "docs" / "training.md"
+EXTRA = 'num_train_epochs=3, per_device_train_batch_size=16, report_to="none", disable_tqdm=True, use_cpu=True'
+
+
+def snippet(name: str, **extra: str) -> str:
+    (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    assert len([line for line in code.splitlines() if line and "import" not in line]) <= 12
+    settings = ", ".join([EXTRA, *(f"{key}={value}" for key, value in extra.items())])
+    return code.replace("am-softmax", name).replace(
+        'TrainingArguments("run", ', f'TrainingArguments("run", {settings}, '
+    )
+
+
+@pytest.fixture
+def here(tiny_encoder: Path, tmp_path: Path, write_csv: Write, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_csv(sentences(12))
+    shutil.copytree(tiny_encoder, tmp_path / "encoder")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize("name", [name for name, entry in OBJECTIVES.items() if entry.shape == "labelled"])
+def test_the_script_of_the_docs_trains_with_every_objective(name: str, here: Path) -> None:
+    space: dict[str, Any] = {}
+    exec(snippet(name, learning_rate="0.1"), space)
+    loss, rows, model = space["loss"], space["rows"], space["model"]
+    group = [g for g in space["trainer"].optimizer.param_groups if any(p is loss.head.weight for p in g["params"])]
+    assert [len(g["params"]) for g in group] == [1]
+    vectors = model.encode(rows["text"][:], convert_to_tensor=True)
+    assert (loss.cosines(vectors).argmax(1) == torch.tensor(rows["label"][:])).float().mean() > 0.9
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize("name", ["am-softmax", "adaface"])
+def test_a_checkpoint_of_the_plain_trainer_brings_the_class_weights_back(name: str, here: Path) -> None:
+    whole: dict[str, Any] = {}
+    exec(snippet(name, save_steps="4", learning_rate="0.1"), whole)
+    assert (here / "run" / "checkpoint-4").is_dir()
+    assert (here / "run" / "checkpoint-9").is_dir()
+    again: dict[str, Any] = {}
+    code = snippet(name, save_steps="4", learning_rate="0.1")
+    exec(code.replace("trainer.train()", 'trainer.train(resume_from_checkpoint="run/checkpoint-4")'), again)
+    expected = objective_state(whole["loss"])
+    assert expected.keys() == objective_state(again["loss"]).keys()
+    for key, value in objective_state(again["loss"]).items():
+        assert torch.equal(value, expected[key]), key
+
+
+def test_a_checkpoint_of_another_loss_or_a_damaged_one_is_refused(tiny_encoder: Path, tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(tiny_encoder), device="cpu")
+    args, state = SimpleNamespace(output_dir=tmp_path), SimpleNamespace(global_step=5)
+    (tmp_path / "checkpoint-5").mkdir()
+    ObjectiveCheckpoint(make_objective("adaface", model, 3)).on_save(args, state, None)
+    other = ObjectiveCheckpoint(make_objective("am-softmax", model, 3))
+    with pytest.raises(EncoderError, match="of another loss: mean, std, steps differ"):
+        other.on_train_begin(args, state, None)
+    (tmp_path / "checkpoint-5" / "objective.safetensors").write_bytes(b"oops")
+    with pytest.raises(EncoderError, match="cannot be read"):
+        other.on_train_begin(args, state, None)

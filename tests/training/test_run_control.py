@@ -1,0 +1,235 @@
+"""Runs that are killed, interrupted, resumed, refused, or end because the loss is no number or nothing gets better."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import training.trainer
+from index.errors import DataError, SettingsError
+from tests.training.conftest import FILLERS, TOPICS, Write, sentences
+from training.cli import train
+from training.interrupt import StopOnSignal
+
+RECIPE = ("--batch-size", "16", "--learning-rate", "0.1", "--checkpoint-steps", "3")
+WEIGHTS = ("model.safetensors", "head.safetensors")
+
+
+@pytest.fixture(scope="session")
+def tiny_transformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BERT of one layer, with dropout: training it depends on the state of the random generators."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("transformer")
+    words = ["[PAD]", "[UNK]", *FILLERS, *(word for topic in TOPICS.values() for word in topic)]
+    tokenizer = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+    fast.save_pretrained(folder / "bert")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=32, **shape)).save_pretrained(folder / "bert")
+    model = SentenceTransformer(modules=[Transformer(str(folder / "bert"), max_seq_length=16), Pooling(32)])
+    model.save_pretrained(str(folder / "model"), create_model_card=False)
+    return folder / "model"
+
+
+def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sends this process a real SIGINT when training ends the given step."""
+    original = StopOnSignal.on_step_end
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if state.global_step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)  # the signal arrives between two instructions of Python
+        original(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(StopOnSignal, "on_step_end", on_step_end)
+
+
+def weights_of(folder: Path) -> list[bytes]:
+    return [(folder / name).read_bytes() for name in WEIGHTS]
+
+
+def test_a_killed_run_resumes_to_the_very_same_weights(tiny_encoder: Path, tmp_path: Path, write_csv: Write) -> None:
+    data = write_csv(sentences(30))
+    command = [str(data), "--encoder", str(tiny_encoder), *RECIPE, "--epochs", "20", "--loss", "adaface"]
+    assert train([*command, "--out", str(tmp_path / "undisturbed")]) == 0
+    out = tmp_path / "killed"
+    program = "import sys; from training.cli import train; sys.exit(train(sys.argv[1:]))"
+    process = subprocess.Popen([sys.executable, "-c", program, *command, "--out", str(out)], stderr=subprocess.DEVNULL)
+    checkpoints = tmp_path / "killed.run" / "checkpoints"
+    while process.poll() is None and not any(checkpoints.glob("checkpoint-??/objective.safetensors")):
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not out.exists()
+    (checkpoints / "checkpoint-9999").mkdir()  # a checkpoint the process died in: not whole
+    assert train([*command, "--out", str(out), "--resume"]) == 0
+    assert weights_of(out) == weights_of(tmp_path / "undisturbed")
+    assert not (tmp_path / "killed.run").exists()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--loss", "sphereface", "--accumulate", "2"),
+        ("--loss", "exact", "--margin-warmup", "0.5", "--scale-start", "5", "--per-class", "4"),
+        ("--loss", "curricularface", "--unseen-classes", "0.5", "--patience", "20"),
+        ("--loss", "am-softmax", "--bf16"),
+        ("--loss", "triplet"),
+    ],
+    ids=lambda flags: flags[1],
+)
+def test_an_interrupted_run_resumes_to_the_very_same_weights(
+    flags: tuple[str, ...],
+    tiny_encoder: Path,
+    tiny_transformer: Path,
+    tmp_path: Path,
+    write_csv: Write,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    encoder = tiny_transformer if flags[1] in ("am-softmax", "triplet") else tiny_encoder
+    command = [str(write_csv(sentences(20))), "--encoder", str(encoder), *RECIPE, "--epochs", "5", *flags]
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert train([*command, "--out", str(whole)]) == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(5, patch)
+        assert train([*command, "--out", str(out)]) == 130
+    assert "add --resume" in " ".join(capsys.readouterr().err.split())
+    assert not out.exists()
+    assert {path.name for path in (tmp_path / "out.run" / "checkpoints").iterdir()} == {"checkpoint-3", "checkpoint-5"}
+    assert train([*command, "--out", str(out), "--resume"]) == 0
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    if (whole / "head.safetensors").exists():
+        assert weights_of(out) == weights_of(whole)
+    curves = [json.loads((folder / "training.json").read_text())["metrics"]["loss"] for folder in (whole, out)]
+    assert [p for p in curves[0] if "unseen_map_at_r" in p] == [p for p in curves[1] if "unseen_map_at_r" in p]
+
+
+def test_a_resume_with_other_data_or_settings_shows_what_differs(
+    tiny_encoder: Path, tmp_path: Path, write_csv: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = sentences(20)
+    command = [str(write_csv(rows)), "--encoder", str(tiny_encoder), *RECIPE, "--out", str(tmp_path / "m")]
+    with pytest.raises(SettingsError, match=r"no interrupted run of .*Leave --resume out"):
+        train([*command, "--resume"])
+    with monkeypatch.context() as patch:
+        interrupt_at(4, patch)
+        assert train(command) == 130
+    with pytest.raises(SettingsError, match=r"differently: margin was None, is 0\.1; seed was 0, is 3\. Continue with"):
+        train([*command, "--resume", "--margin", "0.1", "--seed", "3"])
+    write_csv(rows[1:])
+    with pytest.raises(SettingsError, match=r"differently: data was '[0-9a-f]{64}', is '[0-9a-f]{64}'"):
+        train([*command, "--resume"])
+    with pytest.raises(SettingsError, match=r"holds an interrupted run\. Continue it with --resume"):
+        train(command)
+    assert train([*command, "--overwrite"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "rows.csv"]
+
+
+def test_a_loss_that_is_no_number_names_the_batch(
+    tiny_encoder: Path, tmp_path: Path, write_csv: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = sentences(20)
+    data = write_csv(rows)
+    original = training.trainer.OBJECTIVES["am-softmax"].build.loss_of
+    bad: list[int] = []
+
+    def loss_of(self, vectors, labels, norms=None):
+        bad.append(len(labels))
+        return original(self, vectors * (float("nan") if len(bad) == 3 else 1.0), labels, norms)
+
+    monkeypatch.setattr(training.trainer.OBJECTIVES["am-softmax"].build, "loss_of", loss_of)
+    with pytest.raises(DataError, match=r"became nan at step 3, in the batch of .*line \d+ \('") as caught:
+        train(
+            [str(data), "--encoder", str(tiny_encoder), *RECIPE, "--loss", "am-softmax", "--out", str(tmp_path / "m")]
+        )
+    message = str(caught.value)
+    assert "and 11 more" in message
+    line = int(message.split(" line ")[1].split()[0])
+    assert rows[line - 2][0][:40] in message
+    assert not (tmp_path / "m").exists()
+
+
+def test_early_stopping_keeps_the_best_weights(
+    tiny_encoder: Path, tmp_path: Path, write_csv: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([0.3, 0.6, 0.5, 0.4, 0.9, 0.9, 0.9, 0.9])
+    real = training.pipeline.retrieval
+    seen: list[np.ndarray] = []
+
+    def retrieval(vectors, classes, *gallery):
+        result = real(vectors, classes, *gallery)
+        if gallery or not seen:  # the held-out rows, or the start
+            seen.append(vectors)
+            return result
+        seen.append(vectors)
+        return training.pipeline.Retrieval(result.recall_at_1, next(values), result.queries)
+
+    monkeypatch.setattr(training.pipeline, "retrieval", retrieval)
+    flags = ("--unseen-classes", "0.5", "--patience", "2", "--evaluations", "1", "--epochs", "8", "--held-out", "0")
+    data = write_csv(sentences(20))
+    train([str(data), "--encoder", str(tiny_encoder), *RECIPE, "--out", str(tmp_path / "m"), *flags])
+    record = json.loads((tmp_path / "m" / "training.json").read_text())
+    curve = [p["unseen_map_at_r"] for p in record["metrics"]["loss"] if "unseen_map_at_r" in p]
+    assert curve == [0.3, 0.6, 0.5, 0.4]
+    assert len(record["unseen"]["labels"]) == 2
+    assert not set(record["unseen"]["labels"]) & set(record["labels"])
+    np.testing.assert_array_equal(seen[-1], seen[2])  # start, first, second evaluation, ..., the model that is kept
+
+
+def test_patience_without_unseen_classes_is_refused(tmp_path: Path, write_csv: Write) -> None:
+    with pytest.raises(SettingsError, match=r"--unseen-classes 0\.1"):
+        train([str(write_csv(sentences(5))), "--out", str(tmp_path / "m"), "--patience", "2"])
+
+
+def test_too_few_classes_to_hold_two_out(tiny_encoder: Path, tmp_path: Path, write_csv: Write) -> None:
+    rows = [row for row in sentences(5) if row[1] in ("card", "food", "travel")]
+    with pytest.raises(DataError, match="there are 3 classes"):
+        train([str(write_csv(rows)), "--out", str(tmp_path / "m"), "--unseen-classes", "0.3"])
+
+
+def test_the_config_in_the_folder_makes_the_same_encoder(tiny_encoder: Path, tmp_path: Path, write_csv: Write) -> None:
+    data = str(write_csv(sentences(10)))
+    flags = ("--loss", "sub-center", "--options", "centers=2", "--seed", "4", "--margin", "0.3", "--bf16")
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert train([data, "--encoder", str(tiny_encoder), *RECIPE, *flags, "--out", str(first)]) == 0
+    assert train([data, "--config", str(first / "training.toml"), "--out", str(second)]) == 0
+    assert weights_of(first) == weights_of(second)
+    assert json.loads((second / "training.json").read_text())["objective"]["centers"] == 2
+
+
+@given(sizes=st.lists(st.integers(1, 9), min_size=2, max_size=8), per_class=st.integers(2, 4), seed=st.integers(0, 99))
+def test_per_class_batches_hold_groups_of_a_class_and_every_row(sizes: list[int], per_class: int, seed: int) -> None:
+    from datasets import Dataset
+
+    from training.samplers import PerClassSampler
+
+    labels = [code for code, size in enumerate(sizes) for _ in range(size)]
+    sampler = PerClassSampler(Dataset.from_dict({"label": labels}), 8, False, seed=seed, per_class=per_class)
+    batches = list(sampler)
+    assert len(batches) == len(sampler)
+    assert {at for batch in batches for at in batch} == set(range(len(labels)))
+    for batch in batches:
+        assert len(batch) <= 8
+        groups = [{labels[at] for at in batch[i : i + per_class]} for i in range(0, len(batch), per_class)]
+        assert all(len(group) == 1 for group in groups)
+    assert batches == list(sampler)
+    sampler.set_epoch(1)
+    assert len(labels) < 6 or batches != list(sampler)

@@ -1,0 +1,89 @@
+"""Pairs of texts that are or are not of one class, made into classes by union-find."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from index.errors import DataError
+from index.rows import Row, text_key
+from training.review import Fault, refuse
+
+YES, NO = ("1", "1.0", "true", "yes", "same"), ("0", "0.0", "false", "no", "different")
+
+
+def rows_of_pairs(pairs: Sequence[Row], second: str, *, skip: bool) -> tuple[list[Row], list[Fault]]:
+    """One row for each distinct text of `pairs`, labelled by the first text it is joined to, and the report.
+
+    The label of a pair says whether its text and the text in column `second` are of one class. Texts that no pair joins
+    to another are left out. A pair said to be of two classes whose texts other pairs join is refused; with `skip`, the
+    whole class is left out. Raises `DataError`.
+    """
+    texts: dict[int, Row] = {}
+    groups = _Groups()
+    apart: list[tuple[int, int, Row]] = []
+    empty: list[Fault] = []
+    for pair in pairs:
+        if second not in pair.extra:
+            others = ", ".join(map(repr, pair.extra))
+            raise DataError(
+                f"{pair.file}: line {pair.line} has no column '{second}'; besides text and label it has {others}. Name "
+                "the column of the second text with --pair-text COLUMN."
+            )
+        other = replace(pair, text=str(pair.extra[second] or ""))
+        if not other.text.strip():
+            empty.append(Fault("empty text", pair, True))
+            continue
+        a, b = text_key(pair.text), text_key(other.text)
+        texts.setdefault(a, pair)
+        texts.setdefault(b, other)
+        if _is_same(pair):
+            groups.join(a, b)
+        else:
+            apart.append((a, b, pair))
+    torn = {groups.find(a): pair for a, b, pair in apart if groups.find(a) == groups.find(b)}
+    faults = [*empty, *(Fault("contradictory pair", pair, True) for pair in torn.values())]
+    if not skip:
+        refuse(faults)
+    sizes = Counter(groups.find(key) for key in texts)
+    rows: list[Row] = []
+    for key, row in texts.items():
+        root = groups.find(key)
+        named = replace(row, label=texts[root].text, extra={})
+        if sizes[root] < 2:
+            faults.append(Fault("text in no pair of one class", named, True))
+        elif root not in torn:
+            rows.append(named)
+    return rows, faults
+
+
+def _is_same(pair: Row) -> bool:
+    said = (pair.label or "").casefold()
+    if said not in (*YES, *NO):
+        raise DataError(
+            f"{pair.file}: line {pair.line} says {pair.label!r} about its pair. Write 1 (of one class) or 0, or name "
+            "another column with --label."
+        )
+    return said in YES
+
+
+class _Groups:
+    """Union-find over keys; a group is represented by the key that came first."""
+
+    def __init__(self) -> None:
+        self._parent: dict[int, int] = {}
+        self._age: dict[int, int] = {}
+
+    def find(self, key: int) -> int:
+        self._age.setdefault(key, len(self._age))
+        root = key
+        while self._parent.get(root, root) != root:
+            root = self._parent[root]
+        while self._parent.get(key, root) != root:
+            self._parent[key], key = root, self._parent[key]
+        return root
+
+    def join(self, a: int, b: int) -> None:
+        older, younger = sorted((self.find(a), self.find(b)), key=self._age.__getitem__)
+        self._parent[younger] = older

@@ -1,0 +1,101 @@
+"""The run folder beside `--out`: checkpoints of a training that is not done yet, and what it was started with.
+
+`OUT.run/run.json` holds the settings and the data's fingerprint; a resume with others is refused, because it would
+continue something else. The folder goes when training is done, or was stopped before the first checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from index.errors import SettingsError
+from training.config import TrainSettings
+
+RECORD = "run.json"
+CONFIG = "training.toml"
+WHOLE = "checkpoint-*/objective.safetensors"
+
+
+class Run:
+    """One training on its way to `out`. `identity` is everything that decides the weights, by name."""
+
+    def __init__(self, out: Path, identity: dict[str, Any]) -> None:
+        self.folder = _folder(out)
+        self.checkpoints = self.folder / "checkpoints"
+        self.finished = False
+        self._out = out
+        self._identity: dict[str, Any] = json.loads(json.dumps(identity))
+
+    def begin(self, *, resume: bool, overwrite: bool) -> Path | None:
+        """Makes or re-enters the run folder; returns the checkpoint to continue from, None to start.
+
+        Raises `SettingsError`: nothing to resume, a resume of something else, or an interrupted run in the way.
+        """
+        checkpoint = _last(self.checkpoints)
+        if resume:
+            if checkpoint is None:
+                raise SettingsError(
+                    f"There is no interrupted run of {self._out} to continue ({self.folder} holds no checkpoint). "
+                    "Leave --resume out to start one."
+                )
+            self._check_same()
+            return checkpoint
+        if checkpoint is not None and not overwrite:
+            raise SettingsError(
+                f"{self.folder} holds an interrupted run. Continue it with --resume, or drop it with --overwrite."
+            )
+        if self.folder.exists() and not (self.folder / RECORD).is_file():
+            raise SettingsError(f"{self.folder} is in the way and not a run of ours. Move it, or use another --out.")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.checkpoints.mkdir(parents=True)
+        (self.folder / RECORD).write_text(json.dumps(self._identity, indent=2), encoding="utf-8")
+        return None
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.finished or _last(self.checkpoints) is None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _check_same(self) -> None:
+        before = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
+        names = sorted(before.keys() | self._identity.keys())
+        differ = [name for name in names if before.get(name) != self._identity.get(name)]
+        if differ:
+            shown = "; ".join(f"{name} was {before.get(name)!r}, is {self._identity.get(name)!r}" for name in differ)
+            raise SettingsError(
+                f"The interrupted run in {self.folder} was started differently: {shown}. Continue with the same data "
+                "and settings, or start afresh with --overwrite."
+            )
+
+
+def can_resume(out: Path) -> bool:
+    """Whether an interrupted run of `out` left a checkpoint."""
+    return _last(_folder(out) / "checkpoints") is not None
+
+
+def write_config(settings: TrainSettings, folder: Path) -> None:
+    """The settings that shape a training as TOML, for `surematch train DATA --out OUT --config training.toml`."""
+    lines = [f"{name} = {_toml(value)}" for name, value in settings.shaping().items() if value not in (None, {})]
+    (folder / CONFIG).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _toml(value: Any) -> str:
+    """One value as TOML; strings, numbers and booleans are written as in JSON."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(name)} = {_toml(part)}" for name, part in value.items()) + " }"
+    return json.dumps(value)
+
+
+def _folder(out: Path) -> Path:
+    return out.with_name(out.name + ".run")
+
+
+def _last(checkpoints: Path) -> Path | None:
+    """The newest whole checkpoint: one that was being written when the process died does not count."""
+    whole = [path.parent for path in checkpoints.glob(WHOLE)]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
