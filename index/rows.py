@@ -67,7 +67,8 @@ def _read_file(path: Path, text: str, label: str | None, require_label: bool, fa
         known = ", ".join(_READERS)
         raise DataError(f"{path}: files ending in '{path.suffix}' cannot be read. Use one of {known}.")
     if not path.is_file():
-        raise DataError(f"{path}: no such file. Check the path; it is taken from {Path.cwd()}.")
+        what = "is a folder, not a file" if path.is_dir() else "no such file"
+        raise DataError(f"{path}: {what}. Check the path; it is taken from {Path.cwd()}.")
     rows: list[Row] = []
     no_text: list[int] = []
     no_label: list[int] = []
@@ -103,10 +104,13 @@ def _refuse(path: Path, lines: list[int], what: str, remedy: str) -> None:
 
 def _missing_column(path: Path, line: int, column: str, is_text: bool, record: dict[str, Any]) -> str:
     flag = "--text" if is_text else "--label"
-    return (
-        f"{path}: line {line} has no column '{column}'; it has {', '.join(map(repr, record))}. "
-        f"Name the right one with {flag} COLUMN."
-    )
+    found = f"{path}: line {line} has no column '{column}'; it has {', '.join(map(repr, record))}."
+    other = next((mark for mark in (";", "\t", "|") if len(record) == 1 and mark in next(iter(record))), None)
+    if other is not None:
+        return (
+            f"{found} The columns seem to be separated by {other!r}: save the file with commas, or as .tsv with tabs."
+        )
+    return f"{found} Name the right one with {flag} COLUMN."
 
 
 def _string(value: Any, path: Path, line: int, column: str) -> str:

@@ -34,7 +34,7 @@ def _not_blank(text: str) -> str:
 
 def _no_images(_: str) -> str:
     raise PydanticCustomError(
-        "unsupported_content", 'This collection holds text; ask with {{"text": ...}} or a {{"vector": ...}}'
+        "unsupported_content", 'This collection holds text; ask with {"text": ...} or a {"vector": ...}'
     )
 
 
@@ -94,8 +94,8 @@ def _one_map_error(value: Any, validate: ModelWrapValidatorHandler[Any]) -> Any:
     except ValidationError:
         raise PydanticCustomError(
             "map",
-            'Expected "softmax", "sparsemax", "entmax15", "taylor", {{"entmax": alpha}} with 1 <= alpha <= 2, '
-            'or {{"taylor": order}} with an even order from 2 to 10',
+            'Expected "softmax", "sparsemax", "entmax15", "taylor", {"entmax": alpha} with 1 <= alpha <= 2, '
+            'or {"taylor": 6}',
         ) from None
 
 

@@ -89,6 +89,8 @@ BAD = {
     "empty file": ("rows.csv", b"", "no rows", "header"),
     "header only": ("rows.csv", b"text,label\n", "no rows", "header"),
     "no text column": ("rows.csv", b"say,label\na,b\n", "no column 'text'", "--text"),
+    "semicolons": ("rows.csv", b"text;label\na;b\n", "no column 'text'", "separated by ';'"),
+    "tabs in a csv": ("rows.csv", b"text\tlabel\na\tb\n", "no column 'text'", "separated by '\\t'"),
     "no label column": ("rows.csv", b"text,say\na,b\n", "no column 'label'", "--label"),
     "Windows-1252": ("rows.csv", b"text,label\nok,b\ncaf\xe9,b\n", "line 3 is not UTF-8", "iconv -f WINDOWS-1252"),
     "after a BOM": ("rows.csv", b"\xef\xbb\xbftext,label\n\xff,a\n", "line 2 is not UTF-8", "iconv"),
