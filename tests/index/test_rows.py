@@ -131,8 +131,8 @@ def test_unusable_files_are_refused(tmp_path: Path, name: str, content: bytes, w
 
 def test_missing_file_folder_and_no_file(tmp_path: Path) -> None:
     (tmp_path / "folder.csv").mkdir()
-    for path in (tmp_path / "nowhere.csv", tmp_path / "folder.csv"):
-        with pytest.raises(DataError, match="no such file"):
+    for path, said in ((tmp_path / "nowhere.csv", "no such file"), (tmp_path / "folder.csv", "is a folder")):
+        with pytest.raises(DataError, match=said):
             read(path)
     with pytest.raises(DataError, match="No data file"):
         read_rows([], text="text", label=None)
