@@ -188,7 +188,8 @@ class Collection:
         found = respond.Found(queries, scores, rows, codes, items, self.gallery)
         reason = self.uncalibrated()
         if reason is not None or self.calibration is None:
-            return respond.without_probabilities(found, k, reason or "", self.warnings)
+            told = [warning for warning in self.warnings if warning not in (reason or "")]
+            return respond.without_probabilities(found, k, reason or "", told)
         warnings = [*self.warnings, *self.calibration.warnings]
         exact: Literal["all", "top", "no"] = "all" if self.size <= TOP_K else "top" if self.engine.exact else "no"
         return respond.with_probabilities(found, k, self.calibration, name, coverage, exact, warnings)

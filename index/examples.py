@@ -172,7 +172,7 @@ def _left_out(queries: Queries, part: Ints, view: _View) -> Flags:
 def _around(vectors: Vectors, view: _View) -> Flags:
     """(n, size): items of the labels whose centroids are nearest, `AROUND` of all and at least two."""
     labels = len(view.profile.centroids)
-    count = min(labels, max(2, round(AROUND * labels)))
+    count = min(labels, max(2, int(AROUND * labels)))
     nearest = np.argpartition(-(vectors @ view.profile.centroids.T), count - 1, axis=1)[:, :count]
     hidden = np.zeros((len(vectors), labels + 1), np.bool_)
     np.put_along_axis(hidden, nearest, True, axis=1)
