@@ -72,6 +72,7 @@ def _read_file(path: Path, text: str, label: str | None, require_label: bool, fa
     rows: list[Row] = []
     no_text: list[int] = []
     no_label: list[int] = []
+    handed_over = False
     for line, record in reader(path):
         for column in (text, label):
             if column is not None and column not in record:
@@ -83,13 +84,14 @@ def _read_file(path: Path, text: str, label: str | None, require_label: bool, fa
         blank, unlabelled = not content.strip(), label is not None and not name and require_label
         if faulty is not None and (blank or unlabelled):
             faulty.append(row)
+            handed_over = True
             continue
         if blank:
             no_text.append(line)
         if unlabelled:
             no_label.append(line)
         rows.append(row)
-    if not rows and not faulty:
+    if not rows and not handed_over:
         raise DataError(f"{path}: the file holds no rows. Expected a header line and one row a text.")
     _refuse(path, no_text, f"an empty text in column '{text}'", "Fill these texts or delete the rows.")
     _refuse(path, no_label, f"an empty label in column '{label}'", "Label these rows or delete them.")

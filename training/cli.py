@@ -53,7 +53,7 @@ def demo(argv: Sequence[str]) -> int:
         return 130
     if settings.serve and program is not None:
         console.print(f"Serving on http://127.0.0.1:{settings.port}/ : open it in a browser. Ctrl-C stops.")
-        questions = [part for text in example_questions(settings.out) for part in ("--examples", json.dumps([text]))]
+        questions = [part for text in example_questions(settings.out) for part in ("--examples", text)]
         _become([program, "serve", str(collection), "--port", str(settings.port), *questions])
     console.print(f"Serve it: surematch serve {collection} --port {settings.port}")
     return 0

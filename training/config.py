@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from index.settings import Settings
@@ -158,6 +158,17 @@ class TrainSettings(Settings):
         description="Replace --out if it holds an encoder that surematch trained, and drop an interrupted run.",
     )
     json_: bool = Field(default=False, alias="json", description="Print one JSON object on standard output.")
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _options_from_words(cls, value: Any) -> Any:
+        """`name=value` words, as flags give them, as a table, as TOML gives it."""
+        if not isinstance(value, list):
+            return value
+        pairs = [str(word).partition("=") for word in value]
+        if not all(equals for _, equals, _ in pairs):
+            raise ValueError("write each option as name=value")
+        return {name.strip(): content for name, _, content in pairs}
 
     @model_validator(mode="after")
     def _patience_needs_unseen_classes(self) -> TrainSettings:

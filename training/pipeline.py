@@ -59,7 +59,7 @@ def train_encoder(settings: TrainSettings, console: Console) -> dict[str, Any]:
     started = time.perf_counter()
     check_target(settings.out, settings.overwrite)
     prepared = _prepare(settings, console)
-    run = Run(settings.out, {"data": data_fingerprint(prepared.rows), **settings.shaping()})
+    run = Run(settings.out, {"data": data_fingerprint([*prepared.rows, *prepared.unseen]), **settings.shaping()})
     checkpoint = run.begin(resume=settings.resume, overwrite=settings.overwrite)
     with run, new_folder(settings.out) as folder:
         write_config(settings, run.folder)

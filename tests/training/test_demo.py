@@ -44,7 +44,13 @@ def test_the_demo_answers_one_question_with_no_match_and_is_reused(
     assert demo(["--out", str(out), "--port", "1"]) == 0
     examples = parse(ServeSettings, served[2:]).examples
     gallery = {text_key(row.text) for row in read_rows([out / "data" / "train.csv"], text="text", label="label")}
+    held_out = [
+        row.text
+        for name in ("test", "test_unknown")
+        for row in read_rows([out / "data" / f"{name}.csv"], text="text", label="label")
+    ]
     assert len(set(examples)) == 5
+    assert set(examples) <= set(held_out)
     assert not gallery & {text_key(text) for text in examples}
 
 

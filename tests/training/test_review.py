@@ -179,5 +179,8 @@ def test_the_reader_hands_faulty_rows_over_only_when_asked(tmp_path: Path) -> No
     faulty: list[Row] = []
     assert [row.line for row in read_rows([path], text="text", label="label", faulty=faulty)] == [2]
     assert [row.line for row in faulty] == [3, 4]
+    (tmp_path / "none.csv").write_text("text,label\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"none\.csv: the file holds no rows"):
+        read_rows([path, tmp_path / "none.csv"], text="text", label="label", faulty=[])
     with pytest.raises(DataError, match="empty text in column 'text' at line 3"):
         read_rows([path], text="text", label="label")

@@ -134,7 +134,9 @@ def test_an_unknown_encoder_says_what_was_tried(tmp_path: Path, write_csv: Write
         run(write_csv(sentences(6)), tmp_path / "m", Path("no/such-model"))
 
 
-@pytest.mark.parametrize("flags", [["--margin", "-1"], ["--scale", "0"], ["--held-out", "0.9"], ["--losss", "x"]])
+@pytest.mark.parametrize(
+    "flags", [["--margin", "-1"], ["--scale", "0"], ["--held-out", "0.9"], ["--losss", "x"], ["--options", "alpha"]]
+)
 def test_wrong_flags_are_refused(flags: list[str], tiny_encoder: Path, tmp_path: Path, write_csv: Write) -> None:
     with pytest.raises((SettingsError, SystemExit)) as caught:
         run(write_csv(sentences(6)), tmp_path / "m", tiny_encoder, *flags)
