@@ -20,23 +20,24 @@
 #define BLOCK 32
 #define CHUNK 512
 
-/* b (x - max) of the scores above max - 1/b, in order; returns how many. */
+/* b (x - max) of the scores above max - 1/b, in order; returns how many. The difference is taken before it is compared:
+   max - 1/b would be rounded to max where the scores have a large common offset. */
 static int64_t NAME(candidates)(const REAL *x, int64_t n, REAL max, REAL beta, REAL *z) {
-    const REAL cut = max - 1 / beta;
+    const REAL reach = -1 / beta;
     int64_t count = 0, i = 0;
     for (; i + BLOCK <= n; i += BLOCK) {
         int any = 0;
 #pragma omp simd reduction(| : any)
-        for (int j = 0; j < BLOCK; j++) any |= x[i + j] > cut;
+        for (int j = 0; j < BLOCK; j++) any |= x[i + j] - max > reach;
         if (!any) continue;
         for (int j = 0; j < BLOCK; j++) {
             z[count] = beta * (x[i + j] - max);
-            count += x[i + j] > cut;
+            count += x[i + j] - max > reach;
         }
     }
     for (; i < n; i++) {
         z[count] = beta * (x[i] - max);
-        count += x[i] > cut;
+        count += x[i] - max > reach;
     }
     return count;
 }

@@ -16,6 +16,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import stat
 import subprocess
@@ -26,6 +27,9 @@ import torch
 
 LEAST = 2048
 """Fewer scores than this do not pay for the call (nor for building it)."""
+
+_team = 0
+"""The process that has OpenMP threads; 0 while none has."""
 
 _log = logging.getLogger(__name__)
 _FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
@@ -63,13 +67,24 @@ def backward(p: torch.Tensor, g: torch.Tensor, alpha: float) -> torch.Tensor:
 
 def _run(name: str, tensors: list[torch.Tensor], alpha: float) -> None:
     n = tensors[0].shape[-1]
-    # Below, one thread is done before a second has woken up (which on a busy machine can take milliseconds).
-    threads = torch.get_num_threads() if tensors[0].numel() >= 128 * LEAST else 1
+    threads = _threads(tensors[0].numel())
     function = getattr(library(), f"{name}_{_TYPES[tensors[0].dtype]}")
     pointers = [ctypes.c_void_p(t.data_ptr()) for t in tensors]
     rows = ctypes.c_int64(tensors[0].numel() // n)
     if function(*pointers, rows, ctypes.c_int64(n), alpha == 1.5, threads):
         raise MemoryError(f"no memory for a row of {n} scores")
+
+
+def _threads(size: int) -> int:
+    global _team
+    # Below, one thread is done before a second has woken up (which on a busy machine can take milliseconds).
+    if size < 128 * LEAST or torch.get_num_threads() == 1:
+        return 1
+    # A forked child inherits the record of its parent's OpenMP threads but not the threads, and would wait for them.
+    if _team not in (0, os.getpid()):
+        return 1
+    _team = os.getpid()
+    return torch.get_num_threads()
 
 
 @functools.cache
@@ -79,37 +94,39 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         return _load()
-    except (OSError, subprocess.SubprocessError, RuntimeError, KeyError) as error:
+    except (OSError, subprocess.SubprocessError, RuntimeError, ValueError, KeyError) as error:
         _log.info("no compiled kernel, torch serves: %s", error)
         return None
 
 
 def _load() -> ctypes.CDLL:
-    compiler = shutil.which(os.environ.get("CC") or "cc")
+    command = shlex.split(os.environ.get("CC") or "cc")  # CC may carry flags or a launcher
+    compiler = shutil.which(command[0]) if command else None
     if compiler is None:
         raise RuntimeError("no C compiler found")
+    command[0] = compiler
     source = Path(__file__).with_name("kernel.c")
     folder = _private_folder()
     key = hashlib.sha256(
-        repr([source.read_bytes(), _FLAGS, compiler, Path(compiler).stat().st_mtime, _processor()]).encode()
+        repr([source.read_bytes(), _FLAGS, command, Path(compiler).stat().st_mtime, _processor()]).encode()
     )
     path = folder / f"simplex-{key.hexdigest()[:32]}.so"
     record = path.with_suffix(".sha256")
     if not _intact(path, record):
-        _build(compiler, source, path, record)
+        _build(command, source, path, record)
     return ctypes.CDLL(str(path))
 
 
-def _build(compiler: str, source: Path, path: Path, record: Path) -> None:
+def _build(compiler: list[str], source: Path, path: Path, record: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / "kernel.so"
         for threads in (["-fopenmp"], ["-fopenmp-simd"], []):
-            command = [compiler, *_FLAGS, *threads, "-o", str(built), str(source), "-lm"]
+            command = [*compiler, *_FLAGS, *threads, "-o", str(built), str(source), "-lm"]
             result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
             if result.returncode == 0:
                 break
         else:
-            raise RuntimeError(f"{compiler} failed: {result.stderr[-500:]}")
+            raise RuntimeError(f"{shlex.join(compiler)} failed: {result.stderr[-500:]}")
         built.chmod(0o700)
         digest = Path(folder) / "digest"
         digest.write_text(hashlib.sha256(built.read_bytes()).hexdigest())
@@ -123,16 +140,28 @@ def _build(compiler: str, source: Path, path: Path, record: Path) -> None:
 def _intact(path: Path, record: Path) -> bool:
     if not (path.exists() and record.exists() and _only_mine(path) and _only_mine(record)):
         return False
-    return hashlib.sha256(path.read_bytes()).hexdigest() == record.read_text()
+    return hashlib.sha256(path.read_bytes()).hexdigest().encode() == record.read_bytes()
 
 
 def _private_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    folder = Path(base) / "surematch"
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    folder = (base if base.is_absolute() else Path.home() / ".cache") / "surematch"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.is_symlink() or not _only_mine(folder):
+    if not _only_mine(folder):
         raise RuntimeError(f"{folder} may be written by others")
+    for above in folder.resolve().parents:
+        if not _keeps_its_entries(above):
+            raise RuntimeError(f"{folder} could be replaced by others: they may write {above}")
     return folder
+
+
+def _keeps_its_entries(folder: Path) -> bool:
+    """Whether nobody but root and this user can rename what lies in `folder`: not theirs to write, or sticky."""
+    status = folder.stat()
+    # A group of one's own is the default on many systems, with an umask that lets it write.
+    group = status.st_mode & stat.S_IWGRP and status.st_gid not in (0, os.getgid())
+    shared = (group or status.st_mode & stat.S_IWOTH) and not status.st_mode & stat.S_ISVTX
+    return status.st_uid in (0, os.getuid()) and not shared
 
 
 def _only_mine(path: Path) -> bool:

@@ -19,6 +19,7 @@ from simplex.solvers import entmax_rows
 if TYPE_CHECKING:
     from simplex.arrays import Scalar
 
+LONG = 2**14
 TAYLOR_FLOOR = {
     2: -1.0,
     4: -1.596071637983321523,
@@ -174,7 +175,8 @@ def top_k_mask(rows: Any, k: int) -> Any:
     xp = namespace(rows)
     if k >= int(rows.shape[-1]):
         return xp.ones_like(rows, dtype=xp.bool if xp is not np else np.bool_)
-    return (_rank(rows) < k) | _lost_rows(rows, xp)
+    least = rows.detach().topk(k, -1)[0][..., -1:] if is_torch(rows) else np.partition(rows, -k, axis=-1)[..., [-k]]
+    return _first(rows, least, k, xp)
 
 
 def nucleus_mask(rows: Any, mass: float) -> Any:
@@ -182,40 +184,35 @@ def nucleus_mask(rows: Any, mass: float) -> Any:
     xp = namespace(rows)
     if mass == 1:
         return xp.ones_like(rows, dtype=xp.bool if xp is not np else np.bool_)
-    p = _softmax(rows.detach() if xp is not np else rows)
-    rank = _rank(rows)
-    if xp is np:
-        before = np.cumsum(np.sort(p, axis=-1)[..., ::-1], axis=-1, dtype=np.float64)
-        taken = 1 + np.sum(before < mass, axis=-1, keepdims=True)
-    else:
-        taken = 1 + (p.double().sort(-1, descending=True)[0].cumsum(-1) < mass).sum(-1, keepdim=True)
-    return (rank < taken) | _lost_rows(rows, xp)
+    ranked: Any = rows.detach().sort(-1, descending=True)[0] if is_torch(rows) else -np.sort(-rows, axis=-1)
+    before = xp.cumsum(_softmax(ranked), -1, dtype=xp.float64)[..., :-1]
+    taken = 1 + xp.sum(before < mass, axis=-1, keepdims=True)
+    least = ranked.gather(-1, taken - 1) if is_torch(rows) else np.take_along_axis(ranked, taken - 1, -1)
+    return _first(rows, least, taken, xp)
 
 
-def _rank(rows: Any) -> Any:
-    if is_torch(rows):
-        order = rows.detach().argsort(dim=-1, descending=True, stable=True)
-        return order.argsort(dim=-1)
-    order = np.argsort(-rows, axis=-1, kind="stable")
-    ranks = np.empty_like(order)
-    np.put_along_axis(ranks, order, np.broadcast_to(np.arange(rows.shape[-1]), order.shape), -1)
-    return ranks
+def _first(rows: Any, least: Any, k: Any, xp: Any) -> Any:
+    """Where scores exceed the k-th best, `least` (..., 1), and the first of those that equal it, k in all."""
+    above, tied = rows > least, rows == least
+    room = k - xp.sum(above, axis=-1, keepdims=True)
+    return above | (tied & (xp.cumsum(tied, -1) <= room)) | xp.isnan(top(rows, xp))
 
 
-def _lost_rows(rows: Any, xp: Any) -> Any:
-    return xp.isnan(top(rows, xp))
+def _wide(rows: Any) -> Any:
+    """Long rows of a CPU tensor in float64: torch adds them up in order, and ten million float32 lose 3 digits."""
+    return rows.double() if rows.device.type == "cpu" and rows.shape[-1] > LONG else rows
 
 
 def _softmax(rows: Any) -> Any:
     if is_torch(rows):
-        return rows.softmax(-1)
+        return _wide(rows).softmax(-1).to(rows.dtype)
     e = np.exp(rows - np.max(rows, axis=-1, keepdims=True))
     return e / np.sum(e, axis=-1, keepdims=True)
 
 
 def _log_softmax(rows: Any) -> Any:
     if is_torch(rows):
-        return rows.log_softmax(-1)
+        return _wide(rows).log_softmax(-1).to(rows.dtype)
     shifted = rows - np.max(rows, axis=-1, keepdims=True)
     return shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))
 

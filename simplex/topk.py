@@ -93,7 +93,7 @@ def _finish(x: torch.Tensor, alpha: float, p: torch.Tensor, columns: torch.Tenso
     best = open_rows.amax(-1, keepdim=True)
     # p_1 of the top-k solve bounds how far below the best score the support can reach.
     reach = p[~exact][..., :1] ** (alpha - 1) / (alpha - 1)
-    needed = int((open_rows > best - reach).sum(-1).max()) + 1
+    needed = int((open_rows - best > -reach).sum(-1).max()) + 1
     if needed <= x.shape[-1] // 8 and not bool(open_rows.isnan().any() | best.isinf().any()):
         again, at, _ = _from_top(open_rows, alpha, needed)
         result[~exact] = torch.zeros_like(open_rows).scatter_(-1, at, again)

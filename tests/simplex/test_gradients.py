@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +18,7 @@ from tests.simplex.registry import MAPS, Map
 # torch's own: Dynamo instantiates a Function, and log_ndtr has no batching rule.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:There is a performance drop because:UserWarning"),
 ]
 
@@ -176,3 +179,20 @@ def test_losses_on_margins_compile_without_a_graph_break(name: str) -> None:
     compiled = graph(step)
     got, want = (torch.autograd.grad(f(cos), cos)[0] for f in (compiled, step))
     torch.testing.assert_close(got, want)
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX") or "c++") is None, reason="no C++ compiler for torch.compile")
+@pytest.mark.parametrize("scale", [1.0, 0.01])
+def test_compiles_to_machine_code(scale: float) -> None:
+    """The default backend, all in one graph, so that its compiler is started once forward and once backward."""
+
+    def step(z: torch.Tensor) -> torch.Tensor:
+        return torch.stack([simplex.softmax(z), simplex.sparsemax(z, temperature=0.5), simplex.entmax15(z)])
+
+    x = (scores(4, 3000).detach() * scale).requires_grad_()
+    torch.compiler.reset()
+    compiled = torch.compile(step, fullgraph=True)
+    g = scores(3, 4, 3000, seed=1).detach()
+    torch.testing.assert_close(compiled(x), step(x), rtol=1e-12, atol=1e-13)
+    got, want = (torch.autograd.grad(f(x), x, g)[0] for f in (compiled, step))
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)

@@ -10,7 +10,7 @@ import torch
 
 import simplex
 from simplex import kernel
-from tests.simplex.registry import MAPS, Map, entmax_row, softmax_row, sparsemax_row, taylor_row, top_k_row
+from tests.simplex.registry import MAPS, Map, entmax_row
 
 INF = np.inf
 each_map = pytest.mark.parametrize("mapping", MAPS, ids=str)
@@ -87,37 +87,6 @@ def test_long_rows(
     assert (simplex.entmax(x, alpha).double().sum(-1) - 1).abs().max() < (1e-12 if dtype == torch.float64 else 2e-6)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("kind", ["normal", "tied"])
-def test_ten_million_scores(dtype: str, kind: str) -> None:
-    x = np.random.default_rng(0).standard_normal(10_000_000, dtype=np.float32).astype(dtype)
-    x = np.zeros_like(x) if kind == "tied" else x
-    tolerance = 1e-12 if dtype == "float64" else 5e-7
-    best = np.sort(x[x > x.max() - 2.1])[::-1] if kind == "normal" else None
-    for alpha in (1.5, 2.0):
-        got = simplex.entmax(torch.from_numpy(x), alpha).numpy()
-        assert abs(got.sum(dtype=np.float64) - 1) < (1e-9 if dtype == "float64" else 2e-6)
-        if best is None:
-            np.testing.assert_allclose(got, 1e-7, rtol=1e-6)
-            continue
-        want = entmax_row(best.astype(np.float64), alpha) if alpha == 1.5 else sparsemax_row(best.astype(np.float64))
-        np.testing.assert_allclose(
-            np.sort(got[got > 0])[::-1], want[want > 0][: (got > 0).sum()], rtol=0, atol=tolerance
-        )
-        assert (got > 0).sum() == (want > 0).sum()
-    for mapping in (simplex.softmax, simplex.sparsemax, simplex.taylor_softmax):
-        assert abs(mapping(x).sum(dtype=np.float64) - 1) < 1e-5
-        got = mapping(torch.from_numpy(x[:100_000]))
-        want = {
-            simplex.softmax: softmax_row,
-            simplex.sparsemax: sparsemax_row,
-            simplex.taylor_softmax: lambda row: taylor_row(row, 2, -1.0),
-        }[mapping](x[:100_000].astype(np.float64))
-        np.testing.assert_allclose(got.numpy(), want.astype(np.float64), rtol=0, atol=tolerance)
-    kept = simplex.sparse_softmax(x[:200_000], top_k=3)
-    np.testing.assert_allclose(kept, top_k_row(x[:200_000].astype(np.float64), 3).astype(float), rtol=0, atol=tolerance)
-
-
 @each_map
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, np.float16], ids=str)
 def test_half_precision_is_computed_in_float32(mapping: Map, dtype: Any) -> None:
@@ -131,6 +100,16 @@ def test_half_precision_is_computed_in_float32(mapping: Map, dtype: Any) -> None
     np.testing.assert_allclose(
         np.asarray(want).astype(dtype) if dtype is np.float16 else want.to(dtype).float(),
         got if dtype is np.float16 else got.float(),
+    )
+    few = half[:, :5]
+    exact = np.stack(
+        [mapping.oracle(np.asarray(row, dtype=np.float64)) for row in (few if dtype is np.float16 else few.double())]
+    )
+    np.testing.assert_allclose(
+        np.asarray(mapping.call(few) if dtype is np.float16 else mapping.call(few).float()),
+        exact.astype(np.float64),
+        rtol=0,
+        atol=precision / 2,
     )
     total = got.astype(np.float32).sum(-1) if dtype is np.float16 else got.float().sum(-1)
     np.testing.assert_allclose(total, 1, atol=2 * precision)

@@ -1,0 +1,138 @@
+"""Rows of ten million scores against float64 oracles: where sums drift, ranks overflow and thresholds drown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import special
+
+import simplex
+from tests.simplex.registry import LAWS
+
+N = 10_000_000
+both = pytest.mark.parametrize("library", ["numpy", "torch"])
+F4, F8 = ("f4", 5e-7, 3e-6), ("f8", 1e-12, 1e-10)
+"""Type, absolute and relative tolerance."""
+
+
+@pytest.fixture(scope="module")
+def row() -> np.ndarray:
+    """Standard normal float32 scores, one in ten of them masked."""
+    x = np.random.default_rng(0).standard_normal(N, dtype=np.float32)
+    x[::10] = -np.inf
+    return x
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max())
+    return np.asarray(e / e.sum())
+
+
+def taylor(x: np.ndarray) -> np.ndarray:
+    held = np.maximum(x, -1)
+    f = np.where(np.isneginf(x), 0, 1 + held + held * held / 2)
+    return np.asarray(f / f.sum())
+
+
+def top_100(x: np.ndarray) -> np.ndarray:
+    p, kept = np.zeros_like(x), np.argpartition(-x, 100)[:100]
+    p[kept] = softmax(x[kept])
+    return p
+
+
+def nucleus_half(x: np.ndarray) -> np.ndarray:
+    p, order = np.zeros_like(x), np.argsort(-x)
+    kept = order[: 1 + np.searchsorted(np.cumsum(softmax(x[order])), 0.5)]
+    p[kept] = softmax(x[kept])
+    return p
+
+
+def entmax(alpha: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Bisection for the threshold, over the scores that can be above it."""
+
+    def oracle(x: np.ndarray) -> np.ndarray:
+        beta = alpha - 1
+        near = np.flatnonzero(x > x.max() - 1 / beta)
+        z = beta * (x[near] - x.max())
+        low, high = -1.0, 0.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if (np.maximum(z - middle, 0) ** (1 / beta)).sum() > 1 else (low, middle)
+        p = np.zeros_like(x)
+        p[near] = np.maximum(z - low, 0) ** (1 / beta)
+        return p
+
+    return oracle
+
+
+MAPS: dict[str, tuple[Callable[[Any], Any], Callable[[np.ndarray], np.ndarray]]] = {
+    "softmax": (simplex.softmax, softmax),
+    "taylor": (simplex.taylor_softmax, taylor),
+    "top_k": (lambda x: simplex.sparse_softmax(x, top_k=100), top_100),
+    "nucleus": (lambda x: simplex.sparse_softmax(x, top_p=0.5), nucleus_half),
+    "sparsemax": (simplex.sparsemax, entmax(2.0)),
+    "entmax15": (simplex.entmax15, entmax(1.5)),
+    "entmax1.3": (lambda x: simplex.entmax(x, 1.3), entmax(1.3)),
+    "entmax1.75": (lambda x: simplex.entmax(x, 1.75), entmax(1.75)),
+}
+
+
+def applied(function: Callable[[Any], Any], x: np.ndarray, library: str) -> np.ndarray:
+    return np.asarray(function(torch.from_numpy(x) if library == "torch" else x))
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_every_map_agrees_with_its_oracle(row: np.ndarray, name: str) -> None:
+    """Absolutely, as any row; and relatively where no score is cut off, for most probabilities are below 1e-7 here."""
+    function, oracle = MAPS[name]
+    want = oracle(row.astype("f8"))
+    cases = [("numpy", *F4), ("torch", *F8), ("torch", *F4)]
+    # The slowest three run the same code for both libraries.
+    for library, dtype, absolute, relative in cases[:2] if name in ("entmax1.3", "entmax1.75", "nucleus") else cases:
+        got = applied(function, row.astype(dtype), library)
+        assert got.dtype == dtype
+        np.testing.assert_allclose(got, want, rtol=0, atol=absolute, err_msg=f"{library} {dtype}")
+        assert abs(got.sum(dtype="f8") - 1) < 1e-6
+        assert not got[::10].any()
+        if "max" not in name or name == "softmax":
+            np.testing.assert_allclose(got, want, rtol=relative, atol=0, err_msg=f"{library} {dtype}")
+
+
+@both
+@pytest.mark.parametrize(("dtype", "relative"), [("f4", 5e-7), ("f8", 1e-12)])
+def test_logarithms(row: np.ndarray, library: str, dtype: str, relative: float) -> None:
+    wide = row.astype("f8")
+    total = np.log(np.exp(wide - wide.max()).sum()) + wide.max()
+    got = applied(simplex.log_softmax, row.astype(dtype), library)
+    np.testing.assert_allclose(got, wide - total, rtol=relative, atol=0)
+    assert applied(simplex.logsumexp, row.astype(dtype), library) == pytest.approx(total, rel=relative)
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_ten_million_ties(name: str) -> None:
+    x = np.full(N, 3e4, dtype="f4")
+    share = {"top_k": 100, "nucleus": N // 2}.get(name, N)
+    for library in ("numpy",) if name in ("entmax1.3", "entmax1.75") else ("numpy", "torch"):
+        got = applied(MAPS[name][0], x, library)
+        np.testing.assert_allclose(got[:share], 1 / share, rtol=1e-6, err_msg=library)
+        assert not got[share:].any()
+
+
+@pytest.mark.parametrize("noise", ["normal", "logistic"])
+def test_perturb_max_over_a_hundred_thousand(noise: str) -> None:
+    """Scores on a coarse lattice, so that the oracle can raise each distribution to the number of its ties."""
+    x = np.random.default_rng(1).normal(size=100_000).round(2)
+    values, counts = np.unique(x, return_counts=True)
+    s = np.linspace(values[-1] - 9, values[-1] + 60, 10_001)[:, None]
+    log_cdf = special.log_ndtr if noise == "normal" else special.log_expit
+    every = (counts * log_cdf(s - values)).sum(-1)
+    got = simplex.perturb_max(x, noise=noise)
+    assert abs(got.sum() - 1) < 1e-12
+    for value in values[:: len(values) // 20]:
+        away = s[:, 0] - value
+        want = (LAWS[noise].pdf(away) * np.exp(every - log_cdf(away))).sum() * (s[1, 0] - s[0, 0])
+        np.testing.assert_allclose(got[x == value], want, rtol=1e-9, atol=1e-15)
