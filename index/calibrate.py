@@ -32,7 +32,8 @@ class HeldOut:
     """The calibration queries as the cross-fitted calibrators saw them; sets, thresholds and drift rest on it.
 
     (n,) each: `probability` that the top hit is right, whether it was `right`, whether the query was `known`, its
-    `weight`, and the `nonconformity` of its truth (inf: in no set).
+    `weight`, the `nonconformity` of its truth (inf: in no set), and the `group` of examples made from one query: they
+    are no more independent than that query, so intervals and corrections count groups.
     """
 
     probability: Floats
@@ -40,6 +41,7 @@ class HeldOut:
     known: Flags
     weight: Floats
     nonconformity: Floats
+    group: Ints
 
     def to_json(self) -> dict[str, Any]:
         scores = [None if not np.isfinite(score) else float(score) for score in self.nonconformity]
@@ -49,6 +51,7 @@ class HeldOut:
             "known": self.known.tolist(),
             "weight": self.weight.tolist(),
             "nonconformity": scores,
+            "group": self.group.tolist(),
         }
 
     @classmethod
@@ -60,8 +63,10 @@ class HeldOut:
             np.array(value["known"], np.bool_),
             np.array(value["weight"], np.float64),
             np.array(scores, np.float64),
+            np.array(value["group"], np.int64),
         )
-        if len({len(part) for part in (found.probability, found.right, found.known, found.weight, scores)}) != 1:
+        columns = (found.probability, found.right, found.known, found.weight, scores, found.group)
+        if len({len(part) for part in columns}) != 1:
             raise ValueError("the held-out queries' columns differ in length")
         return found
 
@@ -149,10 +154,11 @@ def calibrate(
     scores[(made.codes >= 0) & (made.target < 0)] = np.inf
     right = made.codes == made.evidence.codes[made.evidence.starts[:-1]]
     p = distribution(rows, "softmax", 1.0)[:, 1]
+    held_out = HeldOut(p, right, made.codes >= 0, made.weight, scores, made.group)
     return Calibration(
         served,
         temperatures,
-        HeldOut(p, right, made.codes >= 0, made.weight, scores),
+        held_out,
         items,
         labels,
         {"calibrator": calibrator, **_report(made, rows, temperatures, scores, seed)},
