@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index import metrics
+from index.calibration import MIN_QUERIES
 from index.calibrators import CALIBRATORS, Calibrator, Fit, calibrator_from_json
-from index.conformal import nonconformity, threshold
+from index.conformal import CoverageFor, most, nonconformity, threshold
 from index.errors import CalibrationError
 from index.evidence import SHARPNESS, TOP_K, Floats, Ints
 from index.examples import Examples, select
@@ -22,7 +23,7 @@ from index.outcome import ALPHAS, NAMED, column, distribution, fit_temperature, 
 
 Flags = NDArray[np.bool_]
 FOLDS = 5
-DEFAULT = "conditional-logit"
+DEFAULT, FALLBACK = "conditional-logit", "platt"
 _FOR_TEMPERATURE = 1500
 """Examples a map's temperature is fitted on: one number needs no more."""
 
@@ -32,7 +33,8 @@ class HeldOut:
     """The calibration queries as the cross-fitted calibrators saw them; sets, thresholds and drift rest on it.
 
     (n,) each: `probability` that the top hit is right, whether it was `right`, whether the query was `known`, its
-    `weight`, and the `nonconformity` of its truth (inf: in no set).
+    `weight`, the `nonconformity` of its truth (inf: in no set), and the `group` of examples made from one query: they
+    are no more independent than that query, so intervals and corrections count groups.
     """
 
     probability: Floats
@@ -40,6 +42,7 @@ class HeldOut:
     known: Flags
     weight: Floats
     nonconformity: Floats
+    group: Ints
 
     def to_json(self) -> dict[str, Any]:
         scores = [None if not np.isfinite(score) else float(score) for score in self.nonconformity]
@@ -49,6 +52,7 @@ class HeldOut:
             "known": self.known.tolist(),
             "weight": self.weight.tolist(),
             "nonconformity": scores,
+            "group": self.group.tolist(),
         }
 
     @classmethod
@@ -60,8 +64,10 @@ class HeldOut:
             np.array(value["known"], np.bool_),
             np.array(value["weight"], np.float64),
             np.array(scores, np.float64),
+            np.array(value["group"], np.int64),
         )
-        if len({len(part) for part in (found.probability, found.right, found.known, found.weight, scores)}) != 1:
+        columns = (found.probability, found.right, found.known, found.weight, scores, found.group)
+        if len({len(part) for part in columns}) != 1:
             raise ValueError("the held-out queries' columns differ in length")
         return found
 
@@ -93,9 +99,21 @@ class Calibration:
             "mislead. Build the index again to recalibrate."
         )
 
-    def set_threshold(self, coverage: float) -> float:
-        """Conformal threshold for sets that hold the truth with probability `coverage`, knowns and unknowns mixed."""
-        return threshold(self.held_out.nonconformity, self.held_out.weight, coverage)
+    def set_thresholds(self, coverage: float, coverage_for: CoverageFor = "mixed") -> tuple[float, float]:
+        """Conformal thresholds (of no match, of labels) for sets that hold the truth with probability `coverage`.
+
+        "mixed": one for both, so the promise is for knowns and unknowns as they come. "known-unknown": for each apart.
+        Raises `CalibrationError` when the sample cannot support it.
+        """
+        held = self.held_out
+        if coverage_for == "mixed":
+            both = threshold(held.nonconformity, held.weight, coverage, held.group)
+            return both, both
+        return self._threshold_of(~held.known, coverage, "unknown "), self._threshold_of(held.known, coverage, "known ")
+
+    def _threshold_of(self, part: Flags, coverage: float, of: str) -> float:
+        held = self.held_out
+        return threshold(held.nonconformity[part], held.weight[part], coverage, held.group[part], of=of)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -139,7 +157,11 @@ def calibrate(
     calibrator: str = DEFAULT,
     seed: int = 0,
 ) -> Calibration:
-    """Fits the calibrator of this name and measures it. Raises `CalibrationError` when it cannot."""
+    """Fits the calibrator of this name and measures it; fewer than `MIN_QUERIES` known queries get Platt and a warning.
+
+    Raises `CalibrationError` when it cannot.
+    """
+    calibrator, few = _affordable(calibrator, int((made.codes >= 0).sum()))
     fit = CALIBRATORS[calibrator]
     served = fit(made.evidence, made.target, made.weight)
     rows, truth = _cross_fitted(made, fit, seed)
@@ -149,15 +171,28 @@ def calibrate(
     scores[(made.codes >= 0) & (made.target < 0)] = np.inf
     right = made.codes == made.evidence.codes[made.evidence.starts[:-1]]
     p = distribution(rows, "softmax", 1.0)[:, 1]
+    held_out = HeldOut(p, right, made.codes >= 0, made.weight, scores, made.group)
     return Calibration(
         served,
         temperatures,
-        HeldOut(p, right, made.codes >= 0, made.weight, scores),
+        held_out,
         items,
         labels,
         {"calibrator": calibrator, **_report(made, rows, temperatures, scores, seed)},
-        warnings,
+        [*warnings, *few],
     )
+
+
+def _affordable(calibrator: str, known: int) -> tuple[str, list[str]]:
+    """The calibrator that so many known queries can pay for, and what to say about it."""
+    if known >= MIN_QUERIES:
+        return calibrator, []
+    instead = "" if calibrator == FALLBACK else f" instead of {calibrator}"
+    return FALLBACK, [
+        f"Calibrated on only {known} queries with their label in the gallery, by {FALLBACK} on the best cosine"
+        f"{instead}: only the top hit's label gets a probability, and it is rough. Give at least {MIN_QUERIES} with "
+        "--calibrate FILE."
+    ]
 
 
 def _cross_fitted(made: Examples, fit: Fit, seed: int) -> tuple[Floats, Ints]:
@@ -179,6 +214,8 @@ def _cross_fitted(made: Examples, fit: Fit, seed: int) -> tuple[Floats, Ints]:
 
 
 def _temperatures(rows: Floats, truth: Ints, weight: Floats, seed: int) -> dict[str, float]:
+    # a calibrator on the best cosine gives all but the top label to no match, so there such a truth belongs
+    truth = np.where(np.isfinite(rows[np.arange(len(rows)), truth]), truth, 0)
     pick = np.random.default_rng(seed).permutation(len(rows))[:_FOR_TEMPERATURE]
     names = [*(f"entmax:{alpha:g}" for alpha in ALPHAS), NAMED["taylor"]]
     fitted = {name: fit_temperature(rows[pick], truth[pick], weight[pick], name) for name in names}
@@ -210,5 +247,5 @@ def _report(made: Examples, rows: Floats, temperatures: dict[str, float], scores
         "recall_at_1": float(right[known].mean()),
         "aurc": metrics.aurc(p[:, 1], right, w),
         "reliability": metrics.reliability(p[:, 1], right, w),
-        "max_coverage": float(w[np.isfinite(scores)].sum() / (w.sum() + w.sum() / len(w))),
+        "max_coverage": most(scores, made.group, w),
     }

@@ -25,7 +25,9 @@ from index.evidence import Evidence, Floats, Ints
 UNIT = 0.1
 """Features are measured in steps of 0.1 cosine, so that the priors mean the same for every encoder."""
 MIN_QUERIES = 50
-"""Below this many distinct queries no honest fit is possible."""
+"""Known queries below which seven numbers cannot be fitted honestly: Platt's two stand in."""
+FEW_QUERIES = 20
+"""Known queries below which nothing can be fitted honestly."""
 NO_MATCH = -1
 """Target of a query whose label is not among the candidates."""
 

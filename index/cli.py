@@ -17,6 +17,7 @@ from index.build import UNKNOWN_SHARE, build_collection
 from index.calibrate import DEFAULT
 from index.calibrators import CALIBRATORS
 from index.collection import ENCODER, MAX_K, Collection
+from index.conformal import CoverageFor
 from index.encoder_files import training_settings
 from index.errors import CalibrationError, SettingsError
 from index.evaluate import evaluate as measure
@@ -79,6 +80,9 @@ class SearchSettings(Settings):
     k: int = Field(5, ge=1, le=MAX_K, description="hits to show for each text")
     map: str = Field("softmax", description="map to probabilities: softmax, sparsemax, entmax15 or taylor")
     coverage: float | None = Field(None, gt=0, lt=1, description="also give the set that holds the truth this often")
+    coverage_for: CoverageFor = Field(
+        "mixed", description="promise the coverage to all queries together, or to known and unknown ones apart"
+    )
     json_: bool = _JSON
 
 
@@ -152,7 +156,13 @@ def search(argv: Sequence[str]) -> int:
     settings = parse(SearchSettings, argv)
     collection = Collection.open(settings.collection)
     try:
-        answers = collection.search(settings.texts, k=settings.k, map=settings.map, coverage=settings.coverage)
+        answers = collection.search(
+            settings.texts,
+            k=settings.k,
+            map=settings.map,
+            coverage=settings.coverage,
+            coverage_for=settings.coverage_for,
+        )
     finally:
         collection.close()
     if settings.json_:

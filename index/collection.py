@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from index import respond
 from index.answer import Answer, MapSpec
 from index.calibrate import Calibration
+from index.conformal import CoverageFor
 from index.encoders import Encoder, load_encoder
 from index.engine import Engine
 from index.errors import CalibrationError, CollectionError, DataError
@@ -159,16 +160,34 @@ class Collection:
         return self.calibration.stale(self.size, self.gallery.label_count)
 
     def search(
-        self, texts: Sequence[str], *, k: int = 10, map: MapSpec = "softmax", coverage: float | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        k: int = 10,
+        map: MapSpec = "softmax",
+        coverage: float | None = None,
+        coverage_for: CoverageFor = "mixed",
     ) -> list[Answer]:
-        """One answer a text. Raises `DataError` for an empty text, k out of range or an unknown map."""
+        """One answer a text. Raises `DataError` for an empty text, k out of range or an unknown map.
+
+        `coverage` asks for prediction sets; `coverage_for` "known-unknown" makes it hold for known and unknown queries
+        apart, not only for their mix.
+        """
         for at, text in enumerate(texts):
             if not text.strip():
                 raise DataError(f"Query {at + 1} is an empty text. Ask with at least one word.")
-        return self.search_vectors(self.encoder.encode(texts), k=k, map=map, coverage=coverage)
+        return self.search_vectors(
+            self.encoder.encode(texts), k=k, map=map, coverage=coverage, coverage_for=coverage_for
+        )
 
     def search_vectors(
-        self, vectors: NDArray[np.floating], *, k: int = 10, map: MapSpec = "softmax", coverage: float | None = None
+        self,
+        vectors: NDArray[np.floating],
+        *,
+        k: int = 10,
+        map: MapSpec = "softmax",
+        coverage: float | None = None,
+        coverage_for: CoverageFor = "mixed",
     ) -> list[Answer]:
         """One answer a row of `vectors` (n, d), unit vectors of this collection's encoder. Raises `DataError`."""
         queries = self._checked(vectors)
@@ -177,6 +196,8 @@ class Collection:
             raise DataError(f"k must be from 1 to {MAX_K}, got {k}.")
         if coverage is not None and not 0 < coverage < 1:
             raise DataError(f"coverage must lie strictly between 0 and 1, got {coverage}. Try 0.95.")
+        if coverage_for not in get_args(CoverageFor):
+            raise DataError(f"coverage_for must be one of {', '.join(get_args(CoverageFor))}, got {coverage_for!r}.")
         if not self.size:
             raise DataError("This collection holds no items, so there is nothing to search. Index some rows first.")
         if not len(queries):
@@ -192,7 +213,7 @@ class Collection:
             return respond.without_probabilities(found, k, reason or "", told)
         warnings = [*self.warnings, *self.calibration.warnings]
         exact: Literal["all", "top", "no"] = "all" if self.size <= TOP_K else "top" if self.engine.exact else "no"
-        return respond.with_probabilities(found, k, self.calibration, name, coverage, exact, warnings)
+        return respond.with_probabilities(found, k, self.calibration, name, coverage, coverage_for, exact, warnings)
 
     def _checked(self, vectors: NDArray[np.floating]) -> NDArray[np.float32]:
         queries = np.asarray(vectors, np.float32)

@@ -3,9 +3,15 @@
 Label y with logit g_y is in the support of sparsemax(g / T) iff sum_{i: g_i > g_y} (g_i - g_y) < T (Martins & Astudillo
 2016, eq. 6). So that sum is a nonconformity score, and split conformal prediction's quantile of it is the temperature:
 support and set are one (Campos et al. 2025).
+
+One quantile keeps the promise for knowns and unknowns mixed, and may keep it better for one than for the other. With a
+quantile each ("Mondrian", Vovk et al. 2005, section 4.5) it holds for both apart, at the price of larger sets; then
+labels and no match are cut at temperatures of their own.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,6 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 from index.errors import CalibrationError
 
 Floats = NDArray[np.float64]
+CoverageFor = Literal["mixed", "known-unknown"]
+"""Whom a coverage is promised to: all queries together, or known and unknown ones apart."""
 
 
 def nonconformity(logits: Floats) -> Floats:
@@ -30,23 +38,34 @@ def nonconformity(logits: Floats) -> Floats:
     return scores
 
 
-def threshold(scores: ArrayLike, weight: ArrayLike, coverage: float) -> float:
+def threshold(
+    scores: ArrayLike, weight: ArrayLike, coverage: float, group: ArrayLike | None = None, *, of: str = ""
+) -> float:
     """The smallest q that covers `coverage` of exchangeable new queries, with the finite-sample correction.
 
     `scores` (n,) are the truths' nonconformities, inf where the truth was no candidate; the new query itself counts as
-    one more, infinitely nonconforming, example. Raises `CalibrationError` when the sample cannot support `coverage`.
+    one more, infinitely nonconforming, query. Examples of one `group` (n,) were made from one query and count as one
+    (hierarchical conformal prediction, Lee et al. 2023). `of` says in errors whose examples these are. Raises
+    `CalibrationError` when the sample cannot support `coverage`.
     """
     s, w = np.asarray(scores, np.float64), np.asarray(weight, np.float64)
     if not 0 < coverage < 1:
         raise ValueError(f"coverage must lie strictly between 0 and 1, got {coverage}")
     order = np.argsort(s, kind="stable")
     s, w = s[order], w[order]
-    reached = np.cumsum(w) / (w.sum() + w.sum() / len(w))
+    count = len(s) if group is None else len(np.unique(np.asarray(group)))
+    reached = np.cumsum(w) / w.sum() * count / (count + 1) if count else np.empty(0)
     at = int(np.searchsorted(reached, coverage - 1e-12))
     if at == len(s) or not np.isfinite(s[at]):
         best = float(reached[np.isfinite(s)][-1]) if np.isfinite(s).any() else 0.0
         raise CalibrationError(
-            f"Coverage {coverage:g} cannot be promised: the {len(s)} calibration examples support at most {best:.4f}. "
-            "Ask for less, or calibrate with more queries."
+            f"Coverage {coverage:g} cannot be promised: the {count} {of}calibration queries support at most "
+            f"{best:.4f}. Ask for less, or calibrate with more queries."
         )
     return float(s[at])
+
+
+def most(scores: ArrayLike, group: ArrayLike, weight: ArrayLike) -> float:
+    """The highest coverage the sample supports, see `threshold`; 0 when it supports none."""
+    s, w, count = np.asarray(scores, np.float64), np.asarray(weight, np.float64), len(np.unique(np.asarray(group)))
+    return float(w[np.isfinite(s)].sum() / w.sum() * count / (count + 1)) if count else 0.0

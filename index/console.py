@@ -131,13 +131,19 @@ def show_evaluation(out: Console, report: dict[str, Any]) -> None:
     out.print(_honesty(report), highlight=False)
     for warning in report["warnings"]:
         out.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False)
-    for measured in report["sets"]:
-        said = measured.get("reason") or f"held the truth {measured['measured']:.1%}, {measured['size']:.2f} outcomes"
-        out.print(f"{measured['coverage']:.0%} sets: {escape(said)}", highlight=False)
+    for sets, promised in (("sets", "sets"), ("sets_known_unknown", "sets for known and unknown apart")):
+        for measured in report[sets]:
+            said = measured.get("reason") or _coverage(measured)
+            out.print(f"{measured['coverage']:.0%} {promised}: {escape(said)}", highlight=False)
     table = Table("said", "happened", "", title="Of the answers given p, how many were right", title_justify="left")
     for row in report["reliability"]:
         table.add_row(f"{row['probability']:.3f}", f"{row['frequency']:.3f}", bar(row["frequency"]))
     out.print(table, highlight=False)
+
+
+def _coverage(measured: dict[str, Any]) -> str:
+    apart = [f"{kind} {measured[kind]:.1%}" for kind in ("known", "unknown") if measured[kind] is not None]
+    return f"held the truth {measured['measured']:.1%} ({', '.join(apart)}), {measured['size']:.2f} outcomes"
 
 
 def _honesty(report: dict[str, Any]) -> str:

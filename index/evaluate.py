@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from index import metrics
 from index.answer import Answer
 from index.collection import ENCODER, Collection
+from index.conformal import CoverageFor
 from index.errors import DataError
 from index.rows import Row, text_key
 from index.sources import Progress, check_labels, encode_rows, trained_rows
@@ -53,7 +54,8 @@ def evaluate(
         report["warnings"] = [*report["warnings"], *_mix_warning(collection, float(1 - is_known.mean()))]
     report["warnings"] = [*_seen_warning(collection, rows, answers), *report["warnings"]]
     if answers[0].calibrated:
-        report["sets"] = _sets(collection, vectors, truth)
+        report["sets"] = _sets(collection, vectors, truth, "mixed")
+        report["sets_known_unknown"] = _sets(collection, vectors, truth, "known-unknown")
     return report
 
 
@@ -132,22 +134,38 @@ def _decided_right(answer: Answer, label: str | None) -> bool:
     return decision is not None and decision.id is None and decision.label == label
 
 
-def _sets(collection: Collection, vectors: NDArray[np.float32], truth: list[str | None]) -> list[dict[str, Any]]:
-    """Measured coverage and mean size of the prediction sets; a coverage the calibration cannot support says so."""
-    measured = []
+def _sets(
+    collection: Collection, vectors: NDArray[np.float32], truth: list[str | None], coverage_for: CoverageFor
+) -> list[dict[str, Any]]:
+    """Measured coverage, also of knowns and unknowns apart, and mean size of the prediction sets.
+
+    A coverage the calibration cannot support says so.
+    """
+    measured: list[dict[str, Any]] = []
+    known = np.array([label is not None for label in truth])
     for coverage in COVERAGES:
         try:
             answers = [
                 answer
                 for start in range(0, len(vectors), _BLOCK)
-                for answer in collection.search_vectors(vectors[start : start + _BLOCK], k=1, coverage=coverage)
+                for answer in collection.search_vectors(
+                    vectors[start : start + _BLOCK], k=1, coverage=coverage, coverage_for=coverage_for
+                )
             ]
         except DataError as error:
             measured.append({"coverage": coverage, "reason": str(error)})
             continue
-        inside = [_in_set(answer, label) for answer, label in zip(answers, truth, strict=True)]
+        inside = np.array([_in_set(answer, label) for answer, label in zip(answers, truth, strict=True)])
         sizes = [len(answer.prediction_set or []) + bool(answer.set_has_no_match) for answer in answers]
-        measured.append({"coverage": coverage, "measured": float(np.mean(inside)), "size": float(np.mean(sizes))})
+        measured.append(
+            {
+                "coverage": coverage,
+                "measured": float(inside.mean()),
+                "known": float(inside[known].mean()) if known.any() else None,
+                "unknown": float(inside[~known].mean()) if not known.all() else None,
+                "size": float(np.mean(sizes)),
+            }
+        )
     return measured
 
 

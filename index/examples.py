@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from index.calibration import MIN_QUERIES, NO_MATCH
+from index.calibration import FEW_QUERIES, MIN_QUERIES, NO_MATCH
 from index.errors import CalibrationError
 from index.evidence import TOP_K, Evidence, Floats, Ints, exact_top, gather
 from index.profile import LabelProfile
@@ -67,16 +67,14 @@ def examples(queries: Queries, gallery: Vectors, codes: Ints, labels: int, unkno
     """
     known = np.flatnonzero(queries.codes >= 0)
     real = np.flatnonzero(queries.codes < 0)
-    if len(known) < MIN_QUERIES:
-        raise CalibrationError(
-            f"{len(known)} calibration queries have their label in the gallery; at least {MIN_QUERIES} are needed for "
-            "probabilities that mean something. Give more labelled queries with --calibrate FILE."
-        )
+    _enough(len(known))
     removed = known if len(real) < MIN_QUERIES else known[:0]
     view = _view(queries, gallery, codes, labels)
     asked = ((known, "nothing"), (real, "nothing"), (removed, "own label"), (removed, "labels around"))
     evidence = concatenate([_evidence(queries, part, view, hidden) for part, hidden in asked if len(part)])
-    truth = np.concatenate([_truth(queries, known, view), np.full(len(real) + 2 * len(removed), -1)])
+    of_known = _truth(queries, known, view)
+    _enough(int((of_known >= 0).sum()))
+    truth = np.concatenate([of_known, np.full(len(real) + 2 * len(removed), -1)])
     target = np.where(truth >= 0, evidence.candidate(truth), NO_MATCH)
     return Examples(
         evidence,
@@ -88,6 +86,15 @@ def examples(queries: Queries, gallery: Vectors, codes: Ints, labels: int, unkno
         queries.source,
         _describe_unknowns(len(real), len(removed)),
     )
+
+
+def _enough(known: int) -> None:
+    if known < FEW_QUERIES:
+        raise CalibrationError(
+            f"{known} calibration queries have their label in the gallery; at least {FEW_QUERIES} are needed for "
+            f"probabilities that mean something, and {MIN_QUERIES} for good ones. Give more labelled queries with "
+            "--calibrate FILE."
+        )
 
 
 def concatenate(parts: list[Evidence]) -> Evidence:

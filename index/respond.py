@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from index.answer import Answer, Decision, Hit, LabelProbability
 from index.calibrate import Calibration
-from index.conformal import nonconformity
+from index.conformal import CoverageFor, nonconformity
 from index.errors import CalibrationError, DataError
 from index.evidence import SHARPNESS, Evidence, Floats, gather
 from index.items import Item
@@ -70,6 +70,7 @@ def with_probabilities(
     calibration: Calibration,
     name: str,
     coverage: float | None,
+    coverage_for: CoverageFor,
     exact: Literal["all", "top", "no"],
     warnings: list[str],
 ) -> list[Answer]:
@@ -81,7 +82,7 @@ def with_probabilities(
     if temperature is None:
         fitted = ", ".join(sorted(calibration.temperatures))
         raise DataError(f"The map {name} was not calibrated for this collection. Use one of: {fitted}.")
-    cut = _set_threshold(calibration, coverage)
+    cut = _set_thresholds(calibration, coverage, coverage_for)
     warnings = [*warnings, *_map_warning(calibration, name)]
     evidence = gather(found.scores, found.codes, found.queries, found.gallery.profile)
     logits = table(evidence, *calibration.calibrator.logits(evidence))
@@ -105,11 +106,13 @@ def _map_warning(calibration: Calibration, name: str) -> list[str]:
     ]
 
 
-def _set_threshold(calibration: Calibration, coverage: float | None) -> float | None:
+def _set_thresholds(
+    calibration: Calibration, coverage: float | None, coverage_for: CoverageFor
+) -> tuple[float, float] | None:
     if coverage is None:
         return None
     try:
-        return calibration.set_threshold(coverage)
+        return calibration.set_thresholds(coverage, coverage_for)
     except CalibrationError as error:
         raise DataError(str(error)) from error
 
@@ -121,7 +124,7 @@ def _answer(
     evidence: Evidence,
     logits: Floats,
     p: Floats,
-    cut: float | None,
+    cut: tuple[float, float] | None,
     coverage: float | None,
     certified: bool,
     warnings: list[str],
@@ -135,7 +138,7 @@ def _answer(
 
     best = int(np.argmax(p))
     label, item = (None, None) if best == 0 else found.identity(int(codes[best - 1]))
-    inside = None if cut is None else nonconformity(logits) <= cut
+    inside = None if cut is None else nonconformity(logits) <= np.array([cut[0], *[cut[1]] * len(codes)])
     return Answer(
         hits=found.hits(query, k, dict(zip(codes.tolist(), p[1:].tolist(), strict=True))),
         labels=entries(1 + np.flatnonzero(p[1:] > 0)),

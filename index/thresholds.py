@@ -1,7 +1,8 @@
 """Where to draw the line: from costs, or from a promise, to a threshold on the match probability.
 
 Everything is computed on held-out calibration queries, so a promise is only as good as their number: each threshold
-comes with the interval the sample supports, and a promise no sample of that size could support is refused.
+comes with the interval the sample supports, and a promise no sample of that size could support is refused. Examples
+made from one query count as one: hiding labels makes more examples, not more evidence.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import beta
 
 from index.calibrate import HeldOut
 from index.errors import CalibrationError
+from index.evidence import Floats, Ints
 
 CONFIDENCE = 0.95
+_ROUNDING = 1e-9
+"""What sums of weights may be off by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ def from_costs(sample: HeldOut, false_match: float, miss: float) -> Threshold:
     at = false_match / (false_match + miss)
     called = sample.probability >= at
     cost = np.where(called & ~sample.right, false_match, 0.0) + np.where(~called & sample.right, miss, 0.0)
-    low, high = _bootstrap(cost, sample.weight)
+    low, high = _bootstrap(cost, sample.weight, sample.group)
     return _threshold(sample, at, "mean cost of a query", float(np.average(cost, weights=sample.weight)), low, high)
 
 
@@ -57,18 +60,19 @@ def from_precision(sample: HeldOut, precision: float) -> Threshold:
     """The lowest line above which at least `precision` of the called matches are right. Raises `CalibrationError`."""
     _check_share("precision", precision)
     order = np.argsort(-sample.probability, kind="stable")
-    p, w = sample.probability[order], sample.weight[order]
+    p, w, group = sample.probability[order], sample.weight[order], sample.group[order]
     reached = np.cumsum(w * sample.right[order]) / np.cumsum(w)
     last_of_tie = np.append(np.diff(p) != 0, True)
-    good = np.flatnonzero((reached >= precision) & last_of_tie)
+    good = np.flatnonzero((reached >= precision - _ROUNDING) & last_of_tie)
     if not len(good):
         raise CalibrationError(
             f"No threshold reaches a precision of {precision:g} on the {len(p)} calibration queries. Ask for less, or "
             "train a better encoder."
         )
     at = int(good[-1])
-    _need(int(at + 1), 1 - precision, f"a precision of {precision:g}", "called matches")
-    low, high = _binomial(sample.right[order][: at + 1], w[: at + 1])
+    size = _effective(w[: at + 1], group[: at + 1])
+    _need(size, 1 - precision, f"a precision of {precision:g}", "called matches")
+    low, high = _binomial(float(reached[at]), size)
     return _threshold(sample, float(p[at]), "precision", float(reached[at]), low, high)
 
 
@@ -76,14 +80,16 @@ def from_fpir(sample: HeldOut, fpir: float) -> Threshold:
     """The lowest line that calls at most `fpir` of the unknown queries a match. Raises `CalibrationError`."""
     _check_share("fpir", fpir)
     unknown = ~sample.known
-    _need(int(unknown.sum()), fpir, f"an FPIR of {fpir:g}", "unknown queries")
     p, w = sample.probability[unknown], sample.weight[unknown]
-    values = np.unique(p)
-    above = np.array([w[p >= value].sum() for value in values]) / w.sum()
-    fine = np.flatnonzero(above <= fpir)
+    size = _effective(w, sample.group[unknown])
+    _need(size, fpir, f"an FPIR of {fpir:g}", "unknown queries")
+    values, of_value = np.unique(p, return_inverse=True)
+    above = np.cumsum(np.bincount(of_value, w)[::-1])[::-1] / w.sum()
+    fine = np.flatnonzero(above <= fpir + _ROUNDING)
     at = float(values[fine[0]]) if len(fine) else float(np.nextafter(values[-1], 2.0))
-    low, high = _binomial(p >= at, w)
-    return _threshold(sample, at, "fpir", float(w[p >= at].sum() / w.sum()), low, high)
+    measured = float(w[p >= at].sum() / w.sum())
+    low, high = _binomial(measured, size)
+    return _threshold(sample, at, "fpir", measured, low, high)
 
 
 def _threshold(sample: HeldOut, at: float, promised: str, measured: float, low: float, high: float) -> Threshold:
@@ -108,30 +114,35 @@ def _check_share(name: str, value: float) -> None:
         raise ValueError(f"{name} must lie strictly between 0 and 1, got {value}")
 
 
-def _need(have: int, error: float, promise: str, what: str) -> None:
+def _effective(weight: Floats, group: Ints) -> float:
+    """Queries that examples of these weights are worth (Kish 1965), those of one group counting as one."""
+    of_group = np.bincount(np.unique(group, return_inverse=True)[1], weight)
+    return float(of_group.sum() ** 2 / np.sum(of_group**2)) if len(weight) else 0.0
+
+
+def _need(have: float, error: float, promise: str, what: str) -> None:
     """Without a single error, `have` examples bound the error rate by 1 - 0.05^(1/have): is that enough?"""
     needed = int(np.ceil(np.log(1 - CONFIDENCE) / np.log1p(-error)))
-    if have < needed:
+    if have < needed - _ROUNDING:
         raise CalibrationError(
             f"The calibration sample cannot support {promise}: that takes at least {needed} {what} even without a "
-            f"single error, and there are {have}. Ask for less, or calibrate with more queries."
+            f"single error, and there are {have:.0f}. Ask for less, or calibrate with more queries."
         )
 
 
-def _binomial(event: NDArray[np.bool_], weight: NDArray[np.float64]) -> tuple[float, float]:
-    """Clopper-Pearson interval at 95 %, on the effective sample size of the weights (Kish 1965)."""
-    n = float(weight.sum() ** 2 / np.sum(weight**2))
-    k = n * float(np.average(event, weights=weight))
-    tail = (1 - CONFIDENCE) / 2
+def _binomial(share: float, n: float) -> tuple[float, float]:
+    """Clopper-Pearson interval at 95 % of a share of `n` effective queries."""
+    k, tail = n * share, (1 - CONFIDENCE) / 2
     low = 0.0 if k <= 0 else float(beta.ppf(tail, k, n - k + 1))
-    high = 1.0 if k >= n else float(beta.ppf(1 - tail, k + 1, n - k))
+    high = 1.0 if share >= 1 else float(beta.ppf(1 - tail, k + 1, n - k))
     return low, high
 
 
-def _bootstrap(values: NDArray[np.float64], weight: NDArray[np.float64], draws: int = 1000) -> tuple[float, float]:
-    random = np.random.default_rng(0)
-    at = random.integers(len(values), size=(draws, len(values)))
-    means = (weight[at] * values[at]).sum(axis=1) / weight[at].sum(axis=1)
+def _bootstrap(values: Floats, weight: Floats, group: Ints, draws: int = 1000) -> tuple[float, float]:
+    """Percentile interval at 95 % of the weighted mean, drawing whole groups."""
+    of_group = np.unique(group, return_inverse=True)[1]
+    mass, total = np.bincount(of_group, weight), np.bincount(of_group, weight * values)
+    at = np.random.default_rng(0).integers(len(mass), size=(draws, len(mass)))
     tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(means, [tail, 100 - tail])
+    low, high = np.percentile(total[at].sum(axis=1) / mass[at].sum(axis=1), [tail, 100 - tail])
     return float(low), float(high)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +15,17 @@ from numpy.typing import NDArray
 from scipy.optimize import approx_fprime, minimize
 
 from index import calibration as module
+from index.build import build_collection
 from index.calibrate import Calibration, calibrate
 from index.calibration import NO_MATCH, ConditionalLogit, fit
+from index.collection import Collection
 from index.errors import CalibrationError
 from index.evidence import Evidence, gather
 from index.examples import examples
 from index.outcome import column, distribution, table
-from tests.index.test_evidence import world
+from index.sources import Held
+from tests.index.conftest import World
+from tests.index.test_evidence import world as queries_of
 
 TRUE = ConditionalLogit((0.6, 0.3, 0.8, 0.4, -0.9), 2.0, -0.7, (0.5, 0.55, 0.52, 0.5, 0.4), 0.3)
 
@@ -161,7 +167,7 @@ def module_select(evidence: Evidence, count: int) -> Evidence:
 
 @pytest.fixture(scope="module")
 def made() -> Calibration:
-    return calibrate(examples(*world(known=80), 0.3), items=200, labels=5, warnings=["careful"])
+    return calibrate(examples(*queries_of(known=80), 0.3), items=200, labels=5, warnings=["careful"])
 
 
 def test_json_round_trip(made: Calibration) -> None:
@@ -170,7 +176,7 @@ def test_json_round_trip(made: Calibration) -> None:
     assert again.calibrator == made.calibrator
     assert again.temperatures == made.temperatures
     assert again.to_json() == made.to_json()
-    assert again.set_threshold(0.9) == made.set_threshold(0.9)
+    assert again.set_thresholds(0.9) == made.set_thresholds(0.9)
 
 
 @pytest.mark.parametrize(
@@ -213,8 +219,56 @@ def test_a_calibration_knows_its_gallery(made: Calibration, items: int, labels: 
 
 
 def test_twins_never_straddle_a_fold() -> None:
-    examples_made = examples(*world(known=80), 0.3)
+    examples_made = examples(*queries_of(known=80), 0.3)
     evidence = examples_made.evidence
     rows = column(evidence, examples_made.target)
     assert len(rows) == 240
     assert (np.bincount(examples_made.group) == 3).all()
+
+
+@pytest.mark.parametrize("known", [20, 35, 49])
+@pytest.mark.parametrize("asked", ["conditional-logit", "isotonic", "platt"])
+def test_few_queries_get_platt_and_a_warning(known: int, asked: str) -> None:
+    found = calibrate(
+        examples(*queries_of(known=known), 0.3), items=200, labels=5, warnings=["careful"], calibrator=asked
+    )
+    assert found.calibrator.to_json()["kind"] == found.report["calibrator"] == "platt"
+    careful, few = found.warnings
+    assert careful == "careful"
+    assert f"only {known} queries" in few
+    assert (f"instead of {asked}" in few) is (asked != "platt")
+    again = Calibration.from_json(json.loads(json.dumps(found.to_json(), allow_nan=False)))
+    assert again.warnings == found.warnings
+
+
+def test_enough_queries_get_what_was_asked_for() -> None:
+    found = calibrate(examples(*queries_of(known=50), 0.3), items=200, labels=5, warnings=[], calibrator="platt")
+    assert (found.report["calibrator"], found.warnings) == ("platt", [])
+    found = calibrate(examples(*queries_of(known=50), 0.3), items=200, labels=5, warnings=[])
+    assert (found.report["calibrator"], found.warnings) == ("conditional-logit", [])
+
+
+@pytest.mark.parametrize("always", [True, False])
+def test_few_queries_that_say_nothing_are_refused(always: bool) -> None:
+    """All right would need no unknown query at all, so the twins are given the top hit as their truth."""
+    few = examples(*queries_of(known=30), 0.3)
+    target = few.evidence.starts[:-1] if always else np.full(len(few.evidence), NO_MATCH)
+    with pytest.raises(CalibrationError, match="always right" if always else "never right"):
+        calibrate(replace(few, target=target), items=200, labels=5, warnings=[])
+
+
+def test_the_warning_travels_to_the_answer(tmp_path: Path, world: World) -> None:
+    few = [row for at, row in enumerate(world.rows(world.held)) if at % 4 == 0]
+    assert len(few) == 30
+    held = Held(few, world.rows(world.held_unknown))
+    rows = world.rows(world.items)
+    described = build_collection(str(world.encoder), rows, tmp_path / "few", held=held)
+    assert described["calibrated"]
+    assert any("only 30 queries" in warning for warning in described["warnings"])
+    opened = Collection.open(tmp_path / "few")
+    (answer,) = opened.search(["bank card"], coverage=0.8)
+    opened.close()
+    assert answer.calibrated
+    assert any("only 30 queries" in warning for warning in answer.warnings)
+    assert answer.decision is not None
+    assert sum(entry.probability for entry in answer.labels or []) + (answer.no_match or 0) == pytest.approx(1)

@@ -48,7 +48,7 @@ def test_the_threshold_is_the_finite_sample_quantile() -> None:
     scores = np.random.default_rng(1).permutation(19) / 2
     assert threshold(scores, np.ones(19), 0.95) == 9.0  # the 19th of 19 + 1
     assert threshold(scores, np.ones(19), 0.5) == 4.5
-    with pytest.raises(CalibrationError, match=r"19 calibration examples support at most 0\.9500"):
+    with pytest.raises(CalibrationError, match=r"19 calibration queries support at most 0\.9500"):
         threshold(scores, np.ones(19), 0.96)
     with pytest.raises(CalibrationError, match=r"at most 0\.9000"):
         threshold(np.where(scores == 9, np.inf, scores), np.ones(19), 0.95)

@@ -1,0 +1,124 @@
+"""Coverage promised to known and unknown queries apart, and of examples that come several from one query."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from index import cli
+from index.calibrate import Calibration, HeldOut
+from index.calibration import ConditionalLogit
+from index.collection import Collection
+from index.conformal import most, threshold
+from index.errors import CalibrationError, DataError
+from tests.index.conftest import World
+
+Floats = NDArray[np.float64]
+
+
+def scores(known: NDArray[np.bool_], random: np.random.Generator) -> Floats:
+    """Unknown queries' truths conform much worse."""
+    drawn: Floats = random.exponential(size=len(known)) * np.where(known, 1.0, 4.0)
+    return drawn
+
+
+def calibration(n: int, random: np.random.Generator) -> Calibration:
+    known = np.arange(n) % 4 > 0
+    truth = scores(known, random)
+    held = HeldOut(np.full(n, 0.5), known, known, np.ones(n), truth, np.arange(n))
+    some = ConditionalLogit((1, 1, 1, 1, 1), 0, 0, (0, 0, 0, 0, 0), 0)
+    return Calibration(some, {"softmax": 1.0}, held, 100, 10, {})
+
+
+@pytest.mark.parametrize("coverage", [0.8, 0.9])
+def test_apart_means_apart_where_mixed_means_only_mixed(coverage: float) -> None:
+    random = np.random.default_rng(0)
+    kinds = np.array([False, True, True, True])
+    inside = {"mixed": [], "known-unknown": []}  # type: dict[str, list[NDArray[np.bool_]]]
+    for _ in range(1500):
+        made, asked = calibration(80, random), scores(kinds, random)
+        for kind, covered in inside.items():
+            of_no_match, of_labels = made.set_thresholds(coverage, kind)  # type: ignore[arg-type]
+            covered.append(asked <= np.where(kinds, of_labels, of_no_match))
+    mixed, apart = (np.mean(covered, axis=0) for covered in inside.values())
+    # of n queries the ceil((n + 1) coverage)-th is the line, so the coverage is exactly that share of n + 1
+    for known, n in ((True, 60), (False, 20)):
+        exact = np.ceil((n + 1) * coverage - 1e-9) / (n + 1)
+        assert apart[kinds == known].mean() == pytest.approx(exact, abs=0.035)
+    assert mixed.mean() == pytest.approx(np.ceil(81 * coverage - 1e-9) / 81, abs=0.02)
+    assert mixed[0] < coverage - 0.1, "unknowns pay for the mix"
+    assert mixed[1:].mean() > coverage + 0.02
+
+
+def test_a_side_that_is_too_small_is_refused_by_name() -> None:
+    made = calibration(40, np.random.default_rng(0))
+    made.set_thresholds(0.95)
+    with pytest.raises(CalibrationError, match=r"the 10 unknown calibration queries support at most 0\.9091"):
+        made.set_thresholds(0.95, "known-unknown")
+    known = made.held_out.known
+    only = HeldOut(*(getattr(made.held_out, name)[known] for name in HeldOut.__dataclass_fields__))
+    made = Calibration(made.calibrator, made.temperatures, only, 100, 10, {})
+    with pytest.raises(CalibrationError, match="the 0 unknown calibration queries support at most 0"):
+        made.set_thresholds(0.5, "known-unknown")
+
+
+def test_examples_of_one_query_are_corrected_for_as_one() -> None:
+    random = np.random.default_rng(1)
+    once, group = random.permutation(19) / 2, np.arange(19)
+    thrice, groups, ones = np.repeat(once, 3), np.repeat(group, 3), np.ones(57)
+    for coverage in (0.5, 0.9, 0.95):
+        assert threshold(thrice, ones, coverage, groups) == threshold(once, np.ones(19), coverage)
+    assert threshold(thrice, ones, 0.96) == 9.0, "57 queries would support it"
+    with pytest.raises(CalibrationError, match=r"the 19 calibration queries support at most 0\.9500"):
+        threshold(thrice, ones, 0.96, groups)
+    assert most(thrice, groups, ones) == pytest.approx(0.95)
+    assert most(np.where(thrice == 9, np.inf, thrice), groups, ones) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("coverage", [0.8, 0.9])
+def test_twins_of_a_query_still_cover(coverage: float) -> None:
+    """New queries are drawn like one member of a group whose members are alike."""
+    random = np.random.default_rng(2)
+    covered = []
+    for _ in range(1500):
+        centre = random.exponential(size=31)
+        drawn = centre[:, None] * random.uniform(0.9, 1.1, (31, 3))
+        cut = threshold(drawn[:-1].ravel(), np.ones(90), coverage, np.repeat(np.arange(30), 3))
+        covered.append(drawn[-1, 0] <= cut)
+    assert coverage - 0.03 <= np.mean(covered) <= coverage + 0.06
+
+
+def test_sets_of_a_collection_cover_knowns_and_unknowns_apart(collection: Collection, world: World) -> None:
+    assert collection.calibration is not None
+    for file, name in ((world.test, "known"), (world.test_unknown, "unknown")):
+        rows = world.rows(file)
+        answers = collection.search([row.text for row in rows], coverage=0.9, coverage_for="known-unknown")
+        inside = []
+        for row, answer in zip(rows, answers, strict=True):
+            labels = {entry.label for entry in answer.prediction_set or []}
+            inside.append(row.label in labels if name == "known" else bool(answer.set_has_no_match))
+        assert np.mean(inside) > 0.8, name
+    with pytest.raises(DataError, match="coverage_for must be one of mixed, known-unknown, got 'all'"):
+        collection.search(["card"], coverage=0.9, coverage_for="all")  # type: ignore[arg-type]
+
+
+def test_the_verbs_know_both_promises(built: Path, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(built), "bank card", "--json", "--coverage", "0.9"]
+    assert cli.search([*words, "--coverage-for", "known-unknown"]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)["answers"]
+    assert answer["coverage"] == 0.9
+    assert [entry["label"] for entry in answer["prediction_set"]] == ["card"]
+    words = [str(built), str(world.test), "--unknown", str(world.test_unknown), "--label", "label"]
+    assert cli.evaluate([*words, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    for variant in ("sets", "sets_known_unknown"):
+        (first, *_) = report[variant]
+        assert first["coverage"] == 0.9
+        # 90 known and 60 unknown queries
+        assert first["measured"] == pytest.approx((90 * first["known"] + 60 * first["unknown"]) / 150)
+    assert cli.evaluate(words) == 0
+    assert "90% sets for known and unknown apart: held the truth" in " ".join(capsys.readouterr().out.split())

@@ -1,0 +1,228 @@
+"""Thresholds against brute force over every line that could be drawn, and their intervals by simulation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from index import cli
+from index.calibrate import HeldOut
+from index.collection import Collection
+from index.errors import CalibrationError, SettingsError
+from index.thresholds import Threshold, from_costs, from_fpir, from_precision
+from tests.index.conftest import World
+
+Floats = NDArray[np.float64]
+
+
+def sample(n: int, seed: int = 0, digits: int = 9, twins: int = 1, weighted: bool = False) -> HeldOut:
+    """Queries whose probabilities are true: half are unknown and less probable. Each comes `twins` times."""
+    random = np.random.default_rng(seed)
+    known = np.arange(n) % 2 == 0
+    p = np.round(np.where(known, random.beta(5, 1, n), random.beta(1, 3, n)), digits)
+    right = known & (random.random(n) < p)
+    weight = random.uniform(0.5, 2, n) if weighted else np.ones(n)
+    columns = (p, right, known, weight, np.zeros(n), np.arange(n))
+    return HeldOut(*(np.repeat(column, twins) for column in columns))
+
+
+def calibrated(n: int, seed: int) -> HeldOut:
+    """Events that happen with their probability, known or not."""
+    random = np.random.default_rng(seed)
+    p = random.random(n)
+    right = random.random(n) < p
+    return HeldOut(p, right, right | (random.random(n) < 0.5), np.ones(n), np.zeros(n), np.arange(n))
+
+
+def lines(made: HeldOut) -> list[float]:
+    return [*np.unique(made.probability).tolist(), 2.0]
+
+
+def mean_cost(made: HeldOut, at: float, false_match: float, miss: float) -> float:
+    called = made.probability >= at
+    return float(false_match * (called & ~made.right).mean() + miss * (~called & made.right).mean())
+
+
+@pytest.mark.parametrize("costs", [(1.0, 1.0), (10.0, 1.0), (1.0, 5.0)])
+def test_costs_draw_the_line_of_least_expected_cost(costs: tuple[float, float]) -> None:
+    made = calibrated(3000, seed=1)
+    found = from_costs(made, *costs)
+    grid = np.linspace(0, 1, 201)
+    expected = [mean_cost(made, at, *costs) for at in grid]
+    assert found.probability == pytest.approx(grid[int(np.argmin(expected))], abs=0.08)
+    assert found.measured == pytest.approx(mean_cost(made, found.probability, *costs))
+    assert found.measured <= min(expected) * 1.02, "no other line is cheaper by more than luck"
+    assert found.low < found.measured < found.high
+
+
+def measures(made: HeldOut, at: float) -> dict[str, float | None]:
+    called, right, known = made.probability >= at, made.right, made.known
+
+    def mass(of: NDArray[np.bool_]) -> float:
+        return float(made.weight[of].sum())
+
+    return {
+        "accepted": mass(called) / mass(called | ~called),
+        "precision": mass(called & right) / mass(called) if called.any() else None,
+        "miss_rate": 1 - mass(called & right & known) / mass(known),
+        "fpir": mass(called & ~known) / mass(~known),
+    }
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("digits", [1, 9], ids=["ties", "no ties"])
+@pytest.mark.parametrize("share", [0.8, 0.9, 0.95])
+def test_precision_is_kept_by_the_lowest_line_that_can(share: float, digits: int, weighted: bool) -> None:
+    made = sample(1000, digits=digits, weighted=weighted)
+    found = from_precision(made, share)
+    good = [at for at in lines(made) if (measures(made, at)["precision"] or 0) >= share - 1e-12]
+    assert found.probability == min(good)
+    assert found.measured >= share - 1e-12
+    assert vars_of(found) == pytest.approx(measures(made, found.probability))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("digits", [1, 9], ids=["ties", "no ties"])
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.3])
+def test_an_fpir_is_kept_by_the_lowest_line_that_can(share: float, digits: int, weighted: bool) -> None:
+    made = sample(400, digits=digits, weighted=weighted)
+    found = from_fpir(made, share)
+    of_unknown = np.unique(made.probability[~made.known]).tolist()
+    good = [at for at in [*of_unknown, 2.0] if (measures(made, at)["fpir"] or 0) <= share + 1e-12]
+    assert found.probability == min(good) or (min(good) == 2.0 and found.probability > max(of_unknown))
+    assert found.measured <= share + 1e-12
+    assert vars_of(found) == pytest.approx(measures(made, found.probability))
+
+
+def vars_of(found: Threshold) -> dict[str, float | None]:
+    return {name: getattr(found, name) for name in ("accepted", "precision", "miss_rate", "fpir")}
+
+
+def coverage(made: Any, find: Any, truth: Any, rounds: int = 300) -> float:
+    inside = []
+    for seed in range(rounds):
+        found = find(made(seed))
+        inside.append(found.low <= truth(found.probability) <= found.high)
+    return float(np.mean(inside))
+
+
+POPULATION = sample(400_000, seed=999)
+
+
+def true_fpir(at: float) -> float:
+    return float((POPULATION.probability[~POPULATION.known] >= at).mean())
+
+
+def true_cost(at: float) -> float:
+    p, right = POPULATION.probability, POPULATION.right
+    return float(np.where(p >= at, 10.0 * ~right, 1.0 * right).mean())
+
+
+@pytest.mark.parametrize("twins", [1, 3], ids=["every query once", "three examples a query"])
+def test_intervals_hold_the_truth_95_times_of_100(twins: int) -> None:
+    """Copies of a query must not narrow them. 4 standard errors of 300 rounds at .95 are .05."""
+
+    def made(seed: int) -> HeldOut:
+        return sample(300, seed=seed, twins=twins)
+
+    of_fpir = coverage(made, lambda found: from_fpir(found, 0.1), true_fpir)
+    assert 0.92 <= of_fpir <= 1
+    of_costs = coverage(made, lambda found: from_costs(found, 10, 1), true_cost, rounds=200)
+    assert 0.90 <= of_costs <= 0.99
+
+
+def test_twins_change_the_line_no_more_than_the_interval() -> None:
+    once, thrice = sample(300), sample(300, twins=3)
+    for find in (lambda made: from_precision(made, 0.9), lambda made: from_fpir(made, 0.1)):
+        a, b = find(once), find(thrice)
+        assert (b.probability, b.measured) == pytest.approx((a.probability, a.measured))
+        assert (b.low, b.high) == pytest.approx((a.low, a.high))
+    assert from_costs(thrice, 10, 1) == from_costs(once, 10, 1)
+
+
+def perfect(n: int, twins: int = 1) -> HeldOut:
+    """n known queries, all right and sure, and n unknown ones, all far: not a single error."""
+    known = np.repeat([True, False], n)
+    columns = (np.where(known, 0.9, 0.1), known, known, np.ones(2 * n), np.zeros(2 * n), np.arange(2 * n))
+    return HeldOut(*(np.repeat(column, twins) for column in columns))
+
+
+@pytest.mark.parametrize("twins", [1, 4])
+def test_a_promise_is_refused_one_query_short_of_what_it_takes(twins: int) -> None:
+    """0.99^298 = 0.0500..., 0.99^299 = 0.0495...: 299 queries without an error bound the rate by 1 % at 95 %."""
+    assert from_precision(perfect(299, twins), 0.99).measured == 1
+    assert from_fpir(perfect(299, twins), 0.01).measured == 0
+    with pytest.raises(CalibrationError, match=r"at least 299 called matches.* there are 298"):
+        from_precision(perfect(298, twins), 0.99)
+    with pytest.raises(CalibrationError, match=r"at least 299 unknown queries.* there are 298"):
+        from_fpir(perfect(298, twins), 0.01)
+
+
+def test_a_promise_out_of_reach_is_refused() -> None:
+    made = sample(400)
+    wrong = HeldOut(made.probability, made.right & False, made.known, made.weight, made.nonconformity, made.group)
+    with pytest.raises(CalibrationError, match="No threshold reaches a precision of"):
+        from_precision(wrong, 0.9)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 1.5, float("nan")])
+def test_shares_outside_the_open_interval_are_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="precision must lie"):
+        from_precision(sample(100), share)
+    with pytest.raises(ValueError, match="fpir must lie"):
+        from_fpir(sample(100), share)
+
+
+@pytest.mark.parametrize("costs", [(0.0, 1.0), (1.0, 0.0), (-1.0, 1.0), (float("nan"), 1.0), (1.0, float("inf"))])
+def test_costs_that_are_none_are_refused(costs: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="costs must be positive"):
+        from_costs(sample(100), *costs)
+
+
+def test_the_verb(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.threshold([str(built), "--false-match-cost", "3", "--miss-cost", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["probability"], found["promised"]) == (0.75, "mean cost of a query")
+    assert cli.threshold([str(built), "--fpir", "0.1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["fpir"] <= 0.1
+    assert cli.threshold([str(built), "--precision", "0.9"]) == 0
+    assert "Call it a match when its probability is at least" in capsys.readouterr().out
+    with pytest.raises(CalibrationError, match="cannot support an FPIR"):
+        cli.threshold([str(built), "--fpir", "0.0001"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "Give one of"),
+        (["--precision", "0.9", "--fpir", "0.1"], "Give one of"),
+        (["--precision", "0.9", "--false-match-cost", "1", "--miss-cost", "1"], "Give one of"),
+        (["--fpir", "0.1", "--miss-cost", "1"], "Give one of"),
+        (["--miss-cost", "1"], "belong together"),
+        (["--false-match-cost", "1"], "belong together"),
+        (["--precision", "1"], "precision"),
+        (["--fpir", "0"], "fpir"),
+        (["--false-match-cost", "-1", "--miss-cost", "1"], "false-match-cost"),
+    ],
+)
+def test_wrong_flags_are_said(built: Path, flags: list[str], said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        cli.threshold([str(built), *flags])
+
+
+def test_no_threshold_without_a_calibration(world: World, tmp_path: Path) -> None:
+    out = tmp_path / "uncalibrated"
+    few = tmp_path / "few.csv"
+    few.write_text("text,label\nbank card,card\n")
+    words = [str(world.encoder), str(world.items), "--label", "label", "--out", str(out), "--calibrate", str(few)]
+    assert cli.index([*words, "--json"]) == 0
+    opened = Collection.open(out)
+    opened.close()
+    assert opened.calibration is None
+    with pytest.raises(CalibrationError, match="no threshold without a calibration"):
+        cli.threshold([str(out), "--precision", "0.9"])
