@@ -24,6 +24,7 @@ from training.demo_data import make_demo_data, write_demo_data
 from training.pipeline import train_encoder
 
 RECORD = "demo.json"
+NAME = "smart-home"
 QUESTIONS = ("set the living room to 21 degrees", "pause the music in the kitchen", "book me a table for two tonight")
 """The last one asks for something no smart home of ours can do."""
 
@@ -31,7 +32,7 @@ QUESTIONS = ("set the living room to 21 degrees", "pause the music in the kitche
 def run_demo(settings: DemoSettings, console: Console) -> Path:
     """Makes (or reuses) the demo in `settings.out`, shows what came out, and returns the collection's folder."""
     started = time.perf_counter()
-    out, collection = settings.out, settings.out / "collection"
+    out, collection = settings.out, settings.out / NAME
     if out.exists() and not (out / RECORD).exists() and (not out.is_dir() or any(out.iterdir())):
         raise SettingsError(f"{out} holds something else than the demo. Name another folder with --out.")
     console.print("[bold]1. Sentences[/bold] people say to a smart home, drawn from templates.")
@@ -70,7 +71,7 @@ def example_questions(out: Path, known: int = 4) -> list[str]:
 
 
 def _make(settings: DemoSettings, rows: dict[str, list[Row]], train: Path, console: Console) -> dict[str, Any]:
-    model, collection = settings.out / "model", settings.out / "collection"
+    model, collection = settings.out / "model", settings.out / NAME
     console.print("[bold]2. Training[/bold] an encoder: sentences of one intent become neighbours.")
     # the calibration queries come from templates of their own, so no row has to be held out
     train_settings = TrainSettings(
@@ -147,7 +148,10 @@ def _reusable(out: Path, collection: Path, state: str) -> dict[str, Any] | None:
         record = json.loads((out / RECORD).read_text(encoding="utf-8"))
         if record.get("state") != state:
             return None
-        Collection.open(collection).close()
+        opened = Collection.open(collection)
+        opened.close()
+        if opened.uncalibrated() is not None:  # stored by another version
+            return None
     except (OSError, ValueError, SurematchError):
         return None
     report: dict[str, Any] = record["report"]

@@ -23,7 +23,7 @@ def test_the_demo_answers_one_question_with_no_match_and_is_reused(
     assert "Training" in first
     assert "no match" in first
     assert f"surematch serve {out / 'collection'}" in first.replace("\n", "")
-    collection = Collection.open(out / "collection")
+    collection = Collection.open(out / "smart-home")
     answers = collection.search(QUESTIONS)
     collection.close()
     assert [answer.decision.label for answer in answers if answer.decision] == [
