@@ -31,8 +31,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data" / "banking77"
 UNSEEN = 20
-OURS = {"ours": None, "am-softmax": "am-softmax", "plain softmax": "softmax"}
-"""Method to --loss, run by our pipeline."""
+OURS: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "am-softmax, s = 15": {"loss": "am-softmax", "scale": 15.0},
+    "plain softmax": {"loss": "softmax"},
+}
+"""Method to settings of `surematch train`, run by our pipeline."""
 METHODS = (*OURS, "MultipleNegativesRanking", "pml CosFace")
 Rows = list[tuple[str, str]]
 
@@ -65,7 +69,7 @@ def measure(model: Any, train: Rows, test: Rows, away: set[str]) -> dict[str, fl
     return {"seen recall@1": seen.recall_at_1, "unseen recall@1": unseen.recall_at_1, "unseen MAP@R": unseen.map_at_r}
 
 
-def train_ours(encoder: str, loss: str | None, rows: Rows, seed: int, folder: Path) -> tuple[Any, float]:
+def train_ours(encoder: str, options: dict[str, Any], rows: Rows, seed: int, folder: Path) -> tuple[Any, float]:
     """The trained model, and the seconds its training loop took."""
     from rich.console import Console
     from sentence_transformers import SentenceTransformer
@@ -86,7 +90,7 @@ def train_ours(encoder: str, loss: str | None, rows: Rows, seed: int, folder: Pa
 
     pipeline.fit = timed
     try:
-        settings = TrainSettings(data=[data], out=out, encoder=encoder, loss=loss, held_out=0, seed=seed)
+        settings = TrainSettings(data=[data], out=out, encoder=encoder, held_out=0, seed=seed, **options)
         pipeline.train_encoder(settings, Console(file=io.StringIO()))
     finally:
         pipeline.fit = loop

@@ -22,7 +22,7 @@ def test_the_demo_answers_one_question_with_no_match_and_is_reused(
     first = capsys.readouterr().out
     assert "Training" in first
     assert "no match" in first
-    assert f"surematch serve {out / 'collection'}" in first.replace("\n", "")
+    assert f"surematch serve {out / 'smart-home'}" in first.replace("\n", "")
     collection = Collection.open(out / "smart-home")
     answers = collection.search(QUESTIONS)
     collection.close()

@@ -26,7 +26,7 @@ class NormalisedSoftmax(Objective):
 class AMSoftmax(Objective):
     """Additive margin: s (cos_t - m). Wang et al. 2018 (AM-Softmax), Wang et al. 2018 (CosFace)."""
 
-    def __init__(self, model: SentenceTransformer, classes: int, scale: float = 15.0, margin: float = 0.35) -> None:
+    def __init__(self, model: SentenceTransformer, classes: int, scale: float = 30.0, margin: float = 0.35) -> None:
         super().__init__(model, classes, scale, margin)
 
     def margined(self, cosines: Tensor, labels: Tensor) -> Tensor:
