@@ -79,7 +79,7 @@ def test_fixed_margins_agree_with_their_formula_in_float64(name: str, encoder: S
     vectors, labels, _ = batch
     loss = make_objective(name, encoder, CLASSES)
     margined = with_target(cosines_of(loss, vectors), labels.numpy(), lambda c, i: FIXED[name](c))
-    expected = cross_entropy((15 if name == "am-softmax" else 30) * margined, labels.numpy())
+    expected = cross_entropy(30 * margined, labels.numpy())
     assert loss.loss_of(vectors, labels).item() == pytest.approx(expected, rel=1e-5)
 
 
