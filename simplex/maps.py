@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from simplex.arrays import Scalar
 
 LONG = 2**14
+"""Rows of CPU tensors beyond this are added up in float64."""
+
 TAYLOR_FLOOR = {
     2: -1.0,
     4: -1.596071637983321523,

@@ -98,8 +98,11 @@ def perturb_max(
 ) -> ArrayT:
     """P(x_i / T + e_i is the largest), for noise "normal", "logistic", "gumbel", "uniform" (on [-1, 1]) or your own.
 
-    `points` of the grid: None takes 256 (1024 for bounded noise). Memory is O(rows n points). Two derivatives for
-    smooth noise; one for bounded noise (the second has jumps).
+    `points` of the grid: None takes 256 (1024 for bounded noise). The more scores, the narrower their maximum is spread
+    and the more points it takes: 48 do for 6 scores, 192 for 20,000, and 256 agree with an oracle to 1e-9 over 100,000
+    (tests/simplex/test_long_rows.py). Memory sets the limit: several float64 arrays of rows * n * points, 0.2 GB each
+    for one row of 100,000, so take rows in small batches; there is no answer for ten million. Two derivatives for
+    smooth noise; one for bounded noise (the second has jumps). ValueError names a bad argument.
     """
     law = _law(noise)
 

@@ -82,7 +82,11 @@ def test_noise_in_the_scores(seed: int) -> None:
         noise = float(rng.choice([1e-3, 0.02, 0.1]))
         c = simplex.certify(x[:k], len(x), alpha=alpha, temperature=temperature, noise=noise)
         certified += int(c.certified)
-        true = x + temperature * rng.uniform(-noise, noise, size=(3, len(x)))
+        errors = rng.uniform(-noise, noise, size=(4, len(x)))
+        errors[3] = np.where(
+            np.arange(len(x)) < k, -noise, noise
+        )  # the worst: the seen overrated, the unseen underrated
+        true = x + temperature * errors
         full = simplex.entmax(true, alpha, temperature=temperature)
         if c.certified:
             assert full[:, k:].max(initial=0) == 0

@@ -122,6 +122,13 @@ def test_ten_million_ties(name: str) -> None:
         assert not got[share:].any()
 
 
+@pytest.mark.parametrize("alpha", [1.3, 1.9])
+def test_near_ties(alpha: float) -> None:
+    """The first Newton step falls by a factor of n and is rounded; no normalization could hide an error in it."""
+    x = np.linspace(0, 0.3 * (N / 5) ** (1 - alpha), N // 5, dtype="f4")
+    np.testing.assert_allclose(simplex.entmax(x, alpha), entmax(alpha)(x.astype("f8")), rtol=1e-5)
+
+
 @pytest.mark.parametrize("noise", ["normal", "logistic"])
 def test_perturb_max_over_a_hundred_thousand(noise: str) -> None:
     """Scores on a coarse lattice, so that the oracle can raise each distribution to the number of its ties."""
