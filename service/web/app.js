@@ -124,7 +124,7 @@ function showVerdict(answer) {
 function promise(p, matched) {
   if ($("map").value !== "softmax") return "A shorter list than softmax gives, and not as well calibrated: a zero is not a certainty.";
   const hundred = Math.round(p * 100);
-  const share = hundred > 99 ? "more than 99" : `about ${hundred}`;
+  const share = `about ${Math.min(hundred, 99)}`; // no calibration sample shows that 100 in 100 are right
   return `Of ${matched ? "matches" : "“no match” answers"} this sure, ${share} in 100 are right.`;
 }
 
