@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from index.errors import CalibrationError
-from index.evidence import Evidence, Floats, Ints
+from index.evidence import FEATURES, Evidence, Floats, Ints
 
 UNIT = 0.1
 """Features are measured in steps of 0.1 cosine, so that the priors mean the same for every encoder."""
@@ -55,18 +55,25 @@ class ConditionalLogit:
         """Raises `CalibrationError` when a number is missing or not finite."""
         try:
             found = cls(
-                tuple(float(w) for w in value["weights"]),
+                numbers(value["weights"], len(FEATURES)),
                 float(value["intercept"]),
                 float(value["slope"]),
-                tuple(float(x) for x in value["feature_mean"]),
+                numbers(value["feature_mean"], len(FEATURES)),
                 float(value["background_mean"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CalibrationError(f"The stored calibrator cannot be read ({error}). Build the index again.") from error
-        numbers = [*found.weights, found.intercept, found.slope, *found.feature_mean, found.background_mean]
-        if not np.isfinite(numbers).all():
+        stored = [*found.weights, found.intercept, found.slope, *found.feature_mean, found.background_mean]
+        if not np.isfinite(stored).all():
             raise CalibrationError("The stored calibrator holds NaN or infinity. Build the index again.")
         return found
+
+
+def numbers(value: object, count: int | None = None) -> tuple[float, ...]:
+    """A stored list of `count` numbers. Raises ValueError for anything else."""
+    if not isinstance(value, list | tuple) or len(value) != (len(value) if count is None else count):
+        raise ValueError(f"{value!r} is not a list of {'numbers' if count is None else f'{count} numbers'}")
+    return tuple(float(number) for number in value)
 
 
 def fit(evidence: Evidence, target: Ints, weight: NDArray[np.float64] | None = None) -> ConditionalLogit:
@@ -77,7 +84,7 @@ def fit(evidence: Evidence, target: Ints, weight: NDArray[np.float64] | None = N
     """
     n = len(evidence)
     weight = np.ones(n) if weight is None else np.asarray(weight, np.float64)
-    _check(evidence, target, weight)
+    check(evidence, target, weight)
     best = evidence.features[evidence.starts[:-1]]
     feature_mean = np.average(best, axis=0, weights=weight)
     background_mean = float(np.average(evidence.background, weights=weight))
@@ -128,7 +135,8 @@ def check_finite(evidence: Evidence) -> None:
         raise CalibrationError("Calibration queries have scores that are not finite. Encode them again.")
 
 
-def _check(evidence: Evidence, target: Ints, weight: Floats) -> None:
+def check(evidence: Evidence, target: Ints, weight: Floats) -> None:
+    """Raises `CalibrationError` for evidence that no distribution can be fitted to, see `fit`."""
     n = len(evidence)
     check_finite(evidence)
     if n < MIN_QUERIES:

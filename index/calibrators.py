@@ -7,6 +7,7 @@ tell no second label from a third, but Platt's two numbers can be fitted to a fe
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -82,6 +83,7 @@ class BestCosine:
 
 def fit_temperature_softmax(evidence: Evidence, target: Ints, weight: Floats) -> Temperature:
     """Maximum likelihood over the two numbers, by the same loss as the conditional logit's."""
+    calibration.check(evidence, target, weight)
     x = evidence.features[:, _POOLED, None]
     flat = np.zeros(len(evidence))
 
@@ -136,16 +138,23 @@ def fit_venn_abers(evidence: Evidence, target: Ints, weight: Floats) -> BestCosi
         ) from error
     best, right = _best(evidence, target)
     keep = np.random.default_rng(0).random(len(best)) < weight / weight.max()
-    scores = (np.clip(best, -1, 1) + 1) / 2
-    fitted = VennAbers()
-    fitted.fit(np.column_stack([1 - scores, scores])[keep], right[keep].astype(float))
-    seen = np.unique(scores[keep])
-    between = np.concatenate([seen, (seen[1:] + seen[:-1]) / 2])
-    at = np.sort(np.concatenate([[0.0], between]))
-    p = np.asarray(fitted.predict_proba(np.column_stack([1 - at, at]))[0])[:, 1]
-    # between two seen scores the answer is constant, at a seen score it may differ: both are steps of their own
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the package divides 0 by 0, and copes
+        fitted = VennAbers()
+        fitted.fit(_two_columns(best[keep]), right[keep].astype(float))
+        seen = np.unique(best[keep])
+        between = np.concatenate([[seen[0] - 1], (seen[1:] + seen[:-1]) / 2, [seen[-1] + 1]])
+        p_seen, p_between = (np.asarray(fitted.predict_proba(_two_columns(at))[0])[:, 1] for at in (seen, between))
+    # the answer at a seen cosine differs from the constant one between it and the next: each is a step of its own
+    edges = np.concatenate([[-2.0], np.column_stack([seen, np.nextafter(seen, 2)]).ravel()])
+    p = np.concatenate([p_between[:1], np.column_stack([p_seen, p_between[1:]]).ravel()])
     steps = np.flatnonzero(np.diff(p, prepend=np.nan) != 0)
-    return BestCosine("venn-abers", edges=tuple(map(float, 2 * at[steps] - 1)), levels=tuple(map(float, p[steps])))
+    return BestCosine("venn-abers", edges=tuple(map(float, edges[steps])), levels=tuple(map(float, p[steps])))
+
+
+def _two_columns(cosines: Floats) -> Floats:
+    """Cosines as the package wants scores: of "wrong" and "right", summing to 1."""
+    return np.column_stack([1 - cosines, 1 + cosines]) / 2
 
 
 def _best(evidence: Evidence, target: Ints) -> tuple[Floats, NDArray[np.bool_]]:
@@ -179,8 +188,11 @@ def calibrator_from_json(value: dict[str, Any]) -> Calibrator:
         if kind == "temperature":
             return _finite(Temperature(float(value["scale"]), float(value["no_match"])))
         if kind in CALIBRATORS:
-            steps = {name: tuple(float(x) for x in value[name]) for name in ("edges", "levels")}
-            return _finite(BestCosine(str(kind), float(value["slope"]), float(value["intercept"]), **steps))
+            edges, levels = (calibration.numbers(value[name]) for name in ("edges", "levels"))
+            found = _finite(BestCosine(kind, float(value["slope"]), float(value["intercept"]), edges, levels))
+            if kind != "platt":
+                _check_steps(edges, levels)
+            return found
     except (KeyError, TypeError, ValueError) as error:
         raise CalibrationError(f"The stored calibrator cannot be read ({error}). Build the index again.") from error
     raise CalibrationError(f"The stored calibrator is of an unknown kind {kind!r}. Build the index again.")
@@ -191,3 +203,10 @@ def _finite(found: Temperature | BestCosine) -> Calibrator:
     if not np.isfinite(numbers.astype(np.float64)).all():
         raise CalibrationError("The stored calibrator holds NaN or infinity. Build the index again.")
     return found
+
+
+def _check_steps(edges: tuple[float, ...], levels: tuple[float, ...]) -> None:
+    if not levels or len(edges) != len(levels):
+        raise ValueError(f"{len(edges)} edges and {len(levels)} levels")
+    if (np.diff(edges) <= 0).any() or (np.diff(levels) < 0).any() or min(levels) < 0 or max(levels) > 1:
+        raise ValueError("steps that are not in order")
