@@ -24,7 +24,7 @@ from index.errors import CalibrationError, CollectionError, DataError, SettingsE
 from index.examples import examples
 from index.faiss_engine import FaissFlat
 from index.items import Item, ItemStore
-from index.rows import Row
+from index.rows import SHOWN, Row
 from index.snapshot import write_snapshot
 from index.sources import BATCH, NO_QUERIES, Held, Progress, calibration_queries, encode_rows
 
@@ -99,7 +99,17 @@ def build_collection(
         )
     collection = Collection.open(out)
     collection.close()
-    return collection.describe()
+    described = collection.describe()
+    return {**described, "warnings": [*_cut_texts(encoder, rows), *described["warnings"]]}
+
+
+def _cut_texts(encoder: Encoder, rows: Sequence[Row]) -> list[str]:
+    """A warning that names the rows whose texts are longer than the encoder reads, or nothing."""
+    cut = [rows[at] for at in encoder.too_long([row.text for row in rows])]
+    if not cut:
+        return []
+    named = ", ".join(f"{row.file} line {row.line}" for row in cut[:SHOWN]) + (", ..." if len(cut) > SHOWN else "")
+    return [f"{len(cut)} texts are longer than this encoder reads; their ends are ignored: {named}."]
 
 
 def _items(rows: Sequence[Row], vectors: NDArray[np.float32], id_column: str | None) -> list[Item]:
