@@ -66,15 +66,20 @@ def create_app(settings: ServeSettings, serving: Serving | None = None) -> FastA
     app.add_middleware(SecurityHeaders)
     app.add_middleware(RequestMetrics, metrics=metrics)
     app.add_middleware(RequestLog)
-    for module in (search, embeddings, collection, admin, health, page):
-        app.include_router(module.router)
+    routers = [module.router for module in (search, embeddings, collection, admin, health, page)]
+    app.state.routes = [route for router in routers for route in router.routes]
+    for router in routers:
+        app.include_router(router)
     page.mount(app)
-    document: dict[str, Any] = {}
+    documents: dict[str, dict[str, Any]] = {}
 
     def cached() -> dict[str, Any]:
-        if not document:
-            document.update(openapi(app))
-        return document
+        serving = app.state.current and app.state.current.serving
+        served = serving.collection.name + serving.collection.model_id if serving else ""
+        if served not in documents:
+            documents.clear()
+            documents[served] = openapi(app)
+        return documents[served]
 
     app.openapi = cached  # type: ignore[method-assign]
     return app

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
+import numpy as np
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
+from index.collection import Collection
 from service.access import scope_needed
 from service.problems import documented
-from service.schemas import EmbeddingsRequest, ProblemReply
+from service.schemas import VISIBLE, EmbeddingsRequest, ProblemReply
+from service.settings import ServeSettings
 
 REF = "#/components/schemas/{model}"
 
@@ -24,9 +28,47 @@ def openapi(app: FastAPI) -> dict[str, Any]:
         ref_template=REF,
     )
     document["components"]["schemas"].update(own["$defs"])
+    _limit(document, app.state.settings)
     if app.state.keys is not None:
         _secure(document)
+    serving = app.state.current and app.state.current.serving
+    if serving:
+        _tailor(document["components"]["schemas"], serving.collection)
     return document
+
+
+def _limit(document: dict[str, Any], settings: ServeSettings) -> None:
+    """The settings' limits, where they are not in the models already."""
+    for parameter in document["paths"]["/v1/search"]["get"]["parameters"]:
+        if parameter["name"] == "k":
+            parameter["schema"] |= {"maximum": settings.max_k}
+        elif parameter["name"] == "text":
+            parameter["schema"] |= {"maxLength": settings.max_text_chars}
+    text = {"minLength": 1, "maxLength": settings.max_text_chars, "pattern": VISIBLE}
+    document["components"]["schemas"]["EmbeddingsRequest"]["properties"]["input"] |= {
+        "anyOf": [
+            {"type": "string", **text},
+            {"type": "array", "minItems": 1, "maxItems": settings.max_queries, "items": {"type": "string", **text}},
+        ]
+    }
+
+
+def _tailor(schemas: dict[str, Any], collection: Collection) -> None:
+    """What depends on the collection now served: its dimension, and the names of its model."""
+    d = collection.encoder.dimension
+    schemas["VectorQuery"]["properties"]["vector"] |= {"minItems": d, "maxItems": d}
+    full, rest = divmod(4 * d, 3)
+    tail = ("", "[A-Za-z0-9+/][AQgw]==", "[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=")[rest]
+    length = 4 * (full + (rest > 0))
+    schemas["Base64Query"]["properties"]["vector_base64"] |= {
+        "minLength": length,
+        "maxLength": length,
+        "pattern": f"^[A-Za-z0-9+/]{{{4 * full}}}{tail}$",
+        "examples": [base64.b64encode(np.eye(1, d, dtype="<f4").tobytes()).decode()],
+    }
+    embeddings = schemas["EmbeddingsRequest"]["properties"]
+    embeddings["model"] |= {"enum": list(dict.fromkeys((collection.name, collection.model_id)))}
+    embeddings["dimensions"] |= {"anyOf": [{"const": d}, {"type": "null"}]}
 
 
 def _secure(document: dict[str, Any]) -> None:

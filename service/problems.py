@@ -14,6 +14,7 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from index.errors import CalibrationError, DataError, SettingsError, SurematchError
 from service.schemas import QUERY_TAGS
@@ -145,6 +146,8 @@ def install(app: FastAPI) -> None:
         slug = _BY_STATUS.get(error.status_code, "internal" if error.status_code >= 500 else "bad-request")
         detail = {404: "The address is unknown.", 405: f"{request.method} is not possible here."}
         headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(_methods(request))
         problem = Problem(slug, detail.get(error.status_code, f"{error.detail}."), headers=headers)
         return response(problem, request.url.path)
 
@@ -161,6 +164,16 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(SurematchError, on_user_error)
     app.add_exception_handler(Exception, on_fault)
+
+
+def _methods(request: Request) -> list[str]:
+    """Those of all routes at this address: each route names only its own."""
+    scope = dict(request.scope)
+    found: set[str] = set()
+    for route in request.app.state.routes:
+        if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE:
+            found |= route.methods or set()
+    return sorted(found)
 
 
 def documented(*slugs: str) -> dict[int | str, dict[str, Any]]:

@@ -25,6 +25,10 @@ QUERY_TAGS = frozenset({TEXT, VECTOR, BASE64, IMAGE})
 """Marks of the query union in a validation error's location; no part of the JSON document."""
 
 
+VISIBLE = r"[^\s\x1c-\x1f\x85]"
+"""A regular expression (in the common part of its dialects) for what `str.strip` leaves: for the OpenAPI document."""
+
+
 class Body(BaseModel):
     """What all request bodies share: strict types, finite numbers, no unknown members."""
 
@@ -166,7 +170,12 @@ def limited(settings: ServeSettings) -> type[SearchRequest]:
         __base__=TextQuery,
         text=(
             Annotated[str, AfterValidator(_not_blank)],
-            Field(min_length=1, max_length=settings.max_text_chars, examples=["what is the temperature outside"]),
+            Field(
+                min_length=1,
+                max_length=settings.max_text_chars,
+                examples=["what is the temperature outside"],
+                json_schema_extra={"pattern": VISIBLE},
+            ),
         ),
     )
     vector = create_model(
