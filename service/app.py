@@ -11,12 +11,13 @@ from fastapi import FastAPI
 
 from service import problems
 from service.access import Access
+from service.item_schemas import limited_items
 from service.keys import Keys
 from service.limits import LOOPBACK_NAMES, BodyLimit, KnownHosts, SecurityHeaders
 from service.logs import RequestLog
 from service.metrics import Metrics, RequestMetrics
 from service.openapi import openapi
-from service.routes import admin, collection, embeddings, health, page, search
+from service.routes import admin, collection, embeddings, health, items, page, search
 from service.schemas import limited
 from service.serving import Current, Serving
 from service.settings import ServeSettings
@@ -56,6 +57,7 @@ def create_app(settings: ServeSettings, serving: Serving | None = None) -> FastA
     app.state.current = None
     app.state.draining = False
     app.state.request_model = limited(settings)
+    app.state.put_model, app.state.delete_model = limited_items(settings)
     problems.install(app)
     # the last one added is the first to see a request
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
@@ -66,7 +68,7 @@ def create_app(settings: ServeSettings, serving: Serving | None = None) -> FastA
     app.add_middleware(SecurityHeaders)
     app.add_middleware(RequestMetrics, metrics=metrics)
     app.add_middleware(RequestLog)
-    routers = [module.router for module in (search, embeddings, collection, admin, health, page)]
+    routers = [module.router for module in (search, embeddings, items, collection, admin, health, page)]
     app.state.routes = [route for router in routers for route in router.routes]
     for router in routers:
         app.include_router(router)

@@ -12,6 +12,7 @@ from pydantic.json_schema import models_json_schema
 
 from index.collection import Collection
 from service.access import scope_needed
+from service.item_schemas import FeedbackRequest
 from service.problems import documented
 from service.schemas import VISIBLE, EmbeddingsRequest, ProblemReply
 from service.settings import ServeSettings
@@ -24,7 +25,11 @@ def openapi(app: FastAPI) -> dict[str, Any]:
         title=app.title, version=app.version, description=app.description, routes=app.routes, tags=_TAGS
     )
     _, own = models_json_schema(
-        [(app.state.request_model, "validation"), (EmbeddingsRequest, "validation"), (ProblemReply, "serialization")],
+        [
+            *((model, "validation") for model in (app.state.request_model, EmbeddingsRequest, FeedbackRequest)),
+            *((model, "validation") for model in (app.state.put_model, app.state.delete_model)),
+            (ProblemReply, "serialization"),
+        ],
         ref_template=REF,
     )
     document["components"]["schemas"].update(own["$defs"])
@@ -88,6 +93,7 @@ def _secure(document: dict[str, Any]) -> None:
 _TAGS = [
     {"name": "search", "description": "Ask: hits, calibrated probabilities, the no-match share."},
     {"name": "collection", "description": "What is served, and how far its probabilities can be trusted."},
+    {"name": "items", "description": "Change what is searched, and say what was right (`surematch serve --writable`)."},
     {"name": "embeddings", "description": "The collection's encoder, as OpenAI's API has it."},
     {"name": "admin", "description": "For operators; needs the scope admin where keys are used."},
     {"name": "health", "description": "For supervisors and load balancers."},

@@ -265,9 +265,11 @@ class SearchReply(Reply):
     """`results[i]` answers `queries[i]`."""
 
     results: list[AnswerReply]
+    query_ids: list[str] | None = Field(description="for /v1/feedback; null when the service takes no writes")
     collection: str
     model: str = Field(description="fingerprint of the encoder")
     snapshot: str = Field(description="the state of the collection that was searched")
+    sequence: int = Field(description="number of the last write that was searched")
     timings: TimingsReply
 
 
@@ -327,6 +329,10 @@ class ReadyReply(Reply):
     model: str
     snapshot: str
     degraded: bool = Field(description="a newer version was refused; the log says why")
+
+
+class SnapshotReply(Reply):
+    snapshot: str = Field(description="name of the new snapshot, which serves now")
 
 
 class ReloadReply(Reply):

@@ -127,12 +127,15 @@ async def _answer_vectors(request: Request, body: bytes) -> Response:
 async def _answer(request: Request, asked: SearchRequest, vectors: NDArray[np.float32] | None = None) -> Response:
     with serving_of(request) as serving:
         found, timings = await serving.searcher.search(asked, vectors)
+        query_ids = serving.recent.remember(found.vectors) if serving.collection.writable else None
     return json_response(
         {
             "results": found.answers,
+            "query_ids": query_ids,
             "collection": serving.collection.name,
             "model": serving.collection.model_id,
             "snapshot": found.snapshot,
+            "sequence": found.sequence,
             "timings": timings,
         }
     )
