@@ -79,7 +79,7 @@ class Call(Generic[R]):
         except ValidationError as error:
             raise SurematchError(
                 f"{response.status_code} from {response.url.copy_with(query=None)}: not an answer of surematch's "
-                f"service ({error.error_count()} faults). Check the address, and that client and service are of one version."
+                f"service ({error.error_count()} faults). Check the address, and that both sides are of one version."
             ) from None
         raise ServiceProblem(response.status_code, problem, response.headers.get("x-request-id"))
 
