@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from index.calibrate import DEFAULT
 from index.calibrators import CALIBRATORS
 from index.collection import CONFIG, ENCODER, FORMAT, ITEMS, SNAPSHOTS, Collection
-from index.compaction import UNKNOWN_SHARE, Fitting, keep_queries
+from index.compaction import UNKNOWN_SHARE, Fitting, keep_queries, own_questions
 from index.encoder_files import copy_encoder, open_sentence_transformer, training_settings
 from index.encoders import Encoder, load_encoder
+from index.engines import check_name, make_engine
 from index.errors import CalibrationError, CollectionError, DataError, SettingsError
-from index.faiss_engine import FaissFlat
 from index.gallery import Gallery
 from index.items import Item, ItemStore
 from index.loading import CALIBRATION, PROFILE
@@ -44,6 +44,7 @@ def build_collection(
     held: Held = NO_QUERIES,
     unknown_share: float = UNKNOWN_SHARE,
     calibrator: str = DEFAULT,
+    engine: str = "auto",
     overwrite: bool = False,
     seed: int = 0,
     progress: Progress = _silent,
@@ -56,6 +57,7 @@ def build_collection(
     """
     if calibrator not in CALIBRATORS:
         raise SettingsError(f"--calibrator {calibrator}: there is none of this name. Use {', '.join(CALIBRATORS)}.")
+    check_name(engine)
     _check_out(out, overwrite)
     if not rows:
         raise DataError("There are no rows to index. Give at least one file with labelled texts.")
@@ -71,18 +73,24 @@ def build_collection(
             gallery = Gallery.of(now.born, now.labels, now.vectors)
             fitting = Fitting(unknown_share, calibrator, seed)
             why_not = None
-            files = {**FaissFlat.build(now.vectors, now.born).dump(), PROFILE: gallery.profile.dump()}
+            files = {PROFILE: gallery.profile.dump()}
+            asked = None
             try:
                 queries, warnings = calibration_queries(
                     folder / ENCODER, encoder, rows, now.vectors, gallery, held, seed, progress
                 )
                 keep_queries(store, queries)
+                asked = own_questions(queries)
                 progress("calibrating", 0, 1)
                 fitted = fitting.calibration(queries, now, gallery, warnings)
                 files[CALIBRATION] = json.dumps(fitted.to_json(), allow_nan=False).encode()
                 progress("calibrating", 1, 1)
             except CalibrationError as error:
                 why_not = str(error)
+        progress("building the index", 0, 1)
+        built = make_engine(engine, now.vectors, now.born, queries=asked, seed=seed)
+        files |= built.dump()
+        progress("building the index", 1, 1)
         config = {
             "format": FORMAT,
             "name": out.name,
@@ -92,12 +100,13 @@ def build_collection(
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "uncalibrated": why_not,
             "calibrate": asdict(fitting),
+            "engine": engine,
         }
         (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
         write_snapshot(
             folder / SNAPSHOTS,
             sequence=now.sequence,
-            engine=FaissFlat.kind,
+            engine=built.kind,
             encoder=encoder.fingerprint,
             files=files,
             about={"store": store.id, "uncalibrated": why_not},

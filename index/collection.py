@@ -27,6 +27,7 @@ from index.calibrate import Calibration
 from index.conformal import CoverageFor
 from index.encoders import Encoder, load_encoder
 from index.engine import Engine
+from index.engines import recall_warning
 from index.errors import CollectionError, Damaged, DataError, ReadOnly
 from index.evidence import TOP_K
 from index.gallery import Gallery as Gallery
@@ -218,7 +219,13 @@ class Collection:
         with self._compacting:
             fitting = compaction.Fitting.of(self._config.get("calibrate"), self.calibration)
             made = compaction.compact(
-                snapshots, self._store, self.encoder, self.path / ENCODER, fitting, progress or _silent
+                snapshots,
+                self._store,
+                self.encoder,
+                self.path / ENCODER,
+                fitting,
+                self._config.get("engine", "auto"),
+                progress or _silent,
             )
             with self._swapping:
                 self._state = made
@@ -291,8 +298,8 @@ class Collection:
         if reason is not None or state.calibration is None:
             told = [warning for warning in state.warnings if warning not in (reason or "")]
             return respond.without_probabilities(found, k, reason or "", told)
-        warnings = [*state.warnings, *state.calibration.warnings]
-        exact: Literal["all", "top", "no"] = "all" if len(state) <= TOP_K else "top" if state.engine.exact else "no"
+        warnings = [*state.warnings, *recall_warning(state.engine), *state.calibration.warnings]
+        exact: Literal["all", "top", "no"] = "no" if not state.engine.exact else "all" if len(state) <= TOP_K else "top"
         return respond.with_probabilities(found, k, state.calibration, name, coverage, coverage_for, exact, warnings)
 
     def _found(self, queries: NDArray[np.float32], k: int) -> tuple[respond.Found, State]:
@@ -337,6 +344,7 @@ class Collection:
             "labels": state.gallery.label_count,
             "encoder": {"name": self._config.get("encoder_name"), "id": self.model_id, "dim": self.encoder.dimension},
             "engine": state.engine.kind,
+            "search": state.engine.describe(),
             "snapshot": state.snapshot_id,
             "sequence": state.sequence,
             "pending": state.pending,

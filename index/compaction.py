@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from index.calibrate import DEFAULT, Calibration, calibrate
 from index.encoders import Encoder
+from index.engines import make_engine
 from index.errors import CalibrationError
 from index.examples import Queries, examples
-from index.faiss_engine import FaissFlat
 from index.gallery import Gallery
 from index.items import Changes, ItemStore, KeptQueries
 from index.loading import CALIBRATION, PROFILE
@@ -66,8 +69,13 @@ def keep_queries(store: ItemStore, queries: Queries) -> None:
     store.keep_calibration_queries(KeptQueries(list(queries.names), queries.codes[own] >= 0, queries.vectors[own]))
 
 
+def own_questions(queries: Queries) -> NDArray[np.float32] | None:
+    """Queries that an engine's recall can be measured on: real ones, no items; None: there are none."""
+    return None if queries.leave_one_out else queries.vectors[queries.rows < 0]
+
+
 def compact(
-    snapshots: Path, store: ItemStore, encoder: Encoder, folder: Path, fitting: Fitting, progress: Progress
+    snapshots: Path, store: ItemStore, encoder: Encoder, folder: Path, fitting: Fitting, engine: str, progress: Progress
 ) -> State:
     """Writes a snapshot of what the store holds now; returns the state it makes, without what was written meanwhile.
 
@@ -75,31 +83,33 @@ def compact(
     """
     progress("reading items", 0, 1)
     now = store.everything()
-    progress("indexing", 0, len(now.born))
     gallery = Gallery.of(now.born, now.labels, now.vectors)
-    engine = FaissFlat.build(now.vectors, now.born)
-    files = {**engine.dump(), PROFILE: gallery.profile.dump()}
+    files = {PROFILE: gallery.profile.dump()}
     progress("calibrating", 0, 1)
-    calibration, why_not = None, None
+    calibration, why_not, asked = None, None, None
     try:
         queries, notes = stored_queries(folder, store, now, gallery, fitting.seed)
+        asked = own_questions(queries)
         calibration = fitting.calibration(queries, now, gallery, notes)
         files[CALIBRATION] = json.dumps(calibration.to_json(), allow_nan=False).encode()
     except CalibrationError as error:
         why_not = str(error)
+    progress("building the index", 0, 1)
+    built = make_engine(engine, now.vectors, now.born, queries=asked, seed=fitting.seed)
+    files |= built.dump()
     progress("writing", 0, 1)
     # older snapshots hold what died, and will be erased: a copy then stands in should the new one be damaged
     for _ in range(2 if store.deaths(now.sequence) else 1):
         name = write_snapshot(
             snapshots,
             sequence=now.sequence,
-            engine=engine.kind,
+            engine=built.kind,
             encoder=encoder.fingerprint,
             files=files,
             about={"store": store.id, "uncalibrated": why_not},
         )
     progress("writing", 1, 1)
-    return State.of(engine, gallery, calibration, name, now.sequence, why_not=why_not)
+    return State.of(built, gallery, calibration, name, now.sequence, why_not=why_not)
 
 
 def erase(snapshots: Path, store: ItemStore, upto: int) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 
 from index.calibrate import Calibration
 from index.engine import Engine
+from index.engines import engine_class
 from index.errors import CalibrationError, CollectionError
 from index.faiss_engine import FaissFlat
 from index.gallery import Gallery
@@ -95,7 +96,7 @@ def _of_snapshot(
 ) -> State:
     """Raises `CollectionError` when the snapshot's index is not one of the items as they were then."""
     labels = store.labels_at(snapshot.sequence)
-    engine = FaissFlat.load(snapshot.files)
+    engine = engine_class(str(snapshot.manifest.get("engine"))).load(snapshot.files)
     rows = np.array(list(labels or ()), np.int64)
     if labels is None or engine.dimension != store.dimension or not np.array_equal(engine.rows, rows):
         raise CollectionError(f"Snapshot {snapshot.name} does not index the items of {store.path}.")

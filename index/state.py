@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.calibrate import Calibration
-from index.engine import Engine
+from index.engine import Engine, Selection
 from index.evidence import exact_top
 from index.gallery import Gallery, VectorsOf
 from index.items import Changes
@@ -76,7 +76,7 @@ class State:
 
     def search(self, queries: NDArray[np.float32], k: int) -> tuple[Scores, Rows]:
         """Scores (n, k') descending and rows (n, k') of live items, k' = min(k, len), for unit queries (n, d)."""
-        scores, rows = self._search_base(queries, k)
+        scores, rows = self.engine.search(queries, k, Selection(excluded=self.dead) if len(self.dead) else None)
         if len(self.delta_rows):
             fresh, at = exact_top(queries, self.delta, k)
             scores, rows = np.hstack([scores, fresh]), np.hstack([rows, self.delta_rows[at]])
@@ -84,22 +84,6 @@ class State:
             scores, rows = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
         k = min(k, len(self))
         return scores[:, :k], rows[:, :k]
-
-    def _search_base(self, queries: NDArray[np.float32], k: int) -> tuple[Scores, Rows]:
-        """The base's best k live rows: more are asked for until enough are left without the dead."""
-        k = min(k, len(self.engine) - len(self.dead))
-        if k < 1:
-            return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-        extra = min(len(self.dead), k)
-        while True:
-            scores, rows = self.engine.search(queries, k + extra)
-            if not len(self.dead):
-                return scores, rows
-            dead = self.dead[np.minimum(np.searchsorted(self.dead, rows), len(self.dead) - 1)] == rows
-            if extra == len(self.dead) or ((~dead).sum(axis=1) >= k).all():
-                alive = np.argsort(dead, axis=1, kind="stable")[:, :k]
-                return np.take_along_axis(scores, alive, 1), np.take_along_axis(rows, alive, 1)
-            extra = min(len(self.dead), 4 * extra)
 
     def after(self, changes: Changes, vectors_of: VectorsOf) -> State:
         """The state after the changes that follow this one. Raises `CollectionError`, see `Gallery.after`."""

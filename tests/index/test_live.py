@@ -180,7 +180,7 @@ def test_compaction_calibrates_again_with_the_queries_it_was_given(live: Collect
     stages: list[str] = []
     name = live.snapshot(lambda what, done, of: stages.append(what))
     assert live.snapshot_id == name == (live.path / "snapshots" / "CURRENT").read_text().strip()
-    assert list(dict.fromkeys(stages)) == ["reading items", "indexing", "calibrating", "writing"]
+    assert list(dict.fromkeys(stages)) == ["reading items", "calibrating", "building the index", "writing"]
     assert live.uncalibrated() is None
     again = live.calibration.report["queries"]
     assert (again["source"], again["unknown_share"]) == (given["source"], 0.4)
