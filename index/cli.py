@@ -13,10 +13,11 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from rich.console import Console
 
 from index import console, thresholds
-from index.build import UNKNOWN_SHARE, build_collection
+from index.build import build_collection
 from index.calibrate import DEFAULT
 from index.calibrators import CALIBRATORS
 from index.collection import ENCODER, MAX_K, Collection
+from index.compaction import UNKNOWN_SHARE
 from index.conformal import CoverageFor
 from index.encoder_files import training_settings
 from index.engines import NAMES
