@@ -6,7 +6,7 @@ import json
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field, create_model, model_validator
+from pydantic import ConfigDict, Field, create_model, model_validator
 from pydantic.functional_validators import AfterValidator
 from pydantic_core import PydanticCustomError
 
@@ -37,6 +37,16 @@ def _short_id(name: str) -> str:
 
 class ItemBody(Body):
     """One item: an id, what it is (`text`, or a vector of the collection's model), and to whom it belongs (`label`)."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"text": {"type": "string"}}, "required": ["text"]},
+                {"properties": {"vector": {"type": "array"}}, "required": ["vector"]},
+                {"properties": {"vector_base64": {"type": "string"}}, "required": ["vector_base64"]},
+            ]
+        }
+    )
 
     id: Annotated[str, AfterValidator(_short_id)] = Field(min_length=1, max_length=MAX_ID)
     label: str | None = Field(None, min_length=1, max_length=MAX_LABEL, description="null: it stands for itself")

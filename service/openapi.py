@@ -61,16 +61,21 @@ def _limit(document: dict[str, Any], settings: ServeSettings) -> None:
 def _tailor(schemas: dict[str, Any], collection: Collection) -> None:
     """What depends on the collection now served: its dimension, and the names of its model."""
     d = collection.encoder.dimension
-    schemas["VectorQuery"]["properties"]["vector"] |= {"minItems": d, "maxItems": d}
     full, rest = divmod(4 * d, 3)
     tail = ("", "[A-Za-z0-9+/][AQgw]==", "[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=")[rest]
     length = 4 * (full + (rest > 0))
-    schemas["Base64Query"]["properties"]["vector_base64"] |= {
+    of_list = {"minItems": d, "maxItems": d}
+    of_base64 = {
         "minLength": length,
         "maxLength": length,
         "pattern": f"^[A-Za-z0-9+/]{{{4 * full}}}{tail}$",
         "examples": [base64.b64encode(np.eye(1, d, dtype="<f4").tobytes()).decode()],
     }
+    schemas["VectorQuery"]["properties"]["vector"] |= of_list
+    schemas["Base64Query"]["properties"]["vector_base64"] |= of_base64
+    item = schemas["ItemBody"]["properties"]
+    item["vector"]["anyOf"][0] |= of_list
+    item["vector_base64"]["anyOf"][0] |= of_base64
     embeddings = schemas["EmbeddingsRequest"]["properties"]
     embeddings["model"] |= {"enum": list(dict.fromkeys((collection.name, collection.model_id)))}
     embeddings["dimensions"] |= {"anyOf": [{"const": d}, {"type": "null"}]}
