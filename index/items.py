@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.errors import CollectionError, DataError
+from index.filters import Filter
 
 MAX_ID_BYTES = 512
 _SCHEMA_VERSION = 1
@@ -149,6 +150,16 @@ class ItemStore:
     def labels(self) -> dict[int, str | None]:
         """Label of every live row."""
         return dict(self._read("SELECT row, label FROM items"))
+
+    def rows_where(self, condition: Filter) -> NDArray[np.int64]:
+        """Ascending rows of the live items that pass a filter."""
+        with self._lock:
+            found = self._guard(
+                lambda: self._connection.execute(
+                    f"SELECT row FROM items WHERE {condition.sql} ORDER BY row", condition.values
+                ).fetchall()
+            )
+        return np.array([row for (row,) in found], np.int64)
 
     def get(self, rows: Iterable[int]) -> dict[int, Item]:
         """The live items of these rows, without their vectors' cost: `vector` is empty."""
