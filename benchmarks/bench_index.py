@@ -28,6 +28,7 @@ from index.native_faiss import faiss
 
 K = 10
 BATCHES = (1, 64)
+Calls = dict[str, Callable[[Vectors], Any]]
 
 
 def clustered(count: int, dimension: int, queries: int, seed: int = 0) -> tuple[Vectors, Vectors]:
@@ -43,7 +44,7 @@ def clustered(count: int, dimension: int, queries: int, seed: int = 0) -> tuple[
     return found[:count], found[count:]
 
 
-def in_turns(calls: dict[str, Callable[[Vectors], Any]], queries: Vectors, batch: int, seconds: float) -> dict[str, Any]:
+def in_turns(calls: Calls, queries: Vectors, batch: int, seconds: float) -> dict[str, Any]:
     """Median queries a second of each call, and the median over rounds of the first one's time against the others'."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
@@ -66,7 +67,7 @@ def in_turns(calls: dict[str, Callable[[Vectors], Any]], queries: Vectors, batch
     return result
 
 
-def raw_calls(engine: FaissEngine) -> dict[str, Callable[[Vectors], Any]]:
+def raw_calls(engine: FaissEngine) -> Calls:
     """The peers: FAISS's own search of the same index."""
     parameters = engine._search_parameters(K, 1.0)
 

@@ -44,14 +44,15 @@ class Filter:
         parser = _Parser()
         return cls(parser.group(given, "filter", 0), parser.values)
 
-    @classmethod
-    def loads(cls, text: str) -> Filter:
-        """The filter of a JSON text. Raises `DataError`."""
-        try:
-            given = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"The filter is not JSON ({error}). {_EXAMPLE}") from error
-        return cls.parse(given)
+
+def read_filter(text: str) -> dict[str, Any]:
+    """The JSON object of a filter written as text. Raises `DataError` when it is not one."""
+    try:
+        given: dict[str, Any] = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"The filter is not JSON ({error}). {_EXAMPLE}") from error
+    Filter.parse(given)
+    return given
 
 
 class _Parser:

@@ -17,12 +17,12 @@ from index.items import Item
 from index.outcome import distribution, interpolated, table
 
 if TYPE_CHECKING:
-    from index.collection import Gallery
+    from index.gallery import Gallery
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What passes a filter: the best of it (n, K') by score, row and label code, and all the labels that have some of it.
+    """What passes a filter: the best of it (n, K') by score, row and label code, and every label that has some of it.
 
     Evidence is gathered over the whole gallery all the same, so that the calibration holds: the filter only says what
     may be shown and answered. Labels of which nothing passes count as no match.
