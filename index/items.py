@@ -141,10 +141,25 @@ class ItemStore:
 
     def vectors(self) -> tuple[NDArray[np.int64], list[str | None], NDArray[np.float32]]:
         """All live items in row order: rows (n,), labels, vectors (n, d)."""
-        records = self._read("SELECT row, label, vector FROM items ORDER BY row")
-        rows = np.array([record[0] for record in records], dtype=np.int64)
-        vectors = np.frombuffer(b"".join(record[2] for record in records), dtype="<f4")
-        return rows, [record[1] for record in records], vectors.reshape(len(rows), self.dimension)
+        rows = np.empty(len(self), np.int64)
+        vectors = np.empty((len(rows), self.dimension), np.float32)
+        labels: list[str | None] = []
+        for numbers, names, block in self.blocks():
+            part = slice(len(labels), len(labels) + len(numbers))
+            rows[part], vectors[part] = numbers, block
+            labels += names
+        return rows, labels, vectors
+
+    def blocks(self, size: int = 4096) -> Iterator[tuple[NDArray[np.int64], list[str | None], NDArray[np.float32]]]:
+        """What `vectors` returns, `size` items at a time."""
+        last = -1
+        while records := self._read(
+            "SELECT row, label, vector FROM items WHERE row > ? ORDER BY row LIMIT ?", last, size
+        ):
+            last = records[-1][0]
+            vectors = np.frombuffer(b"".join(record[2] for record in records), dtype="<f4")
+            rows = np.array([record[0] for record in records], dtype=np.int64)
+            yield rows, [record[1] for record in records], vectors.reshape(len(rows), self.dimension)
 
     def labels(self) -> dict[int, str | None]:
         """Label of every live row."""

@@ -15,15 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.collection import Gallery
+from index.encode import BATCH, blame
 from index.encoder_files import TRAINED_ROWS
 from index.encoders import Encoder
 from index.errors import CalibrationError, CollectionError, DataError
 from index.examples import Queries
 from index.rows import Row, text_key
 
-BATCH = 1024
 MAX_QUERIES = 4000
 MAX_LEFT_OUT = 2000
+MAX_COMPARISONS = 200_000_000
+"""Queries times items, from which on queries are sampled: a minute or two of calibration, whatever the gallery."""
+FEWEST = 400
+"""Queries that are taken however large the gallery is."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, of)."""
@@ -43,14 +47,16 @@ NO_QUERIES = Held()
 def calibration_queries(
     encoder_folder: Path,
     encoder: Encoder,
-    rows: Sequence[Row],
+    keys: NDArray[np.uint64],
     vectors: NDArray[np.float32],
     gallery: Gallery,
     held: Held,
     seed: int,
     progress: Progress,
 ) -> tuple[Queries, list[str]]:
-    """The queries to calibrate a gallery of `rows` and `vectors` (n, d) with, and warnings that belong to them.
+    """The queries to calibrate a gallery with, and warnings that belong to them.
+
+    Of the gallery's items the texts' `keys` (n,) and the `vectors` (n, d) are given, in the order of `gallery`.
 
     Raises `CalibrationError` when no honest query is left, `DataError` for labels in the wrong file.
     """
@@ -63,7 +69,7 @@ def calibration_queries(
         known = _untrained(held.known, trained, "calibration queries", warnings)
         queries = _given(encoder, known, unknown, gallery, progress)
     else:
-        queries = _own_rows(encoder, rows, vectors, gallery, unknown, trained, seed, progress)
+        queries = _own_rows(encoder, keys, vectors, gallery, unknown, trained, seed, progress)
     if queries.leave_one_out:
         warnings.append(
             "Calibrated without queries, on the gallery's own items left out one by one. Real queries may differ: give "
@@ -132,7 +138,7 @@ def _given(
 
 def _own_rows(
     encoder: Encoder,
-    rows: Sequence[Row],
+    keys: NDArray[np.uint64],
     vectors: NDArray[np.float32],
     gallery: Gallery,
     unknown: Sequence[Row],
@@ -144,13 +150,12 @@ def _own_rows(
 
     Of held-out rows all copies of a text are taken together, and a label keeps at least one item visible.
     """
-    keys = np.array([text_key(row.text) for row in rows], np.uint64)
-    fresh = np.flatnonzero(~np.isin(keys, trained) & np.array([row.label is not None for row in rows]))
+    fresh = np.flatnonzero(~np.isin(keys, trained) & (gallery.codes < len(gallery.names)))
     random = np.random.default_rng(seed)
     if len(trained):
-        picked = _held_out(keys, fresh, gallery, random)
+        picked = _held_out(keys, fresh, gallery, random, _affordable(len(keys), MAX_QUERIES))
     else:
-        picked = np.sort(random.permutation(fresh)[:MAX_LEFT_OUT])
+        picked = np.sort(random.permutation(fresh)[: _affordable(len(keys), MAX_LEFT_OUT)])
     if not len(picked):
         raise CalibrationError(
             "Every row of the gallery was used to train the encoder, so none can say how sure a match is. Give "
@@ -168,10 +173,15 @@ def _own_rows(
     )
 
 
+def _affordable(size: int, limit: int) -> int:
+    """Queries for a gallery of `size`: each is compared with every item, several times over."""
+    return max(FEWEST, min(limit, MAX_COMPARISONS // size))
+
+
 def _held_out(
-    keys: NDArray[np.uint64], fresh: NDArray[np.int64], gallery: Gallery, random: np.random.Generator
+    keys: NDArray[np.uint64], fresh: NDArray[np.int64], gallery: Gallery, random: np.random.Generator, limit: int
 ) -> NDArray[np.int64]:
-    wanted = set(random.permutation(np.unique(keys[fresh]))[:MAX_QUERIES].tolist())
+    wanted = set(random.permutation(np.unique(keys[fresh]))[:limit].tolist())
     left = Counter(gallery.codes.tolist())
     chosen = []
     for at in fresh:
@@ -191,16 +201,7 @@ def encode_rows(
         try:
             vectors[start : start + len(part)] = encoder.encode([row.text for row in part])
         except DataError:
-            _blame(encoder, part)
+            blame(encoder, part)
             raise
         progress(what, start + len(part), len(rows))
     return vectors
-
-
-def _blame(encoder: Encoder, rows: Sequence[Row]) -> None:
-    """Raises the `DataError` of the one row in a refused batch, with its file and line."""
-    for row in rows:
-        try:
-            encoder.encode([row.text])
-        except DataError as error:
-            raise DataError(f"{row.file}: line {row.line}: {error}") from error
