@@ -1,45 +1,43 @@
 """Rows to a collection: check, encode, store, index, calibrate, and put in place whole or not at all.
 
-The corpus is never in memory: rows stream from their files through the encoder into the item store, and the vectors
-are gathered from there into a file that is mapped. The store's transactions are the progress that a killed build
-resumes from.
+The corpus is never in memory, only its vectors are, while the index is built: rows stream from their files through the
+encoder into the item store. The store's transactions are the progress that a killed build resumes from.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from index.calibrate import DEFAULT, calibrate
+from index.calibrate import DEFAULT
 from index.calibrators import CALIBRATORS
-from index.collection import CALIBRATION, CONFIG, ENCODER, FORMAT, ITEMS, PROFILE, SNAPSHOTS, Collection, Gallery
+from index.collection import CONFIG, ENCODER, FORMAT, ITEMS, SNAPSHOTS, Collection
+from index.compaction import UNKNOWN_SHARE, Fitting, keep_queries, own_questions
 from index.encode import Encoded, encode_stream, workers_for
 from index.encoder_files import copy_encoder, fingerprint, open_sentence_transformer, training_settings
 from index.encoders import Encoder, load_encoder
+from index.engines import check_name, make_engine
 from index.errors import CalibrationError, CollectionError, SettingsError
-from index.examples import examples
-from index.faiss_engine import FaissFlat
+from index.gallery import Gallery
 from index.intake import item_id, take_in
 from index.items import Item, ItemStore
+from index.loading import CALIBRATION, PROFILE
 from index.place import STATE, begin, building, prepare
 from index.rows import SHOWN, Row
 from index.snapshot import write_snapshot
 from index.sources import NO_QUERIES, Held, Progress, calibration_queries
 
-UNKNOWN_SHARE = 0.2
-"""Share of queries expected to match nothing, unless the user knows better."""
 _CHUNK = 8
 """Batches that are stored in one transaction."""
-_VECTORS, _CUT = "vectors.f32", "cut.txt"
+_CUT = "cut.txt"
 
 
 def _silent(what: str, done: int, of: int) -> None: ...
@@ -54,6 +52,7 @@ def build_collection(
     held: Held = NO_QUERIES,
     unknown_share: float = UNKNOWN_SHARE,
     calibrator: str = DEFAULT,
+    engine: str = "auto",
     overwrite: bool = False,
     resume: bool | None = False,
     workers: int | None = None,
@@ -71,6 +70,7 @@ def build_collection(
     """
     if calibrator not in CALIBRATORS:
         raise SettingsError(f"--calibrator {calibrator}: there is none of this name. Use {', '.join(CALIBRATORS)}.")
+    check_name(engine)
     _check_out(out, overwrite)
     taken = take_in(rows, id_column, progress)
     with _encoder_folder(model) as source, building(out) as folder:
@@ -81,29 +81,28 @@ def build_collection(
         encoder = load_encoder(folder / ENCODER)
         with closing(ItemStore(folder / ITEMS, encoder.dimension)) as store:
             _store(encoder, folder, store, rows, taken.count, id_column, workers, progress)
-            sequence = store.sequence
-            gallery, vectors = _gather(store, folder, taken.count, progress)
-        files = {PROFILE: gallery.profile.dump()}
-        why_not = None
-        try:
-            queries, warnings = calibration_queries(
-                folder / ENCODER, encoder, taken.keys, vectors, gallery, held, seed, progress
-            )
-            progress("calibrating", 0, 1)
-            made = examples(queries, vectors, gallery.codes, len(gallery.names), unknown_share)
-            fitted = calibrate(
-                made,
-                items=taken.count,
-                labels=gallery.label_count,
-                warnings=warnings,
-                calibrator=calibrator,
-                seed=seed,
-            )
-            files[CALIBRATION] = json.dumps(fitted.to_json(), allow_nan=False).encode()
-            progress("calibrating", 1, 1)
-        except CalibrationError as error:
-            why_not = str(error)
-        files |= FaissFlat.build(vectors, gallery.rows).dump()
+            now = store.everything()
+            gallery = Gallery.of(now.born, now.labels, now.vectors)
+            fitting = Fitting(unknown_share, calibrator, seed)
+            why_not = None
+            files = {PROFILE: gallery.profile.dump()}
+            asked = None
+            try:
+                queries, warnings = calibration_queries(
+                    folder / ENCODER, encoder, taken.keys, now.vectors, gallery, held, seed, progress
+                )
+                keep_queries(store, queries)
+                asked = own_questions(queries)
+                progress("calibrating", 0, 1)
+                fitted = fitting.calibration(queries, now, gallery, warnings)
+                files[CALIBRATION] = json.dumps(fitted.to_json(), allow_nan=False).encode()
+                progress("calibrating", 1, 1)
+            except CalibrationError as error:
+                why_not = str(error)
+        progress("building the index", 0, 1)
+        built = make_engine(engine, now.vectors, now.born, queries=asked, seed=seed)
+        files |= built.dump()
+        progress("building the index", 1, 1)
         config = {
             "format": FORMAT,
             "name": out.name,
@@ -112,14 +111,22 @@ def build_collection(
             "dimension": encoder.dimension,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "uncalibrated": why_not,
+            "calibrate": asdict(fitting),
+            "engine": engine,
         }
         (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+        shutil.rmtree(folder / SNAPSHOTS, ignore_errors=True)  # of a build that was killed here
         write_snapshot(
-            folder / SNAPSHOTS, sequence=sequence, engine=FaissFlat.kind, encoder=encoder.fingerprint, files=files
+            folder / SNAPSHOTS,
+            sequence=now.sequence,
+            engine=built.kind,
+            encoder=encoder.fingerprint,
+            files=files,
+            about={"store": store.id, "uncalibrated": why_not},
         )
         cut = _cut_texts(rows, folder)
-        del vectors, gallery, files  # the collection is opened below; it need not stand in memory twice
-        for name in (_VECTORS, _CUT, STATE):
+        del now, gallery, built, files  # the collection is opened below; it need not stand in memory twice
+        for name in (_CUT, STATE):
             (folder / name).unlink(missing_ok=True)
     collection = Collection.open(out)
     collection.close()
@@ -161,19 +168,6 @@ def _items(encoded: Encoded, id_column: str | None) -> list[Item]:
         )
         for row, vector in zip(encoded.rows, encoded.vectors, strict=True)
     ]
-
-
-def _gather(store: ItemStore, folder: Path, count: int, progress: Progress) -> tuple[Gallery, NDArray[np.float32]]:
-    """The stored rows as a gallery, and their vectors (n, d) in a mapped file."""
-    vectors = np.memmap(folder / _VECTORS, np.float32, "w+", shape=(count, store.dimension))
-    numbers = np.empty(count, np.int64)
-    labels: list[str | None] = []
-    for rows, names, block in store.blocks():
-        part = slice(len(labels), len(labels) + len(rows))
-        numbers[part], vectors[part] = rows, block
-        labels += names
-        progress("gathering vectors", len(labels), count)
-    return Gallery.of(numbers, labels, vectors), vectors
 
 
 def _cut_texts(rows: Iterable[Row], folder: Path) -> list[str]:
