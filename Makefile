@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test check format clean bench-calibration bench-simplex bench-training bench-heads
+.PHONY: help demo test check format clean bench-bulk bench-calibration bench-heads bench-simplex bench-training audit
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -34,6 +34,9 @@ check: $(VENV)/ready  ## lint, types, and who may import whom
 format: $(VENV)/ready  ## format the code
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
+bench-bulk: $(VENV)/ready  ## a million texts through `surematch index`: time, memory, kill -9 and --resume
+	$(BIN)/python benchmarks/bench_bulk.py $(ARGS)
+
 bench-calibration: $(VENV)/ready  ## how honest the probabilities are, beside Platt, isotonic, temperature and raw cosines
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_calibration.py $(ARGS)
 
@@ -45,6 +48,9 @@ bench-heads: $(VENV)/ready  ## training with 10,000 to 1,000,000 classes: steps/
 
 bench-simplex: $(VENV)/ready  ## speed of the maps against the entmax package
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_simplex.py $(ARGS)
+
+audit: $(VENV)/ready  ## known vulnerabilities of the pinned dependencies (asks the vulnerability service of PyPI)
+	$(BIN)/python -m pip_audit --strict --disable-pip --no-deps -r constraints.txt $(ARGS)
 
 clean:  ## remove the environment and everything the demo made
 	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache
