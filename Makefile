@@ -5,6 +5,8 @@ PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# test processes, of one thread each; some tests hold rows of ten million scores, so more take more memory
+WORKERS ?= 2
 
 .PHONY: help demo test check format clean bench-calibration bench-simplex bench-training
 
@@ -24,7 +26,7 @@ demo: $(VENV)/ready  ## train, index, calibrate, answer three questions, then se
 	@$(BIN)/surematch demo --port $(PORT) $(if $(filter 0,$(SERVE)),--no-serve) $(ARGS)
 
 test: check  ## the whole test suite, lint and types included
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 check: $(VENV)/ready  ## lint, types, and who may import whom
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
