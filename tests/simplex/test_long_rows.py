@@ -196,7 +196,9 @@ LAPLACE = simplex.Noise(
 )
 
 
-@pytest.mark.parametrize("noise", ["normal", "logistic", "gumbel", "uniform", LAPLACE], ids=str)
+@pytest.mark.parametrize(
+    "noise", ["normal", "logistic", "gumbel", "uniform", LAPLACE], ids=lambda law: getattr(law, "name", law)
+)
 def test_long_rows_of_perturb_max_are_as_short_ones(noise: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.random.default_rng(2).normal(size=(2, 3, 50)) * 3
     x[0, 0, :20] = x[0, 0, 20]
