@@ -23,7 +23,7 @@ router = APIRouter(prefix="/v1", tags=["items"])
 B = TypeVar("B", bound=BaseModel)
 _READ = documented("invalid-request", "not-ready")
 _WRITE = documented("conflict", "invalid-request", "not-json", "busy", "not-ready", "disk-full")
-_BODY = documented("body-too-large", "unsupported-media-type")
+_BODY = documented("body-too-large", "slow-body", "unsupported-media-type")
 _WAIT = {
     "name": "wait",
     "in": "query",
