@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test check format audit clean bench-calibration bench-simplex bench-training
+.PHONY: help demo test test-crash test-damage test-concurrency check format audit clean bench-calibration bench-simplex bench-training
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -25,6 +25,15 @@ demo: $(VENV)/ready  ## train, index, calibrate, answer three questions, then se
 
 test: check  ## the whole test suite, lint and types included
 	$(BIN)/python -m pytest $(ARGS)
+
+test-crash: $(VENV)/ready  ## kill -9 a writer 200 times, and run out of disk at every size: nothing lost, nothing half there
+	SUREMATCH_KILLS=200 $(BIN)/python -m pytest -s tests/index/test_crash.py tests/index/test_faults.py $(ARGS)
+
+test-damage: $(VENV)/ready  ## open a collection with each of 1,200 mutated snapshot files: all refused, no wrong answer
+	SUREMATCH_MUTATIONS=1200 $(BIN)/python -m pytest tests/index/test_damage.py $(ARGS)
+
+test-concurrency: $(VENV)/ready  ## readers, writers, deleters and compaction together for two minutes
+	SUREMATCH_SECONDS=120 $(BIN)/python -m pytest tests/index/test_concurrency.py $(ARGS)
 
 check: $(VENV)/ready  ## lint, types, and who may import whom
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

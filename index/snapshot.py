@@ -193,7 +193,14 @@ def _switch(root: Path, name: str) -> None:
 def _prune(root: Path, current: str) -> None:
     names = sorted(path.name for path in root.glob("[0-9]*-*") if path.is_dir() and path.name != current)
     for name in names[: max(0, len(names) - (_KEPT - 1))]:
-        shutil.rmtree(root / name, ignore_errors=True)
+        _discard(root / name)
+
+
+def _discard(folder: Path) -> None:
+    """Removes a snapshot; one that is half removed no longer looks like one."""
+    hidden = folder.with_name(_TEMPORARY + folder.name)
+    folder.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _write_durably(path: Path, content: bytes) -> None:
