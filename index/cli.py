@@ -23,7 +23,8 @@ from index.encoder_files import training_settings
 from index.engines import NAMES
 from index.errors import CalibrationError, SettingsError
 from index.evaluate import evaluate as measure
-from index.rows import Row, read_rows
+from index.filters import read_filter
+from index.rows import Row, RowFiles, read_rows
 from index.settings import Settings, parse
 from index.sources import Held
 
@@ -55,6 +56,8 @@ class IndexSettings(Settings):
     calibrator: str = Field(DEFAULT, description=f"what turns scores into probabilities: {', '.join(CALIBRATORS)}")
     engine: str = Field("auto", description=f"what finds the nearest items: {', '.join(NAMES)}")
     overwrite: bool = Field(False, description="replace the collection at --out")
+    resume: bool | None = Field(None, description="continue an interrupted build of --out (--no-resume: start over)")
+    workers: int | None = Field(None, ge=1, le=256, description="encoding processes [default: one a core]")
     seed: int = Field(0, description="seed of the random splits")
     json_: bool = _JSON
 
@@ -86,6 +89,9 @@ class SearchSettings(Settings):
     coverage_for: CoverageFor = Field(
         "mixed", description="promise the coverage to all queries together, or to known and unknown ones apart"
     )
+    filter: str | None = Field(
+        None, description='only show items that pass, as JSON: {"brand": "acme", "price": {"lt": 20}}'
+    )
     json_: bool = _JSON
 
 
@@ -110,7 +116,7 @@ def index(argv: Sequence[str]) -> int:
     """`surematch index MODEL DATA --out COLLECTION`"""
     settings = parse(IndexSettings, argv)
     label = settings.label or _trained_label(Path(settings.model), settings.data[0])
-    rows = read_rows(settings.data, text=settings.text, label=label)
+    rows = RowFiles(settings.data, text=settings.text, label=label)
     held = Held(
         _read(settings.calibrate, settings.text, label),
         _read(settings.unknown, settings.text, label, require_label=False),
@@ -126,6 +132,8 @@ def index(argv: Sequence[str]) -> int:
             calibrator=settings.calibrator,
             engine=settings.engine,
             overwrite=settings.overwrite,
+            resume=settings.resume,
+            workers=settings.workers,
             seed=settings.seed,
             progress=progress,
         )
@@ -158,6 +166,7 @@ def evaluate(argv: Sequence[str]) -> int:
 def search(argv: Sequence[str]) -> int:
     """`surematch search COLLECTION TEXT`"""
     settings = parse(SearchSettings, argv)
+    condition = None if settings.filter is None else read_filter(settings.filter)
     collection = Collection.open(settings.collection)
     try:
         answers = collection.search(
@@ -166,6 +175,7 @@ def search(argv: Sequence[str]) -> int:
             map=settings.map,
             coverage=settings.coverage,
             coverage_for=settings.coverage_for,
+            filter=condition,
         )
     finally:
         collection.close()
