@@ -26,7 +26,7 @@ _MANIFEST = "manifest.json"
 _CURRENT = "CURRENT"
 _KEPT = 2
 _TEMPORARY = ".writing-"
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -59,7 +59,7 @@ def write_snapshot(
     try:
         return _write(root, {"sequence": sequence, "engine": engine, "encoder": encoder, **(about or {})}, files)
     except OSError as error:
-        kind = DiskFull if error.errno in _NO_ROOM else ReadOnly if error.errno in _NO_RIGHT else CollectionError
+        kind = DiskFull if error.errno in NO_ROOM else ReadOnly if error.errno in _NO_RIGHT else CollectionError
         raise kind(
             f"{root}: the snapshot could not be written ({error.strerror}). The one before is still served; writing "
             "works again once there is room and permission."
@@ -113,6 +113,11 @@ def current_name(root: Path) -> str | None:
         return (root / _CURRENT).read_text(encoding="utf-8").strip() or None
     except (OSError, UnicodeDecodeError):
         return None
+
+
+def point_to(root: Path, name: str) -> None:
+    """Makes `name` the snapshot that is read first."""
+    _switch(root, name)
 
 
 def clean(root: Path, older_than: int = 0) -> None:
