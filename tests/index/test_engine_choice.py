@@ -47,3 +47,33 @@ def test_the_engine_is_a_flag(world: World, tmp_path: Path, capsys: pytest.Captu
     with pytest.raises(SettingsError, match="--engine annoy"):
         index([*flags, "--out", str(tmp_path / "annoy"), "--engine", "annoy"])
     assert not (tmp_path / "annoy").exists()
+
+
+@pytest.mark.parametrize("kind", FAISS)
+def test_large_files_are_mapped_after_their_checksum(
+    kind: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "topics"
+    build_collection(str(world.encoder), world.rows(world.items), out, engine=kind)
+    texts = [row.text for row in world.rows(world.test)]
+
+    def ask() -> tuple[list[list[str]], list[str], str]:
+        opened = Collection.open(out)
+        try:
+            maps = Path("/proc/self/maps").read_text()
+            return [[hit.id for hit in answer.hits] for answer in opened.search(texts)], opened.warnings, maps
+        finally:
+            opened.close()
+
+    read, _, _ = ask()
+    monkeypatch.setattr("index.snapshot.MAPPED", 1)
+    mapped, warnings, maps = ask()
+    assert (mapped, warnings) == (read, [])
+    assert f"{out}/snapshots/" in maps
+    file = next((out / "snapshots").glob("*/vectors.faiss"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    answers, warnings, _ = ask()
+    assert any("vectors.faiss: is damaged" in said for said in warnings)
+    assert len(answers) == len(texts)
