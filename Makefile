@@ -8,7 +8,7 @@ ARGS ?=
 # test processes, of one thread each; some tests hold rows of ten million scores, so more take more memory
 WORKERS ?= 2
 
-.PHONY: help demo test check format clean bench-bulk bench-calibration bench-index bench-simplex bench-training audit test-contract
+.PHONY: help demo test check format clean audit test-contract bench-bulk bench-calibration bench-heads bench-index bench-simplex bench-training
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -47,6 +47,9 @@ bench-index: $(VENV)/ready  ## every engine beside raw FAISS (ARGS="--size 10000
 
 bench-training: $(VENV)/ready  ## unseen-class retrieval, speed and memory of training, beside peers (ARGS="--encoder minilm")
 	$(BIN)/python benchmarks/bench_training.py $(ARGS)
+
+bench-heads: $(VENV)/ready  ## training with 10,000 to 1,000,000 classes: steps/s and memory of full, sampled, exact sparse heads
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_heads.py $(ARGS)
 
 bench-simplex: $(VENV)/ready  ## speed of the maps against the entmax package
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_simplex.py $(ARGS)
