@@ -226,3 +226,20 @@ class DemoSettings(Settings):
     seed: Annotated[int, Ge(0)] = Field(default=0, description="Seed of the sentences drawn and of the training.")
     serve: bool = Field(default=True, description="Serve the collection afterwards; --no-serve stops before.")
     port: Annotated[int, Ge(0), Le(65535)] = Field(default=8000, description="Port on 127.0.0.1 to serve at.")
+
+
+class PushSettings(Settings):
+    """Send a trained encoder to the Hugging Face Hub, with its card, where sentence-transformers loads it by name.
+
+    Texts of your rows stay here unless --with-texts is given: the report, the evaluation and the list of faulty rows
+    quote them.
+    """
+
+    model_config = SettingsConfigDict(cli_prog_name="surematch push")
+
+    model: CliPositionalArg[Path] = Field(description="Folder that surematch train wrote.")
+    repository: CliPositionalArg[str] = Field(description="Repository on the Hub: OWNER/NAME.")
+    private: bool = Field(default=True, description="Make a new repository private.")
+    with_texts: bool = Field(default=False, description="Send report.html, evaluation.json and quoted rows, too.")
+    dry_run: bool = Field(default=False, description="List what would be sent, and send nothing.")
+    json_: bool = Field(default=False, alias="json", description="Print one JSON object on standard output.")
