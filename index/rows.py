@@ -1,4 +1,4 @@
-"""Labelled rows from CSV, TSV, JSONL and Parquet, each remembered with its file and line.
+"""Labelled rows from CSV, TSV, JSONL, Parquet and Hugging Face data sets, each remembered with its file and line.
 
 One reader serves training, indexing and evaluation, so a row means the same everywhere. A file that cannot be used
 raises `DataError` naming the file, the first faulty rows and the remedy; rows are never dropped.
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from index.errors import DataError
+from index.hub_rows import dataset_records, is_dataset, looks_like_hub_name
 
 MAX_FIELD = 1_000_000
 """Longest field of a CSV file, in characters: a missing closing quote swallows the rest of a file."""
@@ -57,18 +58,20 @@ def read_rows(
     """
     rows = [row for path in paths for row in _read_file(path, text, label, require_label, faulty)]
     if not rows and not faulty:
-        raise DataError("No data file was given. Name at least one CSV, TSV, JSONL or Parquet file.")
+        raise DataError("No data file was given. Name at least one CSV, TSV, JSONL or Parquet file, or a data set.")
     return rows
 
 
 def _read_file(path: Path, text: str, label: str | None, require_label: bool, faulty: list[Row] | None) -> list[Row]:
-    reader = _READERS.get(path.suffix.lower())
+    reader = dataset_records if is_dataset(path) else _READERS.get(path.suffix.lower())
+    if reader is None and not path.exists() and looks_like_hub_name(path):
+        reader = dataset_records
+    if reader is not dataset_records and not path.is_file():
+        what = "is a folder, not a file" if path.is_dir() else "no such file"
+        raise DataError(f"{path}: {what}. Check the path; it is taken from {Path.cwd()}.")
     if reader is None:
         known = ", ".join(_READERS)
         raise DataError(f"{path}: files ending in '{path.suffix}' cannot be read. Use one of {known}.")
-    if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "no such file"
-        raise DataError(f"{path}: {what}. Check the path; it is taken from {Path.cwd()}.")
     rows: list[Row] = []
     no_text: list[int] = []
     no_label: list[int] = []

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import (
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError of whichever client it uses
     HfHubHTTPError,
     HFValidationError,
-    HTTPError,  # type: ignore[attr-defined]  # of whichever HTTP client the library uses
+    HTTPError,
     LocalTokenNotFoundError,
 )
 
@@ -66,8 +66,9 @@ def send(files: Mapping[str, Content], repository: str, *, private: bool, api: H
     except (LocalTokenNotFoundError, HFValidationError) as error:
         raise SettingsError(f"The Hub was not asked: {error} Log in with `hf auth login`, or set HF_TOKEN.") from error
     except HfHubHTTPError as error:
+        said = " ".join(str(error).split())
         raise SettingsError(
-            f"The Hub refused {repository}: {' '.join(str(error).split())}. Check that the token (`hf auth login`, or HF_TOKEN) "
+            f"The Hub refused {repository}: {said}. Check that the token (`hf auth login`, or HF_TOKEN) "
             "may write there."
         ) from error
     except (HTTPError, OSError) as error:
