@@ -13,15 +13,18 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from rich.console import Console
 
 from index import console, thresholds
-from index.build import UNKNOWN_SHARE, build_collection
+from index.build import build_collection
 from index.calibrate import DEFAULT
 from index.calibrators import CALIBRATORS
 from index.collection import ENCODER, MAX_K, Collection
+from index.compaction import UNKNOWN_SHARE
 from index.conformal import CoverageFor
 from index.encoder_files import training_settings
+from index.engines import NAMES
 from index.errors import CalibrationError, SettingsError
 from index.evaluate import evaluate as measure
-from index.rows import Row, read_rows
+from index.filters import read_filter
+from index.rows import Row, RowFiles, read_rows
 from index.settings import Settings, parse
 from index.sources import Held
 
@@ -51,7 +54,10 @@ class IndexSettings(Settings):
         UNKNOWN_SHARE, gt=0, lt=1, description="share of unknown queries expected in use; probabilities depend on it"
     )
     calibrator: str = Field(DEFAULT, description=f"what turns scores into probabilities: {', '.join(CALIBRATORS)}")
+    engine: str = Field("auto", description=f"what finds the nearest items: {', '.join(NAMES)}")
     overwrite: bool = Field(False, description="replace the collection at --out")
+    resume: bool | None = Field(None, description="continue an interrupted build of --out (--no-resume: start over)")
+    workers: int | None = Field(None, ge=1, le=256, description="encoding processes [default: one a core]")
     seed: int = Field(0, description="seed of the random splits")
     json_: bool = _JSON
 
@@ -83,6 +89,9 @@ class SearchSettings(Settings):
     coverage_for: CoverageFor = Field(
         "mixed", description="promise the coverage to all queries together, or to known and unknown ones apart"
     )
+    filter: str | None = Field(
+        None, description='only show items that pass, as JSON: {"brand": "acme", "price": {"lt": 20}}'
+    )
     json_: bool = _JSON
 
 
@@ -107,7 +116,7 @@ def index(argv: Sequence[str]) -> int:
     """`surematch index MODEL DATA --out COLLECTION`"""
     settings = parse(IndexSettings, argv)
     label = settings.label or _trained_label(Path(settings.model), settings.data[0])
-    rows = read_rows(settings.data, text=settings.text, label=label)
+    rows = RowFiles(settings.data, text=settings.text, label=label)
     held = Held(
         _read(settings.calibrate, settings.text, label),
         _read(settings.unknown, settings.text, label, require_label=False),
@@ -121,7 +130,10 @@ def index(argv: Sequence[str]) -> int:
             held=held,
             unknown_share=settings.unknown_share,
             calibrator=settings.calibrator,
+            engine=settings.engine,
             overwrite=settings.overwrite,
+            resume=settings.resume,
+            workers=settings.workers,
             seed=settings.seed,
             progress=progress,
         )
@@ -154,6 +166,7 @@ def evaluate(argv: Sequence[str]) -> int:
 def search(argv: Sequence[str]) -> int:
     """`surematch search COLLECTION TEXT`"""
     settings = parse(SearchSettings, argv)
+    condition = None if settings.filter is None else read_filter(settings.filter)
     collection = Collection.open(settings.collection)
     try:
         answers = collection.search(
@@ -162,6 +175,7 @@ def search(argv: Sequence[str]) -> int:
             map=settings.map,
             coverage=settings.coverage,
             coverage_for=settings.coverage_for,
+            filter=condition,
         )
     finally:
         collection.close()
