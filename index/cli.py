@@ -23,6 +23,7 @@ from index.encoder_files import training_settings
 from index.engines import NAMES
 from index.errors import CalibrationError, SettingsError
 from index.evaluate import evaluate as measure
+from index.onnx_export import LEAST_AGREEMENT, Backend
 from index.rows import Row, RowFiles, read_rows
 from index.settings import Settings, parse
 from index.sources import Held
@@ -56,6 +57,10 @@ class IndexSettings(Settings):
     engine: str = Field("auto", description=f"what finds the nearest items: {', '.join(NAMES)}")
     overwrite: bool = Field(False, description="replace the collection at --out")
     resume: bool | None = Field(None, description="continue an interrupted build of --out (--no-resume: start over)")
+    backend: Backend = Field("auto", description="what runs a neural encoder; auto: onnx where it is installed")
+    least_agreement: float = Field(
+        LEAST_AGREEMENT, gt=-1, le=1, description="mean cosine to torch's vectors below which an export is refused"
+    )
     workers: int | None = Field(None, ge=1, le=256, description="encoding processes [default: one a core]")
     seed: int = Field(0, description="seed of the random splits")
     json_: bool = _JSON
@@ -130,6 +135,8 @@ def index(argv: Sequence[str]) -> int:
             overwrite=settings.overwrite,
             resume=settings.resume,
             workers=settings.workers,
+            backend=settings.backend,
+            least_agreement=settings.least_agreement,
             seed=settings.seed,
             progress=progress,
         )
