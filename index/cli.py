@@ -23,6 +23,7 @@ from index.encoder_files import training_settings
 from index.engines import NAMES
 from index.errors import CalibrationError, SettingsError
 from index.evaluate import evaluate as measure
+from index.filters import read_filter
 from index.onnx_export import LEAST_AGREEMENT, Backend
 from index.rows import Row, RowFiles, read_rows
 from index.settings import Settings, parse
@@ -92,6 +93,9 @@ class SearchSettings(Settings):
     coverage: float | None = Field(None, gt=0, lt=1, description="also give the set that holds the truth this often")
     coverage_for: CoverageFor = Field(
         "mixed", description="promise the coverage to all queries together, or to known and unknown ones apart"
+    )
+    filter: str | None = Field(
+        None, description='only show items that pass, as JSON: {"brand": "acme", "price": {"lt": 20}}'
     )
     json_: bool = _JSON
 
@@ -169,6 +173,7 @@ def evaluate(argv: Sequence[str]) -> int:
 def search(argv: Sequence[str]) -> int:
     """`surematch search COLLECTION TEXT`"""
     settings = parse(SearchSettings, argv)
+    condition = None if settings.filter is None else read_filter(settings.filter)
     collection = Collection.open(settings.collection)
     try:
         answers = collection.search(
@@ -177,6 +182,7 @@ def search(argv: Sequence[str]) -> int:
             map=settings.map,
             coverage=settings.coverage,
             coverage_for=settings.coverage_for,
+            filter=condition,
         )
     finally:
         collection.close()
