@@ -22,7 +22,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.base.sampler import NoDuplicatesBatchSampler
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from index.errors import DataError, SettingsError
@@ -168,6 +168,10 @@ def fit(
     shape = OBJECTIVES[recipe.loss].shape
     dataset = Dataset.from_dict(reshape(rows.texts, rows.classes, shape, settings.seed))
     _check_extras(settings, kind)
+    if settings.gradient_checkpointing:
+        for module in model.modules():  # the trainer's own switch does not reach the transformer without a warning
+            if isinstance(module, PreTrainedModel):
+                module.activation_checkpointing_enable()
     if isinstance(loss, HugeHead):
         loss.sparse_gradients = True
     arguments = _arguments(loss, settings, recipe, work)
@@ -246,7 +250,6 @@ def _arguments(
         learning_rate_mapping={HEAD_PARAMETERS: recipe.head_learning_rate} if isinstance(loss, Objective) else {},
         warmup_steps=settings.warmup,
         bf16=settings.bf16,
-        activation_checkpointing=settings.gradient_checkpointing,
         use_cpu=not torch.accelerator.is_available(),
         seed=settings.seed,
         save_strategy="steps" if settings.checkpoint_steps and distributed.world() == 1 else "no",
