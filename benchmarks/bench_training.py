@@ -1,6 +1,6 @@
 """Training on BANKING77: 57 classes train, 20 are never seen. Ours beside the library's own loss and a peer's CosFace.
 
-    python benchmarks/bench_training.py [--encoder static|minilm] [--seeds 3]
+    python benchmarks/bench_training.py [--encoder static|minilm] [--seeds 3] [--json FILE]
 
 Every method starts from the same encoder and runs the same epochs, batch size and learning rates on the same rows, in a
 process of its own, so that its peak memory can be read. `ours` is `surematch train` with its defaults; the peers run in
@@ -196,6 +196,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", default="static", choices=["static", "minilm"])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
@@ -206,17 +207,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as packages:
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
         subprocess.run([*pip, "--target", packages, "pytorch-metric-learning==2.9.0"], check=True)
-        table(arguments.encoder, arguments.seeds, Path(packages))
+        results = table(arguments.encoder, arguments.seeds, Path(packages))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
-def table(encoder: str, seeds: int, packages: Path) -> None:
-    """Prints one line a method. Ratios are to `ours`: below 1 in MAP@R and rows/s is worse, above 1 in memory is."""
+def table(encoder: str, seeds: int, packages: Path) -> dict[str, dict[str, float]]:
+    """Prints one line a method, and returns the figures by method. Ratios are to `ours`: below 1 in MAP@R and rows/s is worse, above 1 in memory is."""
     print(f"BANKING77, {encoder}, {77 - UNSEEN} classes trained, {UNSEEN} never seen, {seeds} seeds")
     print(f"{'method':26}{'seen R@1':>9}{'unseen R@1':>11}{'unseen MAP@R':>13}{'ratio':>7}", end="")
     print(f"{'loop s':>8}{'rows/s':>7}{'peak MiB':>9}{'ratio':>7}")
     ours: dict[str, float] = {}
+    results = {}
     for method in ("start", *METHODS):
-        result = run(method, encoder, seeds, packages)
+        results[method] = result = run(method, encoder, seeds, packages)
         ours = result if method == "ours" else ours
         line = f"{method:26}{result['seen recall@1']:9.4f}{result['unseen recall@1']:11.4f}"
         line += f"{result['unseen MAP@R']:13.4f}"
@@ -224,6 +228,7 @@ def table(encoder: str, seeds: int, packages: Path) -> None:
             line += f"{result['unseen MAP@R'] / ours['unseen MAP@R']:7.3f}{result['s']:8.1f}"
             line += f"{ours['s'] / result['s']:7.2f}{result['MiB']:9.0f}{result['MiB'] / ours['MiB']:7.2f}"
         print(line, flush=True)
+    return results
 
 
 if __name__ == "__main__":
