@@ -213,7 +213,10 @@ def main() -> None:
 
 
 def table(encoder: str, seeds: int, packages: Path) -> dict[str, dict[str, float]]:
-    """Prints one line a method, and returns the figures by method. Ratios are to `ours`: below 1 in MAP@R and rows/s is worse, above 1 in memory is."""
+    """Prints one line a method, and returns the figures by method.
+
+    Ratios are to `ours`: below 1 in MAP@R and rows/s is worse, above 1 in memory is.
+    """
     print(f"BANKING77, {encoder}, {77 - UNSEEN} classes trained, {UNSEEN} never seen, {seeds} seeds")
     print(f"{'method':26}{'seen R@1':>9}{'unseen R@1':>11}{'unseen MAP@R':>13}{'ratio':>7}", end="")
     print(f"{'loop s':>8}{'rows/s':>7}{'peak MiB':>9}{'ratio':>7}")
