@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from index.calibrate import DEFAULT, calibrate
 from index.calibrators import CALIBRATORS
 from index.collection import CALIBRATION, CONFIG, ENCODER, FORMAT, ITEMS, PROFILE, SNAPSHOTS, Collection, Gallery
-from index.encoder_files import copy_encoder, open_sentence_transformer, training_settings
+from index.encoder_files import SFACE, copy_encoder, open_sentence_transformer, training_settings
 from index.encoders import Encoder, load_encoder
 from index.errors import CalibrationError, CollectionError, DataError, SettingsError
 from index.examples import examples
@@ -122,7 +122,7 @@ def _items(rows: Sequence[Row], vectors: NDArray[np.float32], id_column: str | N
                 "right one with --id COLUMN."
             )
         given = None if id_column is None else row.extra[id_column]
-        name = f"{Path(row.file).name}:{row.line}" if id_column is None else "" if given is None else str(given)
+        name = _own_id(row) if id_column is None else "" if given is None else str(given)
         if not name:
             raise DataError(f"{row.file}: line {row.line}: the column '{id_column}' holds no id. Give every row one.")
         if name in seen:
@@ -132,13 +132,22 @@ def _items(rows: Sequence[Row], vectors: NDArray[np.float32], id_column: str | N
                 "Give every row an id of its own and name the column with --id COLUMN."
             )
         seen[name] = row
-        items.append(Item(name, row.label, row.text, vector, {k: v for k, v in row.extra.items() if k != id_column}))
+        text = row.text if row.image is None else None  # pictures are not kept, nor what would betray them
+        items.append(Item(name, row.label, text, vector, {k: v for k, v in row.extra.items() if k != id_column}))
     return items
+
+
+def _own_id(row: Row) -> str:
+    return f"{Path(row.file).name}:{row.line}" if row.image is None else row.image.name
 
 
 def _install_encoder(model: str, folder: Path) -> Encoder:
     if Path(model).is_dir():
         copy_encoder(Path(model), folder)
+    elif model == SFACE:
+        from index.faces import write_sface
+
+        write_sface(folder)
     else:
         with tempfile.TemporaryDirectory(dir=folder.parent) as saved:
             open_sentence_transformer(model).save(saved, create_model_card=False)

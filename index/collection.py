@@ -26,6 +26,7 @@ from index.engine import Engine
 from index.errors import CalibrationError, CollectionError, DataError
 from index.evidence import TOP_K
 from index.faiss_engine import FaissFlat
+from index.image_encoder import Source, image_encoder
 from index.items import ItemStore
 from index.outcome import map_name
 from index.profile import LabelProfile
@@ -179,6 +180,13 @@ class Collection:
         return self.search_vectors(
             self.encoder.encode(texts), k=k, map=map, coverage=coverage, coverage_for=coverage_for
         )
+
+    def search_images(self, images: Sequence[Source], **how: Any) -> list[Answer]:
+        """One answer a picture (its bytes or its file); `how` as in `search_vectors`. Raises `DataError`.
+
+        The pictures are encoded and forgotten.
+        """
+        return self.search_vectors(image_encoder(self.encoder).encode_images(images), **how)
 
     def search_vectors(
         self,

@@ -19,6 +19,8 @@ from index.encoder_files import TRAINED_ROWS
 from index.encoders import Encoder
 from index.errors import CalibrationError, CollectionError, DataError
 from index.examples import Queries
+from index.image_encoder import image_encoder
+from index.pictures import picture_of
 from index.rows import Row, text_key
 
 BATCH = 1024
@@ -189,7 +191,7 @@ def encode_rows(
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
         try:
-            vectors[start : start + len(part)] = encoder.encode([row.text for row in part])
+            vectors[start : start + len(part)] = _encode(encoder, part)
         except DataError:
             _blame(encoder, part)
             raise
@@ -197,10 +199,16 @@ def encode_rows(
     return vectors
 
 
+def _encode(encoder: Encoder, rows: Sequence[Row]) -> NDArray[np.float32]:
+    if encoder.modality == "text":
+        return encoder.encode([row.text for row in rows])
+    return image_encoder(encoder).encode_images([picture_of(row) for row in rows])
+
+
 def _blame(encoder: Encoder, rows: Sequence[Row]) -> None:
     """Raises the `DataError` of the one row in a refused batch, with its file and line."""
     for row in rows:
         try:
-            encoder.encode([row.text])
+            _encode(encoder, [row])
         except DataError as error:
             raise DataError(f"{row.file}: line {row.line}: {error}") from error

@@ -21,9 +21,11 @@ from sentence_transformers import SentenceTransformer
 from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from index.encoder_files import RECORD, TRAINED_ROWS, open_sentence_transformer
-from index.errors import DataError
-from index.rows import Row, read_rows
+from index.encoder_files import RECORD, SFACE, TRAINED_ROWS, modality_of, open_sentence_transformer
+from index.errors import DataError, SettingsError
+from index.faces import MODULE
+from index.pictures import read_content
+from index.rows import Row
 from training.config import Kind, Recipe, TrainSettings
 from training.data import (
     Split,
@@ -37,7 +39,8 @@ from training.data import (
 from training.evaluation import Classes, Retrieval, Vectors, nearest_class_mean, retrieval
 from training.folder import FORMAT, check_target, new_folder
 from training.heads import HEAD, class_means, load_head, save_head
-from training.objectives import Objective, make_objective
+from training.image_data import PictureCollator, canvases, check_shape, new_image_model
+from training.objectives import OBJECTIVES, Objective, make_objective
 from training.pairs import rows_of_pairs
 from training.review import Fault, review, summary
 from training.run import Run, write_config
@@ -107,7 +110,10 @@ def _prepare(settings: TrainSettings, console: Console) -> _Prepared:
 def _read(settings: TrainSettings) -> tuple[list[Row], list[Fault]]:
     """The rows that can train, and what is the matter with the others."""
     empty: list[Row] = []
-    rows = read_rows(settings.data, text=settings.text, label=settings.label, faulty=empty)
+    modality = modality_of(settings.encoder)
+    if modality == "image" and settings.pair_text is not None:
+        raise SettingsError("--pair-text: pairs of pictures cannot be learned from. Give each picture a label.")
+    rows = read_content(modality, settings.data, text=settings.text, label=settings.label, faulty=empty)
     faults: list[Fault] = []
     if settings.pair_text is not None:
         _, faults = review([], empty, skip=settings.skip_faulty)
@@ -128,16 +134,16 @@ def _train(
     rows, labels, classes, split = prepared.rows, prepared.labels, prepared.classes, prepared.split
     set_seed(settings.seed)
     disable_progress_bar()
-    model = open_sentence_transformer(settings.encoder)
-    kind: Kind = "static" if is_static(model) else "transformer"
+    model, kind = _start(settings, [*rows, *prepared.unseen])
     recipe = Recipe.resolve(settings, kind)
+    if kind == "image":
+        check_shape(recipe.loss, OBJECTIVES[recipe.loss].shape)
     _check_readable(model, kind, [*rows, *prepared.unseen])
     warnings = _cut_texts(model, kind, rows)
     for warning in warnings:
         console.print(f"[yellow]Warning:[/] {warning}", highlight=False)
 
-    texts = [row.text for row in rows]
-    unseen_texts = [row.text for row in prepared.unseen]
+    texts, unseen_texts = (_contents(model, kind, some) for some in (rows, prepared.unseen))
     unseen_classes = np.unique([label_of(row) for row in prepared.unseen], return_inverse=True)[1].astype(np.int64)
 
     def on_unseen() -> Retrieval:
@@ -162,7 +168,12 @@ def _train(
         metrics["loss"] = fit(
             model,
             loss,
-            Rows(train_texts, classes[split.train].tolist(), lambda at: _name([rows[split.train[i]] for i in at])),
+            Rows(
+                [rows[at].text for at in split.train],
+                classes[split.train].tolist(),
+                lambda at: _name([rows[split.train[i]] for i in at]),
+                PictureCollator(model, train_texts, settings) if kind == "image" else None,
+            ),
             settings=settings,
             recipe=recipe,
             kind=kind,
@@ -195,6 +206,25 @@ def _train(
         "metrics": metrics,
         "warnings": warnings,
     }
+
+
+def _start(settings: TrainSettings, rows: Sequence[Row]) -> tuple[SentenceTransformer, Kind]:
+    """The encoder training starts from."""
+    if modality_of(settings.encoder) == "text":
+        model = open_sentence_transformer(settings.encoder)
+        return model, "static" if is_static(model) else "transformer"
+    if settings.encoder == SFACE or (Path(settings.encoder) / MODULE).is_dir():
+        raise SettingsError(
+            "--encoder sface is ready-made and cannot be trained further. Index with it: surematch index"
+        )
+    if Path(settings.encoder).is_dir():
+        return open_sentence_transformer(settings.encoder), "image"
+    return new_image_model(settings, rows), "image"
+
+
+def _contents(model: SentenceTransformer, kind: Kind, rows: Sequence[Row]) -> list[Any]:
+    """What the encoder is given for each row: its text, or its picture at the network's size."""
+    return canvases(model, rows) if kind == "image" else [row.text for row in rows]
 
 
 def _earlier_weights(encoder: str, labels: Sequence[str], means: torch.Tensor) -> torch.Tensor:
@@ -234,13 +264,13 @@ def _settle(folder: Path) -> None:
                 os.fsync(file.fileno())
 
 
-def _encode(model: SentenceTransformer, texts: Sequence[str]) -> Vectors:
+def _encode(model: SentenceTransformer, texts: Sequence[Any]) -> Vectors:
     vectors = model.encode(list(texts), batch_size=64, normalize_embeddings=True, show_progress_bar=False)
     return np.asarray(vectors, dtype=np.float32).reshape(len(texts), -1)
 
 
 def _evaluate(
-    model: SentenceTransformer, texts: Sequence[str], classes: Classes, split: Split, sample: Classes, gallery: Vectors
+    model: SentenceTransformer, texts: Sequence[Any], classes: Classes, split: Split, sample: Classes, gallery: Vectors
 ) -> dict[str, float] | None:
     """How the held-out rows find their class among the rows at `sample`, whose vectors are `gallery`."""
     if not len(split.held_out):
@@ -283,7 +313,7 @@ def _check_readable(model: SentenceTransformer, kind: Kind, rows: Sequence[Row])
 
 def _cut_texts(model: SentenceTransformer, kind: Kind, rows: Sequence[Row]) -> list[str]:
     """A warning that names the texts longer than the encoder reads, or nothing."""
-    if kind == "static" or not model.max_seq_length:
+    if kind != "transformer" or not model.max_seq_length:
         return []
     limit = int(model.max_seq_length)
     tokens = model.tokenizer([row.text for row in rows], truncation=False, verbose=False)["input_ids"]
