@@ -245,7 +245,12 @@ class Collection:
             "name": self.name,
             "items": self.size,
             "labels": self.gallery.label_count,
-            "encoder": {"name": self._config.get("encoder_name"), "id": self.model_id, "dim": self.encoder.dimension},
+            "encoder": {
+                "name": self._config.get("encoder_name"),
+                "id": self.model_id,
+                "dim": self.encoder.dimension,
+                "modality": self.encoder.modality,
+            },
             "engine": self.engine.kind,
             "snapshot": self.snapshot_id,
             "created": self._config.get("created"),

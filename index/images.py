@@ -99,9 +99,10 @@ def _check_header(image: Image.Image, limits: Limits) -> None:
 def _flat(image: Image.Image) -> Image.Image:
     """Grey as "L", everything else as "RGB", without transparency."""
     if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
-        grey = image.mode in _GREY_MODES
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("L" if grey else "RGB")
+        mode = "L" if image.mode in _GREY_MODES else "RGB"
+        seen = image.convert("RGBA")
+        image = Image.new(mode, seen.size, "white")
+        image.paste(seen.convert(mode), mask=seen.getchannel("A"))
     if image.mode in _DEEP_MODES:  # sixteen bits: `convert` would cut every value over 255 to white
         return image.point(lambda value: value / 256).convert("L")
     return image.convert("L" if image.mode in _GREY_MODES else "RGB")

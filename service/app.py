@@ -11,9 +11,13 @@ from anyio import to_thread
 from fastapi import FastAPI
 
 from service import problems
+from service.access import Access
+from service.keys import Keys
 from service.limits import LOOPBACK_NAMES, BodyLimit, KnownHosts, SecurityHeaders
+from service.logs import RequestLog
+from service.metrics import Metrics, RequestMetrics
 from service.openapi import openapi
-from service.routes import collection, health, page, search
+from service.routes import collection, embeddings, health, page, search
 from service.schemas import limited
 from service.serving import Serving
 from service.settings import ServeSettings
@@ -26,10 +30,11 @@ they are never the same field. Errors are `application/problem+json` (RFC 9457).
 
 def create_app(settings: ServeSettings, serving: Serving | None = None) -> FastAPI:
     """The ASGI application. Its lifespan opens and warms the collection of `settings`, unless `serving` is given."""
+    metrics = serving.searcher.metrics if serving else Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.serving = serving or await to_thread.run_sync(Serving.open, settings)
+        app.state.serving = serving or await to_thread.run_sync(Serving.open, settings, metrics)
         try:
             yield
         finally:
@@ -45,15 +50,22 @@ def create_app(settings: ServeSettings, serving: Serving | None = None) -> FastA
         redoc_url=None,
     )
     app.state.settings = settings
+    app.state.metrics = metrics
+    app.state.keys = Keys(settings.keys) if settings.keys else None
     app.state.serving = None
+    app.state.draining = False
     app.state.request_model = limited(settings)
     problems.install(app)
+    # the last one added is the first to see a request
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
-    if not settings.public:
+    app.add_middleware(Access, keys=app.state.keys)
+    if not settings.public and not settings.keys:
         names = {name.lower() for name in (*LOOPBACK_NAMES, settings.host, *settings.allowed_hosts)}
         app.add_middleware(KnownHosts, names=names)
     app.add_middleware(SecurityHeaders)
-    for module in (search, collection, health, page):
+    app.add_middleware(RequestMetrics, metrics=metrics)
+    app.add_middleware(RequestLog)
+    for module in (search, embeddings, collection, health, page):
         app.include_router(module.router)
     page.mount(app)
     document: dict[str, Any] = {}

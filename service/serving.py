@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from index.answer import Answer
 from index.collection import Collection
 from index.evidence import TOP_K
+from service.metrics import Metrics
 from service.searcher import Searcher
 from service.settings import ServeSettings
 
@@ -23,7 +24,7 @@ class Serving:
     examples: list[str]
 
     @classmethod
-    def open(cls, settings: ServeSettings) -> Serving:
+    def open(cls, settings: ServeSettings, metrics: Metrics | None = None) -> Serving:
         """Open, verify and warm the collection. Raises `CollectionError` or `EncoderError`."""
         collection = Collection.open(settings.collection)
         try:
@@ -32,7 +33,7 @@ class Serving:
         except BaseException:
             collection.close()
             raise
-        searcher = Searcher(collection, threads=settings.search_threads, max_pending=settings.max_pending)
+        searcher = Searcher(collection, settings, metrics or Metrics())
         return cls(collection, searcher, settings.examples or _examples(answer))
 
     def close(self) -> None:

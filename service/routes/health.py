@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 
-from service.problems import documented
+from service.metrics import CONTENT_TYPE
+from service.problems import Problem, documented
 from service.routes.state import json_response, serving_of
 from service.schemas import HealthReply, ReadyReply
 
@@ -19,7 +21,9 @@ async def healthz() -> Response:
 
 @router.get("/readyz", summary="Readiness", response_model=ReadyReply, responses=documented("not-ready"))
 async def readyz(request: Request) -> Response:
-    """200 once a real query has been answered with the collection now served; else 503."""
+    """200 once a real query has been answered with the collection now served; else 503, and when the end is near."""
+    if request.app.state.draining:
+        raise Problem("not-ready", "The service is about to stop.", headers={"Retry-After": "1"})
     collection = serving_of(request).collection
     return json_response(
         {
@@ -29,3 +33,14 @@ async def readyz(request: Request) -> Response:
             "snapshot": collection.snapshot_id,
         }
     )
+
+
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(request: Request) -> Response:
+    """Latency by route and stage, batch sizes, queue, outcomes, and the histogram of match probabilities."""
+    return Response(await to_thread.run_sync(request.app.state.metrics.text), media_type=CONTENT_TYPE)

@@ -20,6 +20,20 @@ def serving_of(request: Request) -> Serving:
     return serving
 
 
+def media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def json_body(request: Request) -> bytes:
+    """The body, if it is said to be JSON. Raises `Problem`.
+
+    That it must be said is also what keeps a foreign web page from posting here: a form cannot send JSON.
+    """
+    if media_type(request) != "application/json":
+        raise Problem("unsupported-media-type", f"Got {media_type(request)[:80] or 'no Content-Type'!r}.")
+    return await request.body()
+
+
 def json_response(content: Any) -> Response:
     """`content` may hold dataclasses and numpy numbers."""
     try:
