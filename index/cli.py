@@ -45,7 +45,7 @@ class IndexSettings(Settings):
         description="trained encoder's folder, `static`, `minilm`, `sface`, or a hub id"
     )
     data: CliPositionalArg[list[Path]] = Field(
-        description="items: CSV, TSV, JSONL or Parquet files; of pictures also zips, or folders of one folder an identity"
+        description="items: CSV, TSV, JSONL or Parquet files; of pictures also zips, or a folder of folders"
     )
     out: Path = Field(description="folder of the new collection")
     text: str = _TEXT

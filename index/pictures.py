@@ -167,8 +167,8 @@ def _zip(path: Path) -> Iterator[Row]:
             members = [member for member in archive.infolist() if not member.is_dir()]
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise DataError(f"{path}: not readable as a zip ({error}). Make it again.") from error
-    members = [member for member in members if not any(map(_ignored, PurePosixPath(member.filename).parts))]
     _check_members(path, members)
+    members = [member for member in members if not any(map(_ignored, PurePosixPath(member.filename).parts))]
     names = [PurePosixPath(member.filename) for member in members]
     tops = {name.parts[0] for name in names}
     # one folder around everything is how folders are usually zipped; it names no identity
