@@ -20,9 +20,9 @@ from index.calibrators import CALIBRATORS
 from index.collection import CALIBRATION, CONFIG, ENCODER, FORMAT, ITEMS, PROFILE, SNAPSHOTS, Collection, Gallery
 from index.encoder_files import SFACE, copy_encoder, open_sentence_transformer, training_settings
 from index.encoders import Encoder, load_encoder
+from index.engines import check_name, make_engine
 from index.errors import CalibrationError, CollectionError, DataError, SettingsError
 from index.examples import examples
-from index.faiss_engine import FaissFlat
 from index.items import Item, ItemStore
 from index.rows import SHOWN, Row
 from index.snapshot import write_snapshot
@@ -44,6 +44,7 @@ def build_collection(
     held: Held = NO_QUERIES,
     unknown_share: float = UNKNOWN_SHARE,
     calibrator: str = DEFAULT,
+    engine: str = "auto",
     overwrite: bool = False,
     seed: int = 0,
     progress: Progress = _silent,
@@ -56,6 +57,7 @@ def build_collection(
     """
     if calibrator not in CALIBRATORS:
         raise SettingsError(f"--calibrator {calibrator}: there is none of this name. Use {', '.join(CALIBRATORS)}.")
+    check_name(engine)
     _check_out(out, overwrite)
     if not rows:
         raise DataError("There are no rows to index. Give at least one file with labelled texts.")
@@ -70,11 +72,13 @@ def build_collection(
             numbers, labels, vectors = store.vectors()
         gallery = Gallery.of(numbers, labels, vectors)
         why_not = None
-        files = {**FaissFlat.build(vectors, numbers).dump(), PROFILE: gallery.profile.dump()}
+        files = {PROFILE: gallery.profile.dump()}
+        asked = None
         try:
             queries, warnings = calibration_queries(
                 folder / ENCODER, encoder, rows, vectors, gallery, held, seed, progress
             )
+            asked = None if queries.leave_one_out else queries.vectors[queries.rows < 0]
             progress("calibrating", 0, 1)
             made = examples(queries, vectors, gallery.codes, len(gallery.names), unknown_share)
             fitted = calibrate(
@@ -84,6 +88,10 @@ def build_collection(
             progress("calibrating", 1, 1)
         except CalibrationError as error:
             why_not = str(error)
+        progress("building the index", 0, 1)
+        built = make_engine(engine, vectors, numbers, queries=asked, seed=seed)
+        files |= built.dump()
+        progress("building the index", 1, 1)
         config = {
             "format": FORMAT,
             "name": out.name,
@@ -92,10 +100,11 @@ def build_collection(
             "dimension": encoder.dimension,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "uncalibrated": why_not,
+            "engine": engine,
         }
         (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
         write_snapshot(
-            folder / SNAPSHOTS, sequence=sequence, engine=FaissFlat.kind, encoder=encoder.fingerprint, files=files
+            folder / SNAPSHOTS, sequence=sequence, engine=built.kind, encoder=encoder.fingerprint, files=files
         )
     collection = Collection.open(out)
     collection.close()

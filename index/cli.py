@@ -20,6 +20,7 @@ from index.calibrators import CALIBRATORS
 from index.collection import ENCODER, MAX_K, Collection
 from index.conformal import CoverageFor
 from index.encoder_files import Modality, modality_of, training_settings
+from index.engines import NAMES
 from index.errors import CalibrationError, SettingsError
 from index.evaluate import evaluate as measure
 from index.pictures import read_content
@@ -57,6 +58,7 @@ class IndexSettings(Settings):
         UNKNOWN_SHARE, gt=0, lt=1, description="share of unknown queries expected in use; probabilities depend on it"
     )
     calibrator: str = Field(DEFAULT, description=f"what turns scores into probabilities: {', '.join(CALIBRATORS)}")
+    engine: str = Field("auto", description=f"what finds the nearest items: {', '.join(NAMES)}")
     overwrite: bool = Field(False, description="replace the collection at --out")
     seed: int = Field(0, description="seed of the random splits")
     json_: bool = _JSON
@@ -130,6 +132,7 @@ def index(argv: Sequence[str]) -> int:
             held=held,
             unknown_share=settings.unknown_share,
             calibrator=settings.calibrator,
+            engine=settings.engine,
             overwrite=settings.overwrite,
             seed=settings.seed,
             progress=progress,

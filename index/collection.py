@@ -23,6 +23,7 @@ from index.calibrate import Calibration
 from index.conformal import CoverageFor
 from index.encoders import Encoder, load_encoder
 from index.engine import Engine
+from index.engines import engine_class, recall_warning
 from index.errors import CalibrationError, CollectionError, DataError
 from index.evidence import TOP_K
 from index.faiss_engine import FaissFlat
@@ -219,8 +220,8 @@ class Collection:
         if reason is not None or self.calibration is None:
             told = [warning for warning in self.warnings if warning not in (reason or "")]
             return respond.without_probabilities(found, k, reason or "", told)
-        warnings = [*self.warnings, *self.calibration.warnings]
-        exact: Literal["all", "top", "no"] = "all" if self.size <= TOP_K else "top" if self.engine.exact else "no"
+        warnings = [*self.warnings, *recall_warning(self.engine), *self.calibration.warnings]
+        exact: Literal["all", "top", "no"] = "no" if not self.engine.exact else "all" if self.size <= TOP_K else "top"
         return respond.with_probabilities(found, k, self.calibration, name, coverage, coverage_for, exact, warnings)
 
     def _checked(self, vectors: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -252,6 +253,7 @@ class Collection:
                 "modality": self.encoder.modality,
             },
             "engine": self.engine.kind,
+            "search": self.engine.describe(),
             "snapshot": self.snapshot_id,
             "created": self._config.get("created"),
             "calibrated": self.uncalibrated() is None,
@@ -298,7 +300,7 @@ def _load_state(
         labels = store.labels()
         rows = np.array(sorted(labels), np.int64)
         try:
-            engine = FaissFlat.load(snapshot.files)
+            engine = engine_class(str(snapshot.manifest.get("engine"))).load(snapshot.files)
             if engine.dimension != config["dimension"] or not np.array_equal(engine.rows, rows):
                 raise CollectionError(f"Snapshot {snapshot.name} does not index the items of {store.path}.")
             gallery = Gallery.of(rows, [labels[int(row)] for row in rows], snapshot.files.get(PROFILE, b""))

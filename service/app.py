@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from anyio import to_thread
 from fastapi import FastAPI
 
 from service import problems
@@ -17,9 +16,9 @@ from service.limits import LOOPBACK_NAMES, BodyLimit, KnownHosts, SecurityHeader
 from service.logs import RequestLog
 from service.metrics import Metrics, RequestMetrics
 from service.openapi import openapi
-from service.routes import collection, embeddings, health, page, search
+from service.routes import admin, collection, embeddings, health, page, search
 from service.schemas import limited
-from service.serving import Serving
+from service.serving import Current, Serving
 from service.settings import ServeSettings
 
 DESCRIPTION = """\
@@ -34,12 +33,14 @@ def create_app(settings: ServeSettings, serving: Serving | None = None) -> FastA
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.serving = serving or await to_thread.run_sync(Serving.open, settings, metrics)
+        current = Current(settings, metrics, serving)
+        await current.start()
+        app.state.current = current
         try:
             yield
         finally:
-            closing, app.state.serving = app.state.serving, None
-            await to_thread.run_sync(closing.close)
+            app.state.current = None
+            await current.stop()
 
     app = FastAPI(
         title="surematch",
@@ -52,7 +53,7 @@ def create_app(settings: ServeSettings, serving: Serving | None = None) -> FastA
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.keys = Keys(settings.keys) if settings.keys else None
-    app.state.serving = None
+    app.state.current = None
     app.state.draining = False
     app.state.request_model = limited(settings)
     problems.install(app)
@@ -65,7 +66,7 @@ def create_app(settings: ServeSettings, serving: Serving | None = None) -> FastA
     app.add_middleware(SecurityHeaders)
     app.add_middleware(RequestMetrics, metrics=metrics)
     app.add_middleware(RequestLog)
-    for module in (search, embeddings, collection, health, page):
+    for module in (search, embeddings, collection, admin, health, page):
         app.include_router(module.router)
     page.mount(app)
     document: dict[str, Any] = {}

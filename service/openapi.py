@@ -46,5 +46,7 @@ def _secure(document: dict[str, Any]) -> None:
 _TAGS = [
     {"name": "search", "description": "Ask: hits, calibrated probabilities, the no-match share."},
     {"name": "collection", "description": "What is served, and how far its probabilities can be trusted."},
+    {"name": "embeddings", "description": "The collection's encoder, as OpenAI's API has it."},
+    {"name": "admin", "description": "For operators; needs the scope admin where keys are used."},
     {"name": "health", "description": "For supervisors and load balancers."},
 ]

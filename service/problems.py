@@ -42,6 +42,7 @@ KINDS = {
         Kind("forbidden", 403, "The key may not do this", "Use a key with that scope: `surematch keys add`."),
         Kind("not-found", 404, "There is nothing at this address", "See /docs for the addresses that exist."),
         Kind("method-not-allowed", 405, "This address does not know the method", "Use a method of the Allow header."),
+        Kind("conflict", 409, "The state of the collection forbids it", "Mend what is named, then try again."),
         Kind("body-too-large", 413, "The body is too large", "Send fewer queries a request, or raise the limit."),
         Kind(
             "unsupported-media-type",

@@ -324,6 +324,15 @@ class ReadyReply(Reply):
     collection: str
     model: str
     snapshot: str
+    degraded: bool = Field(description="a newer version was refused; the log says why")
+
+
+class ReloadReply(Reply):
+    """What serves now."""
+
+    collection: str
+    model: str
+    snapshot: str
 
 
 class CollectionReply(BaseModel):

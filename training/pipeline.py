@@ -26,6 +26,8 @@ from index.errors import DataError, SettingsError
 from index.faces import MODULE
 from index.pictures import read_content
 from index.rows import Row
+from training.assessment import Embedded, assess
+from training.card import CARD, render_card
 from training.config import Kind, Recipe, TrainSettings
 from training.data import (
     Split,
@@ -37,13 +39,14 @@ from training.data import (
     trained_row_keys,
 )
 from training.evaluation import Classes, Retrieval, Vectors, nearest_class_mean, retrieval
-from training.folder import FORMAT, check_target, new_folder
+from training.folder import EVALUATION, FORMAT, REPORT, check_target, new_folder
 from training.heads import HEAD, class_means, load_head, save_head
 from training.image_data import PictureCollator, canvases, check_shape, new_image_model
 from training.objectives import OBJECTIVES, Objective, make_objective
 from training.pairs import rows_of_pairs
+from training.report import render_report
 from training.review import Fault, review, summary
-from training.run import Run, write_config
+from training.run import Run, command_of, write_config
 from training.static import is_static, only_used_tokens, unreadable
 from training.trainer import Rows, fit
 
@@ -66,9 +69,12 @@ def train_encoder(settings: TrainSettings, console: Console) -> dict[str, Any]:
     checkpoint = run.begin(resume=settings.resume, overwrite=settings.overwrite)
     with run, new_folder(settings.out) as folder:
         write_config(settings, run.folder)
-        record = _train(settings, prepared, run.checkpoints, checkpoint, console, folder)
+        record, evaluation = _train(settings, prepared, run.checkpoints, checkpoint, console, folder)
         record["seconds"] = round(time.perf_counter() - started, 1)
         (folder / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / EVALUATION).write_text(json.dumps(evaluation, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / REPORT).write_text(render_report(record, evaluation), encoding="utf-8")
+        (folder / CARD).write_text(render_card(record, evaluation), encoding="utf-8")
         write_config(settings, folder)
         _settle(folder)
         run.finished = True
@@ -129,8 +135,8 @@ def _train(
     resume: Path | None,
     console: Console,
     folder: Path,
-) -> dict[str, Any]:
-    """Trains, writes encoder, head and keys of the trained rows to `folder`, and returns the record."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Trains, writes encoder, head and keys of the trained rows to `folder`; returns the record and the evaluation."""
     rows, labels, classes, split = prepared.rows, prepared.labels, prepared.classes, prepared.split
     set_seed(settings.seed)
     disable_progress_bar()
@@ -144,7 +150,7 @@ def _train(
         console.print(f"[yellow]Warning:[/] {warning}", highlight=False)
 
     texts, unseen_texts = (_contents(model, kind, some) for some in (rows, prepared.unseen))
-    unseen_classes = np.unique([label_of(row) for row in prepared.unseen], return_inverse=True)[1].astype(np.int64)
+    unseen_labels, unseen_classes = np.unique([label_of(row) for row in prepared.unseen], return_inverse=True)
 
     def on_unseen() -> Retrieval:
         return retrieval(_encode(model, unseen_texts), unseen_classes)
@@ -163,7 +169,8 @@ def _train(
         loss.imprint(_earlier_weights(settings.encoder, labels, means))
 
     train_texts = [texts[at] for at in split.train]
-    used = [*train_texts, *unseen_texts] if settings.patience else train_texts
+    watched = bool(unseen_texts) and (settings.patience is not None or kind == "static")
+    used = [*train_texts, *unseen_texts] if watched else train_texts
     with only_used_tokens(model, used) if kind == "static" else nullcontext():
         metrics["loss"] = fit(
             model,
@@ -179,16 +186,24 @@ def _train(
             kind=kind,
             work=checkpoints,
             resume=resume,
-            measure=(lambda: on_unseen().map_at_r) if settings.patience else None,
+            measure=(lambda: on_unseen().map_at_r) if watched else None,
             console=console,
         )
     after = _encode(model, [texts[at] for at in sample])
     metrics["held_out"] = _evaluate(model, texts, classes, split, sample, after)
     if unseen_texts:
         metrics["unseen"] = asdict(on_unseen())
+    evaluation = assess(
+        _embedded(model, kind, [rows[at] for at in split.held_out], classes[split.held_out], labels),
+        Embedded([_shown(rows[at]) for at in sample], after, classes[sample], labels),
+        _embedded(model, kind, prepared.unseen, unseen_classes, unseen_labels.tolist()),
+        np.bincount(classes[split.train], minlength=len(labels)),
+        seed=settings.seed,
+    )
     _write(folder, model, loss, labels, [rows[at] for at in split.train])
-    return {
+    record = {
         "format": FORMAT,
+        "command": command_of(settings),
         "settings": settings.model_dump(mode="json", exclude={"json_", "overwrite", "resume"}),
         "recipe": {"kind": kind, **asdict(recipe)},
         "objective": {"name": recipe.loss, **_config_of(loss)},
@@ -206,6 +221,21 @@ def _train(
         "metrics": metrics,
         "warnings": warnings,
     }
+    return record, evaluation
+
+
+def _embedded(
+    model: SentenceTransformer, kind: Kind, rows: Sequence[Row], classes: Classes, labels: Sequence[str]
+) -> Embedded | None:
+    """The rows with their vectors, None for no rows."""
+    if not rows:
+        return None
+    return Embedded([_shown(row) for row in rows], _encode(model, _contents(model, kind, rows)), classes, labels)
+
+
+def _shown(row: Row) -> str:
+    """How a report names a row: its text, or its picture's name."""
+    return row.text if row.image is None else row.image.name
 
 
 def _start(settings: TrainSettings, rows: Sequence[Row]) -> tuple[SentenceTransformer, Kind]:
@@ -279,10 +309,8 @@ def _evaluate(
     result = retrieval(queries, classes[split.held_out], gallery, classes[sample])
     means = nearest_class_mean(queries, classes[split.held_out], gallery, classes[sample])
     return {
-        "recall_at_1": result.recall_at_1,
-        "map_at_r": result.map_at_r,
+        **asdict(result),
         "nearest_class_mean": means,
-        "queries": result.queries,
         "gallery": len(sample),
     }
 

@@ -31,17 +31,17 @@ _BODY = {
 )
 async def embeddings(request: Request) -> Response:
     """Unit vectors of the collection's own encoder, OpenAI-compatible. A text's vector can betray the text."""
-    serving = serving_of(request)
     body = await json_body(request)
     try:
         asked = EmbeddingsRequest.model_validate_json(body)
     except ValidationError as error:
         raise from_validation(error) from None
     texts = [asked.input] if isinstance(asked.input, str) else asked.input
-    faults = _faults(request, serving, asked, texts)
-    if faults:
-        raise Problem("invalid-request", f"{faults[0].pointer}: {faults[0].detail}.", faults)
-    vectors = await serving.searcher.embed(texts)
+    with serving_of(request) as serving:
+        faults = _faults(request, serving, asked, texts)
+        if faults:
+            raise Problem("invalid-request", f"{faults[0].pointer}: {faults[0].detail}.", faults)
+        vectors = await serving.searcher.embed(texts)
 
     def shown(vector: Any) -> Any:
         if asked.encoding_format == "float":
@@ -76,7 +76,8 @@ def _faults(request: Request, serving: Serving, asked: EmbeddingsRequest, texts:
 )
 async def models(request: Request) -> Response:
     """The names that `model` of /v1/embeddings can have."""
-    collection = serving_of(request).collection
+    with serving_of(request) as serving:
+        collection = serving.collection
     names = dict.fromkeys((collection.name, collection.model_id))
     entries = [{"id": name, "object": "model", "created": 0, "owned_by": "surematch"} for name in names]
     return json_response({"object": "list", "data": entries})

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from service.metrics import CONTENT_TYPE
 from service.problems import Problem, documented
-from service.routes.state import json_response, serving_of
+from service.routes.state import current_of, json_response, serving_of
 from service.schemas import HealthReply, ReadyReply
 
 router = APIRouter(tags=["health"])
@@ -24,15 +24,16 @@ async def readyz(request: Request) -> Response:
     """200 once a real query has been answered with the collection now served; else 503, and when the end is near."""
     if request.app.state.draining:
         raise Problem("not-ready", "The service is about to stop.", headers={"Retry-After": "1"})
-    collection = serving_of(request).collection
-    return json_response(
-        {
-            "status": "ready",
-            "collection": collection.name,
-            "model": collection.model_id,
-            "snapshot": collection.snapshot_id,
-        }
-    )
+    with serving_of(request) as serving:
+        return json_response(
+            {
+                "status": "ready",
+                "collection": serving.collection.name,
+                "model": serving.collection.model_id,
+                "snapshot": serving.collection.snapshot_id,
+                "degraded": current_of(request).degraded,
+            }
+        )
 
 
 @router.get(

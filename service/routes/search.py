@@ -103,7 +103,8 @@ def _validated(request: Request, body: bytes | dict[str, Any]) -> SearchRequest:
 async def _answer_vectors(request: Request, body: bytes) -> Response:
     """Raises `Problem` for a body that is not whole vectors, or too many."""
     asked = _validated(request, _from_query_string(request.scope["query_string"], ()))
-    width = 4 * serving_of(request).collection.encoder.dimension
+    with serving_of(request) as serving:
+        width = 4 * serving.collection.encoder.dimension
     most = request.app.state.settings.max_queries
     if not body or len(body) % width or len(body) // width > most:
         raise Problem(
@@ -116,8 +117,8 @@ async def _answer_vectors(request: Request, body: bytes) -> Response:
 
 
 async def _answer(request: Request, asked: SearchRequest, vectors: NDArray[np.float32] | None = None) -> Response:
-    serving = serving_of(request)
-    found, timings = await serving.searcher.search(asked, vectors)
+    with serving_of(request) as serving:
+        found, timings = await serving.searcher.search(asked, vectors)
     return json_response(
         {
             "results": found.answers,

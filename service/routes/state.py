@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from typing import Any
 
 import orjson
 from fastapi import Request, Response
 
 from service.problems import Problem
-from service.serving import Serving
+from service.serving import Current, Serving
 
 
-def serving_of(request: Request) -> Serving:
-    """The collection now served. Raises `Problem` "not-ready" before it is open and after it is closed."""
-    serving: Serving | None = request.app.state.serving
+def current_of(request: Request) -> Current:
+    """Raises `Problem` "not-ready" outside the application's lifespan."""
+    current: Current | None = request.app.state.current
+    if current is None:
+        raise Problem("not-ready", "No collection is open.", headers={"Retry-After": "1"})
+    return current
+
+
+def serving_of(request: Request) -> AbstractContextManager[Serving]:
+    """`with serving_of(request) as serving`: the version now served, kept open until the block is left.
+
+    Raises `Problem` "not-ready" before it is open and after it is closed.
+    """
+    serving = current_of(request).serving
     if serving is None:
         raise Problem("not-ready", "No collection is open.", headers={"Retry-After": "1"})
-    return serving
+    return serving.used()
 
 
 def media_type(request: Request) -> str:
