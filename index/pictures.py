@@ -7,6 +7,7 @@ read when needed.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import stat
@@ -43,7 +44,7 @@ class Picture:
         if self.member is None:
             return read_bytes(self.path)
         try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
+            with _opened(self.path, self.path.stat().st_mtime_ns).open(self.member) as file:
                 return file.read(LIMITS.bytes + 1)
         except (
             OSError,
@@ -60,6 +61,12 @@ class Picture:
 
     def __str__(self) -> str:
         return str(self.path) if self.member is None else f"{self.path}!{self.member}"
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(path: Path, changed: int) -> zipfile.ZipFile:
+    """The zip, kept open: its directory is read once, not once a picture. `changed` makes a new file a new zip."""
+    return zipfile.ZipFile(path)
 
 
 def picture_of(row: Row) -> Picture:
