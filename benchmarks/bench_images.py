@@ -33,7 +33,7 @@ from index.rows import Row
 from training.config import TrainSettings
 from training.evaluation import retrieval
 from training.pipeline import train_encoder
-from training.verification import read_pairs, tar_at_far
+from training.verification_pairs import read_pairs, tar_at_far
 
 Vectors = NDArray[np.float32]
 FAR = 0.01

@@ -14,17 +14,18 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from rich.console import Console
 
 from index import console, thresholds
-from index.build import UNKNOWN_SHARE, build_collection
+from index.build import build_collection
 from index.calibrate import DEFAULT
 from index.calibrators import CALIBRATORS
 from index.collection import ENCODER, MAX_K, Collection
+from index.compaction import UNKNOWN_SHARE
 from index.conformal import CoverageFor
 from index.encoder_files import Modality, modality_of, training_settings
 from index.engines import NAMES
 from index.errors import CalibrationError, SettingsError
 from index.evaluate import evaluate as measure
 from index.pictures import read_content
-from index.rows import Row
+from index.rows import Row, RowFiles
 from index.settings import Settings, parse
 from index.sources import Held
 
@@ -60,6 +61,8 @@ class IndexSettings(Settings):
     calibrator: str = Field(DEFAULT, description=f"what turns scores into probabilities: {', '.join(CALIBRATORS)}")
     engine: str = Field("auto", description=f"what finds the nearest items: {', '.join(NAMES)}")
     overwrite: bool = Field(False, description="replace the collection at --out")
+    resume: bool | None = Field(None, description="continue an interrupted build of --out (--no-resume: start over)")
+    workers: int | None = Field(None, ge=1, le=256, description="encoding processes [default: one a core]")
     seed: int = Field(0, description="seed of the random splits")
     json_: bool = _JSON
 
@@ -118,7 +121,10 @@ def index(argv: Sequence[str]) -> int:
     settings = parse(IndexSettings, argv)
     modality = modality_of(settings.model)
     label = settings.label or _trained_label(Path(settings.model), settings.data[0])
-    rows = read_content(modality, settings.data, text=settings.text, label=label)
+    columns: dict[str, Any] = {"text": settings.text, "label": label}
+    rows = (
+        RowFiles(settings.data, **columns) if modality == "text" else read_content(modality, settings.data, **columns)
+    )
     held = Held(
         _read(modality, settings.calibrate, settings.text, label),
         _read(modality, settings.unknown, settings.text, label, require_label=False),
@@ -134,6 +140,8 @@ def index(argv: Sequence[str]) -> int:
             calibrator=settings.calibrator,
             engine=settings.engine,
             overwrite=settings.overwrite,
+            resume=settings.resume,
+            workers=settings.workers,
             seed=settings.seed,
             progress=progress,
         )

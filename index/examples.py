@@ -36,7 +36,7 @@ class Queries:
 
     `source` says where they come from, for the report. `rows` (n,) gives the gallery position of a query that is itself
     an item, -1 otherwise: those items are hidden from all queries, or, with `leave_one_out`, each from its own query,
-    with the items nearer to it than `NEAR_COPY`.
+    with the items nearer to it than `NEAR_COPY`. `names` are the labels, as given, of the queries that are no items.
     """
 
     vectors: Vectors
@@ -44,6 +44,7 @@ class Queries:
     rows: Ints
     source: str
     leave_one_out: bool = False
+    names: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +137,10 @@ def _view(queries: Queries, gallery: Vectors, codes: Ints, labels: int) -> _View
             "Fewer than two labels are left in the gallery beside the calibration queries, so there is nothing to tell "
             "apart. Give calibration queries that are not items, with --calibrate FILE."
         )
+    if not shown.all():  # a large gallery is not copied for nothing
+        gallery, codes = gallery[shown], codes[shown]
     # of what the queries see: a reserved query must not have moved its label's centroid
-    profile = LabelProfile.of(gallery[shown], codes[shown], labels)
-    return _View(gallery[shown], codes[shown], np.flatnonzero(shown), profile)
+    return _View(gallery, codes, np.flatnonzero(shown), LabelProfile.of(gallery, codes, labels))
 
 
 def _evidence(queries: Queries, part: Ints, view: _View, hidden: str) -> Evidence:

@@ -40,30 +40,34 @@ class LabelProfile:
     neutral: float
 
     @classmethod
-    def of(cls, vectors: Vectors, codes: Ints, count: int, seed: int = 0) -> LabelProfile:
-        """From unit vectors (n, d) and their codes (n,); codes from `count` up are unlabelled items and left out."""
+    def of(cls, vectors: Vectors, codes: Ints, count: int, seed: int = 0, neutral: float | None = None) -> LabelProfile:
+        """From unit vectors (n, d) and their codes (n,); codes from `count` up are unlabelled items and left out.
+
+        `neutral` is the mean cohesion of all labels where these are only some of them.
+        """
         labelled = np.flatnonzero(codes < count)
         sizes = np.bincount(codes[labelled], minlength=count)
-        centroids = np.zeros((count, vectors.shape[1]), np.float64)
+        centroids = np.zeros((count, vectors.shape[1]), np.float32)
         order = labelled[np.argsort(codes[labelled], kind="stable")]
         ends = np.cumsum(sizes)
         mean = np.full(count, np.nan)
         random = np.random.default_rng(seed)
         for code in np.flatnonzero(sizes):
             own = order[ends[code] - sizes[code] : ends[code]]
-            centroids[code] = vectors[own].sum(axis=0, dtype=np.float64)
+            total = vectors[own].sum(axis=0, dtype=np.float64)
+            length = float(np.linalg.norm(total))
+            centroids[code] = total / length if length > 0 else 0.0
             if len(own) > 1:
                 some = vectors[random.permutation(own)[:_SAMPLE]]
                 cosines = some @ some.T
                 np.fill_diagonal(cosines, -np.inf)
                 mean[code] = cosines.max(axis=1).mean()
-        norms = np.linalg.norm(centroids, axis=1, keepdims=True)
-        centroids /= np.where(norms > 0, norms, 1.0)
         several = np.isfinite(mean)
-        neutral = float(mean[several].mean()) if several.any() else 0.0
+        if neutral is None:
+            neutral = float(mean[several].mean()) if several.any() else 0.0
         weight = np.where(several, sizes, 0)
         cohesion = (weight * np.where(several, mean, 0.0) + _PRIOR * neutral) / (weight + _PRIOR)
-        return cls(centroids.astype(np.float32), cohesion, sizes, neutral)
+        return cls(centroids, cohesion, sizes, neutral)
 
     def features(self, queries: Vectors, query: Ints, codes: Ints, best: Floats) -> Floats:
         """(m, 2) for candidates with label `codes` (m,) of queries `query` (m,): cosine to the centroid, cohesion.
@@ -77,6 +81,26 @@ class LabelProfile:
             at = labelled[start : start + _BLOCK]
             found[at, 0] = np.einsum("ij,ij->i", queries[query[at]], self.centroids[codes[at]])
         return found
+
+    def extended(self, count: int) -> LabelProfile:
+        """With labels that have no items yet after the others, `count` in all."""
+        more = count - len(self.cohesion)
+        return LabelProfile(
+            np.concatenate([self.centroids, np.zeros((more, self.centroids.shape[1]), np.float32)]),
+            np.concatenate([self.cohesion, np.full(more, self.neutral)]),
+            np.concatenate([self.sizes, np.zeros(more, np.int64)]),
+            self.neutral,
+        )
+
+    def replaced(self, codes: Ints, part: LabelProfile) -> LabelProfile:
+        """With what `part` says of its labels, which are those with `codes` here."""
+        centroids, cohesion, sizes = self.centroids.copy(), self.cohesion.copy(), self.sizes.copy()
+        centroids[codes], cohesion[codes], sizes[codes] = part.centroids, part.cohesion, part.sizes
+        return LabelProfile(centroids, cohesion, sizes, self.neutral)
+
+    def only(self, kept: NDArray[np.bool_]) -> LabelProfile:
+        """Of the labels `kept` (L,), in their order."""
+        return LabelProfile(self.centroids[kept], self.cohesion[kept], self.sizes[kept], self.neutral)
 
     def dump(self) -> bytes:
         """As a safetensors file."""
