@@ -38,7 +38,7 @@ from training.verification_pairs import read_pairs, tar_at_far
 Vectors = NDArray[np.float32]
 FAR = 0.01
 ORL = {"epochs": 40.0, "batch_size": 32, "image_size": 64, "augment": "faces"}
-OMNIGLOT = {"epochs": 8.0, "batch_size": 64, "image_size": 32, "augment": "characters", "learning_rate": 3e-3}
+OMNIGLOT = {"epochs": 20.0, "batch_size": 64, "image_size": 32, "augment": "characters", "learning_rate": 3e-3}
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """What may be decoded; PPM stands for the netpbm family (PGM, PBM) too."""
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
 """Names a picture file may end with."""
-_GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "F"})
+_GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B"})
 _DEEP_MODES = frozenset({"I", "I;16", "I;16L", "I;16B"})
 
 
@@ -89,6 +89,8 @@ def _check_header(image: Image.Image, limits: Limits) -> None:
             f"The picture has {width} x {height} pixels; at most {limits.pixels:,} in all and {limits.edge:,} an edge "
             "are allowed. Make it smaller."
         )
+    if image.mode == "F":
+        raise DataError("The picture holds floating-point numbers of no known range. Save it with 8 bits a value.")
     frames = getattr(image, "n_frames", 1)
     if frames != 1:
         raise DataError(

@@ -76,6 +76,11 @@ def test_photographs_stand_upright_as_their_camera_meant(orientation: int) -> No
     assert seen.sum() == 255
 
 
+def test_numbers_without_a_range_are_refused() -> None:
+    with pytest.raises(DataError, match="floating-point"):
+        decode(packed(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"))
+
+
 def test_several_frames_are_refused() -> None:
     frames = [digit(at, 0) for at in range(3)]
     for form in ("GIF", "TIFF", "WEBP", "PNG"):
