@@ -24,6 +24,7 @@ from index.encoder_files import Modality, modality_of, training_settings
 from index.engines import NAMES
 from index.errors import CalibrationError, SettingsError
 from index.evaluate import evaluate as measure
+from index.filters import read_filter
 from index.pictures import read_content
 from index.rows import Row, RowFiles
 from index.settings import Settings, parse
@@ -95,6 +96,9 @@ class SearchSettings(Settings):
     coverage: float | None = Field(None, gt=0, lt=1, description="also give the set that holds the truth this often")
     coverage_for: CoverageFor = Field(
         "mixed", description="promise the coverage to all queries together, or to known and unknown ones apart"
+    )
+    filter: str | None = Field(
+        None, description='only show items that pass, as JSON: {"brand": "acme", "price": {"lt": 20}}'
     )
     json_: bool = _JSON
 
@@ -175,9 +179,11 @@ def evaluate(argv: Sequence[str]) -> int:
 def search(argv: Sequence[str]) -> int:
     """`surematch search COLLECTION TEXT`"""
     settings = parse(SearchSettings, argv)
+    condition = None if settings.filter is None else read_filter(settings.filter)
     collection = Collection.open(settings.collection)
     try:
         how: dict[str, Any] = settings.model_dump(include={"k", "map", "coverage", "coverage_for"})
+        how["filter"] = condition
         if collection.encoder.modality == "image":
             answers = collection.search_images([Path(name) for name in settings.texts], **how)
         else:

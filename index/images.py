@@ -65,6 +65,13 @@ def decode(content: bytes, limits: Limits = LIMITS) -> Image.Image:
         ) from error
 
 
+def blank() -> bytes:
+    """A picture file with nothing on it, to try an encoder with."""
+    file = BytesIO()
+    Image.linear_gradient("L").save(file, "PNG")
+    return file.getvalue()
+
+
 def read_image(path: Path, limits: Limits = LIMITS) -> Image.Image:
     """The picture in the file `path`, see `decode`. Raises `DataError` naming the file."""
     try:
