@@ -25,6 +25,7 @@ _FORMAT = 1
 _MANIFEST = "manifest.json"
 _CURRENT = "CURRENT"
 _KEPT = 2
+MAPPED = 64 << 20
 _TEMPORARY = ".writing-"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -32,15 +33,24 @@ _NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A verified snapshot: its name, what its manifest says, and the bytes of its files."""
+    """A verified snapshot: its name, what its manifest says, and its files.
+
+    A file is its bytes, or from `MAPPED` bytes on its path, so that an engine can map it and processes share one copy.
+    Snapshots are only ever removed or replaced whole, never written in place, so what is mapped stays as verified.
+    """
 
     name: str
     manifest: dict[str, Any]
-    files: dict[str, bytes]
+    files: dict[str, bytes | Path]
 
     @property
     def sequence(self) -> int:
         return int(self.manifest["sequence"])
+
+    def content(self, name: str) -> bytes:
+        """The bytes of a file, none where the snapshot has no such file."""
+        file = self.files.get(name, b"")
+        return file.read_bytes() if isinstance(file, Path) else file
 
 
 def write_snapshot(
@@ -167,16 +177,22 @@ def _verify(folder: Path) -> Snapshot:
     return Snapshot(folder.name, manifest, files)
 
 
-def _read_checked(path: Path, size: int, digest: str) -> bytes:
+def _read_checked(path: Path, size: int, digest: str) -> bytes | Path:
     try:
         if path.stat().st_size != size:
             raise CollectionError(f"{path}: has {path.stat().st_size} bytes, its manifest says {size}.")
-        content = path.read_bytes()
+        content = path if size >= MAPPED else path.read_bytes()
+        found = _digest_of(path) if isinstance(content, Path) else hashlib.sha256(content).hexdigest()
     except OSError as error:
         raise CollectionError(f"{path}: cannot be read ({error.strerror}).") from error
-    if hashlib.sha256(content).hexdigest() != digest:
+    if found != digest:
         raise CollectionError(f"{path}: is damaged: its SHA-256 is not the one in the manifest.")
     return content
+
+
+def _digest_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _switch(root: Path, name: str) -> None:

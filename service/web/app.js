@@ -1,5 +1,8 @@
 // The search page. Everything from the service is set as text, never as markup.
 
+import { call, read } from "/web/api.js";
+import { offerFeedback } from "/web/feedback.js";
+
 const $ = (id) => document.getElementById(id);
 const SHOWN_LABELS = 6;
 
@@ -46,7 +49,7 @@ async function search() {
   if (!picture) history.replaceState(null, "", `#${new URLSearchParams({ q: text })}`);
   $("results").setAttribute("aria-busy", "true");
   try {
-    const reply = await fetch("/v1/search", {
+    const reply = await call("/v1/search", {
       method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal,
     });
     const content = await reply.json();
@@ -107,6 +110,7 @@ function showAnswer(reply) {
   $("answer").hidden = false;
   showBanner(answer);
   showVerdict(answer);
+  offerFeedback($("feedback"), reply.query_ids?.[0], answer);
   showLabels(answer);
   showSet(answer);
   showHits(answer);
@@ -228,11 +232,6 @@ function showHits(answer) {
 }
 
 // ---- the page itself
-
-const read = async (path) => {
-  const reply = await fetch(path).catch(() => null);
-  return reply?.ok ? reply.json() : null;
-};
 
 async function showCollection() {
   const [served, calibration] = await Promise.all([read("/v1/collection"), read("/v1/calibration")]);
