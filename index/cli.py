@@ -25,6 +25,7 @@ from index.engines import NAMES
 from index.errors import CalibrationError, SettingsError
 from index.evaluate import evaluate as measure
 from index.filters import read_filter
+from index.onnx_export import LEAST_AGREEMENT, Backend
 from index.pictures import read_content
 from index.rows import Row, RowFiles
 from index.settings import Settings, parse
@@ -63,6 +64,10 @@ class IndexSettings(Settings):
     engine: str = Field("auto", description=f"what finds the nearest items: {', '.join(NAMES)}")
     overwrite: bool = Field(False, description="replace the collection at --out")
     resume: bool | None = Field(None, description="continue an interrupted build of --out (--no-resume: start over)")
+    backend: Backend = Field("auto", description="what runs a neural encoder; auto: onnx where it is installed")
+    least_agreement: float = Field(
+        LEAST_AGREEMENT, gt=-1, le=1, description="mean cosine to torch's vectors below which an export is refused"
+    )
     workers: int | None = Field(None, ge=1, le=256, description="encoding processes [default: one a core]")
     seed: int = Field(0, description="seed of the random splits")
     json_: bool = _JSON
@@ -146,6 +151,8 @@ def index(argv: Sequence[str]) -> int:
             overwrite=settings.overwrite,
             resume=settings.resume,
             workers=settings.workers,
+            backend=settings.backend,
+            least_agreement=settings.least_agreement,
             seed=settings.seed,
             progress=progress,
         )
@@ -233,7 +240,7 @@ def _read(modality: Modality, paths: list[Path], text: str, label: str, *, requi
 def _trained_label(encoder: Path, data: Path) -> str:
     """The label column named at training, so that it is typed once."""
     column = training_settings(encoder).get("label")
-    if not column and (data.is_dir() or data.suffix.lower() == ".zip"):
+    if not column and modality_of(str(encoder)) == "image" and (data.is_dir() or data.suffix.lower() == ".zip"):
         return "label"  # folders name their identities themselves
     if not column:
         raise SettingsError(f"--label: name the column of {data} that holds the label.")

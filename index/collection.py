@@ -89,7 +89,7 @@ class Collection:
         `writable` takes the one writer's place, until `close` or the process's death. Raises `CollectionError` when the
         folder is no collection, or its encoder is not the one it was built with; `WriterBusy` and `ReadOnly`.
         """
-        config = _read_config(path)
+        config = read_config(path)
         lock = WriterLock(path) if writable else None
         try:
             encoder = _checked_encoder(path, config)
@@ -230,6 +230,10 @@ class Collection:
             return self._state is not before and (
                 (self._state.sequence, self._state.snapshot_id) != (before.sequence, before.snapshot_id)
             )
+
+    def check_items(self) -> list[str]:
+        """What is wrong with the item store by SQLite's own check of every page, or nothing; reads the whole file."""
+        return self._store.check()
 
     def snapshot(self, progress: Progress | None = None) -> str:
         """Compacts: a new base index, the calibration fitted again, deleted items erased. Returns the snapshot's name.
@@ -437,7 +441,8 @@ def _checked_encoder(path: Path, config: dict[str, Any]) -> Encoder:
     return encoder
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """`collection.json` of the collection at `path`, checked. Raises `CollectionError`."""
     file = path / CONFIG
     if not file.is_file():
         raise CollectionError(

@@ -30,7 +30,18 @@ SFACE = "sface"
 """The ready-made face encoder, see `index.faces`."""
 _IMAGE = (["ImageNetwork"], ["SFace"])
 """The modules of encoders that take pictures."""
-_VOLATILE = {"__version__", "transformers_version", "_name_or_path", "torch_dtype", "similarity_fn_name", "model_type"}
+ONNX_MODEL, ONNX_RECORD = "model.onnx", "onnx.json"
+"""The exported model that stands in the place of the weights, and what it is: see `index.onnx_encoder`."""
+
+_VOLATILE = {
+    "__version__",
+    "transformers_version",
+    "_name_or_path",
+    "torch_dtype",
+    "similarity_fn_name",
+    "model_type",
+    "agreement",  # of an export with torch, on the texts at hand
+}
 _AT_ROOT = ("modules.json", "config.json", "config_sentence_transformers.json", "sentence_bert_config.json")
 _TOKENIZER = (
     "tokenizer.json",
@@ -46,8 +57,8 @@ _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9
 
 def encoder_files(folder: Path) -> list[Path]:
     """The files of `folder` that make the encoder, sorted by relative path. Raises `EncoderError`."""
-    found = [folder / name for name in (*_AT_ROOT, *_TOKENIZER) if (folder / name).is_file()]
-    found += [path for path in folder.glob("*.safetensors*") if path.name.startswith("model")]
+    found = [folder / name for name in (*_AT_ROOT, *_TOKENIZER, *_onnx(folder)) if (folder / name).is_file()]
+    found += [path for path in folder.glob("*.safetensors*") if path.name.startswith("model") and not _onnx(folder)]
     found += folder.glob("*.model")
     for module in module_paths(folder):
         if module != folder:
@@ -59,6 +70,11 @@ def encoder_files(folder: Path) -> list[Path]:
             "Save the model as safetensors (SentenceTransformer(...).save(folder)) and use that folder."
         )
     return sorted(set(found))
+
+
+def _onnx(folder: Path) -> tuple[str, ...]:
+    # what others call model.onnx is not ours: only with our record beside it does it make the encoder
+    return (ONNX_MODEL, ONNX_RECORD) if (folder / ONNX_RECORD).is_file() else ()
 
 
 def fingerprint(folder: Path) -> str:

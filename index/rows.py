@@ -1,4 +1,4 @@
-"""Labelled rows from CSV, TSV, JSONL and Parquet, each remembered with its file and line.
+"""Labelled rows from CSV, TSV, JSONL, Parquet and Hugging Face data sets, each remembered with its file and line.
 
 One reader serves training, indexing and evaluation, so a row means the same everywhere. A file that cannot be used
 raises `DataError` naming the file, the first faulty rows and the remedy; rows are never dropped.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from index.errors import DataError
+from index.hub_rows import dataset_records, is_dataset, looks_like_hub_name
 
 if TYPE_CHECKING:
     from index.pictures import Picture
@@ -84,18 +85,20 @@ def read_rows(
 
 def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Every record of a data file with the line it starts on, whatever its columns. Raises `DataError`."""
+    if is_dataset(path) or (not path.exists() and looks_like_hub_name(path)):
+        return dataset_records(path)
+    if not path.is_file():
+        what = "is a folder, not a file" if path.is_dir() else "no such file"
+        raise DataError(f"{path}: {what}. Check the path; it is taken from {Path.cwd()}.")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         known = ", ".join(_READERS)
         raise DataError(f"{path}: files ending in '{path.suffix}' cannot be read. Use one of {known}.")
-    if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "no such file"
-        raise DataError(f"{path}: {what}. Check the path; it is taken from {Path.cwd()}.")
     return reader(path)
 
 
 def _no_file() -> DataError:
-    return DataError("No data file was given. Name at least one CSV, TSV, JSONL or Parquet file.")
+    return DataError("No data file was given. Name at least one CSV, TSV, JSONL or Parquet file, or a data set.")
 
 
 def _read_file(

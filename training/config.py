@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import Field, field_validator, model_validator
@@ -52,6 +52,9 @@ Loss = Literal[
 ]
 """Names in `training.objectives.OBJECTIVES`, listed here too because flags are read before torch is loaded."""
 
+PAIRING = get_args(Loss)[get_args(Loss).index("multiple-negatives-ranking") :]
+"""The losses without class weights, which compare the rows of a batch."""
+
 
 class TrainSettings(Settings):
     """Learn an encoder from labelled rows: rows of one label become neighbours, whatever their words.
@@ -63,7 +66,8 @@ class TrainSettings(Settings):
     model_config = SettingsConfigDict(cli_prog_name="surematch train")
 
     data: CliPositionalArg[list[Path]] = Field(
-        description="Labelled rows: CSV, TSV, JSONL or Parquet files; for pictures a folder with one folder an "
+        description="Labelled rows: CSV, TSV, JSONL or Parquet files; folders of Hugging Face data sets or their names "
+        "on the Hub (OWNER/NAME), with :SPLIT after them if not train; for pictures a folder with one folder an "
         "identity, a zip of such folders, or a table of paths and labels."
     )
     out: Path = Field(description="Folder the trained encoder is written to.")
@@ -160,6 +164,11 @@ class TrainSettings(Settings):
         description="Rows of a class in every batch it is in. Default: rows are drawn as they come; 4 for losses that "
         "compare the rows of a batch.",
     )
+    balance: Annotated[float, Ge(0), Le(1)] = Field(
+        default=0.0,
+        description="How much more often rows of small classes are drawn: 0 as they are, 0.5 by the square root of the "
+        "class size, 1 every class equally often.",
+    )
     accumulate: Annotated[int, Ge(1)] = Field(
         default=1, description="Batches whose gradients are added up before a step."
     )
@@ -192,6 +201,14 @@ class TrainSettings(Settings):
     def _patience_needs_unseen_classes(self) -> TrainSettings:
         if self.patience is not None and not self.unseen_classes:
             raise ValueError("--patience watches classes never seen; set aside some with --unseen-classes 0.1")
+        return self
+
+    @model_validator(mode="after")
+    def _one_sampler(self) -> TrainSettings:
+        if self.balance and self.per_class is not None:
+            raise ValueError("--balance and --per-class both choose the rows of a batch; leave one out")
+        if self.balance and self.loss in PAIRING:
+            raise ValueError(f"--balance draws single rows, and {self.loss} compares rows in groups; use --per-class")
         return self
 
     def shaping(self) -> dict[str, Any]:
@@ -242,3 +259,20 @@ class DemoSettings(Settings):
     seed: Annotated[int, Ge(0)] = Field(default=0, description="Seed of the sentences drawn and of the training.")
     serve: bool = Field(default=True, description="Serve the collection afterwards; --no-serve stops before.")
     port: Annotated[int, Ge(0), Le(65535)] = Field(default=8000, description="Port on 127.0.0.1 to serve at.")
+
+
+class PushSettings(Settings):
+    """Send a trained encoder to the Hugging Face Hub, with its card, where sentence-transformers loads it by name.
+
+    Texts of your rows stay here unless --with-texts is given: the report, the evaluation and the list of faulty rows
+    quote them.
+    """
+
+    model_config = SettingsConfigDict(cli_prog_name="surematch push")
+
+    model: CliPositionalArg[Path] = Field(description="Folder that surematch train wrote.")
+    repository: CliPositionalArg[str] = Field(description="Repository on the Hub: OWNER/NAME.")
+    private: bool = Field(default=True, description="Make a new repository private.")
+    with_texts: bool = Field(default=False, description="Send report.html, evaluation.json and quoted rows, too.")
+    dry_run: bool = Field(default=False, description="List what would be sent, and send nothing.")
+    json_: bool = Field(default=False, alias="json", description="Print one JSON object on standard output.")

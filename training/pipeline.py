@@ -217,7 +217,7 @@ def _train(
     _write(folder, model, loss, labels, [rows[at] for at in split.train])
     record = {
         "format": FORMAT,
-        "command": command_of(settings),
+        "command": command_of("train", settings),
         "settings": settings.model_dump(mode="json", exclude={"json_", "overwrite", "resume"}),
         "recipe": {"kind": kind, **asdict(recipe)},
         "objective": {"name": recipe.loss, **_config_of(loss)},

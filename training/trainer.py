@@ -31,7 +31,7 @@ from training.objectives import HEAD_PARAMETERS, OBJECTIVES, Objective
 from training.objectives.contrastive import reshape
 from training.objectives.huge import HugeHead
 from training.optimizer import RowAdamW
-from training.samplers import LengthBucketedSampler, PerClassSampler
+from training.samplers import BalancedSampler, LengthBucketedSampler, PerClassSampler
 from training.schedules import Schedule
 
 KEPT = 2
@@ -247,6 +247,8 @@ def _sampler(shape: str, kind: Kind, settings: TrainSettings, recipe: Recipe) ->
     per_class = settings.per_class or (min(GROUP, recipe.batch_size // 2) if shape == "grouped" else None)
     if shape in ("labelled", "grouped") and per_class is not None:
         return lambda dataset, **kwargs: PerClassSampler(dataset, per_class=per_class, **kwargs)
+    if shape == "labelled" and settings.balance:
+        return lambda dataset, **kwargs: BalancedSampler(dataset, balance=settings.balance, **kwargs)
     if shape == "labelled" and kind == "transformer":
         return LengthBucketedSampler
     return NoDuplicatesBatchSampler if shape == "pairs" else None
