@@ -78,9 +78,9 @@ def build_collection(
     if calibrator not in CALIBRATORS:
         raise SettingsError(f"--calibrator {calibrator}: there is none of this name. Use {', '.join(CALIBRATORS)}.")
     check_name(engine)
-    _check_out(out, overwrite)
+    check_out(out, overwrite)
     taken = take_in(rows, id_column, progress)
-    with _encoder_folder(model) as source, building(out) as folder:
+    with encoder_folder(model) as source, building(out) as folder:
         inputs = {
             "encoder": fingerprint(source),
             "backend": backend,
@@ -203,7 +203,7 @@ def _cut_texts(rows: Iterable[Row], folder: Path) -> list[str]:
 
 
 @contextmanager
-def _encoder_folder(model: str) -> Iterator[Path]:
+def encoder_folder(model: str) -> Iterator[Path]:
     """The folder of the encoder called `model`; one that comes from a package or the hub is saved for a while."""
     if Path(model).is_dir():
         yield Path(model)
@@ -223,7 +223,7 @@ def _encoder_name(model: str, folder: Path) -> str:
     return str(training_settings(folder).get("encoder", model))
 
 
-def _check_out(out: Path, overwrite: bool) -> None:
+def check_out(out: Path, overwrite: bool) -> None:
     if not out.exists():
         return
     if not overwrite:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -143,6 +144,22 @@ def _one_map_error(value: Any, validate: ModelWrapValidatorHandler[Any]) -> Any:
 Map = Annotated[MapName | EntmaxMap | TaylorMap, WrapValidator(_one_map_error)]
 
 
+def plain_json(value: dict[str, Any]) -> dict[str, Any]:
+    """Refuses what Python's JSON has and JSON has not."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError):
+        raise PydanticCustomError("plain_json", "Expected plain JSON, without NaN or Infinity") from None
+    return value
+
+
+ItemFilter = Annotated[dict[str, Any], AfterValidator(plain_json)]
+FILTER = (
+    'which items may be shown, by metadata, `$id` or `$label`: {"brand": "acme"}, {"price": {"gte": 10}}, '
+    '{"size": {"in": ["s", "m"]}}, {"colour": {"exists": true}}, {"and": [...]}, {"or": [...]}, {"not": {...}}'
+)
+
+
 class SearchRequest(Body):
     """One or more queries, answered in their order. `limited` makes the class that parses requests."""
 
@@ -160,6 +177,7 @@ class SearchRequest(Body):
         "mixed",
         description="whom the coverage is promised to: all queries together, or known and unknown ones apart",
     )
+    filter: ItemFilter | None = Field(None, description=FILTER, examples=[{"lang": "en"}])
 
     @property
     def map_spec(self) -> str | dict[str, float]:
@@ -167,7 +185,7 @@ class SearchRequest(Body):
 
     def how(self) -> str:
         """Equal for requests that ask in the same way, whatever their queries: these can share a batch."""
-        return repr((self.k, self.map_spec, self.coverage, self.coverage_for))
+        return repr((self.k, self.map_spec, self.coverage, self.coverage_for, self.filter))
 
 
 def limited(settings: ServeSettings) -> type[SearchRequest]:

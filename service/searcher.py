@@ -204,6 +204,7 @@ class Searcher:
                     map=asked.map_spec,
                     coverage=asked.coverage,
                     coverage_for=asked.coverage_for,
+                    filter=asked.filter,
                 )
                 # all of an answer comes from one state; which one it was is known unless a new snapshot came between
                 if self.collection.snapshot_id == state.snapshot_id:

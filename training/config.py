@@ -173,6 +173,18 @@ class TrainSettings(Settings):
         default=1, description="Batches whose gradients are added up before a step."
     )
     bf16: bool = Field(default=False, description="Compute in bfloat16; class weights and losses stay in float32.")
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="Compute a transformer's activations again in the backward pass: less memory, slower, same result.",
+    )
+    deterministic: bool = Field(
+        default=False,
+        description="Use deterministic algorithms alone, so that a run repeats bit for bit on a GPU, too.",
+    )
+    log_to: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+        default=[],
+        description="Loggers that get the curve as well; tensorboard writes to the folder OUT.tensorboard.",
+    )
     checkpoint_steps: Annotated[int, Ge(0)] = Field(
         default=200, description="Steps between checkpoints, from which --resume continues; 0: none."
     )
@@ -216,7 +228,7 @@ class TrainSettings(Settings):
         return self.model_dump(mode="json", exclude=_CIRCUMSTANCES)
 
 
-_CIRCUMSTANCES = {"data", "out", "overwrite", "json_", "resume", "checkpoint_steps"}
+_CIRCUMSTANCES = {"data", "out", "overwrite", "json_", "resume", "checkpoint_steps", "log_to"}
 
 
 @dataclass(frozen=True, slots=True)
