@@ -42,10 +42,11 @@ def _not_blank(text: str) -> str:
     return text
 
 
-def _no_images(_: str) -> str:
-    raise PydanticCustomError(
-        "unsupported_content", 'This collection holds text; ask with {"text": ...} or a {"vector": ...}'
-    )
+def _unpacked(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise PydanticCustomError("base64", "This is not base64 (RFC 4648, with padding)") from None
 
 
 class TextQuery(Body):
@@ -61,10 +62,7 @@ class VectorQuery(Body):
 
 
 def _float32(text: str) -> str:
-    try:
-        size = len(base64.b64decode(text, validate=True))
-    except (binascii.Error, ValueError):
-        raise PydanticCustomError("base64", "This is not base64 (RFC 4648, with padding)") from None
+    size = len(_unpacked(text))
     if not size or size % 4:
         raise PydanticCustomError(
             "float32", "Got {size} bytes, expected 4 for each number: little-endian float32", {"size": size}
@@ -81,10 +79,19 @@ class Base64Query(Body):
         return np.frombuffer(base64.b64decode(self.vector_base64), "<f4").astype(np.float32)
 
 
-class ImageQuery(Body):
-    """A picture in base64. Only for collections of images; others answer 422."""
+def _picture(text: str) -> str:
+    _unpacked(text)
+    return text
 
-    image: Annotated[str, AfterValidator(_no_images)]
+
+class ImageQuery(Body):
+    """The bytes of a picture file in base64. Only for collections of pictures; others answer 422. It is not kept."""
+
+    image: Annotated[str, AfterValidator(_picture)]
+
+    def content(self) -> bytes:
+        """The bytes of the picture's file."""
+        return base64.b64decode(self.image)
 
 
 def _query_kind(query: Any) -> str | None:

@@ -16,8 +16,9 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from index.settings import Settings
 
-Kind = Literal["static", "transformer"]
-"""A static encoder looks token vectors up; a transformer computes them. They want very different learning rates."""
+Kind = Literal["static", "transformer", "image"]
+"""A static encoder looks token vectors up, a transformer computes them, an image network starts from nothing. They want
+very different learning rates."""
 
 Loss = Literal[
     "am-softmax",
@@ -66,7 +67,8 @@ class TrainSettings(Settings):
 
     data: CliPositionalArg[list[Path]] = Field(
         description="Labelled rows: CSV, TSV, JSONL or Parquet files; folders of Hugging Face data sets or their names "
-        "on the Hub (OWNER/NAME), with :SPLIT after them if not train."
+        "on the Hub (OWNER/NAME), with :SPLIT after them if not train; for pictures a folder with one folder an "
+        "identity, a zip of such folders, or a table of paths and labels."
     )
     out: Path = Field(description="Folder the trained encoder is written to.")
     text: str = Field(default="text", description="Column that holds the text.")
@@ -84,7 +86,16 @@ class TrainSettings(Settings):
     encoder: str = Field(
         default="static",
         description="Where training starts: 'static' (seconds on a CPU), 'minilm' (better, minutes), the folder of any "
-        "sentence-transformers model, or its hub id.",
+        "sentence-transformers model, or its hub id; for pictures 'image' (a compact network from scratch), "
+        "'timm:NAME', or the folder of a trained one.",
+    )
+    image_size: Annotated[int, Ge(16), Le(512)] | None = Field(
+        default=None, description="Edge of the square that pictures are fitted into, in pixels. Default: 64."
+    )
+    augment: Literal["faces", "characters", "none"] = Field(
+        default="faces",
+        description="Random changes to pictures: faces (mirrored, cropped, colour, blur, cutout; photographs too), "
+        "characters (turned and slanted, never mirrored), none.",
     )
     loss: Loss | None = Field(
         default=None,
@@ -241,6 +252,7 @@ class Recipe:
 _DEFAULTS: dict[Kind, Recipe] = {
     "static": Recipe(loss="adacos", epochs=5, batch_size=64, learning_rate=1e-2, head_learning_rate=1e-2),
     "transformer": Recipe(loss="am-softmax", epochs=1, batch_size=32, learning_rate=5e-5, head_learning_rate=1e-2),
+    "image": Recipe(loss="am-softmax", epochs=30, batch_size=32, learning_rate=2e-3, head_learning_rate=1e-2),
 }
 
 

@@ -96,11 +96,16 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
     """
 
     def __init__(
-        self, *, sampler: Callable[..., BatchSampler] | None, name_rows: Callable[[list[int]], str], **kwargs: Any
+        self,
+        *,
+        sampler: Callable[..., BatchSampler] | None,
+        name_rows: Callable[[list[int]], str],
+        collate: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
+        **kwargs: Any,
     ) -> None:
         self._sampler, self._name_rows = sampler, name_rows
         super().__init__(**kwargs)
-        self.data_collator: Any = _WithRows(self.__dict__["data_collator"])
+        self.data_collator: Any = collate or _WithRows(self.__dict__["data_collator"])
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """No model card: ours is written from the training record."""
@@ -134,11 +139,15 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What is trained on: texts, their classes, and how an error names some of them by position."""
+    """What is trained on: texts, their classes, and how an error names some of them by position.
+
+    For pictures, `texts` are their digests, and `collate` makes the batches.
+    """
 
     texts: Sequence[str]
     classes: Sequence[int]
     name: Callable[[list[int]], str]
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None
 
 
 def fit(
@@ -175,6 +184,8 @@ def fit(
     if isinstance(loss, HugeHead):
         loss.sparse_gradients = True
     arguments = _arguments(loss, settings, recipe, work)
+    if kind == "image":  # batch normalisation cannot learn from a last batch of one picture
+        arguments.dataloader_drop_last = len(rows.texts) % recipe.batch_size == 1 < len(rows.texts)
     bar, stop = ProgressBar(console), StopOnSignal(console)
     schedule = Schedule(
         loss, margin_warmup=settings.margin_warmup, scale_start=settings.scale_start, lead=settings.lead
@@ -193,6 +204,7 @@ def fit(
         callbacks=[*callbacks, ObjectiveCheckpoint(loss)],
         sampler=_sampler(shape, kind, settings, recipe),
         name_rows=rows.name,
+        collate=rows.collate,
     )
     trainer.remove_callback(PrinterCallback)
     for callback in trainer.callback_handler.callbacks:

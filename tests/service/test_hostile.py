@@ -59,7 +59,7 @@ INVALID = {
     "text-null": (b'{"queries":[{"text":null}]}', "/queries/0/text"),
     "text-number": (b'{"queries":[{"text":1}]}', "/queries/0/text"),
     "text-long": (b'{"queries":[{"text":"' + MARK * 1000 + b'"}]}', "/queries/0/text"),
-    "image": (b'{"queries":[{"image":"aGVsbG8="}]}', "/queries/0/image"),
+    "image": (b'{"queries":[{"image":"no base64"}]}', "/queries/0/image"),
     "vector-empty": (b'{"queries":[{"vector":[]}]}', "/queries/0/vector"),
     "vector-nan": (b'{"queries":[{"vector":[1,NaN]}]}', "/queries/0/vector/1"),
     "vector-infinity": (b'{"queries":[{"vector":[-Infinity]}]}', "/queries/0/vector/0"),
@@ -141,7 +141,7 @@ def test_a_wrong_filter_is_refused_with_its_place(api: httpx2.Client, wrong: dic
 
 def test_a_picture_is_told_that_the_collection_holds_text(api: httpx2.Client) -> None:
     reply = api.post("/v1/search", json={"queries": [{"image": "aGk="}]})
-    assert "holds text" in reply.json()["detail"]
+    assert "holds texts" in reply.json()["detail"]
 
 
 @pytest.mark.parametrize(
