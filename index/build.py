@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from index.calibrate import DEFAULT, calibrate
 from index.calibrators import CALIBRATORS
 from index.collection import CALIBRATION, CONFIG, ENCODER, FORMAT, ITEMS, PROFILE, SNAPSHOTS, Collection, Gallery
-from index.encoder_files import copy_encoder, open_sentence_transformer, training_settings
-from index.encoders import Encoder, load_encoder
+from index.encoder_files import training_settings
+from index.encoders import Encoder, install_encoder
 from index.errors import CalibrationError, CollectionError, DataError, SettingsError
 from index.examples import examples
 from index.faiss_engine import FaissFlat
@@ -60,7 +60,7 @@ def build_collection(
     if not rows:
         raise DataError("There are no rows to index. Give at least one file with labelled texts.")
     with _beside(out) as folder:
-        encoder = _install_encoder(model, folder / ENCODER)
+        encoder = install_encoder(model, folder / ENCODER)
         vectors = encode_rows(encoder, rows, progress)
         items = _items(rows, vectors, id_column)
         with closing(ItemStore(folder / ITEMS, encoder.dimension)) as store:
@@ -134,16 +134,6 @@ def _items(rows: Sequence[Row], vectors: NDArray[np.float32], id_column: str | N
         seen[name] = row
         items.append(Item(name, row.label, row.text, vector, {k: v for k, v in row.extra.items() if k != id_column}))
     return items
-
-
-def _install_encoder(model: str, folder: Path) -> Encoder:
-    if Path(model).is_dir():
-        copy_encoder(Path(model), folder)
-    else:
-        with tempfile.TemporaryDirectory(dir=folder.parent) as saved:
-            open_sentence_transformer(model).save(saved, create_model_card=False)
-            copy_encoder(Path(saved), folder)
-    return load_encoder(folder)
 
 
 def _encoder_name(model: str, folder: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,14 +17,16 @@ from index import console, thresholds
 from index.build import UNKNOWN_SHARE, build_collection
 from index.calibrate import DEFAULT
 from index.calibrators import CALIBRATORS
-from index.collection import ENCODER, MAX_K, Collection
+from index.collection import CONFIG, ENCODER, MAX_K, Collection
 from index.conformal import CoverageFor
 from index.encoder_files import training_settings
+from index.encoders import install_encoder
 from index.errors import CalibrationError, SettingsError
 from index.evaluate import evaluate as measure
+from index.pairs import evaluate_pairs
 from index.rows import Row, read_rows
 from index.settings import Settings, parse
-from index.sources import Held
+from index.sources import Held, trained_rows
 
 _TEXT = Field("text", description="column that holds the text")
 _JSON = Field(False, alias="json", description="print one JSON object instead of tables")
@@ -57,12 +60,22 @@ class IndexSettings(Settings):
 
 
 class EvaluateSettings(Settings):
-    """Measure a collection on labelled queries it has never seen: recall, calibration, no-match, coverage of sets."""
+    """Measure a collection on labelled queries it has never seen: recall, calibration, no-match, coverage of sets.
+
+    With --pair-text, measure an encoder on pairs of texts instead: how likely are both of one class?
+    """
 
     model_config = SettingsConfigDict(cli_prog_name="surematch evaluate")
 
-    collection: CliPositionalArg[Path] = Field(description="folder of the collection")
-    data: CliPositionalArg[list[Path]] = Field(description="files of queries whose label is in the gallery")
+    collection: CliPositionalArg[Path] = Field(
+        description="folder of the collection; with --pair-text also an encoder's folder or name"
+    )
+    data: CliPositionalArg[list[Path]] = Field(
+        description="files of queries whose label is in the gallery, or of pairs"
+    )
+    pair_text: str | None = Field(
+        None, description="column of a second text: rows are pairs, and --label says whether both are of one class"
+    )
     unknown: list[Path] = Field([], description="files of queries that belong to no label of the gallery")
     text: str = _TEXT
     label: str | None = Field(None, description="column that holds the label [default: as in training]")
@@ -135,6 +148,8 @@ def index(argv: Sequence[str]) -> int:
 def evaluate(argv: Sequence[str]) -> int:
     """`surematch evaluate COLLECTION QUERIES`"""
     settings = parse(EvaluateSettings, argv)
+    if settings.pair_text is not None:
+        return _evaluate_pairs(settings, settings.pair_text)
     label = settings.label or _trained_label(settings.collection / ENCODER, settings.data[0])
     known = _read(settings.data, settings.text, label)
     unknown = _read(settings.unknown, settings.text, label, require_label=False)
@@ -148,6 +163,24 @@ def evaluate(argv: Sequence[str]) -> int:
         _print_json(report)
     else:
         console.show_evaluation(Console(), report)
+    return 0
+
+
+def _evaluate_pairs(settings: EvaluateSettings, column: str) -> int:
+    if settings.unknown:
+        raise SettingsError("--unknown: pairs have no gallery, so no query is outside it. Leave the flag away.")
+    if settings.label is None:
+        raise SettingsError("--label: name the column that says whether both texts are of one class (1 or 0).")
+    rows = read_rows(settings.data, text=settings.text, label=settings.label)
+    place = settings.collection
+    name = str(place / ENCODER if (place / CONFIG).is_file() else place)
+    with tempfile.TemporaryDirectory() as folder, console.progress(quiet=settings.json_) as progress:
+        encoder = install_encoder(name, Path(folder) / ENCODER)
+        report = evaluate_pairs(encoder, rows, column, trained_rows(Path(folder) / ENCODER), progress)
+    if settings.json_:
+        _print_json(report)
+    else:
+        console.show_pairs(Console(), report)
     return 0
 
 

@@ -8,6 +8,7 @@ nothing is an error, never a vector.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +16,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from index.encoder_files import fingerprint, module_kinds, module_paths, need_torch, open_sentence_transformer
+from index.encoder_files import (
+    copy_encoder,
+    fingerprint,
+    module_kinds,
+    module_paths,
+    need_torch,
+    open_sentence_transformer,
+)
 from index.errors import DataError, EncoderError
 
 Vectors = NDArray[np.float32]
@@ -40,7 +48,29 @@ def load_encoder(folder: Path) -> Encoder:
     """The encoder in `folder`, static ones without torch. Raises `EncoderError`."""
     if module_kinds(folder) in (["StaticEmbedding"], ["StaticEmbedding", "Normalize"]):
         return StaticEncoder(folder)
+    from index import multilingual  # which needs the checks below
+
+    if module_kinds(folder) == [multilingual.KIND]:
+        return multilingual.MultilingualEncoder(folder)
     return SentenceEncoder(folder)
+
+
+def install_encoder(name: str, folder: Path) -> Encoder:
+    """Puts the encoder called `name` (a folder, `static`, `minilm`, `multilingual`, a hub id) into the new `folder`.
+
+    Raises `EncoderError`.
+    """
+    from index import multilingual
+
+    if Path(name).is_dir():
+        copy_encoder(Path(name), folder)
+    elif name == multilingual.NAME:
+        multilingual.write_multilingual(folder)
+    else:
+        with tempfile.TemporaryDirectory(dir=folder.parent) as saved:
+            open_sentence_transformer(name).save(saved, create_model_card=False)
+            copy_encoder(Path(saved), folder)
+    return load_encoder(folder)
 
 
 class StaticEncoder:
@@ -73,7 +103,7 @@ class StaticEncoder:
         self._prompt = _default_prompt(folder)
 
     def encode(self, texts: Sequence[str]) -> Vectors:
-        texts = _checked(texts)
+        texts = checked(texts)
         encodings = self._tokenizer.encode_batch([self._prompt + text for text in texts], add_special_tokens=False)
         lengths = np.array([len(encoding.ids) for encoding in encodings], dtype=np.int64)
         if not len(texts):
@@ -83,7 +113,7 @@ class StaticEncoder:
         ids = np.fromiter((token for encoding in encodings for token in encoding.ids), np.int64, int(lengths.sum()))
         starts = np.concatenate(([0], np.cumsum(lengths)[:-1]))
         sums = np.add.reduceat(self._weights[ids], starts, axis=0)
-        return _unit(np.divide(sums, lengths[:, None], dtype=np.float32), texts)
+        return unit(np.divide(sums, lengths[:, None], dtype=np.float32), texts)
 
     def too_long(self, texts: Sequence[str]) -> list[int]:
         return []
@@ -105,11 +135,11 @@ class SentenceEncoder:
         self.dimension = int(self._model.get_embedding_dimension() or 0)
 
     def encode(self, texts: Sequence[str]) -> Vectors:
-        texts = _checked(texts)
+        texts = checked(texts)
         vectors = self._model.encode(
             list(texts), batch_size=self._batch_size, convert_to_numpy=True, show_progress_bar=False
         )
-        return _unit(np.asarray(vectors, np.float32).reshape(len(texts), self.dimension), texts)
+        return unit(np.asarray(vectors, np.float32).reshape(len(texts), self.dimension), texts)
 
     def too_long(self, texts: Sequence[str]) -> list[int]:
         limit = self._model.max_seq_length
@@ -120,7 +150,8 @@ class SentenceEncoder:
         return [at for at, ids in enumerate(tokens["input_ids"]) if len(ids) > limit]
 
 
-def _checked(texts: Sequence[str]) -> Sequence[str]:
+def checked(texts: Sequence[str]) -> Sequence[str]:
+    """The texts, if all are characters. Raises `DataError`."""
     for at, text in enumerate(texts):
         try:
             text.encode()
@@ -132,7 +163,8 @@ def _checked(texts: Sequence[str]) -> Sequence[str]:
     return texts
 
 
-def _unit(vectors: Vectors, texts: Sequence[str]) -> Vectors:
+def unit(vectors: Vectors, texts: Sequence[str]) -> Vectors:
+    """Rows of norm 1. Raises `EncoderError` for NaN and infinity, `DataError` for a text that encodes to nothing."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     if not np.isfinite(norms).all():
         raise EncoderError("The encoder produced NaN or infinity. Its weights are damaged: train or copy it again.")
