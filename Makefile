@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test check format clean bench-calibration bench-simplex bench-training
+.PHONY: help demo test check format audit clean bench-calibration bench-simplex bench-training
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -42,6 +42,9 @@ bench-training: $(VENV)/ready  ## unseen-class retrieval, speed and memory of tr
 
 bench-simplex: $(VENV)/ready  ## speed of the maps against the entmax package
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_simplex.py $(ARGS)
+
+audit: $(VENV)/ready  ## known vulnerabilities of the pinned dependencies (asks the vulnerability service of PyPI)
+	$(BIN)/python -m pip_audit --strict --disable-pip --no-deps -r constraints.txt $(ARGS)
 
 clean:  ## remove the environment and everything the demo made
 	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from index.calibrate import DEFAULT, calibrate
+from index.calibrate import DEFAULT
 from index.calibrators import CALIBRATORS
-from index.collection import CALIBRATION, CONFIG, ENCODER, FORMAT, ITEMS, PROFILE, SNAPSHOTS, Collection, Gallery
+from index.collection import CONFIG, ENCODER, FORMAT, ITEMS, SNAPSHOTS, Collection
+from index.compaction import UNKNOWN_SHARE, Fitting, keep_queries, own_questions
 from index.encoder_files import training_settings
 from index.encoders import Encoder, install_encoder
+from index.engines import check_name, make_engine
 from index.errors import CalibrationError, CollectionError, DataError, SettingsError
-from index.examples import examples
-from index.faiss_engine import FaissFlat
+from index.gallery import Gallery
 from index.items import Item, ItemStore
+from index.loading import CALIBRATION, PROFILE
 from index.rows import SHOWN, Row
 from index.snapshot import write_snapshot
 from index.sources import BATCH, NO_QUERIES, Held, Progress, calibration_queries, encode_rows
-
-UNKNOWN_SHARE = 0.2
-"""Share of queries expected to match nothing, unless the user knows better."""
 
 
 def _silent(what: str, done: int, of: int) -> None: ...
@@ -44,6 +44,7 @@ def build_collection(
     held: Held = NO_QUERIES,
     unknown_share: float = UNKNOWN_SHARE,
     calibrator: str = DEFAULT,
+    engine: str = "auto",
     overwrite: bool = False,
     seed: int = 0,
     progress: Progress = _silent,
@@ -56,6 +57,7 @@ def build_collection(
     """
     if calibrator not in CALIBRATORS:
         raise SettingsError(f"--calibrator {calibrator}: there is none of this name. Use {', '.join(CALIBRATORS)}.")
+    check_name(engine)
     _check_out(out, overwrite)
     if not rows:
         raise DataError("There are no rows to index. Give at least one file with labelled texts.")
@@ -65,25 +67,30 @@ def build_collection(
         items = _items(rows, vectors, id_column)
         with closing(ItemStore(folder / ITEMS, encoder.dimension)) as store:
             for start in range(0, len(items), 10 * BATCH):
-                sequence = store.upsert(items[start : start + 10 * BATCH])
+                store.upsert(items[start : start + 10 * BATCH])
                 progress("storing", min(start + 10 * BATCH, len(items)), len(items))
-            numbers, labels, vectors = store.vectors()
-        gallery = Gallery.of(numbers, labels, vectors)
-        why_not = None
-        files = {**FaissFlat.build(vectors, numbers).dump(), PROFILE: gallery.profile.dump()}
-        try:
-            queries, warnings = calibration_queries(
-                folder / ENCODER, encoder, rows, vectors, gallery, held, seed, progress
-            )
-            progress("calibrating", 0, 1)
-            made = examples(queries, vectors, gallery.codes, len(gallery.names), unknown_share)
-            fitted = calibrate(
-                made, items=len(rows), labels=gallery.label_count, warnings=warnings, calibrator=calibrator, seed=seed
-            )
-            files[CALIBRATION] = json.dumps(fitted.to_json(), allow_nan=False).encode()
-            progress("calibrating", 1, 1)
-        except CalibrationError as error:
-            why_not = str(error)
+            now = store.everything()
+            gallery = Gallery.of(now.born, now.labels, now.vectors)
+            fitting = Fitting(unknown_share, calibrator, seed)
+            why_not = None
+            files = {PROFILE: gallery.profile.dump()}
+            asked = None
+            try:
+                queries, warnings = calibration_queries(
+                    folder / ENCODER, encoder, rows, now.vectors, gallery, held, seed, progress
+                )
+                keep_queries(store, queries)
+                asked = own_questions(queries)
+                progress("calibrating", 0, 1)
+                fitted = fitting.calibration(queries, now, gallery, warnings)
+                files[CALIBRATION] = json.dumps(fitted.to_json(), allow_nan=False).encode()
+                progress("calibrating", 1, 1)
+            except CalibrationError as error:
+                why_not = str(error)
+        progress("building the index", 0, 1)
+        built = make_engine(engine, now.vectors, now.born, queries=asked, seed=seed)
+        files |= built.dump()
+        progress("building the index", 1, 1)
         config = {
             "format": FORMAT,
             "name": out.name,
@@ -92,10 +99,17 @@ def build_collection(
             "dimension": encoder.dimension,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "uncalibrated": why_not,
+            "calibrate": asdict(fitting),
+            "engine": engine,
         }
         (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
         write_snapshot(
-            folder / SNAPSHOTS, sequence=sequence, engine=FaissFlat.kind, encoder=encoder.fingerprint, files=files
+            folder / SNAPSHOTS,
+            sequence=now.sequence,
+            engine=built.kind,
+            encoder=encoder.fingerprint,
+            files=files,
+            about={"store": store.id, "uncalibrated": why_not},
         )
     collection = Collection.open(out)
     collection.close()

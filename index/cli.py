@@ -14,13 +14,15 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from rich.console import Console
 
 from index import console, thresholds
-from index.build import UNKNOWN_SHARE, build_collection
+from index.build import build_collection
 from index.calibrate import DEFAULT
 from index.calibrators import CALIBRATORS
 from index.collection import CONFIG, ENCODER, MAX_K, Collection
+from index.compaction import UNKNOWN_SHARE
 from index.conformal import CoverageFor
 from index.encoder_files import training_settings
 from index.encoders import install_encoder
+from index.engines import NAMES
 from index.errors import CalibrationError, SettingsError
 from index.evaluate import evaluate as measure
 from index.pairs import evaluate_pairs
@@ -54,6 +56,7 @@ class IndexSettings(Settings):
         UNKNOWN_SHARE, gt=0, lt=1, description="share of unknown queries expected in use; probabilities depend on it"
     )
     calibrator: str = Field(DEFAULT, description=f"what turns scores into probabilities: {', '.join(CALIBRATORS)}")
+    engine: str = Field("auto", description=f"what finds the nearest items: {', '.join(NAMES)}")
     overwrite: bool = Field(False, description="replace the collection at --out")
     seed: int = Field(0, description="seed of the random splits")
     json_: bool = _JSON
@@ -134,6 +137,7 @@ def index(argv: Sequence[str]) -> int:
             held=held,
             unknown_share=settings.unknown_share,
             calibrator=settings.calibrator,
+            engine=settings.engine,
             overwrite=settings.overwrite,
             seed=settings.seed,
             progress=progress,

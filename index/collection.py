@@ -1,93 +1,63 @@
-"""A collection opened for searching: gallery, vector engine, calibration and encoder as one verified unit.
+"""An opened collection: gallery, vector engine, calibration and encoder as one verified unit.
 
 collection.json            name, format, encoder fingerprint and dimension
 encoder/                   the encoder's folder, so that a collection can be copied or mounted alone
 items.sqlite               the truth
 snapshots/, CURRENT        checksummed states of engine + calibration
+writer.lock                held by the one process that writes
+
+Every read takes one immutable `State` and answers from it alone; every write is committed to the items first and then
+swaps the state. A reader never waits for a writer.
 """
 
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from index import respond
+from index import compaction, respond
 from index.answer import Answer, MapSpec
 from index.calibrate import Calibration
 from index.conformal import CoverageFor
 from index.encoders import Encoder, load_encoder
 from index.engine import Engine
-from index.errors import CalibrationError, CollectionError, DataError
+from index.engines import recall_warning
+from index.errors import CollectionError, Damaged, DataError, ReadOnly
 from index.evidence import TOP_K
-from index.faiss_engine import FaissFlat
-from index.items import ItemStore
+from index.gallery import Gallery as Gallery
+from index.items import Item, ItemStore
+from index.loading import CALIBRATION as CALIBRATION
+from index.loading import PROFILE as PROFILE
+from index.loading import caught_up, load_state
+from index.maintenance import Maintenance
+from index.new_items import NewItem as NewItem
+from index.new_items import Receipt as Receipt
+from index.new_items import encoded
 from index.outcome import map_name
-from index.profile import LabelProfile
-from index.snapshot import read_snapshot
+from index.snapshot import clean, current_name
+from index.sources import Progress
+from index.state import State
+from index.writer_lock import WriterLock
 
 FORMAT = 1
 MAX_K = TOP_K
-CONFIG, ENCODER, ITEMS, SNAPSHOTS, CALIBRATION, PROFILE = (
-    "collection.json",
-    "encoder",
-    "items.sqlite",
-    "snapshots",
-    "calibration.json",
-    "labels.safetensors",
-)
+CONFIG, ENCODER, ITEMS, SNAPSHOTS = "collection.json", "encoder", "items.sqlite", "snapshots"
+COMPACT_SHARE, COMPACT_LEAST = 0.05, 1_000
+"""Compaction starts by itself when this share of the items, and at least so many rows, have changed since the last."""
+_TRIES = 10
 
 
-@dataclass(frozen=True, slots=True)
-class Gallery:
-    """Labels of the indexed rows. Codes below `len(names)` are labels; an unlabelled row has a code of its own."""
-
-    rows: NDArray[np.int64]
-    codes: NDArray[np.int64]
-    names: list[str]
-    profile: LabelProfile
-
-    @classmethod
-    def of(cls, rows: NDArray[np.int64], labels: Sequence[str | None], vectors: NDArray[np.float32] | bytes) -> Gallery:
-        """From ascending row numbers, their labels, and their vectors (n, d) or the profile stored of them (bytes).
-
-        Raises `CollectionError` for a stored profile that does not belong to these labels.
-        """
-        names = sorted({label for label in labels if label is not None})
-        code = {name: at for at, name in enumerate(names)}
-        found = [len(names) + at if label is None else code[label] for at, label in enumerate(labels)]
-        codes = np.array(found, np.int64).reshape(-1)
-        if isinstance(vectors, bytes):
-            return cls(rows, codes, names, LabelProfile.load(vectors, len(names)))
-        return cls(rows, codes, names, LabelProfile.of(vectors, codes, len(names)))
-
-    def codes_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Label codes of row numbers, any shape."""
-        return self.codes[np.searchsorted(self.rows, rows)]
-
-    def encode_labels(self, labels: Sequence[str | None]) -> NDArray[np.int64]:
-        """Codes of labels, -1 for one that is not in the gallery."""
-        code = {name: at for at, name in enumerate(self.names)}
-        return np.array([-1 if label is None else code.get(label, -1) for label in labels], np.int64).reshape(-1)
-
-    @property
-    def label_count(self) -> int:
-        """Distinct identities: labels, and unlabelled items."""
-        return len(np.unique(self.codes))
-
-    @property
-    def largest(self) -> int:
-        """Items of the most frequent label."""
-        return int(np.bincount(self.codes).max(initial=0))
+def _silent(what: str, done: int, of: int) -> None: ...
 
 
 class Collection:
-    """Open with `Collection.open`; searches are safe from several threads."""
+    """Open with `Collection.open`; everything is safe from several threads."""
 
     def __init__(
         self,
@@ -95,69 +65,192 @@ class Collection:
         config: dict[str, Any],
         encoder: Encoder,
         store: ItemStore,
-        engine: Engine,
-        gallery: Gallery,
-        calibration: Calibration | None,
-        snapshot_id: str,
-        warnings: list[str],
+        state: State,
+        lock: WriterLock | None,
     ) -> None:
         self.path = path
-        self.name = str(config["name"])
+        self.name: str = config["name"]
         self.encoder = encoder
         self.model_id = encoder.fingerprint[:12]
-        self.snapshot_id = snapshot_id
-        self.engine = engine
-        self.gallery = gallery
-        self.calibration = calibration
-        self.warnings = warnings
+        self.maintenance = Maintenance(self.snapshot, self._due)
         self._store = store
         self._config = config
+        self._state = state
+        self._lock = lock
+        self._swapping = threading.RLock()  # among writers; a reader takes `_state` as it stands
+        self._compacting = threading.Lock()
 
     @classmethod
-    def open(cls, path: Path) -> Collection:
+    def open(cls, path: Path, *, writable: bool = False) -> Collection:
         """Verifies every checksum, then loads. A damaged snapshot gives way to an older one, then to a rebuild.
 
-        Raises `CollectionError` when the folder is no collection, or its encoder is not the one it was built with.
+        `writable` takes the one writer's place, until `close` or the process's death. Raises `CollectionError` when the
+        folder is no collection, or its encoder is not the one it was built with; `WriterBusy` and `ReadOnly`.
         """
         config = _read_config(path)
-        encoder = load_encoder(path / ENCODER)
-        if encoder.fingerprint != config["encoder"]:
-            raise CollectionError(
-                f"{path / ENCODER}: this encoder ({encoder.fingerprint[:12]}) is not the one the collection was built "
-                f"with ({config['encoder'][:12]}), so its vectors would mean nothing here. Restore that encoder, or "
-                "build the collection again with `surematch index`."
-            )
-        if encoder.dimension != config["dimension"]:
-            raise CollectionError(
-                f"{path / CONFIG}: says {config['dimension']} dimensions, the encoder makes {encoder.dimension}. "
-                "Restore the file from a backup, or build the collection again."
-            )
-        if not (path / ITEMS).is_file():
-            raise CollectionError(
-                f"{path / ITEMS}: the items are missing. Restore the file from a backup, or build the collection again."
-            )
-        store = ItemStore(path / ITEMS, int(config["dimension"]))
+        lock = WriterLock(path) if writable else None
         try:
-            engine, gallery, calibration, snapshot_id, warnings = _load_state(path, config, store)
+            encoder = _checked_encoder(path, config)
+            store = ItemStore(path / ITEMS, int(config["dimension"]))
+        except BaseException:
+            _release(lock)
+            raise
+        try:
+            state = load_state(path / SNAPSHOTS, config["encoder"], store, config.get("uncalibrated"))
+            found = cls(path, config, encoder, store, state, lock)
+            if writable:
+                found._tidy()
         except BaseException:
             store.close()
+            _release(lock)
             raise
-        return cls(path, config, encoder, store, engine, gallery, calibration, snapshot_id, warnings)
+        return found
+
+    def _tidy(self) -> None:
+        """What a killed writer left undone: half-written files, an erasure, a snapshot that is missing or damaged."""
+        clean(self.path / SNAPSHOTS)
+        if self._state.snapshot_id.startswith("rebuilt-"):
+            self._store.renew()  # no snapshot belongs to these items: none shall by chance of numbers ever
+        if self._state.snapshot_id == current_name(self.path / SNAPSHOTS):
+            compaction.erase(self.path / SNAPSHOTS, self._store, self._state.base)
+        self.maintenance.poke()
 
     def close(self) -> None:
+        """Ends what runs in the background, and lets the next writer in."""
+        self.maintenance.close()
         self._store.close()
+        _release(self._lock)
+
+    @property
+    def state(self) -> State:
+        """What is served now: immutable, and whole."""
+        return self._state
+
+    @property
+    def engine(self) -> Engine:
+        return self._state.engine
+
+    @property
+    def gallery(self) -> Gallery:
+        return self._state.gallery
+
+    @property
+    def calibration(self) -> Calibration | None:
+        return self._state.calibration
+
+    @property
+    def snapshot_id(self) -> str:
+        return self._state.snapshot_id
+
+    @property
+    def warnings(self) -> list[str]:
+        return list(self._state.warnings)
+
+    @property
+    def sequence(self) -> int:
+        """Of the last write that is searchable."""
+        return self._state.sequence
+
+    @property
+    def writable(self) -> bool:
+        return self._lock is not None
 
     @property
     def size(self) -> int:
         """Items that can be found."""
-        return len(self.engine)
+        return len(self._state)
 
     def uncalibrated(self) -> str | None:
         """Why no probability can be shown, or None."""
-        if self.calibration is None:
-            why = self._config.get("uncalibrated") or " ".join(self.warnings)
-            return str(why or "This collection's calibration is missing. Build it again.")
-        return self.calibration.stale(self.size, self.gallery.label_count)
+        return self._state.uncalibrated()
+
+    def upsert(self, items: Sequence[NewItem]) -> Receipt:
+        """Writes all items or none, encoding those without a vector. When it returns they are durable and searchable.
+
+        Raises `DataError` for an item that cannot be used, `ReadOnly`, `DiskFull`.
+        """
+        self._must_write()
+        whole = encoded(items, self.encoder)
+        with self._swapping:
+            sequence, replaced = self._store.upsert(whole)
+            self._catch_up()
+        self.maintenance.poke()
+        return Receipt(sequence, written=len(whole), replaced=replaced)
+
+    def delete(self, ids: Sequence[str]) -> Receipt:
+        """Deletes those of the ids that exist: not searchable when it returns, erased from all files by compaction.
+
+        `describe()["erased"]` tells up to which receipt that has happened, and when. Raises `ReadOnly`, `DiskFull`.
+        """
+        self._must_write()
+        with self._swapping:
+            sequence, deleted = self._store.delete(ids)
+            self._catch_up()
+        self.maintenance.poke()
+        return Receipt(sequence, deleted=deleted)
+
+    def item(self, name: str, *, vector: bool = False) -> Item | None:
+        """The item with this id; its vector is empty unless asked for."""
+        return self._store.item(name, vector=vector)
+
+    def refresh(self) -> bool:
+        """Follows what another process has written; returns whether anything had changed."""
+        with self._swapping:
+            before = self._state
+            named = current_name(self.path / SNAPSHOTS)
+            if named is not None and named != before.snapshot_id and not self.writable:
+                fresh = self._loaded()
+                # a damaged new snapshot would be tried again and again: what is served is as good as its rebuild
+                if fresh.snapshot_id == named or fresh.sequence != before.sequence:
+                    self._state = fresh
+            else:
+                self._catch_up()
+            return self._state is not before and (
+                (self._state.sequence, self._state.snapshot_id) != (before.sequence, before.snapshot_id)
+            )
+
+    def snapshot(self, progress: Progress | None = None) -> str:
+        """Compacts: a new base index, the calibration fitted again, deleted items erased. Returns the snapshot's name.
+
+        Reads and writes go on meanwhile. Raises `ReadOnly`, `DiskFull`, `CollectionError`; the old state then stays.
+        """
+        self._must_write()
+        snapshots = self.path / SNAPSHOTS
+        with self._compacting:
+            fitting = compaction.Fitting.of(self._config.get("calibrate"), self.calibration)
+            made = compaction.compact(
+                snapshots,
+                self._store,
+                self.encoder,
+                self.path / ENCODER,
+                fitting,
+                self._config.get("engine", "auto"),
+                progress or _silent,
+            )
+            with self._swapping:
+                self._state = made
+                self._catch_up()
+            compaction.erase(snapshots, self._store, made.base)
+        return made.snapshot_id
+
+    def _due(self) -> bool:
+        state = self._state
+        if not self.writable or not len(state):
+            return False
+        rebuilt = state.snapshot_id.startswith("rebuilt-")
+        return rebuilt or state.pending > max(COMPACT_LEAST, COMPACT_SHARE * len(state.engine))
+
+    def _catch_up(self) -> None:
+        """Swaps in the state with everything that was written."""
+        state = caught_up(self._state, self._store)
+        self._state = self._loaded() if state is None else state
+
+    def _loaded(self) -> State:
+        return load_state(self.path / SNAPSHOTS, self._config["encoder"], self._store, self._config.get("uncalibrated"))
+
+    def _must_write(self) -> None:
+        if self._lock is None:
+            raise ReadOnly(f"{self.path}: open for reading only. Open it with writable=True to change it.")
 
     def search(
         self,
@@ -198,22 +291,33 @@ class Collection:
             raise DataError(f"coverage must lie strictly between 0 and 1, got {coverage}. Try 0.95.")
         if coverage_for not in get_args(CoverageFor):
             raise DataError(f"coverage_for must be one of {', '.join(get_args(CoverageFor))}, got {coverage_for!r}.")
-        if not self.size:
-            raise DataError("This collection holds no items, so there is nothing to search. Index some rows first.")
         if not len(queries):
             return []
-        scores, rows = self.engine.search(queries, TOP_K)
-        codes = self.gallery.codes_of(rows)
-        unlabelled = rows[codes >= len(self.gallery.names)]  # named by their id wherever they stand
-        items = self._store.get({*rows[:, :k].ravel().tolist(), *unlabelled.tolist()})
-        found = respond.Found(queries, scores, rows, codes, items, self.gallery)
-        reason = self.uncalibrated()
-        if reason is not None or self.calibration is None:
-            told = [warning for warning in self.warnings if warning not in (reason or "")]
+        found, state = self._found(queries, k)
+        reason = state.uncalibrated()
+        if reason is not None or state.calibration is None:
+            told = [warning for warning in state.warnings if warning not in (reason or "")]
             return respond.without_probabilities(found, k, reason or "", told)
-        warnings = [*self.warnings, *self.calibration.warnings]
-        exact: Literal["all", "top", "no"] = "all" if self.size <= TOP_K else "top" if self.engine.exact else "no"
-        return respond.with_probabilities(found, k, self.calibration, name, coverage, coverage_for, exact, warnings)
+        warnings = [*state.warnings, *recall_warning(state.engine), *state.calibration.warnings]
+        exact: Literal["all", "top", "no"] = "no" if not state.engine.exact else "all" if len(state) <= TOP_K else "top"
+        return respond.with_probabilities(found, k, state.calibration, name, coverage, coverage_for, exact, warnings)
+
+    def _found(self, queries: NDArray[np.float32], k: int) -> tuple[respond.Found, State]:
+        """What one state finds. Should its items have been erased meanwhile, a newer state answers."""
+        for _ in range(_TRIES):
+            state = self._state
+            if not len(state):
+                raise DataError("This collection holds no items, so there is nothing to search. Index some rows first.")
+            scores, rows = state.search(queries, TOP_K)
+            codes = state.gallery.codes_of(rows)
+            unlabelled = rows[codes >= len(state.gallery.names)]  # named by their id wherever they stand
+            wanted = {*rows[:, :k].ravel().tolist(), *unlabelled.tolist()}
+            items = self._store.get(wanted)
+            if len(items) == len(wanted):
+                return respond.Found(queries, scores, rows, codes, items, state.gallery), state
+            if self._state is state:
+                self.refresh()
+        raise Damaged(f"{self.path / ITEMS}: items that the index knows are missing. Restore it from a backup.")
 
     def _checked(self, vectors: NDArray[np.floating]) -> NDArray[np.float32]:
         queries = np.asarray(vectors, np.float32)
@@ -232,20 +336,52 @@ class Collection:
 
     def describe(self) -> dict[str, Any]:
         """What is served: counts, encoder, snapshot, and what the calibration rests on."""
-        calibration = self.calibration
+        state = self._state
+        erased, at = self._store.erased
         return {
             "name": self.name,
-            "items": self.size,
-            "labels": self.gallery.label_count,
+            "items": len(state),
+            "labels": state.gallery.label_count,
             "encoder": {"name": self._config.get("encoder_name"), "id": self.model_id, "dim": self.encoder.dimension},
-            "engine": self.engine.kind,
-            "snapshot": self.snapshot_id,
+            "engine": state.engine.kind,
+            "search": state.engine.describe(),
+            "snapshot": state.snapshot_id,
+            "sequence": state.sequence,
+            "pending": state.pending,
+            "erased": {"sequence": max(erased, 0), "at": at},
+            "compaction": self.maintenance.describe(),
             "created": self._config.get("created"),
-            "calibrated": self.uncalibrated() is None,
-            "reason": self.uncalibrated(),
-            "calibration": calibration.report if calibration else None,
-            "warnings": [*self.warnings, *(calibration.warnings if calibration else [])],
+            "calibrated": state.uncalibrated() is None,
+            "reason": state.uncalibrated(),
+            "calibration": state.calibration.report if state.calibration else None,
+            "warnings": [*state.warnings, *(state.calibration.warnings if state.calibration else [])],
         }
+
+
+def _release(lock: WriterLock | None) -> None:
+    if lock is not None:
+        lock.release()
+
+
+def _checked_encoder(path: Path, config: dict[str, Any]) -> Encoder:
+    """The collection's encoder. Raises `CollectionError` when it is another one, or the items are missing."""
+    encoder = load_encoder(path / ENCODER)
+    if encoder.fingerprint != config["encoder"]:
+        raise CollectionError(
+            f"{path / ENCODER}: this encoder ({encoder.fingerprint[:12]}) is not the one the collection was built "
+            f"with ({config['encoder'][:12]}), so its vectors would mean nothing here. Restore that encoder, or "
+            "build the collection again with `surematch index`."
+        )
+    if encoder.dimension != config["dimension"]:
+        raise CollectionError(
+            f"{path / CONFIG}: says {config['dimension']} dimensions, the encoder makes {encoder.dimension}. "
+            "Restore the file from a backup, or build the collection again."
+        )
+    if not (path / ITEMS).is_file():
+        raise CollectionError(
+            f"{path / ITEMS}: the items are missing. Restore the file from a backup, or build the collection again."
+        )
+    return encoder
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -266,39 +402,3 @@ def _read_config(path: Path) -> dict[str, Any]:
     if newer:
         raise CollectionError(f"{file}: written by a newer surematch (format {config['format']}). Upgrade to open it.")
     return config
-
-
-def _load_state(
-    path: Path, config: dict[str, Any], store: ItemStore
-) -> tuple[Engine, Gallery, Calibration | None, str, list[str]]:
-    snapshot, warnings = read_snapshot(path / SNAPSHOTS)
-    if snapshot is not None and snapshot.manifest.get("encoder") != config["encoder"]:
-        warnings.append(f"Snapshot {snapshot.name} was made with another encoder and is not used.")
-        snapshot = None
-    calibration = None
-    if snapshot is not None and CALIBRATION in snapshot.files:
-        try:
-            calibration = Calibration.from_json(json.loads(snapshot.files[CALIBRATION]))
-        except CalibrationError as error:
-            warnings.append(str(error))
-    if snapshot is not None and snapshot.sequence == store.sequence:
-        labels = store.labels()
-        rows = np.array(sorted(labels), np.int64)
-        try:
-            engine = FaissFlat.load(snapshot.files)
-            if engine.dimension != config["dimension"] or not np.array_equal(engine.rows, rows):
-                raise CollectionError(f"Snapshot {snapshot.name} does not index the items of {store.path}.")
-            gallery = Gallery.of(rows, [labels[int(row)] for row in rows], snapshot.files.get(PROFILE, b""))
-            return engine, gallery, calibration, snapshot.name, warnings
-        except CollectionError as error:
-            warnings.append(f"{error} The index was rebuilt from the items.")
-    if snapshot is None:
-        warnings.append("No intact snapshot: the index was rebuilt from the items, and serves without probabilities.")
-    rows, names, vectors = store.vectors()
-    return (
-        FaissFlat.build(vectors, rows),
-        Gallery.of(rows, names, vectors),
-        calibration,
-        f"rebuilt-{store.sequence}",
-        warnings,
-    )

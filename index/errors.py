@@ -21,6 +21,22 @@ class CollectionError(SurematchError):
     """A collection that is missing, damaged, or built by another encoder."""
 
 
+class ReadOnly(CollectionError):
+    """A write to a collection that is not open for writing, or whose folder cannot be written to."""
+
+
+class WriterBusy(CollectionError):
+    """Another process holds the collection's one writer's place."""
+
+
+class DiskFull(CollectionError):
+    """No room for a write, of which nothing remains. Writing works again as soon as there is room."""
+
+
+class Damaged(CollectionError):
+    """Files of a collection that are not as they were written, and that nothing can stand in for."""
+
+
 class CalibrationError(SurematchError):
     """No honest calibration is possible with the queries given."""
 

@@ -36,7 +36,7 @@ class Queries:
 
     `source` says where they come from, for the report. `rows` (n,) gives the gallery position of a query that is itself
     an item, -1 otherwise: those items are hidden from all queries, or, with `leave_one_out`, each from its own query,
-    with the items nearer to it than `NEAR_COPY`.
+    with the items nearer to it than `NEAR_COPY`. `names` are the labels, as given, of the queries that are no items.
     """
 
     vectors: Vectors
@@ -44,6 +44,7 @@ class Queries:
     rows: Ints
     source: str
     leave_one_out: bool = False
+    names: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

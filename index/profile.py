@@ -40,8 +40,11 @@ class LabelProfile:
     neutral: float
 
     @classmethod
-    def of(cls, vectors: Vectors, codes: Ints, count: int, seed: int = 0) -> LabelProfile:
-        """From unit vectors (n, d) and their codes (n,); codes from `count` up are unlabelled items and left out."""
+    def of(cls, vectors: Vectors, codes: Ints, count: int, seed: int = 0, neutral: float | None = None) -> LabelProfile:
+        """From unit vectors (n, d) and their codes (n,); codes from `count` up are unlabelled items and left out.
+
+        `neutral` is the mean cohesion of all labels where these are only some of them.
+        """
         labelled = np.flatnonzero(codes < count)
         sizes = np.bincount(codes[labelled], minlength=count)
         centroids = np.zeros((count, vectors.shape[1]), np.float64)
@@ -60,7 +63,8 @@ class LabelProfile:
         norms = np.linalg.norm(centroids, axis=1, keepdims=True)
         centroids /= np.where(norms > 0, norms, 1.0)
         several = np.isfinite(mean)
-        neutral = float(mean[several].mean()) if several.any() else 0.0
+        if neutral is None:
+            neutral = float(mean[several].mean()) if several.any() else 0.0
         weight = np.where(several, sizes, 0)
         cohesion = (weight * np.where(several, mean, 0.0) + _PRIOR * neutral) / (weight + _PRIOR)
         return cls(centroids.astype(np.float32), cohesion, sizes, neutral)
@@ -77,6 +81,26 @@ class LabelProfile:
             at = labelled[start : start + _BLOCK]
             found[at, 0] = np.einsum("ij,ij->i", queries[query[at]], self.centroids[codes[at]])
         return found
+
+    def extended(self, count: int) -> LabelProfile:
+        """With labels that have no items yet after the others, `count` in all."""
+        more = count - len(self.cohesion)
+        return LabelProfile(
+            np.concatenate([self.centroids, np.zeros((more, self.centroids.shape[1]), np.float32)]),
+            np.concatenate([self.cohesion, np.full(more, self.neutral)]),
+            np.concatenate([self.sizes, np.zeros(more, np.int64)]),
+            self.neutral,
+        )
+
+    def replaced(self, codes: Ints, part: LabelProfile) -> LabelProfile:
+        """With what `part` says of its labels, which are those with `codes` here."""
+        centroids, cohesion, sizes = self.centroids.copy(), self.cohesion.copy(), self.sizes.copy()
+        centroids[codes], cohesion[codes], sizes[codes] = part.centroids, part.cohesion, part.sizes
+        return LabelProfile(centroids, cohesion, sizes, self.neutral)
+
+    def only(self, kept: NDArray[np.bool_]) -> LabelProfile:
+        """Of the labels `kept` (L,), in their order."""
+        return LabelProfile(self.centroids[kept], self.cohesion[kept], self.sizes[kept], self.neutral)
 
     def dump(self) -> bytes:
         """As a safetensors file."""

@@ -17,7 +17,7 @@ from index.items import Item
 from index.outcome import distribution, interpolated, table
 
 if TYPE_CHECKING:
-    from index.collection import Gallery
+    from index.gallery import Gallery
 
 
 @dataclass(frozen=True, slots=True)

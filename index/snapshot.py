@@ -7,6 +7,7 @@ native loader sees it: 29 % of mutated FAISS files load without complaint and an
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -18,12 +19,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from index.errors import CollectionError
+from index.errors import CollectionError, DiskFull, ReadOnly
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
 _CURRENT = "CURRENT"
 _KEPT = 2
+_TEMPORARY = ".writing-"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +43,34 @@ class Snapshot:
         return int(self.manifest["sequence"])
 
 
-def write_snapshot(root: Path, *, sequence: int, engine: str, encoder: str, files: dict[str, bytes]) -> str:
-    """Writes and switches to a new snapshot under `root`; returns its name. Keeps the last two."""
+def write_snapshot(
+    root: Path,
+    *,
+    sequence: int,
+    engine: str,
+    encoder: str,
+    files: dict[str, bytes],
+    about: dict[str, Any] | None = None,
+) -> str:
+    """Writes and switches to a new snapshot under `root`; returns its name. Keeps the last two.
+
+    `about` is added to the manifest. Raises `DiskFull` or another `CollectionError`, and leaves nothing half written.
+    """
+    try:
+        return _write(root, {"sequence": sequence, "engine": engine, "encoder": encoder, **(about or {})}, files)
+    except OSError as error:
+        kind = DiskFull if error.errno in _NO_ROOM else ReadOnly if error.errno in _NO_RIGHT else CollectionError
+        raise kind(
+            f"{root}: the snapshot could not be written ({error.strerror}). The one before is still served; writing "
+            "works again once there is room and permission."
+        ) from error
+
+
+def _write(root: Path, about: dict[str, Any], files: dict[str, bytes]) -> str:
     root.mkdir(parents=True, exist_ok=True)
     manifest = {
         "format": _FORMAT,
-        "sequence": sequence,
-        "engine": engine,
-        "encoder": encoder,
+        **about,
         "created": datetime.now(UTC).isoformat(timespec="microseconds"),
         "libraries": {name: version(name) for name in ("faiss-cpu", "numpy")},
         "files": {
@@ -55,8 +79,8 @@ def write_snapshot(root: Path, *, sequence: int, engine: str, encoder: str, file
         },
     }
     text = json.dumps(manifest, indent=2).encode()
-    name = f"{sequence:012d}-{hashlib.sha256(text).hexdigest()[:8]}"
-    temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=root))
+    name = f"{about['sequence']:012d}-{hashlib.sha256(text).hexdigest()[:8]}"
+    temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=root))
     try:
         for file, content in {**files, _MANIFEST: text}.items():
             _write_durably(temporary / file, content)
@@ -83,13 +107,39 @@ def read_snapshot(root: Path) -> tuple[Snapshot | None, list[str]]:
     return None, faults
 
 
+def current_name(root: Path) -> str | None:
+    """The snapshot that `CURRENT` names, unread and unverified; None when there is no telling."""
+    try:
+        return (root / _CURRENT).read_text(encoding="utf-8").strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def clean(root: Path, older_than: int = 0) -> None:
+    """Removes snapshots of a sequence number before `older_than`, and what a killed writer left half written.
+
+    For the writer only. Raises `CollectionError` when a file cannot be removed.
+    """
+    if not root.is_dir():
+        return
+    try:
+        for path in root.iterdir():
+            number = path.name.partition("-")[0]
+            if path.is_dir() and (path.name.startswith(_TEMPORARY) or (number.isdigit() and int(number) < older_than)):
+                shutil.rmtree(path)
+            elif path.name.startswith(f".{_CURRENT}-"):
+                path.unlink()
+        _sync(root)
+    except OSError as error:
+        raise CollectionError(
+            f"{error.filename or root}: cannot be removed ({error.strerror}). Make it writable, then compact again."
+        ) from error
+
+
 def _candidates(root: Path, faults: list[str]) -> list[str]:
     names = sorted((path.name for path in root.glob("[0-9]*-*") if path.is_dir()), reverse=True)
-    try:
-        current = (root / _CURRENT).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        current = ""
-    if current not in names:
+    current = current_name(root)
+    if current is None or current not in names:
         faults.append(f"{root / _CURRENT}: names no snapshot that exists.")
         return names
     return [current, *(name for name in names if name != current)]

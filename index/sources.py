@@ -14,14 +14,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from index.collection import Gallery
 from index.encoder_files import TRAINED_ROWS
 from index.encoders import Encoder
 from index.errors import CalibrationError, CollectionError, DataError
 from index.examples import Queries
+from index.gallery import Gallery
+from index.items import Changes, ItemStore
 from index.rows import Row, text_key
 
 BATCH = 1024
+_GIVEN = "queries given with --calibrate"
 MAX_QUERIES = 4000
 MAX_LEFT_OUT = 2000
 
@@ -63,7 +65,44 @@ def calibration_queries(
         known = _untrained(held.known, trained, "calibration queries", warnings)
         queries = _given(encoder, known, unknown, gallery, progress)
     else:
-        queries = _own_rows(encoder, rows, vectors, gallery, unknown, trained, seed, progress)
+        outside = encode_rows(encoder, unknown, progress, "encoding unknown queries")
+        queries = _own_rows(
+            [row.text for row in rows],
+            vectors,
+            gallery,
+            [row.label for row in unknown],
+            outside,
+            np.full(len(outside), -1, np.int64),
+            trained,
+            seed,
+        )
+    return queries, [*warnings, *_notes(queries, trained)]
+
+
+def stored_queries(
+    encoder_folder: Path, store: ItemStore, now: Changes, gallery: Gallery, seed: int
+) -> tuple[Queries, list[str]]:
+    """The queries to calibrate a gallery with again: those the collection kept, else its own rows `now` as at first.
+
+    Labels are looked up anew: a query whose label has left the gallery is an unknown one now, and the other way round.
+    Raises `CalibrationError` when no honest query is left.
+    """
+    trained = trained_rows(encoder_folder)
+    kept = store.calibration_queries()
+    codes = gallery.encode_labels(kept.labels)
+    if kept.known.any():
+        queries = Queries(kept.vectors, codes, np.full(len(codes), -1, np.int64), _GIVEN, names=tuple(kept.labels))
+    else:
+        texts: Sequence[str | None] = ()
+        if len(trained):
+            of_row = store.texts(now.born.tolist())
+            texts = [of_row[row] for row in now.born.tolist()]
+        queries = _own_rows(texts, now.vectors, gallery, kept.labels, kept.vectors, codes, trained, seed)
+    return queries, _notes(queries, trained)
+
+
+def _notes(queries: Queries, trained: NDArray[np.uint64]) -> list[str]:
+    warnings: list[str] = []
     if queries.leave_one_out:
         warnings.append(
             "Calibrated without queries, on the gallery's own items left out one by one. Real queries may differ: give "
@@ -74,7 +113,7 @@ def calibration_queries(
             "Unknown queries were imitated by hiding labels the encoder was trained on. Real unknown queries may come "
             "closer: give some with --unknown FILE."
         )
-    return queries, warnings
+    return warnings
 
 
 def trained_rows(encoder_folder: Path) -> NDArray[np.uint64]:
@@ -126,31 +165,35 @@ def _given(
 ) -> Queries:
     asked = [*known, *unknown]
     vectors = encode_rows(encoder, asked, progress, "encoding calibration queries")
-    codes = gallery.encode_labels([row.label for row in asked])
-    return Queries(vectors, codes, np.full(len(asked), -1, np.int64), "queries given with --calibrate")
+    labels = [row.label for row in asked]
+    codes = gallery.encode_labels(labels)
+    return Queries(vectors, codes, np.full(len(asked), -1, np.int64), _GIVEN, names=tuple(labels))
 
 
 def _own_rows(
-    encoder: Encoder,
-    rows: Sequence[Row],
+    texts: Sequence[str | None],
     vectors: NDArray[np.float32],
     gallery: Gallery,
-    unknown: Sequence[Row],
+    names: Sequence[str | None],
+    outside: NDArray[np.float32],
+    codes: NDArray[np.int64],
     trained: NDArray[np.uint64],
     seed: int,
-    progress: Progress,
 ) -> Queries:
     """Queries from the gallery's own rows: those held out of training, or, untrained, items left out one by one.
 
-    Of held-out rows all copies of a text are taken together, and a label keeps at least one item visible.
+    `outside` (u, d) are queries that are no items, with label `names` and `codes` (u,). Of held-out rows all copies of
+    a text are taken together, and a label keeps at least one item visible. An item without a text may have been
+    trained on. `texts` are needed only for a trained encoder.
     """
-    keys = np.array([text_key(row.text) for row in rows], np.uint64)
-    fresh = np.flatnonzero(~np.isin(keys, trained) & np.array([row.label is not None for row in rows]))
+    fresh = gallery.codes < len(gallery.names)
     random = np.random.default_rng(seed)
     if len(trained):
-        picked = _held_out(keys, fresh, gallery, random)
+        keys = np.array([0 if text is None else text_key(text) for text in texts], np.uint64)
+        fresh &= ~np.isin(keys, trained) & np.array([text is not None for text in texts])
+        picked = _held_out(keys, np.flatnonzero(fresh), gallery, random)
     else:
-        picked = np.sort(random.permutation(fresh)[:MAX_LEFT_OUT])
+        picked = np.sort(random.permutation(np.flatnonzero(fresh))[:MAX_LEFT_OUT])
     if not len(picked):
         raise CalibrationError(
             "Every row of the gallery was used to train the encoder, so none can say how sure a match is. Give "
@@ -158,13 +201,13 @@ def _own_rows(
             if len(trained)
             else "No item has a label, so none can ask for its like. Give labelled queries with --calibrate FILE."
         )
-    outside = encode_rows(encoder, unknown, progress, "encoding unknown queries")
     return Queries(
         np.concatenate([vectors[picked], outside]),
-        np.concatenate([gallery.codes[picked], np.full(len(outside), -1)]),
+        np.concatenate([gallery.codes[picked], codes]),
         np.concatenate([picked, np.full(len(outside), -1)]),
         "rows held out of training" if len(trained) else "the gallery's own items, each left out with its near copies",
         leave_one_out=not len(trained),
+        names=tuple(names),
     )
 
 

@@ -7,15 +7,18 @@ from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from anyio import to_thread
 from fastapi import FastAPI
 
 from service import problems
+from service.access import Access
+from service.keys import Keys
 from service.limits import LOOPBACK_NAMES, BodyLimit, KnownHosts, SecurityHeaders
+from service.logs import RequestLog
+from service.metrics import Metrics, RequestMetrics
 from service.openapi import openapi
-from service.routes import collection, health, page, search
+from service.routes import admin, collection, embeddings, health, page, search
 from service.schemas import limited
-from service.serving import Serving
+from service.serving import Current, Serving
 from service.settings import ServeSettings
 
 DESCRIPTION = """\
@@ -26,15 +29,18 @@ they are never the same field. Errors are `application/problem+json` (RFC 9457).
 
 def create_app(settings: ServeSettings, serving: Serving | None = None) -> FastAPI:
     """The ASGI application. Its lifespan opens and warms the collection of `settings`, unless `serving` is given."""
+    metrics = serving.searcher.metrics if serving else Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.serving = serving or await to_thread.run_sync(Serving.open, settings)
+        current = Current(settings, metrics, serving)
+        await current.start()
+        app.state.current = current
         try:
             yield
         finally:
-            closing, app.state.serving = app.state.serving, None
-            await to_thread.run_sync(closing.close)
+            app.state.current = None
+            await current.stop()
 
     app = FastAPI(
         title="surematch",
@@ -45,15 +51,22 @@ def create_app(settings: ServeSettings, serving: Serving | None = None) -> FastA
         redoc_url=None,
     )
     app.state.settings = settings
-    app.state.serving = None
+    app.state.metrics = metrics
+    app.state.keys = Keys(settings.keys) if settings.keys else None
+    app.state.current = None
+    app.state.draining = False
     app.state.request_model = limited(settings)
     problems.install(app)
+    # the last one added is the first to see a request
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
-    if not settings.public:
+    app.add_middleware(Access, keys=app.state.keys)
+    if not settings.public and not settings.keys:
         names = {name.lower() for name in (*LOOPBACK_NAMES, settings.host, *settings.allowed_hosts)}
         app.add_middleware(KnownHosts, names=names)
     app.add_middleware(SecurityHeaders)
-    for module in (search, collection, health, page):
+    app.add_middleware(RequestMetrics, metrics=metrics)
+    app.add_middleware(RequestLog)
+    for module in (search, embeddings, collection, admin, health, page):
         app.include_router(module.router)
     page.mount(app)
     document: dict[str, Any] = {}

@@ -27,6 +27,7 @@ SUMMARIES = {
     "search": "ask a collection a question",
     "threshold": "choose a threshold from costs, a precision or an FPIR",
     "serve": "serve a collection: REST API and web page",
+    "keys": "make, list and remove the service's API keys",
     "demo": "train, index, calibrate, answer and serve an example",
 }
 EXTRAS = {
@@ -140,10 +141,10 @@ def _check_exposure(settings: ServeSettings) -> None:
         loopback = ipaddress.ip_address(settings.host).is_loopback
     except ValueError:
         loopback = settings.host == "localhost"
-    if not loopback and not settings.public:
+    if not loopback and not settings.public and not settings.keys:
         raise SettingsError(
             f"--host {settings.host} would let other machines search this collection, and nobody is asked for a key. "
-            "Keep 127.0.0.1 and put a proxy that authenticates in front, or add --public if everyone may search."
+            "Make keys with `surematch keys add NAME` and add --keys FILE, or add --public if everyone may search."
         )
 
 

@@ -101,6 +101,8 @@ class SecurityHeaders:
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
                 headers.setdefault("Cache-Control", "no-store" if scope["path"].startswith("/v1/") else "no-cache")
+                if scope["app"].state.draining:  # so that a kept connection is made anew, to another process
+                    headers["Connection"] = "close"
             await send(message)
 
         await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)

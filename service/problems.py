@@ -38,8 +38,11 @@ KINDS = {
     kind.slug: kind
     for kind in (
         Kind("bad-request", 400, "The request could not be understood", "Send a well-formed HTTP/1.1 request."),
+        Kind("unauthorized", 401, "A key is needed", "Send a valid key: `Authorization: Bearer KEY`."),
+        Kind("forbidden", 403, "The key may not do this", "Use a key with that scope: `surematch keys add`."),
         Kind("not-found", 404, "There is nothing at this address", "See /docs for the addresses that exist."),
         Kind("method-not-allowed", 405, "This address does not know the method", "Use a method of the Allow header."),
+        Kind("conflict", 409, "The state of the collection forbids it", "Mend what is named, then try again."),
         Kind("body-too-large", 413, "The body is too large", "Send fewer queries a request, or raise the limit."),
         Kind(
             "unsupported-media-type",
@@ -51,6 +54,7 @@ KINDS = {
         Kind("not-json", 422, "The body is not valid JSON", "Send one JSON object in UTF-8, without NaN or Infinity."),
         Kind("invalid-request", 422, "The request is not valid", "Correct what `errors` names; /docs has the schema."),
         Kind("busy", 503, "Too many searches are waiting", "Try again after the time of the Retry-After header."),
+        Kind("too-slow", 503, "The search took too long", "Try again later, with fewer queries a request."),
         Kind("not-ready", 503, "The service is not ready", "Wait until /readyz answers 200."),
         Kind("unavailable", 503, "The collection cannot answer", "The service's log names the fault and the remedy."),
         Kind("internal", 500, "The service failed", "The service's log has the details; this is a fault of ours."),
@@ -58,6 +62,8 @@ KINDS = {
 }
 _BY_STATUS = {
     400: "bad-request",
+    401: "unauthorized",
+    403: "forbidden",
     404: "not-found",
     405: "method-not-allowed",
     413: "body-too-large",

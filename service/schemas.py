@@ -7,16 +7,21 @@ are not integers, NaN and infinities are not numbers, a member nobody knows is a
 
 from __future__ import annotations
 
+import base64
+import binascii
 from typing import Annotated, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, WrapValidator, create_model
 from pydantic.functional_validators import AfterValidator, ModelWrapValidatorHandler
 from pydantic_core import PydanticCustomError
 
+from index.conformal import CoverageFor
 from service.settings import ServeSettings
 
-TEXT, VECTOR, IMAGE = "<text>", "<vector>", "<image>"
-QUERY_TAGS = frozenset({TEXT, VECTOR, IMAGE})
+TEXT, VECTOR, BASE64, IMAGE = "<text>", "<vector>", "<vector_base64>", "<image>"
+QUERY_TAGS = frozenset({TEXT, VECTOR, BASE64, IMAGE})
 """Marks of the query union in a validation error's location; no part of the JSON document."""
 
 
@@ -50,6 +55,27 @@ class VectorQuery(Body):
     vector: list[float] = Field(min_length=1, fail_fast=True)
 
 
+def _float32(text: str) -> str:
+    try:
+        size = len(base64.b64decode(text, validate=True))
+    except (binascii.Error, ValueError):
+        raise PydanticCustomError("base64", "This is not base64 (RFC 4648, with padding)") from None
+    if not size or size % 4:
+        raise PydanticCustomError(
+            "float32", "Got {size} bytes, expected 4 for each number: little-endian float32", {"size": size}
+        )
+    return text
+
+
+class Base64Query(Body):
+    """The vector's little-endian float32 numbers in base64: a third of the list's length, and faster to read."""
+
+    vector_base64: Annotated[str, AfterValidator(_float32)]
+
+    def numbers(self) -> NDArray[np.float32]:
+        return np.frombuffer(base64.b64decode(self.vector_base64), "<f4").astype(np.float32)
+
+
 class ImageQuery(Body):
     """A picture in base64. Only for collections of images; others answer 422."""
 
@@ -57,17 +83,21 @@ class ImageQuery(Body):
 
 
 def _query_kind(query: Any) -> str | None:
-    named = [tag for tag in (TEXT, VECTOR, IMAGE) if isinstance(query, dict) and tag[1:-1] in query]
+    named = [tag for tag in (TEXT, VECTOR, BASE64, IMAGE) if isinstance(query, dict) and tag[1:-1] in query]
     return named[0] if len(named) == 1 else None
 
 
-def _one_kind_of(text: type[TextQuery], vector: type[VectorQuery]) -> Any:
+def _one_kind_of(text: type[TextQuery], vector: type[VectorQuery], base64_: type[Base64Query]) -> Any:
     return Annotated[
-        Annotated[text, Tag(TEXT)] | Annotated[vector, Tag(VECTOR)] | Annotated[ImageQuery, Tag(IMAGE)],
+        Annotated[text, Tag(TEXT)]
+        | Annotated[vector, Tag(VECTOR)]
+        | Annotated[base64_, Tag(BASE64)]
+        | Annotated[ImageQuery, Tag(IMAGE)],
         Discriminator(
             _query_kind,
             custom_error_type="query_kind",
-            custom_error_message='A query is an object with exactly one of "text", "vector" or "image"',
+            custom_error_message="A query is an object with exactly one of "
+            '"text", "vector", "vector_base64" or "image"',
         ),
     ]
 
@@ -105,7 +135,7 @@ Map = Annotated[MapName | EntmaxMap | TaylorMap, WrapValidator(_one_map_error)]
 class SearchRequest(Body):
     """One or more queries, answered in their order. `limited` makes the class that parses requests."""
 
-    queries: list[TextQuery | VectorQuery | ImageQuery] = Field(min_length=1)
+    queries: list[TextQuery | VectorQuery | Base64Query | ImageQuery] = Field(min_length=1)
     k: int = Field(10, ge=1, description="hits to return for each query")
     map: Map = Field(
         "softmax",
@@ -115,10 +145,18 @@ class SearchRequest(Body):
     coverage: float | None = Field(
         None, gt=0, lt=1, description="ask for the set of labels that holds the truth this often, for example 0.95"
     )
+    coverage_for: CoverageFor = Field(
+        "mixed",
+        description="whom the coverage is promised to: all queries together, or known and unknown ones apart",
+    )
 
     @property
     def map_spec(self) -> str | dict[str, float]:
         return self.map if isinstance(self.map, str) else self.map.model_dump()
+
+    def how(self) -> str:
+        """Equal for requests that ask in the same way, whatever their queries: these can share a batch."""
+        return repr((self.k, self.map_spec, self.coverage, self.coverage_for))
 
 
 def limited(settings: ServeSettings) -> type[SearchRequest]:
@@ -136,7 +174,16 @@ def limited(settings: ServeSettings) -> type[SearchRequest]:
         __base__=VectorQuery,
         vector=(list[float], Field(min_length=1, max_length=settings.max_vector_length, fail_fast=True)),
     )
-    query = _one_kind_of(text, vector)
+    base64_ = create_model(
+        "Base64Query",
+        __base__=Base64Query,
+        vector_base64=(
+            Annotated[str, AfterValidator(_float32)],
+            # 4 bytes a number, 4 characters for 3 bytes
+            Field(min_length=8, max_length=16 * settings.max_vector_length // 3 + 4, examples=["AACAPwAAAAA="]),
+        ),
+    )
+    query = _one_kind_of(text, vector, base64_)
     return create_model(
         "SearchRequest",
         __base__=SearchRequest,
@@ -215,12 +262,67 @@ class SearchReply(Reply):
     timings: TimingsReply
 
 
+class EmbeddingsRequest(Body):
+    """As OpenAI's, for texts. Token lists are not taken: tokens are the encoder's own affair."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+
+    input: str | list[str] = Field(min_length=1, examples=["is it warm in the kitchen"])
+    model: str = Field(max_length=200, description="the collection's name or its model's fingerprint; see /v1/models")
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1, description="only the model's own dimension is possible")
+    user: str | None = Field(None, max_length=200, description="ignored")
+
+
+class EmbeddingReply(Reply):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str = Field(description="numbers, or their little-endian float32 in base64")
+
+
+class UsageReply(Reply):
+    """Tokens are not counted: both are 0."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsReply(Reply):
+    """`data[i]` is the unit vector of `input[i]`."""
+
+    object: Literal["list"]
+    data: list[EmbeddingReply]
+    model: str
+    usage: UsageReply
+
+
+class ModelReply(Reply):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelsReply(Reply):
+    object: Literal["list"]
+    data: list[ModelReply]
+
+
 class HealthReply(Reply):
     status: Literal["ok"]
 
 
 class ReadyReply(Reply):
     status: Literal["ready"]
+    collection: str
+    model: str
+    snapshot: str
+    degraded: bool = Field(description="a newer version was refused; the log says why")
+
+
+class ReloadReply(Reply):
+    """What serves now."""
+
     collection: str
     model: str
     snapshot: str

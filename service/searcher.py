@@ -1,15 +1,13 @@
-"""Searches off the event loop: one thread encodes, a small pool searches, and only so many may wait.
+"""Searches off the event loop: one thread encodes, a few lanes search, both in micro-batches over all requests.
 
-One encoder thread, because concurrent forward passes fight over the same cores; a bound on what waits, because an
-unbounded queue turns overload into time-outs for everybody (503 with Retry-After tells the caller instead).
+One encoder thread, because concurrent forward passes fight over the same cores; one search lane for an exact engine,
+whose matrix products use all cores themselves.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -18,9 +16,16 @@ from numpy.typing import NDArray
 
 from index.answer import Answer
 from index.collection import Collection
-from index.errors import DataError
+from index.errors import DataError, SurematchError
+from service.batching import Admission, Batcher
+from service.cache import VectorCache
+from service.metrics import Metrics
 from service.problems import Problem
-from service.schemas import SearchRequest, TextQuery, VectorQuery
+from service.schemas import Base64Query, SearchRequest, TextQuery, VectorQuery
+from service.settings import ServeSettings
+
+Vectors = NDArray[np.float32]
+MAX_BATCH = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,68 +38,177 @@ class Timings:
     total_ms: float
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Answers in the order of the queries, and the snapshot all of them come from."""
+
+    answers: list[Answer]
+    snapshot: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    vectors: Vectors
+    request: SearchRequest
+
+
 class Searcher:
     """Answers requests on one collection; `close` waits for those under way."""
 
-    def __init__(self, collection: Collection, *, threads: int, max_pending: int) -> None:
+    def __init__(self, collection: Collection, settings: ServeSettings, metrics: Metrics) -> None:
         self.collection = collection
-        self._encoding = ThreadPoolExecutor(1, thread_name_prefix="encode")
-        self._searching = ThreadPoolExecutor(threads, thread_name_prefix="search")
-        self._max_pending = max_pending
-        self._pending = 0
+        self.metrics = metrics
+        self.cache = VectorCache(settings.cache_bytes)
+        self._deadline = settings.deadline_seconds
+        self._places = Admission(settings.max_pending)
+        self._encoding: Batcher[list[str], tuple[Vectors, float]] = Batcher(
+            self._encode, name="encode", max_batch=MAX_BATCH, observe=metrics.batches.labels("encode").observe
+        )
+        self._searching: Batcher[_Job, Found] = Batcher(
+            self._search,
+            name="search",
+            lanes=1 if collection.engine.exact else settings.search_threads,
+            max_batch=MAX_BATCH,
+            observe=metrics.batches.labels("search").observe,
+        )
 
-    async def search(self, request: SearchRequest) -> tuple[list[Answer], Timings]:
-        """The answers in the order of the queries.
+    async def search(self, request: SearchRequest, vectors: Vectors | None = None) -> tuple[Found, Timings]:
+        """The answers in the order of the queries, or of `vectors` (n, d) when these are given instead.
 
-        Raises `Problem` "busy" when `max_pending` requests wait or run already, `DataError` for a vector of another
-        dimension, `SurematchError` from the collection.
+        Raises `Problem` "busy" when too many queries wait or run already and "too-slow" at the deadline, `DataError`
+        for a vector of another dimension, `SurematchError` from the collection.
         """
-        loop = asyncio.get_running_loop()
         began = perf_counter()
-        with self._place():
-            vectors, encoding = await loop.run_in_executor(self._encoding, self._vectors, request)
-            answers, searching = await loop.run_in_executor(self._searching, self._answers, request, vectors)
+        size = len(request.queries) if vectors is None else len(vectors)
+        encoding = 0.0
+        async with self._place(size):
+            if vectors is None:
+                vectors, encoding = await self._vectors(request)
+            found = await self._searching.submit(_Job(vectors, request), size)
         total = perf_counter() - began
-        waiting = max(total - encoding - searching, 0.0)
-        return answers, Timings(*(round(seconds * 1000, 3) for seconds in (waiting, encoding, searching, total)))
+        waiting = max(total - encoding - found.seconds, 0.0)
+        self.metrics.observe(found.answers, waiting, encoding, found.seconds)
+        return found, Timings(*(round(seconds * 1000, 3) for seconds in (waiting, encoding, found.seconds, total)))
 
-    @contextmanager
-    def _place(self) -> Iterator[None]:
-        if self._pending >= self._max_pending:
-            raise Problem("busy", f"{self._pending} searches wait or run already.", headers={"Retry-After": "1"})
-        self._pending += 1
-        try:
-            yield
-        finally:
-            self._pending -= 1
+    async def embed(self, texts: Sequence[str]) -> Vectors:
+        """The vectors of texts, (n, d) float32. Raises as `search` does."""
+        async with self._place(len(texts)):
+            return (await self._encoded(texts))[0]
 
-    def _vectors(self, request: SearchRequest) -> tuple[NDArray[np.float32], float]:
+    def _place(self, size: int) -> _Place:
+        return _Place(self._places, size, self._deadline, self.metrics)
+
+    async def _vectors(self, request: SearchRequest) -> tuple[Vectors, float]:
         """The queries' vectors, (n, d) float32, and the seconds encoding took."""
-        began = perf_counter()
-        dimension = self.collection.encoder.dimension
-        vectors = np.empty((len(request.queries), dimension), np.float32)
+        vectors = np.empty((len(request.queries), self.collection.encoder.dimension), np.float32)
         texts: dict[int, str] = {}
         for at, query in enumerate(request.queries):
             if isinstance(query, TextQuery):
                 texts[at] = query.text
             elif isinstance(query, VectorQuery):
-                if len(query.vector) != dimension:
-                    got = len(query.vector)
-                    raise DataError(
-                        f"/queries/{at}/vector: got {got} numbers, expected {dimension}, the dimension of model "
-                        f"{self.collection.model_id}. Make the vector with that model, or ask with a text."
-                    )
+                self._check_dimension(at, "vector", len(query.vector))
                 with np.errstate(over="ignore"):  # a float64 beyond float32 is refused by the collection as not finite
                     vectors[at] = query.vector
+            elif isinstance(query, Base64Query):
+                vector = query.numbers()
+                self._check_dimension(at, "vector_base64", len(vector))
+                vectors[at] = vector
+        seconds = 0.0
         if texts:
-            vectors[list(texts)] = self.collection.encoder.encode(list(texts.values()))
-        return vectors, perf_counter() - began
+            vectors[list(texts)], seconds = await self._encoded(list(texts.values()))
+        return vectors, seconds
 
-    def _answers(self, request: SearchRequest, vectors: NDArray[np.float32]) -> tuple[list[Answer], float]:
+    def _check_dimension(self, at: int, member: str, got: int) -> None:
+        expected = self.collection.encoder.dimension
+        if got != expected:
+            raise DataError(
+                f"/queries/{at}/{member}: got {got} numbers, expected {expected}, the dimension of model "
+                f"{self.collection.model_id}. Make the vector with that model, or ask with a text."
+            )
+
+    async def _encoded(self, texts: Sequence[str]) -> tuple[Vectors, float]:
+        known = {text: vector for text in texts if (vector := self.cache.get(text)) is not None}
+        missing = [text for text in dict.fromkeys(texts) if text not in known]
+        self.metrics.cache.labels("yes").inc(len(texts) - len(missing))
+        self.metrics.cache.labels("no").inc(len(missing))
+        seconds = 0.0
+        if missing:
+            made, seconds = await self._encoding.submit(missing, len(missing))
+            for text, vector in zip(missing, made, strict=True):
+                known[text] = vector
+                self.cache.put(text, vector)
+        return np.stack([known[text] for text in texts]), seconds
+
+    def _encode(self, jobs: list[list[str]]) -> list[tuple[Vectors, float] | Exception]:
         began = perf_counter()
-        answers = self.collection.search_vectors(vectors, k=request.k, map=request.map_spec, coverage=request.coverage)
-        return answers, perf_counter() - began
+        try:
+            made = self.collection.encoder.encode([text for texts in jobs for text in texts])
+        except DataError as error:  # a text in which the encoder finds nothing must not fail its neighbours
+            return [error] if len(jobs) == 1 else [self._encode([texts])[0] for texts in jobs]
+        seconds = perf_counter() - began
+        ends = np.cumsum([len(texts) for texts in jobs])[:-1]
+        return [(vectors, seconds) for vectors in np.split(made, ends)]
+
+    def _search(self, jobs: list[_Job]) -> list[Found | Exception]:
+        """Jobs that ask alike are one call to the collection."""
+        results: list[Found | Exception] = [RuntimeError("unanswered")] * len(jobs)
+        alike: dict[str, list[int]] = {}
+        for at, job in enumerate(jobs):
+            alike.setdefault(job.request.how(), []).append(at)
+        for group in alike.values():
+            for at, result in zip(group, self._ask([jobs[at] for at in group]), strict=True):
+                results[at] = result
+        return results
+
+    def _ask(self, jobs: list[_Job]) -> list[Found | Exception]:
+        began = perf_counter()
+        asked = jobs[0].request
+        try:
+            answers = self.collection.search_vectors(
+                np.concatenate([job.vectors for job in jobs]),
+                k=asked.k,
+                map=asked.map_spec,
+                coverage=asked.coverage,
+                coverage_for=asked.coverage_for,
+            )
+        except SurematchError as error:
+            return [error] if len(jobs) == 1 else [self._ask([job])[0] for job in jobs]
+        seconds = perf_counter() - began
+        snapshot = self.collection.snapshot_id
+        found: list[Found | Exception] = []
+        start = 0
+        for job in jobs:
+            found.append(Found(answers[start : start + len(job.vectors)], snapshot, seconds))
+            start += len(job.vectors)
+        return found
 
     def close(self) -> None:
-        self._encoding.shutdown()
-        self._searching.shutdown()
+        self._encoding.close()
+        self._searching.close()
+
+
+class _Place:
+    """A place among the pending queries, with a deadline: `async with`."""
+
+    def __init__(self, places: Admission, size: int, deadline: float, metrics: Metrics) -> None:
+        self.places, self.size, self.metrics = places, size, metrics
+        self._timeout = asyncio.timeout(deadline)
+
+    async def __aenter__(self) -> None:
+        try:
+            self.places.enter(self.size)
+        except Problem:
+            self.metrics.refused.inc()
+            raise
+        self.metrics.pending.set(self.places.pending)
+        await self._timeout.__aenter__()
+
+    async def __aexit__(self, *raised: object) -> None:
+        self.places.leave(self.size)
+        self.metrics.pending.set(self.places.pending)
+        try:
+            await self._timeout.__aexit__(*raised)  # type: ignore[arg-type]
+        except TimeoutError:
+            self.metrics.late.inc()
+            raise Problem("too-slow", "The deadline passed.", headers={"Retry-After": "1"}) from None

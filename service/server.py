@@ -5,10 +5,13 @@ from __future__ import annotations
 import signal
 import socket
 import sys
+import time
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
+from service import logs
 from service.app import create_app
 from service.serving import Serving
 from service.settings import ServeSettings
@@ -16,10 +19,30 @@ from service.settings import ServeSettings
 DRAIN_SECONDS = 10
 
 
-class _Announcing(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, greeting: str) -> None:
+class _Server(uvicorn.Server):
+    """Says where it listens, and after SIGTERM answers on for a while.
+
+    /readyz turns 503 at once, but a load balancer learns of it only when it asks: until then it sends requests here.
+    """
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, greeting: str, notice_seconds: float) -> None:
         super().__init__(config)
+        self.app = app
         self.greeting = greeting
+        self.notice_seconds = notice_seconds
+        self.leave_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if sig != signal.SIGTERM or self.leave_at is not None:
+            super().handle_exit(sig, frame)
+            return
+        self.app.state.draining = True
+        self.leave_at = time.monotonic() + self.notice_seconds
+
+    async def on_tick(self, counter: int) -> bool:
+        if self.leave_at is not None and time.monotonic() >= self.leave_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
@@ -30,13 +53,14 @@ class _Announcing(uvicorn.Server):
 
 def run(settings: ServeSettings, serving: Serving, listening: socket.socket) -> None:
     """Serve on a bound socket until a signal; requests under way get `DRAIN_SECONDS` to finish."""
+    app = create_app(settings, serving)
     config = uvicorn.Config(
-        create_app(settings, serving),
+        app,
         http="httptools",
         ws="none",
         lifespan="on",
-        log_level="info" if settings.access_log else "warning",
-        access_log=settings.access_log,
+        log_config=logs.configuration(access=settings.access_log),
+        access_log=False,  # service/logs.py writes its own, without the addresses
         server_header=False,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=DRAIN_SECONDS,
@@ -45,7 +69,8 @@ def run(settings: ServeSettings, serving: Serving, listening: socket.socket) -> 
     # uvicorn raises the signal once more after draining; handled here, so that a requested stop exits with 0.
     before = {number: signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        _Announcing(config, _greeting(serving, listening)).run(sockets=[listening])
+        greeting = _greeting(serving, listening)
+        _Server(config, app, greeting, settings.drain_notice_seconds).run(sockets=[listening])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -2,42 +2,127 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from index.answer import Answer
 from index.collection import Collection
+from index.errors import CollectionError, SurematchError
 from index.evidence import TOP_K
+from service.metrics import Metrics
 from service.searcher import Searcher
 from service.settings import ServeSettings
 
 WARM_UP = "what can you do for me"
 EXAMPLES = 4
+log = logging.getLogger("surematch.service")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Serving:
-    """One collection and its threads as one unit, so that a later version can take its place whole."""
+    """One collection with its model and its threads as one unit, so that a later version takes its place whole."""
 
     collection: Collection
     searcher: Searcher
     examples: list[str]
+    users: int = 0
+    unused: asyncio.Event = field(default_factory=asyncio.Event)
 
     @classmethod
-    def open(cls, settings: ServeSettings) -> Serving:
+    def open(cls, settings: ServeSettings, metrics: Metrics | None = None) -> Serving:
         """Open, verify and warm the collection. Raises `CollectionError` or `EncoderError`."""
-        collection = Collection.open(settings.collection)
+        # a link to the current version may be pointed elsewhere while we read: all files come from where it points now
+        collection = Collection.open(settings.collection.resolve())
         try:
             # The first query pays for lazy loading and compilation, and proves that encoder and gallery fit.
             (answer,) = collection.search([WARM_UP], k=TOP_K)
         except BaseException:
             collection.close()
             raise
-        searcher = Searcher(collection, threads=settings.search_threads, max_pending=settings.max_pending)
-        return cls(collection, searcher, settings.examples or _examples(answer))
+        metrics = metrics or Metrics()
+        metrics.items.set(collection.size)
+        return cls(collection, Searcher(collection, settings, metrics), settings.examples or _examples(answer))
+
+    @contextmanager
+    def used(self) -> Iterator[Serving]:
+        """Keeps this version open for as long as a request uses it. Call it in the event loop."""
+        self.users += 1
+        try:
+            yield self
+        finally:
+            self.users -= 1
+            if not self.users:
+                self.unused.set()
+
+    async def retire(self) -> None:
+        """Close once the last request that uses this version is answered; no new one may start."""
+        while self.users:
+            self.unused.clear()
+            await self.unused.wait()
+        await asyncio.to_thread(self.close)
 
     def close(self) -> None:
         self.searcher.close()
         self.collection.close()
+
+
+class Current:
+    """The version that serves now, and how another takes its place."""
+
+    def __init__(self, settings: ServeSettings, metrics: Metrics, serving: Serving | None = None) -> None:
+        self.settings = settings
+        self.metrics = metrics
+        self.serving = serving
+        self.degraded = False
+        """The last reload was refused: an older version serves than the one on disk."""
+        self._reloading = asyncio.Lock()
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        if self.serving is None:
+            self.serving = await asyncio.to_thread(Serving.open, self.settings, self.metrics)
+
+    async def reload(self) -> Serving:
+        """Serve what the collection's folder holds now: opened, verified and warm before the first request sees it.
+
+        Requests under way finish on the version they began with. Raises `SurematchError` when the new version is
+        damaged in any part; the old one then serves on.
+        """
+        async with self._reloading:
+            old = self.serving
+            try:
+                new = await asyncio.to_thread(self._open_undamaged)
+            except SurematchError as error:
+                self.degraded = True
+                self.metrics.reloads.labels("refused").inc()
+                log.error("the new version is refused, the old one serves on: %s", error)
+                raise
+            self.serving = new
+            self.degraded = False
+            self.metrics.reloads.labels("serves").inc()
+            log.info("reloaded", extra={"fields": {"snapshot": new.collection.snapshot_id}})
+            if old is not None:
+                task = asyncio.create_task(old.retire())
+                self._retiring.add(task)
+                task.add_done_callback(self._retiring.discard)
+            return new
+
+    def _open_undamaged(self) -> Serving:
+        """A start makes the best of a damaged collection; a reload has something better: the version that serves."""
+        new = Serving.open(self.settings, self.metrics)
+        if new.collection.warnings:
+            new.close()
+            raise CollectionError(" ".join(new.collection.warnings))
+        return new
+
+    async def stop(self) -> None:
+        closing, self.serving = self.serving, None
+        await asyncio.gather(*self._retiring)
+        if closing is not None:
+            await closing.retire()
 
 
 def _examples(answer: Answer) -> list[str]:

@@ -22,23 +22,32 @@ class ServeSettings(Settings):
     collection: CliPositionalArg[Path] = Field(description="folder of the collection, made by `surematch index`")
     host: str = Field("127.0.0.1", description="address to listen on; anything but loopback needs --public")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 lets the system choose one")
+    keys: Path | None = Field(
+        None, description="file of API keys, made by `surematch keys`; none: nobody is asked for a key"
+    )
     public: bool = Field(
         False, description="listen beyond loopback although nobody is asked for a key: whoever reaches it may search"
     )
     allowed_hosts: list[str] = Field(
         [],
-        description="names this service is called by (a proxy's, say) besides those of loopback; --public takes any",
+        description="names this service is called by (a proxy's, say) besides those of loopback; any is with --public "
+        "or --keys",
     )
     examples: list[str] = Field(
         [], max_length=8, description="questions the web page offers as a start; none: texts of a few items"
     )
-    access_log: bool = Field(
-        False, description="log a line a request; off by default, because a GET search has its text in the address"
-    )
+    access_log: bool = Field(False, description="log a line of JSON a request: route, status, time, key; never a text")
     max_body_bytes: int = Field(8 * 2**20, ge=1024, description="largest request body; larger ones get 413")
     max_queries: int = Field(256, ge=1, le=4096, description="most queries in one request")
     max_text_chars: int = Field(10_000, ge=1, description="longest text of a query, in characters")
     max_vector_length: int = Field(16_384, ge=1, description="longest vector read before its length is checked")
     max_k: int = Field(TOP_K, ge=1, le=TOP_K, description="most hits that may be asked for a query")
-    max_pending: int = Field(256, ge=1, description="searches that may wait or run; further ones get 503")
-    search_threads: int = Field(2, ge=1, le=256, description="threads that search; encoding has one of its own")
+    max_pending: int = Field(256, ge=1, description="queries that may wait or run; further requests get 503")
+    deadline_seconds: float = Field(30, gt=0, description="seconds a search may take in all; then 503")
+    cache_bytes: int = Field(32 * 2**20, ge=0, description="memory for the vectors of recent query texts; 0: none")
+    search_threads: int = Field(
+        2, ge=1, le=256, description="threads that search an approximate index; an exact one uses all cores itself"
+    )
+    drain_notice_seconds: float = Field(
+        2, ge=0, le=60, description="after SIGTERM, seconds of answering still, with /readyz at 503, before the end"
+    )

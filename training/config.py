@@ -136,7 +136,10 @@ class TrainSettings(Settings):
         description="Stop after so many evaluations on the unseen classes without a better MAP@R, and keep the best "
         "weights. Default: train to the end.",
     )
-    evaluations: Annotated[int, Ge(1)] = Field(default=2, description="Evaluations an epoch, with --patience.")
+    evaluations: Annotated[int, Ge(1)] = Field(
+        default=2,
+        description="Evaluations an epoch on the classes never seen: with --patience, and of static encoders always.",
+    )
     per_class: Annotated[int, Ge(2)] | None = Field(
         default=None,
         description="Rows of a class in every batch it is in. Default: rows are drawn as they come; 4 for losses that "

@@ -1,4 +1,4 @@
-"""MAP@R on classes never seen, measured while training: the best weights are kept, and training ends when it falls."""
+"""MAP@R on classes never seen, measured while training; with patience the best weights win, and training ends early."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ BEST, STATE = "best.safetensors", "early_stopping.json"
 class EarlyStopping(TrainerCallback):
     """Calls `measure` every `steps` steps; after `patience` calls without a new best, stops. The best weights win.
 
+    With `patience` None it only watches: training runs to its end and keeps its last weights.
     Its state is kept with every checkpoint, so a resumed run stops where the undisturbed one would.
     """
 
-    def __init__(self, loss: nn.Module, measure: Callable[[], float], *, steps: int, patience: int) -> None:
+    def __init__(self, loss: nn.Module, measure: Callable[[], float], *, steps: int, patience: int | None) -> None:
         self._loss, self._measure, self._steps, self._patience = loss, measure, steps, patience
         self._best: dict[str, Tensor] = {}
         self._waited = 0
@@ -33,6 +34,8 @@ class EarlyStopping(TrainerCallback):
         value = self._measure()
         best = max((point["unseen_map_at_r"] for point in self.curve), default=float("-inf"))
         self.curve.append({"step": float(state.global_step), "unseen_map_at_r": value})
+        if self._patience is None:
+            return
         if value > best:
             self._best = {name: tensor.detach().clone() for name, tensor in self._loss.state_dict().items()}
             self._waited = 0

@@ -14,6 +14,8 @@ from index.encoder_files import RECORD
 from index.errors import SettingsError
 
 FORMAT = "surematch model 1"
+EVALUATION, REPORT = "evaluation.json", "report.html"
+"""Everything that was measured, and the page that shows it."""
 
 
 def check_target(out: Path, overwrite: bool) -> None:

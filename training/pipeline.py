@@ -24,6 +24,8 @@ from transformers.utils.logging import disable_progress_bar
 from index.encoder_files import RECORD, TRAINED_ROWS, open_sentence_transformer
 from index.errors import DataError
 from index.rows import Row, read_rows
+from training.assessment import Embedded, assess
+from training.card import CARD, render_card
 from training.config import Kind, Recipe, TrainSettings
 from training.data import (
     Split,
@@ -35,12 +37,13 @@ from training.data import (
     trained_row_keys,
 )
 from training.evaluation import Classes, Retrieval, Vectors, nearest_class_mean, retrieval
-from training.folder import FORMAT, check_target, new_folder
+from training.folder import EVALUATION, FORMAT, REPORT, check_target, new_folder
 from training.heads import HEAD, class_means, load_head, save_head
 from training.objectives import Objective, make_objective
 from training.pairs import rows_of_pairs
+from training.report import render_report
 from training.review import Fault, review, summary
-from training.run import Run, write_config
+from training.run import Run, command_of, write_config
 from training.static import is_static, only_used_tokens, unreadable
 from training.trainer import Rows, fit
 
@@ -63,9 +66,12 @@ def train_encoder(settings: TrainSettings, console: Console) -> dict[str, Any]:
     checkpoint = run.begin(resume=settings.resume, overwrite=settings.overwrite)
     with run, new_folder(settings.out) as folder:
         write_config(settings, run.folder)
-        record = _train(settings, prepared, run.checkpoints, checkpoint, console, folder)
+        record, evaluation = _train(settings, prepared, run.checkpoints, checkpoint, console, folder)
         record["seconds"] = round(time.perf_counter() - started, 1)
         (folder / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / EVALUATION).write_text(json.dumps(evaluation, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / REPORT).write_text(render_report(record, evaluation), encoding="utf-8")
+        (folder / CARD).write_text(render_card(record, evaluation), encoding="utf-8")
         write_config(settings, folder)
         _settle(folder)
         run.finished = True
@@ -123,8 +129,8 @@ def _train(
     resume: Path | None,
     console: Console,
     folder: Path,
-) -> dict[str, Any]:
-    """Trains, writes encoder, head and keys of the trained rows to `folder`, and returns the record."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Trains, writes encoder, head and keys of the trained rows to `folder`; returns the record and the evaluation."""
     rows, labels, classes, split = prepared.rows, prepared.labels, prepared.classes, prepared.split
     set_seed(settings.seed)
     disable_progress_bar()
@@ -138,7 +144,7 @@ def _train(
 
     texts = [row.text for row in rows]
     unseen_texts = [row.text for row in prepared.unseen]
-    unseen_classes = np.unique([label_of(row) for row in prepared.unseen], return_inverse=True)[1].astype(np.int64)
+    unseen_labels, unseen_classes = np.unique([label_of(row) for row in prepared.unseen], return_inverse=True)
 
     def on_unseen() -> Retrieval:
         return retrieval(_encode(model, unseen_texts), unseen_classes)
@@ -157,7 +163,8 @@ def _train(
         loss.imprint(_earlier_weights(settings.encoder, labels, means))
 
     train_texts = [texts[at] for at in split.train]
-    used = [*train_texts, *unseen_texts] if settings.patience else train_texts
+    watched = bool(unseen_texts) and (settings.patience is not None or kind == "static")
+    used = [*train_texts, *unseen_texts] if watched else train_texts
     with only_used_tokens(model, used) if kind == "static" else nullcontext():
         metrics["loss"] = fit(
             model,
@@ -168,16 +175,24 @@ def _train(
             kind=kind,
             work=checkpoints,
             resume=resume,
-            measure=(lambda: on_unseen().map_at_r) if settings.patience else None,
+            measure=(lambda: on_unseen().map_at_r) if watched else None,
             console=console,
         )
     after = _encode(model, [texts[at] for at in sample])
     metrics["held_out"] = _evaluate(model, texts, classes, split, sample, after)
     if unseen_texts:
         metrics["unseen"] = asdict(on_unseen())
+    evaluation = assess(
+        _embedded(model, texts, classes, labels, split.held_out),
+        Embedded([texts[at] for at in sample], after, classes[sample], labels),
+        _embedded(model, unseen_texts, unseen_classes, unseen_labels.tolist(), np.arange(len(unseen_texts))),
+        np.bincount(classes[split.train], minlength=len(labels)),
+        seed=settings.seed,
+    )
     _write(folder, model, loss, labels, [rows[at] for at in split.train])
-    return {
+    record = {
         "format": FORMAT,
+        "command": command_of(settings),
         "settings": settings.model_dump(mode="json", exclude={"json_", "overwrite", "resume"}),
         "recipe": {"kind": kind, **asdict(recipe)},
         "objective": {"name": recipe.loss, **_config_of(loss)},
@@ -195,6 +210,17 @@ def _train(
         "metrics": metrics,
         "warnings": warnings,
     }
+    return record, evaluation
+
+
+def _embedded(
+    model: SentenceTransformer, texts: Sequence[str], classes: Classes, labels: Sequence[str], at: Classes
+) -> Embedded | None:
+    """The rows at `at` with their vectors, None for no rows."""
+    if not len(at):
+        return None
+    chosen = [texts[i] for i in at]
+    return Embedded(chosen, _encode(model, chosen), classes[at], labels)
 
 
 def _earlier_weights(encoder: str, labels: Sequence[str], means: torch.Tensor) -> torch.Tensor:
@@ -249,10 +275,8 @@ def _evaluate(
     result = retrieval(queries, classes[split.held_out], gallery, classes[sample])
     means = nearest_class_mean(queries, classes[split.held_out], gallery, classes[sample])
     return {
-        "recall_at_1": result.recall_at_1,
-        "map_at_r": result.map_at_r,
+        **asdict(result),
         "nearest_class_mean": means,
-        "queries": result.queries,
         "gallery": len(sample),
     }
 

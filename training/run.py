@@ -7,6 +7,7 @@ continue something else. The folder goes when training is done, or was stopped b
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,23 @@ def write_config(settings: TrainSettings, folder: Path) -> None:
     """The settings that shape a training as TOML, for `surematch train DATA --out OUT --config training.toml`."""
     lines = [f"{name} = {_toml(value)}" for name, value in settings.shaping().items() if value not in (None, {})]
     (folder / CONFIG).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def command_of(settings: TrainSettings) -> str:
+    """The shell command that makes this training again: the data, and every setting that is not its default."""
+    words = ["surematch", "train", *map(str, settings.data)]
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if name in ("data", "config", "json_", "resume", "overwrite") or value == field.default:
+            continue
+        flag = (field.alias or name).replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, dict):
+            words += [f"--{flag}", *(f"{key}={part:g}" for key, part in value.items())]
+        else:
+            words += [f"--{flag}", str(value)]
+    return shlex.join(words)
 
 
 def _toml(value: Any) -> str:

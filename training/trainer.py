@@ -144,7 +144,7 @@ def fit(
     Args:
         work: folder for checkpoints.
         resume: the checkpoint in `work` to continue from.
-        measure: MAP@R on classes never seen; given, early stopping watches it and the best weights win.
+        measure: MAP@R on classes never seen; given, it is followed, and with patience it decides when to stop.
 
     Raises:
         DataError: the loss is not a number; the rows of the batch are named.
@@ -159,7 +159,7 @@ def fit(
     )
     callbacks: list[TrainerCallback] = [bar, stop, schedule]
     stopper = None
-    if measure is not None and settings.patience is not None:
+    if measure is not None:
         every = max(1, len(rows.texts) // (recipe.batch_size * settings.accumulate * settings.evaluations))
         stopper = EarlyStopping(loss, measure, steps=every, patience=settings.patience)
         callbacks.append(stopper)

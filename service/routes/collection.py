@@ -16,24 +16,25 @@ router = APIRouter(prefix="/v1", tags=["collection"], responses=documented("not-
 @router.get("/collection", summary="What is served", response_model=CollectionReply)
 async def collection(request: Request) -> Response:
     """Name, size, model and snapshot of the collection, and questions to start with."""
-    serving = serving_of(request)
-    served = serving.collection
-    return json_response(
-        {
-            **served.describe(),
-            "name": served.name,
-            "items": served.size,
-            "model": served.model_id,
-            "snapshot": served.snapshot_id,
-            "dimension": served.encoder.dimension,
-            "examples": serving.examples,
-        }
-    )
+    with serving_of(request) as serving:
+        served = serving.collection
+        return json_response(
+            {
+                **served.describe(),
+                "name": served.name,
+                "items": served.size,
+                "model": served.model_id,
+                "snapshot": served.snapshot_id,
+                "dimension": served.encoder.dimension,
+                "examples": serving.examples,
+            }
+        )
 
 
 @router.get("/calibration", summary="How far the probabilities can be trusted", response_model=CalibrationReply)
 async def calibration(request: Request) -> Response:
     """How the calibrator was fitted, on how many queries, and what it measured on held-out ones."""
-    described: dict[str, Any] = serving_of(request).collection.describe()
+    with serving_of(request) as serving:
+        described: dict[str, Any] = serving.collection.describe()
     shown = {name: described[name] for name in ("calibrated", "reason", "warnings")}
     return json_response({**(described["calibration"] or {}), **shown})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 
-from service.problems import documented
-from service.routes.state import json_response, serving_of
+from service.metrics import CONTENT_TYPE
+from service.problems import Problem, documented
+from service.routes.state import current_of, json_response, serving_of
 from service.schemas import HealthReply, ReadyReply
 
 router = APIRouter(tags=["health"])
@@ -19,13 +21,27 @@ async def healthz() -> Response:
 
 @router.get("/readyz", summary="Readiness", response_model=ReadyReply, responses=documented("not-ready"))
 async def readyz(request: Request) -> Response:
-    """200 once a real query has been answered with the collection now served; else 503."""
-    collection = serving_of(request).collection
-    return json_response(
-        {
-            "status": "ready",
-            "collection": collection.name,
-            "model": collection.model_id,
-            "snapshot": collection.snapshot_id,
-        }
-    )
+    """200 once a real query has been answered with the collection now served; else 503, and when the end is near."""
+    if request.app.state.draining:
+        raise Problem("not-ready", "The service is about to stop.", headers={"Retry-After": "1"})
+    with serving_of(request) as serving:
+        return json_response(
+            {
+                "status": "ready",
+                "collection": serving.collection.name,
+                "model": serving.collection.model_id,
+                "snapshot": serving.collection.snapshot_id,
+                "degraded": current_of(request).degraded,
+            }
+        )
+
+
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(request: Request) -> Response:
+    """Latency by route and stage, batch sizes, queue, outcomes, and the histogram of match probabilities."""
+    return Response(await to_thread.run_sync(request.app.state.metrics.text), media_type=CONTENT_TYPE)

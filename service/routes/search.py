@@ -3,55 +3,37 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import parse_qsl
 
+import numpy as np
 from fastapi import APIRouter, Request, Response
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from index.conformal import CoverageFor
 from service.problems import Fault, Problem, documented, from_validation
-from service.routes.state import json_response, serving_of
+from service.routes.state import json_body, json_response, media_type, serving_of
 from service.schemas import SearchReply, SearchRequest
 
 router = APIRouter(prefix="/v1", tags=["search"])
-_PROBLEMS = documented("invalid-request", "not-json", "busy", "not-ready")
+_PROBLEMS = documented("invalid-request", "not-json", "busy", "too-slow", "not-ready")
+OCTETS = "application/octet-stream"
 _BODY = {
     "required": True,
     "content": {
         "application/json": {
             "schema": {"$ref": "#/components/schemas/SearchRequest"},
             "example": {"queries": [{"text": "what is the temperature outside"}], "k": 5, "coverage": 0.95},
-        }
+        },
+        OCTETS: {"schema": {"type": "string", "format": "binary"}},
     },
 }
 
 
-@router.post(
-    "/search",
-    summary="Search with one or more queries",
-    response_model=SearchReply,
-    responses={**documented("body-too-large", "unsupported-media-type"), **_PROBLEMS},
-    openapi_extra={"requestBody": _BODY},
-)
-async def post_search(request: Request) -> Response:
-    """Hits, label distribution, no-match share, decision and prediction set for each query, in the given order."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        # Also what keeps a foreign web page from posting here without asking: a form cannot send JSON.
-        raise Problem("unsupported-media-type", f"Got {media_type[:80] or 'no Content-Type'!r}.")
-    return await _answer(request, await request.body())
-
-
 _PARAMETERS = [
-    {
-        "name": name,
-        "in": "query",
-        "required": name == "text",
-        "schema": schema,
-        "description": description,
-    }
+    {"name": name, "in": "query", "required": False, "schema": schema, "description": description}
     for name, schema, description in (
-        ("text", {"type": "string"}, "the query"),
         ("k", {"type": "integer", "default": 10, "minimum": 1}, "hits to return"),
         (
             "map",
@@ -63,8 +45,35 @@ _PARAMETERS = [
             {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
             "coverage of the prediction set",
         ),
+        (
+            "coverage_for",
+            {"type": "string", "enum": list(get_args(CoverageFor)), "default": "mixed"},
+            "whom the coverage is promised to",
+        ),
     )
 ]
+_NAMES = tuple(str(parameter["name"]) for parameter in _PARAMETERS)
+_TEXT = {"name": "text", "in": "query", "required": True, "schema": {"type": "string"}, "description": "the query"}
+
+
+@router.post(
+    "/search",
+    summary="Search with one or more queries",
+    response_model=SearchReply,
+    responses={**documented("body-too-large", "unsupported-media-type"), **_PROBLEMS},
+    openapi_extra={"requestBody": _BODY},
+)
+async def post_search(request: Request) -> Response:
+    """Hits, label distribution, no-match share, decision and prediction set for each query, in the given order.
+
+    The body is JSON; or `application/octet-stream`: the vectors' little-endian float32 numbers, one after another, with
+    k, map, coverage and coverage_for in the query string.
+    """
+    if media_type(request) == OCTETS:
+        return await _answer_vectors(request, await request.body())
+    if request.scope["query_string"]:
+        raise Problem("invalid-request", "A JSON search takes no query parameters: write them into the body.")
+    return await _answer(request, _validated(request, await json_body(request)))
 
 
 @router.get(
@@ -72,38 +81,59 @@ _PARAMETERS = [
     summary="Search with one text",
     response_model=SearchReply,
     responses=_PROBLEMS,
-    openapi_extra={"parameters": _PARAMETERS},
+    openapi_extra={"parameters": [_TEXT, *_PARAMETERS]},
 )
 async def get_search(request: Request) -> Response:
     """The same answer for one text, for curl and browsers: `results` has one element."""
-    return await _answer(request, _from_query_string(request.scope["query_string"]))
+    return await _answer(request, _validated(request, _from_query_string(request.scope["query_string"], ("text",))))
 
 
-async def _answer(request: Request, body: bytes | dict[str, Any]) -> Response:
-    serving = serving_of(request)
+def _validated(request: Request, body: bytes | dict[str, Any]) -> SearchRequest:
     model: type[SearchRequest] = request.app.state.request_model
     try:
-        asked = model.model_validate_json(body) if isinstance(body, bytes) else model.model_validate(body)
+        return model.model_validate_json(body) if isinstance(body, bytes) else model.model_validate(body)
     except ValidationError as error:
         problem = from_validation(error)
         if isinstance(body, dict):
             problem.faults = [Fault(_parameter(fault.pointer), fault.detail) for fault in problem.faults]
             problem.detail = "; ".join(f"{fault.pointer}: {fault.detail}" for fault in problem.faults) + "."
         raise problem from None
-    answers, timings = await serving.searcher.search(asked)
+
+
+async def _answer_vectors(request: Request, body: bytes) -> Response:
+    """Raises `Problem` for a body that is not whole vectors, or too many."""
+    asked = _validated(request, _from_query_string(request.scope["query_string"], ()))
+    with serving_of(request) as serving:
+        width = 4 * serving.collection.encoder.dimension
+    most = request.app.state.settings.max_queries
+    if not body or len(body) % width or len(body) // width > most:
+        raise Problem(
+            "invalid-request",
+            f"Got {len(body):,} bytes, expected a multiple of {width}, the size of a float32 vector of this model, and "
+            f"at most {most} vectors.",
+        )
+    vectors = np.frombuffer(body, "<f4").reshape(-1, width // 4).astype(np.float32, copy=False)
+    return await _answer(request, asked, vectors)
+
+
+async def _answer(request: Request, asked: SearchRequest, vectors: NDArray[np.float32] | None = None) -> Response:
+    with serving_of(request) as serving:
+        found, timings = await serving.searcher.search(asked, vectors)
     return json_response(
         {
-            "results": answers,
+            "results": found.answers,
             "collection": serving.collection.name,
             "model": serving.collection.model_id,
-            "snapshot": serving.collection.snapshot_id,
+            "snapshot": found.snapshot,
             "timings": timings,
         }
     )
 
 
-def _from_query_string(raw: bytes) -> dict[str, Any]:
-    """A search request from `text=...&k=...`. Raises `Problem` for what is not UTF-8, unknown or given twice."""
+def _from_query_string(raw: bytes, required: tuple[str, ...]) -> dict[str, Any]:
+    """A search request from `text=...&k=...`, the text only where it is required.
+
+    Raises `Problem` for what is not UTF-8, unknown or given twice."""
     try:
         pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=20)
     except (UnicodeDecodeError, ValueError):
@@ -111,15 +141,16 @@ def _from_query_string(raw: bytes) -> dict[str, Any]:
             "invalid-request", "The query string is not percent-encoded UTF-8, or has too many parts."
         ) from None
     given = dict(pairs)
+    known = (*required, *_NAMES)
     faults = [
-        Fault(name[:80], "this parameter is not known; text, k, map and coverage are")
-        for name in given
-        if name not in ("text", "k", "map", "coverage")
+        Fault(name[:80], f"this parameter is not known; {', '.join(known)} are") for name in given if name not in known
     ]
     faults += [Fault(name[:80], "given more than once") for name in given if sum(p[0] == name for p in pairs) > 1]
-    if "text" not in given:
-        faults.append(Fault("text", "this parameter is required"))
-    body: dict[str, Any] = {"queries": [{"text": given.get("text")}]}
+    faults += [Fault(name, "this parameter is required") for name in required if name not in given]
+    # without a text the queries are vectors in the body; one that is never encoded stands for them
+    body: dict[str, Any] = {"queries": [{"text": given.get("text") if required else "-"}]}
+    if "coverage_for" in given:
+        body["coverage_for"] = given["coverage_for"]
     for name, kind, pattern in (("k", int, r"\d{1,9}"), ("coverage", float, r"\d{0,3}\.?\d{1,20}")):
         if name in given and re.fullmatch(pattern, given[name], re.ASCII):
             body[name] = kind(given[name])

@@ -3,21 +3,47 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from typing import Any
 
 import orjson
 from fastapi import Request, Response
 
 from service.problems import Problem
-from service.serving import Serving
+from service.serving import Current, Serving
 
 
-def serving_of(request: Request) -> Serving:
-    """The collection now served. Raises `Problem` "not-ready" before it is open and after it is closed."""
-    serving: Serving | None = request.app.state.serving
+def current_of(request: Request) -> Current:
+    """Raises `Problem` "not-ready" outside the application's lifespan."""
+    current: Current | None = request.app.state.current
+    if current is None:
+        raise Problem("not-ready", "No collection is open.", headers={"Retry-After": "1"})
+    return current
+
+
+def serving_of(request: Request) -> AbstractContextManager[Serving]:
+    """`with serving_of(request) as serving`: the version now served, kept open until the block is left.
+
+    Raises `Problem` "not-ready" before it is open and after it is closed.
+    """
+    serving = current_of(request).serving
     if serving is None:
         raise Problem("not-ready", "No collection is open.", headers={"Retry-After": "1"})
-    return serving
+    return serving.used()
+
+
+def media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def json_body(request: Request) -> bytes:
+    """The body, if it is said to be JSON. Raises `Problem`.
+
+    That it must be said is also what keeps a foreign web page from posting here: a form cannot send JSON.
+    """
+    if media_type(request) != "application/json":
+        raise Problem("unsupported-media-type", f"Got {media_type(request)[:80] or 'no Content-Type'!r}.")
+    return await request.body()
 
 
 def json_response(content: Any) -> Response:

@@ -103,7 +103,9 @@ def test_bad_input_leaves_nothing_behind(
     assert listing(tmp_path) == []
 
 
-@pytest.mark.parametrize("step", ["copy_encoder", "encode_rows", "examples", "calibrate", "write_snapshot"])
+@pytest.mark.parametrize(
+    "step", ["copy_encoder", "encode_rows", "calibration_queries", "keep_queries", "write_snapshot"]
+)
 def test_a_crash_at_any_step_leaves_the_old_collection(
     world: World, copied: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

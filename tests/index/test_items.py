@@ -43,7 +43,7 @@ def everything(store: ItemStore) -> dict[str, tuple[str | None, str | None, dict
 def test_written_items_come_back(store: ItemStore) -> None:
     written = [item("x", 0, metadata={"n": [1, None, "é\u2028"]}), item("y", 1, label=None, text=None)]
     assert (store.sequence, len(store)) == (0, 0)
-    assert store.upsert(written) == store.sequence == 1
+    assert store.upsert(written) == (store.sequence, 0) == (1, 0)
     rows, labels, vectors = store.vectors()
     assert labels == ["a", None]
     np.testing.assert_array_equal(vectors, VECTORS[:2])
@@ -57,7 +57,7 @@ def test_replacing_makes_a_new_row_and_keeps_the_old_number_unused(store: ItemSt
     store.upsert([item("x", 2, label="b")])
     rows, labels, vectors = store.vectors()
     assert rows[-1] > before.max()
-    assert store.get([before[0]]) == {}
+    assert store.get([before[0]])[int(before[0])].label == "a", "whoever found the old row still finds its item"
     assert (labels, len(store)) == (["a", "b"], 2)
     np.testing.assert_array_equal(vectors[1], VECTORS[2])
 
@@ -117,7 +117,10 @@ def test_the_store_behaves_like_a_dict(tmp_path_factory: pytest.TempPathFactory,
     store, model = ItemStore(path, D), dict[str, int]()
     for number, (writes, ids) in enumerate(steps):
         if writes:
-            assert store.upsert([item(name, number, metadata={"n": number}) for name in ids]) == number + 1
+            assert store.upsert([item(name, number, metadata={"n": number}) for name in ids]) == (
+                number + 1,
+                sum(name in model for name in ids),
+            )
             model.update(dict.fromkeys(ids, number))
         else:
             assert store.delete(ids) == (number + 1, sum(model.pop(name, None) is not None for name in ids))
@@ -136,7 +139,7 @@ def test_a_failing_write_is_explained_and_leaves_nothing(store: ItemStore) -> No
         store.upsert([item(f"{number}", text="long " * 1000) for number in range(50)])
     assert (set(everything(store)), store.sequence) == ({"x"}, 1)
     store._connection.execute("PRAGMA max_page_count = 1000000")
-    assert store.upsert([item("y")]) == 2
+    assert store.upsert([item("y")]) == (2, 0)
 
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
@@ -194,7 +197,7 @@ store, vectors = ItemStore(Path(sys.argv[1]), 4), unit(64, 4)
 start = store.sequence
 for number in range(start, start + 100_000):
     batch = [Item(f"{number}-{at}", "a", "text " * 50, vectors[at]) for at in range(5)]
-    print(store.upsert(batch), flush=True)
+    print(store.upsert(batch)[0], flush=True)
 """
 
 

@@ -41,7 +41,7 @@ def serving(collection: Path, *flags: str) -> Iterator[Server]:
     """`surematch serve` on a free port, from its announcement to its end."""
     command = [sys.executable, "-c", "import sys; from service.cli import serve; sys.exit(serve(sys.argv[1:]))"]
     process = subprocess.Popen(
-        [*command, str(collection), "--port", "0", *flags],
+        [*command, str(collection), "--port", "0", "--drain-notice-seconds", "0", *flags],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,

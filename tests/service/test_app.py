@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from index.errors import CollectionError
 from service.app import create_app
 from service.problems import KINDS, Problem
 from service.schemas import SearchRequest, TextQuery
-from service.searcher import Searcher
 from service.serving import Serving
 from service.settings import ServeSettings
 from tests.service.conftest import ROOT
@@ -118,16 +118,16 @@ def test_names_of_a_proxy_can_be_allowed_and_public_takes_any(collection: Path) 
 
 
 def test_the_queue_is_bounded_and_recovers(collection: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    serving = Serving.open(settings(collection))
-    searcher = Searcher(serving.collection, threads=2, max_pending=3)
+    serving = Serving.open(settings(collection, max_pending=3))
+    searcher = serving.searcher
     release = threading.Event()
-    real = Searcher._vectors
+    encode = serving.collection.encoder.encode
 
-    def slow(self: Searcher, request: SearchRequest) -> Any:
+    def slow(texts: Sequence[str]) -> Any:
         assert release.wait(30)
-        return real(self, request)
+        return encode(texts)
 
-    monkeypatch.setattr(Searcher, "_vectors", slow)
+    monkeypatch.setattr(serving.collection.encoder, "encode", slow)
     request = SearchRequest(queries=[TextQuery(text="turn on the kitchen light")])
 
     async def run() -> None:
@@ -139,14 +139,50 @@ def test_the_queue_is_bounded_and_recovers(collection: Path, monkeypatch: pytest
         assert refused.value.headers == {"Retry-After": "1"}
         release.set()
         assert len(await asyncio.gather(*waiting)) == 3
-        answers, _ = await searcher.search(request)
-        assert answers[0].hits
+        found, _ = await searcher.search(request)
+        assert found.answers[0].hits
 
     try:
         asyncio.run(run())
     finally:
-        searcher.close()
         serving.close()
+
+
+def test_a_search_past_its_deadline_is_given_up_and_leaves_its_place(
+    collection: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving = Serving.open(settings(collection, deadline_seconds=0.05, max_pending=1))
+    release = threading.Event()
+    encode = serving.collection.encoder.encode
+    encoded: list[str] = []
+
+    def slow(texts: Sequence[str]) -> Any:
+        assert release.wait(30)
+        encoded.extend(texts)
+        return encode(texts)
+
+    monkeypatch.setattr(serving.collection.encoder, "encode", slow)
+
+    async def ask(text: str) -> Any:
+        return await serving.searcher.search(SearchRequest(queries=[TextQuery(text=text)]))
+
+    async def run() -> None:
+        for text in ("kitchen light", "kitchen lamp"):  # the second waits for the first's call, and is skipped
+            with pytest.raises(Problem) as late:
+                await ask(text)
+            assert late.value.slug == "too-slow"
+        release.set()
+        while serving.searcher._encoding._running:
+            await asyncio.sleep(0.001)
+        found, _ = await ask("kitchen lamp bulb")
+        assert found.answers[0].hits
+
+    try:
+        asyncio.run(run())
+    finally:
+        release.set()
+        serving.close()
+    assert encoded == ["kitchen light", "kitchen lamp bulb"]
 
 
 def test_the_openapi_document_states_the_limits_and_every_reference_resolves(collection: Path) -> None:

@@ -1,0 +1,122 @@
+"""Compaction: a new base index of all live items, the calibration fitted again, written as a snapshot.
+
+It works on a copy of one moment beside reads and writes. What was deleted before that moment is afterwards erased from
+the tables, from the write-ahead log and from older snapshots.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.calibrate import DEFAULT, Calibration, calibrate
+from index.encoders import Encoder
+from index.engines import make_engine
+from index.errors import CalibrationError
+from index.examples import Queries, examples
+from index.gallery import Gallery
+from index.items import Changes, ItemStore, KeptQueries
+from index.loading import CALIBRATION, PROFILE
+from index.snapshot import clean, write_snapshot
+from index.sources import Progress, stored_queries
+from index.state import State
+
+UNKNOWN_SHARE = 0.2
+"""Share of queries expected to match nothing, unless the user knows better."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fitting:
+    """How a collection's calibration is fitted, so that it can be fitted again the same way."""
+
+    unknown_share: float = UNKNOWN_SHARE
+    calibrator: str = DEFAULT
+    seed: int = 0
+
+    @classmethod
+    def of(cls, stored: Any, calibration: Calibration | None) -> Fitting:
+        """As `collection.json` has it; collections that did not keep it say most of it in their calibration."""
+        report = {} if calibration is None else calibration.report
+        told = stored if isinstance(stored, dict) else {}
+        share = report.get("queries", {}).get("unknown_share", UNKNOWN_SHARE)
+        return cls(
+            float(told.get("unknown_share", share)),
+            str(told.get("calibrator", report.get("calibrator", DEFAULT))),
+            int(told.get("seed", 0)),
+        )
+
+    def calibration(self, queries: Queries, now: Changes, gallery: Gallery, warnings: list[str]) -> Calibration:
+        """Fitted on `queries` against the gallery of the items `now`. Raises `CalibrationError`."""
+        made = examples(queries, now.vectors, gallery.codes, len(gallery.names), self.unknown_share)
+        return calibrate(
+            made,
+            items=len(now.born),
+            labels=gallery.label_count,
+            warnings=warnings,
+            calibrator=self.calibrator,
+            seed=self.seed,
+        )
+
+
+def keep_queries(store: ItemStore, queries: Queries) -> None:
+    """Keeps those calibration queries that are no items, for the next fit."""
+    own = queries.rows < 0
+    store.keep_calibration_queries(KeptQueries(list(queries.names), queries.codes[own] >= 0, queries.vectors[own]))
+
+
+def own_questions(queries: Queries) -> NDArray[np.float32] | None:
+    """Queries that an engine's recall can be measured on: real ones, no items; None: there are none."""
+    return None if queries.leave_one_out else queries.vectors[queries.rows < 0]
+
+
+def compact(
+    snapshots: Path, store: ItemStore, encoder: Encoder, folder: Path, fitting: Fitting, engine: str, progress: Progress
+) -> State:
+    """Writes a snapshot of what the store holds now; returns the state it makes, without what was written meanwhile.
+
+    Without an honest calibration the snapshot says why it has none. Raises `CollectionError`; then nothing has changed.
+    """
+    progress("reading items", 0, 1)
+    now = store.everything()
+    gallery = Gallery.of(now.born, now.labels, now.vectors)
+    files = {PROFILE: gallery.profile.dump()}
+    progress("calibrating", 0, 1)
+    calibration, why_not, asked = None, None, None
+    try:
+        queries, notes = stored_queries(folder, store, now, gallery, fitting.seed)
+        asked = own_questions(queries)
+        calibration = fitting.calibration(queries, now, gallery, notes)
+        files[CALIBRATION] = json.dumps(calibration.to_json(), allow_nan=False).encode()
+    except CalibrationError as error:
+        why_not = str(error)
+    progress("building the index", 0, 1)
+    built = make_engine(engine, now.vectors, now.born, queries=asked, seed=fitting.seed)
+    files |= built.dump()
+    progress("writing", 0, 1)
+    # older snapshots hold what died, and will be erased: a copy then stands in should the new one be damaged
+    for _ in range(2 if store.deaths(now.sequence) else 1):
+        name = write_snapshot(
+            snapshots,
+            sequence=now.sequence,
+            engine=built.kind,
+            encoder=encoder.fingerprint,
+            files=files,
+            about={"store": store.id, "uncalibrated": why_not},
+        )
+    progress("writing", 1, 1)
+    return State.of(built, gallery, calibration, name, now.sequence, why_not=why_not)
+
+
+def erase(snapshots: Path, store: ItemStore, upto: int) -> bool:
+    """Erases what died up to that write, which a snapshot has left behind, from every file; safe to repeat.
+
+    False while a reader elsewhere prevents it.
+    """
+    store.purge(upto)
+    clean(snapshots, older_than=store.purged)
+    return store.erased[0] >= upto or store.scrub(upto)

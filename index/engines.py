@@ -1,0 +1,148 @@
+"""Which engine, and how well it finds: the registry, the choice `auto`, and recall measured against exact search."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index import exact
+from index.engine import Engine, Rows, Vectors, check_vectors
+from index.errors import CollectionError, SettingsError
+from index.faiss_engine import FaissEngine, FaissFlat, FaissHNSW, FaissIVF, FaissIVFPQ, FaissSQ8
+
+FAISS: dict[str, type[FaissEngine]] = {
+    engine.kind: engine for engine in (FaissFlat, FaissHNSW, FaissIVF, FaissIVFPQ, FaissSQ8)
+}
+ENGINES: dict[str, type[Engine]] = dict(FAISS)
+"""Every engine by its name, which a snapshot's manifest carries."""
+NAMES = ("auto", *ENGINES)
+AUTO_FLAT = 50_000
+"""Up to this many items `auto` searches exactly."""
+TARGET = 0.99
+"""Recall@10 below which an engine is tuned to look further, and `auto` takes another."""
+_NEIGHBOURS = 10
+_SAMPLE = 256
+_ROUNDING = 1e-6
+
+
+def engine_class(name: str) -> type[Engine]:
+    """The engine a manifest names. Raises `CollectionError` for one that is not known here."""
+    found = ENGINES.get(name.removeprefix("faiss-"))  # as the first snapshots called it
+    if found is None:
+        raise CollectionError(f"manifest.json: names the engine {name!r}, which is none of: {', '.join(ENGINES)}.")
+    return found
+
+
+def recall_warning(engine: Engine) -> list[str]:
+    """What an answer of an engine that may miss items must say, or nothing: certificates do not hold for it."""
+    if engine.exact:
+        return []
+    recall = engine.describe()["recall_at_10"]
+    measured = "how many was not measured" if recall is None else f"it finds {recall:.1%} of the ten nearest (measured)"
+    return [f"The engine {engine.kind} may miss items: {measured}. Answers are exact given what it found."]
+
+
+def check_name(name: str) -> None:
+    """Raises `SettingsError` for an engine that cannot be asked for."""
+    if name not in NAMES:
+        raise SettingsError(f"--engine {name}: there is none of this name. Use one of: {', '.join(NAMES)}.")
+
+
+def make_engine(
+    name: str,
+    vectors: Vectors,
+    rows: Rows,
+    *,
+    memory_budget: int | None = None,
+    queries: Vectors | None = None,
+    seed: int = 0,
+) -> Engine:
+    """Builds engine `name` of unit vectors (n, d) with ascending row numbers (n,), tuned until recall@10 >= `TARGET`.
+
+    Recall is measured on `queries` (m, d), or on items of the gallery that look for the others. `auto` is exact up to
+    `AUTO_FLAT` items; beyond, the first of ivf-pq, hnsw and sq8 that fits `memory_budget` bytes (half of this machine's
+    memory unless given) and reaches the target; flat, or else the best of those measured, if none does. Raises
+    `SettingsError` for an unknown name or a budget nothing fits.
+    """
+    check_name(name)
+    if name == "flat" or (name == "auto" and not len(vectors)):
+        return FaissFlat.build(vectors, rows)
+    vectors = check_vectors(vectors, rows)
+    sample = _Sample(vectors, queries, seed)
+    if name != "auto":
+        return _tuned(FAISS[name].build(vectors, rows), sample)
+    return _auto(vectors, rows, _half_of_memory() if memory_budget is None else memory_budget, sample)
+
+
+def _auto(vectors: Vectors, rows: Rows, budget: int, sample: _Sample) -> Engine:
+    size, dimension = vectors.shape
+    fits = [kind for kind in FAISS if FAISS[kind].memory(size, dimension) <= budget]
+    if "flat" in fits and size <= AUTO_FLAT:
+        return FaissFlat.build(vectors, rows)
+    built: list[FaissEngine] = []
+    for kind in ("ivf-pq", "hnsw", "sq8", "flat"):
+        if kind in fits:
+            built.append(_tuned(FAISS[kind].build(vectors, rows), sample))
+            if (built[-1].recall or 0.0) >= TARGET:
+                return built[-1]
+    if not built:
+        least = min(engine.memory(size, dimension) for engine in FAISS.values())
+        raise SettingsError(
+            f"No engine holds {size} vectors of {dimension} dimensions in {budget / 1e6:.0f} MB; the smallest needs "
+            f"{least / 1e6:.0f} MB. Give more memory, or use the engine milvus."
+        )
+    return max(built, key=lambda engine: engine.recall or 0.0)
+
+
+class _Sample:
+    """Queries whose true nearest neighbours are known: given ones, or items of the gallery that look for the others."""
+
+    def __init__(self, vectors: Vectors, queries: Vectors | None, seed: int) -> None:
+        random = np.random.default_rng(seed)
+        self._vectors = vectors
+        if queries is not None and len(queries):
+            self._queries = queries[random.permutation(len(queries))[:_SAMPLE]]
+            self._itself = np.full(len(self._queries), -1)
+        else:
+            self._itself = random.permutation(len(vectors))[:_SAMPLE]
+            self._queries = vectors[self._itself]
+        self._k = _NEIGHBOURS + int(queries is None or not len(queries))
+        scores, positions = exact.top(self._queries, vectors, self._k)
+        others = self._others(positions)
+        self._wanted = others.sum(axis=1)
+        self._worst = np.where(others, scores, np.inf).min(axis=1, initial=np.inf)
+
+    def recall(self, engine: FaissEngine) -> float | None:
+        """Share of the true neighbours found, those as near as the last of them included; None: nothing to find."""
+        if not self._wanted.sum():
+            return None
+        _, rows = engine.search(self._queries, self._k)
+        positions = np.searchsorted(engine.rows, rows)
+        cosines = np.einsum("nd,nkd->nk", self._queries, self._vectors[positions])
+        found = (self._others(positions) & (cosines >= self._worst[:, None] - _ROUNDING)).sum(axis=1)
+        return float(np.minimum(found, self._wanted).sum() / self._wanted.sum())
+
+    def _others(self, positions: Rows) -> NDArray[np.bool_]:
+        """Which of the positions (n, k) count: all but the one that asks, and no more than ten."""
+        others = positions != self._itself[:, None]
+        counted: NDArray[np.bool_] = others & (np.cumsum(others, axis=1) <= _NEIGHBOURS)
+        return counted
+
+
+def _tuned(engine: FaissEngine, sample: _Sample) -> FaissEngine:
+    """The engine with the fastest of its parameters that reach the target, or the most thorough ones."""
+    if engine.exact:
+        return engine
+    for parameters in engine.steps or ({},):
+        engine = engine.with_parameters(parameters, None)
+        recall = sample.recall(engine)
+        engine = engine.with_parameters(parameters, recall)
+        if recall is None or recall >= TARGET:
+            break
+    return engine
+
+
+def _half_of_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -1,0 +1,119 @@
+"""Which label each live item carries, and what is known of the labels; immutable, followed write by write.
+
+The profile of a label that a write touches is computed again from the label's items. Two things wait for compaction:
+the mean over all labels (`LabelProfile.neutral`), and labels of more than `LARGE` items, which one write hardly moves.
+A gallery of up to `SMALL` items is computed whole every time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.errors import CollectionError
+from index.items import Changes
+from index.profile import LabelProfile
+
+Ints = NDArray[np.int64]
+Vectors = NDArray[np.float32]
+SMALL = 2_000
+LARGE = 20_000
+
+VectorsOf = Callable[[Iterable[int]], tuple[Ints, Vectors]]
+"""Rows and vectors of those of the rows asked for that the store holds, see `ItemStore.vectors_of`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """Labels of the live rows. Codes below `len(names)` are labels; an unlabelled row has a code of its own."""
+
+    rows: Ints
+    codes: Ints
+    names: list[str]
+    profile: LabelProfile
+
+    @classmethod
+    def of(cls, rows: Ints, labels: Sequence[str | None], vectors: Vectors | bytes) -> Gallery:
+        """From ascending row numbers, their labels, and their vectors (n, d) or the profile stored of them (bytes).
+
+        Raises `CollectionError` for a stored profile that does not belong to these labels.
+        """
+        names = sorted({label for label in labels if label is not None})
+        code = {name: at for at, name in enumerate(names)}
+        found = [len(names) + at if label is None else code[label] for at, label in enumerate(labels)]
+        codes = np.array(found, np.int64).reshape(-1)
+        if isinstance(vectors, bytes):
+            return cls(rows, codes, names, LabelProfile.load(vectors, len(names)))
+        return cls(rows, codes, names, LabelProfile.of(vectors, codes, len(names)))
+
+    def after(self, changes: Changes, vectors_of: VectorsOf) -> Gallery:
+        """The gallery after a write. Raises `CollectionError` when the store no longer holds a label's items."""
+        kept = np.ones(len(self.rows), np.bool_)
+        kept[self._at(changes.died)] = False
+        code = {name: at for at, name in enumerate(self.names)}
+        for label in changes.labels:
+            if label is not None:
+                code.setdefault(label, len(code))
+        born = np.array([-1 if label is None else code[label] for label in changes.labels], np.int64).reshape(-1)
+        before = np.where(self.codes < len(self.names), self.codes, -1)
+        touched = np.union1d(before[~kept], born)
+        rows, codes = np.concatenate([self.rows[kept], changes.born]), np.concatenate([before[kept], born])
+        profile = _followed(self.profile.extended(len(code)), rows, codes, touched[touched >= 0], vectors_of)
+        names, codes, profile = _without_empty(list(code), codes, profile)
+        return Gallery(rows, np.where(codes < 0, len(names) + np.arange(len(codes)), codes), names, profile)
+
+    def _at(self, rows: Ints) -> Ints:
+        """Positions of those of `rows` that are here."""
+        at = np.searchsorted(self.rows, rows)
+        at, rows = at[at < len(self.rows)], rows[at < len(self.rows)]
+        found: Ints = at[self.rows[at] == rows]
+        return found
+
+    def codes_of(self, rows: Ints) -> Ints:
+        """Label codes of row numbers, any shape."""
+        return self.codes[np.searchsorted(self.rows, rows)]
+
+    def encode_labels(self, labels: Sequence[str | None]) -> Ints:
+        """Codes of labels, -1 for one that is not in the gallery."""
+        code = {name: at for at, name in enumerate(self.names)}
+        return np.array([-1 if label is None else code.get(label, -1) for label in labels], np.int64).reshape(-1)
+
+    @property
+    def label_count(self) -> int:
+        """Distinct identities: labels, and unlabelled items."""
+        return len(np.unique(self.codes))
+
+    @property
+    def largest(self) -> int:
+        """Items of the most frequent label."""
+        return int(np.bincount(self.codes).max(initial=0))
+
+
+def _followed(profile: LabelProfile, rows: Ints, codes: Ints, touched: Ints, vectors_of: VectorsOf) -> LabelProfile:
+    sizes = np.bincount(codes[codes >= 0], minlength=len(profile.sizes))
+    whole = len(rows) <= SMALL
+    again = np.arange(len(sizes)) if whole else touched[sizes[touched] <= LARGE]
+    items = np.flatnonzero(np.isin(codes, again))
+    found, vectors = vectors_of(rows[items].tolist())
+    if len(found) != len(items):
+        raise CollectionError("Items of an older state are gone from the store. Open the collection again.")
+    part = LabelProfile.of(
+        vectors, np.searchsorted(again, codes[items]), len(again), neutral=None if whole else profile.neutral
+    )
+    if whole:
+        return part
+    profile = profile.replaced(again, part)
+    return LabelProfile(profile.centroids, profile.cohesion, sizes, profile.neutral)
+
+
+def _without_empty(names: list[str], codes: Ints, profile: LabelProfile) -> tuple[list[str], Ints, LabelProfile]:
+    """Without the labels whose last item is gone."""
+    alive = profile.sizes > 0
+    if alive.all():
+        return names, codes, profile
+    names = [name for name, lives in zip(names, alive, strict=True) if lives]
+    renumbered = np.where(codes < 0, -1, (np.cumsum(alive) - 1)[codes])
+    return names, renumbered, profile.only(alive)

@@ -1,0 +1,116 @@
+"""From files to a state: the newest intact snapshot and what was written since, or a rebuild from the items."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from index.calibrate import Calibration
+from index.engine import Engine
+from index.engines import engine_class
+from index.errors import CalibrationError, CollectionError
+from index.faiss_engine import FaissFlat
+from index.gallery import Gallery
+from index.items import ItemStore
+from index.snapshot import Snapshot, read_snapshot
+from index.state import State
+
+CALIBRATION, PROFILE = "calibration.json", "labels.safetensors"
+_GOLDEN = 16
+"""Items that an exact index must find by their own vectors before it is trusted."""
+
+
+def load_state(snapshots: Path, encoder: str, store: ItemStore, why_not: str | None = None) -> State:
+    """The state of a collection whose encoder has that fingerprint. `why_not`: why it was built uncalibrated.
+
+    A snapshot that is damaged, of another store or of a later time than the items gives way to an older one, then to
+    a rebuild, and the state's warnings say so.
+    """
+    snapshot, faults = read_snapshot(snapshots)
+    warnings = list(faults)
+    if snapshot is not None and (other := _foreign(snapshot, encoder, store)):
+        warnings.append(other)
+        snapshot = None
+    calibration = None if snapshot is None else _calibration(snapshot, warnings)
+    if snapshot is not None:
+        why_not = snapshot.manifest.get("uncalibrated", why_not)
+        try:
+            state = caught_up(_of_snapshot(snapshot, store, calibration, why_not, tuple(warnings)), store)
+            if state is not None:
+                return state
+            warnings.append(f"{store.path} was compacted while it was opened.")
+        except CollectionError as error:
+            warnings.append(f"{error} The index was rebuilt from the items.")
+    else:
+        warnings.append("No intact snapshot: the index was rebuilt from the items, and serves without probabilities.")
+    now = store.everything()
+    return State.of(
+        FaissFlat.build(now.vectors, now.born),
+        Gallery.of(now.born, now.labels, now.vectors),
+        calibration,
+        f"rebuilt-{now.sequence}",
+        now.sequence,
+        why_not=why_not,
+        warnings=tuple(warnings),
+    )
+
+
+def caught_up(state: State, store: ItemStore) -> State | None:
+    """The state with what was written since; None where that cannot be told, and the state must be loaded anew."""
+    changes = store.changes(state.sequence)
+    return None if changes is None else state.after(changes, store.vectors_of)
+
+
+def _foreign(snapshot: Snapshot, encoder: str, store: ItemStore) -> str | None:
+    """Why a snapshot does not belong to these items and this encoder, or None."""
+    if snapshot.manifest.get("encoder") != encoder:
+        return f"Snapshot {snapshot.name} was made with another encoder and is not used."
+    if snapshot.manifest.get("store", store.id) != store.id:
+        return f"Snapshot {snapshot.name} was made of another item store than {store.path} and is not used."
+    if snapshot.sequence > store.sequence:
+        return (
+            f"Snapshot {snapshot.name} is of a later time than {store.path} (write {store.sequence}), which was put "
+            "back to an older state, and is not used."
+        )
+    return None
+
+
+def _calibration(snapshot: Snapshot, warnings: list[str]) -> Calibration | None:
+    if CALIBRATION not in snapshot.files:
+        return None
+    try:
+        return Calibration.from_json(json.loads(snapshot.files[CALIBRATION]))
+    except CalibrationError as error:
+        warnings.append(str(error))
+        return None
+
+
+def _of_snapshot(
+    snapshot: Snapshot,
+    store: ItemStore,
+    calibration: Calibration | None,
+    why_not: str | None,
+    warnings: tuple[str, ...],
+) -> State:
+    """Raises `CollectionError` when the snapshot's index is not one of the items as they were then."""
+    labels = store.labels_at(snapshot.sequence)
+    engine = engine_class(str(snapshot.manifest.get("engine"))).load(snapshot.files)
+    rows = np.array(list(labels or ()), np.int64)
+    if labels is None or engine.dimension != store.dimension or not np.array_equal(engine.rows, rows):
+        raise CollectionError(f"Snapshot {snapshot.name} does not index the items of {store.path}.")
+    _golden(engine, snapshot, store)
+    gallery = Gallery.of(rows, list(labels.values()), snapshot.files.get(PROFILE, b""))
+    return State.of(engine, gallery, calibration, snapshot.name, snapshot.sequence, why_not=why_not, warnings=warnings)
+
+
+def _golden(engine: Engine, snapshot: Snapshot, store: ItemStore) -> None:
+    """An exact index finds an item by its own vector: same rows with other vectors are caught here."""
+    if not engine.exact or not len(engine):
+        return
+    some = engine.rows[np.linspace(0, len(engine) - 1, min(_GOLDEN, len(engine))).astype(np.int64)]
+    _, vectors = store.vectors_of(some.tolist())
+    scores, _ = engine.search(vectors, 1)
+    if len(vectors) < len(np.unique(some)) or (np.abs(scores - 1) > 1e-3).any():
+        raise CollectionError(f"Snapshot {snapshot.name} does not find the items of {store.path} by their own vectors.")

@@ -1,0 +1,89 @@
+"""What goes into a collection, and what is handed out for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.encoders import Encoder
+from index.errors import DataError
+from index.items import Item
+
+
+@dataclass(frozen=True, slots=True)
+class NewItem:
+    """An item to be written: with a unit `vector` of the collection's encoder, or with what it is made from."""
+
+    id: str
+    label: str | None = None
+    text: str | None = None
+    vector: NDArray[np.float32] | None = None
+    image: bytes | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A write that is on disk and searchable. `sequence` numbers it; `replaced` of the `written` ids existed before."""
+
+    sequence: int
+    written: int = 0
+    replaced: int = 0
+    deleted: int = 0
+
+
+def encoded(items: Sequence[NewItem], encoder: Encoder) -> list[Item]:
+    """The items with their vectors. Raises `DataError` naming the item that cannot be encoded."""
+    texts, images = [], []
+    for at, item in enumerate(items):
+        if not isinstance(item.id, str):
+            raise DataError(f"Item {at + 1}: the id is a {type(item.id).__name__}, expected a string.")
+        if item.vector is not None:
+            continue
+        if item.image is not None:
+            images.append(at)
+        elif item.text is not None and item.text.strip():
+            texts.append(at)
+        else:
+            raise DataError(f"Item {item.id[:40]!r} has no text, no image and no vector. Give it one of them.")
+    vectors = [item.vector for item in items]
+    for at, vector in zip(texts, _texts(items, texts, encoder), strict=True):
+        vectors[at] = vector
+    for at, vector in zip(images, _images(items, images, encoder), strict=True):
+        vectors[at] = vector
+    return [
+        Item(item.id, item.label, item.text, vector, item.metadata)
+        for item, vector in zip(items, vectors, strict=True)
+        if vector is not None
+    ]
+
+
+def _texts(items: Sequence[NewItem], which: list[int], encoder: Encoder) -> Sequence[NDArray[np.float32]]:
+    if not which:
+        return []
+    texts = [items[at].text or "" for at in which]
+    try:
+        return list(encoder.encode(texts))
+    except DataError:
+        for at, text in zip(which, texts, strict=True):
+            try:
+                encoder.encode([text])
+            except DataError as error:
+                raise DataError(f"Item {items[at].id[:40]!r}: {error}") from error
+        raise
+
+
+def _images(items: Sequence[NewItem], which: list[int], encoder: Encoder) -> Sequence[NDArray[np.float32]]:
+    if not which:
+        return []
+    encode = getattr(encoder, "encode_images", None)
+    if encode is None:
+        raise DataError(
+            f"Item {items[which[0]].id[:40]!r} is an image, but this collection's encoder reads texts. Send a text or "
+            "a vector, or use a collection of images."
+        )
+    return list(encode([items[at].image for at in which]))

@@ -1,0 +1,101 @@
+"""What a collection answers from: one immutable value, swapped whole by every write (read-copy-update).
+
+    an engine over the rows of the last snapshot  -  the rows that died since  +  a small delta, searched exactly
+
+Whoever took the state before a write goes on with it and is not disturbed: nothing that is searched is ever changed
+(measured: FAISS crashes or answers wrongly when it is).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.calibrate import Calibration
+from index.engine import Engine, Selection
+from index.evidence import exact_top
+from index.gallery import Gallery, VectorsOf
+from index.items import Changes
+
+Scores = NDArray[np.float32]
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The base `engine` with its rows that are `dead` (sorted), the delta, and what turns hits into probabilities.
+
+    `sequence` is the last write that is in it, `base` the one its snapshot was made at. `why_not` tells why there is
+    no calibration.
+    """
+
+    engine: Engine
+    dead: Rows
+    delta_rows: Rows
+    delta: NDArray[np.float32]
+    gallery: Gallery
+    calibration: Calibration | None
+    why_not: str | None
+    snapshot_id: str
+    base: int
+    sequence: int
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        engine: Engine,
+        gallery: Gallery,
+        calibration: Calibration | None,
+        snapshot_id: str,
+        sequence: int,
+        *,
+        why_not: str | None = None,
+        warnings: tuple[str, ...] = (),
+    ) -> State:
+        """A state without a delta: the engine holds exactly the gallery's rows."""
+        none, empty = np.empty(0, np.int64), np.empty((0, engine.dimension), np.float32)
+        return cls(engine, none, none, empty, gallery, calibration, why_not, snapshot_id, sequence, sequence, warnings)
+
+    def __len__(self) -> int:
+        return len(self.gallery.rows)
+
+    @property
+    def pending(self) -> int:
+        """Changed rows that compaction would fold into the base."""
+        return len(self.delta_rows) + len(self.dead)
+
+    def uncalibrated(self) -> str | None:
+        """Why no probability can be shown, or None."""
+        if self.calibration is None:
+            why = self.why_not or " ".join(self.warnings)
+            return why or "This collection's calibration is missing. Build it again."
+        return self.calibration.stale(len(self), self.gallery.label_count)
+
+    def search(self, queries: NDArray[np.float32], k: int) -> tuple[Scores, Rows]:
+        """Scores (n, k') descending and rows (n, k') of live items, k' = min(k, len), for unit queries (n, d)."""
+        scores, rows = self.engine.search(queries, k, Selection(excluded=self.dead) if len(self.dead) else None)
+        if len(self.delta_rows):
+            fresh, at = exact_top(queries, self.delta, k)
+            scores, rows = np.hstack([scores, fresh]), np.hstack([rows, self.delta_rows[at]])
+            order = np.argsort(-scores, axis=1, kind="stable")
+            scores, rows = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+        k = min(k, len(self))
+        return scores[:, :k], rows[:, :k]
+
+    def after(self, changes: Changes, vectors_of: VectorsOf) -> State:
+        """The state after the changes that follow this one. Raises `CollectionError`, see `Gallery.after`."""
+        if not len(changes.born) and not len(changes.died):
+            return replace(self, sequence=changes.sequence)
+        kept = ~np.isin(self.delta_rows, changes.died)
+        of_base = changes.died[~np.isin(changes.died, self.delta_rows)]
+        return replace(
+            self,
+            dead=np.union1d(self.dead, of_base),
+            delta_rows=np.concatenate([self.delta_rows[kept], changes.born]),
+            delta=np.concatenate([self.delta[kept], changes.vectors]),
+            gallery=self.gallery.after(changes, vectors_of),
+            sequence=changes.sequence,
+        )

@@ -1,0 +1,64 @@
+"""Which scope a request needs, and whether its key has it. What is not listed here needs `admin`."""
+
+from __future__ import annotations
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.keys import Keys
+from service.problems import Problem, response
+
+OPEN = ("/healthz", "/readyz", "/docs", "/openapi.json", "/favicon.ico", "/")
+"""No key needed: they say nothing about what the collection holds. The page asks for a key and sends it along."""
+OPEN_BELOW = ("/web/", "/problems/")
+SEARCH = ("/v1/search", "/v1/embeddings", "/v1/models", "/v1/collection", "/v1/calibration", "/metrics")
+WRITE = ("/v1/items", "/v1/items:delete", "/v1/feedback")
+
+
+def scope_needed(method: str, path: str) -> str | None:
+    """The scope of a request, None when anybody may send it."""
+    if path in OPEN or path.startswith(OPEN_BELOW):
+        return None
+    if path in SEARCH:
+        return "search"
+    if path in WRITE or path.startswith("/v1/items/"):
+        return "search" if method in ("GET", "HEAD") else "write"
+    return "admin"
+
+
+class Access:
+    """Answers 401 without a valid key and 403 without the scope; without `keys` everybody may do everything.
+
+    The key's name is left in `scope["state"]["key"]` for the log.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Keys | None) -> None:
+        self.app = app
+        self.keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self.keys is not None:
+            problem = self._refusal(scope, self.keys)
+            if problem is not None:
+                await response(problem, scope["path"])(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    def _refusal(self, scope: Scope, keys: Keys) -> Problem | None:
+        needed = scope_needed(scope["method"], scope["path"])
+        if needed is None:
+            return None
+        given = _given(Headers(scope=scope))
+        key = keys.find(given) if given else None
+        if key is None:
+            why = "The key is not valid." if given else "No key was sent."
+            return Problem("unauthorized", why, headers={"WWW-Authenticate": "Bearer"})
+        scope.setdefault("state", {})["key"] = key.name
+        if needed not in key.scopes:
+            return Problem("forbidden", f"The key {key.name} lacks the scope {needed}.")
+        return None
+
+
+def _given(headers: Headers) -> str:
+    kind, _, token = headers.get("authorization", "").partition(" ")
+    return token.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")

@@ -1,0 +1,121 @@
+"""Micro-batches without a timer: whatever queued while the last call ran is the next call's batch.
+
+An idle service answers a lone query at once, a busy one in batches as large as its load makes them. A bound on what
+waits turns overload into an immediate 503 rather than time-outs for everybody; callers who gave up are skipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from service.problems import Problem
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(slots=True)
+class _Waiting(Generic[T, R]):
+    item: T
+    size: int
+    answer: asyncio.Future[R] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Batcher(Generic[T, R]):
+    """Runs `call(items)` in up to `lanes` threads at a time.
+
+    `call` returns one result or exception for each item, in order; an exception it raises itself goes to all of them.
+    A batch holds at most `max_batch` (an item counts for `size`), but always at least one item. `observe` is told the
+    size of every batch. Use it from one event loop; `close` waits for the calls under way.
+    """
+
+    def __init__(
+        self,
+        call: Callable[[list[T]], Sequence[R | Exception]],
+        *,
+        name: str,
+        lanes: int = 1,
+        max_batch: int = 256,
+        observe: Callable[[int], None] = lambda size: None,
+    ) -> None:
+        self._call = call
+        self._threads = ThreadPoolExecutor(lanes, thread_name_prefix=name)
+        self._free = lanes
+        self._max_batch = max_batch
+        self._observe = observe
+        self._queue: deque[_Waiting[T, R]] = deque()
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def submit(self, item: T, size: int = 1) -> R:
+        """The result of `item`. Cancelled while it waits, it is never computed."""
+        waiting: _Waiting[T, R] = _Waiting(item, size)
+        self._queue.append(waiting)
+        if self._free:
+            self._free -= 1
+            lane = asyncio.get_running_loop().create_task(self._lane())
+            self._running.add(lane)
+            lane.add_done_callback(self._running.discard)
+        return await waiting.answer
+
+    async def _lane(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while batch := self._take():
+                self._observe(sum(waiting.size for waiting in batch))
+                items = [waiting.item for waiting in batch]
+                try:
+                    results: Sequence[R | Exception] = await loop.run_in_executor(self._threads, self._call, items)
+                except Exception as error:
+                    results = [error] * len(batch)
+                for waiting, result in zip(batch, results, strict=True):
+                    _settle(waiting.answer, result)
+        finally:
+            self._free += 1
+
+    def _take(self) -> list[_Waiting[T, R]]:
+        batch: list[_Waiting[T, R]] = []
+        size = 0
+        while self._queue:
+            waiting = self._queue[0]
+            if waiting.answer.done():  # its caller gave up
+                self._queue.popleft()
+                continue
+            if batch and size + waiting.size > self._max_batch:
+                break
+            batch.append(self._queue.popleft())
+            size += waiting.size
+        return batch
+
+    def close(self) -> None:
+        self._threads.shutdown()
+
+
+def _settle(answer: asyncio.Future[R], result: R | Exception) -> None:
+    if answer.done():
+        return
+    if isinstance(result, Exception):
+        answer.set_exception(result)
+    else:
+        answer.set_result(result)
+
+
+class Admission:
+    """A bound on the queries that wait or run. One request alone is always admitted, however large."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.pending = 0
+
+    def enter(self, queries: int) -> None:
+        """Raises `Problem` "busy" when there is no room; else call `leave` with the same number afterwards."""
+        if self.pending and self.pending + queries > self.limit:
+            raise Problem("busy", f"{self.pending} queries wait or run already.", headers={"Retry-After": "1"})
+        self.pending += queries
+
+    def leave(self, queries: int) -> None:
+        self.pending -= queries

@@ -1,0 +1,131 @@
+"""Prometheus metrics of one service. Labels are of bounded number: routes, not addresses; no texts, labels or ids.
+
+With several workers each writes its values into files of `PROMETHEUS_MULTIPROC_DIR`, and any of them answers for all.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from index.answer import Answer
+from service.logs import route_of
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+PROBABILITIES = tuple(step / 20 for step in range(1, 21))
+
+
+class Metrics:
+    """What the service counts. Each has its own registry, so that several can live in one process."""
+
+    def __init__(self) -> None:
+        # in several processes a value must not be in the answering registry too, or it would be counted twice
+        registry = self.registry = CollectorRegistry()
+        self._shared = "PROMETHEUS_MULTIPROC_DIR" in os.environ
+        self.requests = Counter(
+            "surematch_requests", "Requests answered", ("method", "route", "status"), registry=registry
+        )
+        self.latency = Histogram(
+            "surematch_request_seconds",
+            "From a request's header to its answer",
+            ("route",),
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.stages = Histogram(
+            "surematch_stage_seconds",
+            "Parts of a search: queue, encode, search",
+            ("stage",),
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.batches = Histogram(
+            "surematch_batch_queries", "Queries in one call", ("stage",), buckets=SIZES, registry=registry
+        )
+        self.pending = Gauge(
+            "surematch_pending_queries", "Queries that wait or run", registry=registry, multiprocess_mode="livesum"
+        )
+        self.refused = Counter("surematch_refused", "Requests refused because too many waited", registry=registry)
+        self.late = Counter("surematch_late", "Requests given up at their deadline", registry=registry)
+        self.cache = Counter(
+            "surematch_cache", "Texts looked up in the cache of vectors", ("found",), registry=registry
+        )
+        self.outcomes = Counter(
+            "surematch_answers", "Answers by decision: match, no_match, uncalibrated", ("outcome",), registry=registry
+        )
+        self.probability = Histogram(
+            "surematch_match_probability",
+            "1 - no_match of every calibrated answer; a shift against the calibration's own is drift",
+            buckets=PROBABILITIES,
+            registry=registry,
+        )
+        self.items = Gauge("surematch_items", "Items that can be found", registry=registry, multiprocess_mode="max")
+        self.reloads = Counter(
+            "surematch_reloads", "Reloads, by whether the new version serves", ("result",), registry=registry
+        )
+        self.drift = Gauge(
+            "surematch_drift",
+            "How far recent queries are from the calibration's, as the collection measures it",
+            ("measure",),
+            registry=registry,
+            multiprocess_mode="max",
+        )
+
+    def observe(self, answers: Iterable[Answer], queue: float, encode: float, search: float) -> None:
+        """Seconds of one search request and what it was answered."""
+        for stage, seconds in (("queue", queue), ("encode", encode), ("search", search)):
+            self.stages.labels(stage).observe(seconds)
+        for answer in answers:
+            if answer.no_match is None or answer.decision is None:
+                self.outcomes.labels("uncalibrated").inc()
+                continue
+            matched = answer.decision.label is not None or answer.decision.id is not None
+            self.outcomes.labels("match" if matched else "no_match").inc()
+            self.probability.observe(1 - answer.no_match)
+
+    def text(self) -> bytes:
+        """The exposition of all workers."""
+        if not self._shared:
+            return generate_latest(self.registry)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
+
+
+class RequestMetrics:
+    """Counts and times every request by its route."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        status = "none"
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = str(message["status"])
+            await send(message)
+
+        began = time.perf_counter()
+        try:
+            await self.app(scope, receive, noting)
+        finally:
+            route = route_of(scope)
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            self.metrics.requests.labels(method, route, status).inc()
+            self.metrics.latency.labels(route).observe(time.perf_counter() - began)
+
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

@@ -1,0 +1,510 @@
+"""A live collection: written, searched, compacted and followed, and every answer is that of the items as they are."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from index import gallery as gallery_module
+from index import maintenance
+from index.collection import Collection, NewItem, Receipt
+from index.errors import CollectionError, DataError, ReadOnly, WriterBusy
+from index.gallery import Gallery
+from index.items import ItemStore
+from index.items_schema import VERSION
+from index.profile import LabelProfile
+from tests.index.conftest import World
+from tests.index.helpers import sentences, unit, write_static
+
+
+@pytest.fixture
+def live(copied: Path) -> Iterator[Collection]:
+    opened = Collection.open(copied, writable=True)
+    yield opened
+    opened.close()
+
+
+def snapshots(path: Path) -> set[str]:
+    return {entry.name for entry in (path / "snapshots").iterdir()}
+
+
+def same_as_brute_force(opened: Collection, queries: np.ndarray, k: int = 20) -> None:
+    """Whatever base, delta and tombstones hold, hits are those of an exhaustive search over the items."""
+    now = opened._store.everything()
+    assert np.array_equal(opened.gallery.rows, now.born)
+    expected = np.sort(queries @ now.vectors.T, axis=1)[:, ::-1][:, :k]
+    scores, rows = opened.state.search(queries, k)
+    np.testing.assert_allclose(scores, expected, atol=1e-6)
+    at = np.searchsorted(now.born, rows)
+    np.testing.assert_allclose(np.einsum("qd,qkd->qk", queries, now.vectors[at]), scores, atol=1e-6)
+    assert [opened.gallery.names[code] for code in opened.gallery.codes_of(rows[:, 0])] == [
+        now.labels[position] for position in at[:, 0]
+    ]
+
+
+def test_what_was_written_is_found_at_once_and_after_opening_again(live: Collection) -> None:
+    before = live.sequence
+    receipt = live.upsert(
+        [NewItem("new", "card", "my bank card chip", metadata={"a": 1}), NewItem("own", None, "soup")]
+    )
+    assert receipt == Receipt(before + 1, written=2)
+    assert live.sequence == receipt.sequence
+    answer = live.search(["my bank card chip"])[0]
+    assert (answer.hits[0].id, answer.hits[0].metadata) == ("new", {"a": 1})
+    assert answer.hits[0].score == pytest.approx(1, abs=1e-6)
+    live.close()
+    with_reader = Collection.open(live.path)
+    assert with_reader.search(["my bank card chip"])[0].hits == answer.hits
+    assert with_reader.size == 182
+    with_reader.close()
+
+
+def test_replaced_and_deleted_items_are_not_found(live: Collection) -> None:
+    live.upsert([NewItem("x", "card", "bank card chip")])
+    receipt = live.upsert([NewItem("x", "food", "lemon soup bread"), NewItem("y", "food", "cheese")])
+    assert (receipt.written, receipt.replaced) == (2, 1)
+    hits = live.search(["bank card chip", "lemon soup bread"], k=100)
+    assert "x" not in [hit.id for hit in hits[0].hits if hit.score > 0.999]
+    assert hits[1].hits[0].id == "x"
+    assert live.delete(["x", "nobody"]).deleted == 1
+    assert "x" not in [hit.id for answer in live.search(["lemon soup bread"], k=100) for hit in answer.hits]
+    assert live.item("x") is None
+    found = live.item("y", vector=True)
+    assert found is not None
+    np.testing.assert_allclose(found.vector, live.encoder.encode(["cheese"])[0], atol=1e-7)
+    assert live.item("y").vector.size == 0  # type: ignore[union-attr]
+    assert live.item("\ud800") is None
+
+
+@pytest.mark.parametrize("small", [0, 2000], ids=["profile label by label", "profile whole"])
+def test_any_sequence_of_writes_equals_brute_force(
+    live: Collection, monkeypatch: pytest.MonkeyPatch, small: int
+) -> None:
+    monkeypatch.setattr(gallery_module, "SMALL", small)
+    random = np.random.default_rng(5)
+    queries = unit(30, 16, seed=9)
+    ids = [item.id for item in live._store.get(live.gallery.rows.tolist()).values()]
+    for step in range(12):
+        if step % 3 == 2:
+            gone = random.choice(ids, 25, replace=False).tolist()
+            live.delete(gone)
+            ids = [name for name in ids if name not in gone]
+        else:
+            names = [f"{step}-{at}" for at in range(20)] + random.choice(ids, 5, replace=False).tolist()
+            labels = random.choice(["card", "food", f"new-{step}"], len(names)).tolist()
+            vectors = unit(len(names), 16, seed=step)
+            live.upsert([NewItem(*parts) for parts in zip(names, labels, [None] * 25, vectors, strict=True)])
+            ids = list(dict.fromkeys([*ids, *names]))
+        same_as_brute_force(live, queries)
+        if step == 8:
+            live.snapshot()
+            same_as_brute_force(live, queries)
+    now = live._store.everything()
+    whole = Gallery.of(now.born, now.labels, now.vectors)
+    here = live.gallery
+    order = [here.names.index(name) for name in whole.names]
+    assert sorted(here.names) == whole.names
+    np.testing.assert_allclose(here.profile.centroids[order], whole.profile.centroids, atol=1e-6)
+    # label by label, only the mean over all labels is that of the last compaction
+    profile = LabelProfile.of(now.vectors, whole.codes, len(whole.names), neutral=here.profile.neutral)
+    np.testing.assert_allclose(here.profile.cohesion[order], profile.cohesion, atol=1e-9)
+    assert here.profile.neutral == pytest.approx(whole.profile.neutral, abs=0.1 if small == 0 else 1e-9)
+    np.testing.assert_array_equal(here.profile.sizes[order], whole.profile.sizes)
+
+
+def test_a_label_too_large_to_follow_waits_for_compaction(live: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gallery_module, "SMALL", 0)
+    monkeypatch.setattr(gallery_module, "LARGE", 50)
+    card = live.gallery.names.index("card")
+    before = live.gallery.profile
+    live.upsert([NewItem("v", "card", None, unit(1, 16)[0])])
+    np.testing.assert_array_equal(live.gallery.profile.centroids[card], before.centroids[card])
+    assert live.gallery.profile.sizes[card] == before.sizes[card] + 1
+    live.snapshot()
+    assert np.abs(live.gallery.profile.centroids[card] - before.centroids[card]).max() > 1e-4
+
+
+def test_deleting_almost_everything_near_a_query_still_finds_the_rest(live: Collection) -> None:
+    everything = live.search(["bank card"], k=100)[0].hits
+    live.delete([hit.id for hit in everything])
+    same_as_brute_force(live, live.encoder.encode(["bank card"]), k=100)
+    assert not {hit.id for hit in live.search(["bank card"], k=100)[0].hits} & {hit.id for hit in everything}
+
+
+def test_a_state_once_taken_does_not_change(live: Collection) -> None:
+    state, queries = live.state, unit(3, 16)
+    before = state.search(queries, 50)
+    live.upsert([NewItem("n", "card", None, queries[0])])
+    live.delete([live._store.get([int(before[1][1, 0])])[int(before[1][1, 0])].id])
+    live.snapshot()
+    after = state.search(queries, 50)
+    np.testing.assert_array_equal(before[1], after[1])
+    np.testing.assert_array_equal(before[0], after[0])
+    assert live.state.search(queries[:1], 1)[0][0, 0] == pytest.approx(1)
+
+
+def test_an_answer_begun_before_an_erasure_comes_from_a_newer_state(
+    live: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "my bank card chip"
+    live.upsert([NewItem("x", "card", text)])
+    real, calls = live._store.get, []
+
+    def erased_meanwhile(rows: Any) -> Any:
+        if not calls:
+            calls.append(1)
+            live.delete(["x"])
+            live.snapshot()
+        return real(rows)
+
+    monkeypatch.setattr(live._store, "get", erased_meanwhile)
+    hits = live.search([text], k=100)[0].hits
+    assert len(hits) == 100
+    assert "x" not in [hit.id for hit in hits]
+
+
+def test_compaction_calibrates_again_with_the_queries_it_was_given(live: Collection, world: World) -> None:
+    assert live.calibration is not None
+    given = live.calibration.report["queries"]
+    live.upsert([NewItem(f"m{at}", label, text) for at, (text, label) in enumerate(sentences(60, ["music"], seed=8))])
+    assert "3 labels; it has 4" in str(live.uncalibrated())
+    stages: list[str] = []
+    name = live.snapshot(lambda what, done, of: stages.append(what))
+    assert live.snapshot_id == name == (live.path / "snapshots" / "CURRENT").read_text().strip()
+    assert list(dict.fromkeys(stages)) == ["reading items", "calibrating", "building the index", "writing"]
+    assert live.uncalibrated() is None
+    again = live.calibration.report["queries"]
+    assert (again["source"], again["unknown_share"]) == (given["source"], 0.4)
+    # queries about music were unknown ones when they were given, and are known now
+    assert again["known"] == given["known"] + 30
+    assert live.search(["guitar song"])[0].decision.label == "music"  # type: ignore[union-attr]
+    reader = Collection.open(live.path)
+    assert reader.snapshot_id == name
+    assert reader.state.pending == 0
+    assert reader.uncalibrated() is None
+    assert reader.warnings == []
+    reader.close()
+
+
+def test_an_untouched_collection_is_calibrated_again_to_the_same_numbers(live: Collection) -> None:
+    before = live.calibration
+    live.snapshot()
+    assert before is not None
+    assert live.calibration is not None
+    assert live.calibration.to_json() == before.to_json()
+
+
+def scan(path: Path, needle: bytes) -> list[Path]:
+    return [file for file in path.rglob("*") if file.is_file() and needle in file.read_bytes()]
+
+
+def test_deleted_is_in_no_file_after_compaction(live: Collection) -> None:
+    vectors = unit(50, 16, seed=77)
+    secret = [NewItem(f"person-{at:03d}-secret", "card", f"story of {at:03d}", vectors[at]) for at in range(50)]
+    live.upsert(secret)
+    live.snapshot()
+    receipt = live.delete([item.id for item in secret])
+    assert scan(live.path, vectors[7].tobytes()), "the test must look in the right places"
+    assert live.describe()["erased"]["sequence"] < receipt.sequence
+    live.snapshot()
+    erased = live.describe()["erased"]
+    assert erased["sequence"] >= receipt.sequence
+    assert erased["at"] is not None
+    for at in range(50):
+        for needle in (vectors[at].tobytes(), f"person-{at:03d}-secret".encode(), f"story of {at:03d}".encode()):
+            assert scan(live.path, needle) == []
+    assert len(snapshots(live.path)) == 3, "CURRENT, and two copies that stand in for one another"
+
+
+def test_without_deletions_the_older_snapshot_stays(live: Collection) -> None:
+    first = live.snapshot_id
+    live.upsert([NewItem("n", "card", "bank")])
+    second = live.snapshot()
+    assert snapshots(live.path) == {"CURRENT", first, second}
+
+
+def test_enough_changes_start_a_compaction_by_themselves(live: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("index.collection.COMPACT_LEAST", 10)
+    first = live.snapshot_id
+    live.upsert([NewItem(f"{at}", "card", "bank") for at in range(10)])
+    assert live.snapshot_id == first, "not yet"
+    live.upsert([NewItem("one more", "card", "bank")])
+    live.maintenance._thread.join()  # type: ignore[union-attr]
+    assert live.snapshot_id != first
+    assert live.state.pending == 0
+    compaction = live.describe()["compaction"]
+    assert (compaction["running"], compaction["error"]) == (False, None)
+    assert compaction["ended"] is not None
+
+
+def test_a_failed_compaction_says_so_and_is_not_tried_again_at_once(
+    live: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    def full(*arguments: Any, **options: Any) -> str:
+        tried.append(1)
+        raise CollectionError("the disk is full")
+
+    monkeypatch.setattr("index.compaction.write_snapshot", full)
+    monkeypatch.setattr("index.collection.COMPACT_LEAST", 0)
+    first = live.snapshot_id
+    for at in range(15):
+        live.upsert([NewItem(f"{at}", "card", "bank")])
+        if live.maintenance._thread is not None:
+            live.maintenance._thread.join()
+    assert tried == [1]
+    assert live.snapshot_id == first
+    assert live.describe()["compaction"]["error"] == "the disk is full"
+    assert live.search(["bank"])[0].hits[0].score == pytest.approx(1)
+    monkeypatch.undo()
+    monkeypatch.setattr(maintenance, "monotonic", lambda: 1e12)
+    monkeypatch.setattr("index.collection.COMPACT_LEAST", 0)
+    live.upsert([NewItem("again", "card", "bank")])
+    live.maintenance._thread.join()  # type: ignore[union-attr]
+    assert live.snapshot_id != first
+
+
+def test_closing_stops_a_compaction_at_its_next_step(live: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go = threading.Event(), threading.Event()
+    real = live._store.everything
+
+    def slow() -> Any:
+        begun.set()
+        go.wait(20)
+        return real()
+
+    monkeypatch.setattr(live._store, "everything", slow)
+    monkeypatch.setattr("index.collection.COMPACT_LEAST", 0)
+    first = snapshots(live.path)
+    live.upsert([NewItem(f"{at}", "card", "bank") for at in range(10)])
+    assert begun.wait(20)
+    live.upsert([NewItem("meanwhile", "card", "bank")])
+    assert live.describe()["compaction"]["running"]
+    closing = threading.Thread(target=live.close)
+    closing.start()
+    while not live.maintenance._stop:
+        pass
+    go.set()
+    closing.join()
+    assert snapshots(live.path) == first
+    again = Collection.open(live.path)
+    assert again.item("meanwhile") is not None
+    again.close()
+
+
+def test_a_reader_follows_another_processs_writes_and_snapshots(live: Collection) -> None:
+    reader = Collection.open(live.path)
+    assert not reader.refresh()
+    live.upsert([NewItem("new", "card", "my bank card chip")])
+    assert "new" not in [hit.id for hit in reader.search(["my bank card chip"])[0].hits]
+    assert reader.refresh()
+    assert reader.search(["my bank card chip"])[0].hits[0].id == "new"
+    assert reader.sequence == live.sequence
+    live.delete(["new"])
+    name = live.snapshot()
+    # not refreshed: the item it still knows is erased, so the answer comes from a newer state
+    assert "new" not in [hit.id for hit in reader.search(["my bank card chip"])[0].hits]
+    assert (reader.snapshot_id, reader.state.pending) == (name, 0)
+    assert not reader.refresh()
+    reader.close()
+
+
+def test_a_reader_does_not_write(built: Path) -> None:
+    reader = Collection.open(built)
+    for write in (
+        lambda: reader.upsert([NewItem("x", "card", "bank")]),
+        lambda: reader.delete(["x"]),
+        lambda: reader.snapshot(),
+    ):
+        with pytest.raises(ReadOnly, match="open for reading only"):
+            write()
+    reader.close()
+
+
+def test_one_writer_at_a_time_and_the_next_when_it_is_gone(live: Collection) -> None:
+    with pytest.raises(WriterBusy, match=r"process \d+ is writing"):
+        Collection.open(live.path, writable=True)
+    live.close()
+    script = (
+        "import sys; from pathlib import Path; from index.collection import Collection\n"
+        "Collection.open(Path(sys.argv[1]), writable=True); print('open', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", script, str(live.path)],
+        stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert other.stdout is not None
+    assert other.stdin is not None
+    assert other.stdout.readline() == "open\n"
+    with pytest.raises(WriterBusy, match=f"process {other.pid} is writing"):
+        Collection.open(live.path, writable=True)
+    other.kill()
+    other.communicate()
+    Collection.open(live.path, writable=True).close()
+
+
+BAD = {
+    "nothing to encode": (NewItem("bad", "card"), "no text, no image and no vector"),
+    "an empty text": (NewItem("bad", "card", " "), "no text, no image and no vector"),
+    "an image": (NewItem("bad", "card", image=b"x"), "encoder reads texts"),
+    "wrong dimension": (NewItem("bad", "card", None, unit(1, 15)[0]), r"'bad': a vector of shape \(15,\)"),
+    "NaN": (NewItem("bad", "card", None, np.full(16, np.nan, np.float32)), "'bad': the vector is not finite"),
+    "zero": (NewItem("bad", "card", None, np.zeros(16, np.float32)), "'bad': .* norm 1"),
+    "twice": (NewItem("good", "card", "bank"), "'good' stands twice"),
+    "10 kB id": (NewItem("x" * 10_000, "card", "bank"), "of 10000. Choose"),
+    "a number as id": (NewItem(7, "card", "bank"), "Item 2: the id is a int"),  # type: ignore[arg-type]
+    "metadata": (NewItem("bad", "card", "bank", metadata={"a": {1, 2}}), "'bad': the metadata is not JSON"),
+    "half a character": (NewItem("bad", "card", "\ud800"), "'bad': .*surrogate"),
+}
+
+
+@pytest.mark.parametrize(("bad", "said"), BAD.values(), ids=BAD)
+def test_a_bad_item_refuses_the_batch_and_the_old_state_is_served(live: Collection, bad: NewItem, said: str) -> None:
+    before = live.state
+    with pytest.raises(DataError, match=said):
+        live.upsert([NewItem("good", "card", "bank"), bad])
+    assert live.state is before
+    assert live.item("good") is None
+
+
+def test_an_item_store_put_back_to_an_older_state_does_not_mix_with_its_snapshots(copied: Path) -> None:
+    older = copied.parent / "older.sqlite"
+    opened = Collection.open(copied, writable=True)
+    with sqlite3.connect(older) as backup:
+        opened._store._connection.backup(backup)
+    backup.close()
+    opened.upsert([NewItem("from the future", "card", None, unit(1, 16, seed=1)[0])])
+    opened.snapshot()
+    opened.close()
+    for left in copied.glob("items.sqlite*"):
+        left.unlink()
+    shutil.copy(older, copied / "items.sqlite")
+    reader = Collection.open(copied)
+    assert any("put back to an older state" in warning for warning in reader.warnings)
+    reader.close()
+    # the same row numbers and sequence numbers are given out again, to other vectors
+    store = ItemStore(copied / "items.sqlite", 16)
+    vector = unit(1, 16, seed=2)[0]
+    writer = Collection.open(copied, writable=True)
+    writer.upsert([NewItem("now", "card", None, vector)])
+    same_as_brute_force(writer, np.stack([vector, *unit(5, 16)]))
+    writer.close()
+    store.close()
+    again = Collection.open(copied)
+    same_as_brute_force(again, np.stack([vector, *unit(5, 16)]))
+    again.close()
+
+
+def test_a_snapshot_with_other_vectors_for_the_same_rows_is_not_trusted(copied: Path) -> None:
+    with sqlite3.connect(copied / "items.sqlite") as connection:
+        rows = connection.execute("SELECT row FROM items").fetchall()
+        vectors = unit(len(rows), 16, seed=4)
+        connection.executemany(
+            "UPDATE items SET vector = ? WHERE row = ?",
+            [(vector.tobytes(), row) for vector, (row,) in zip(vectors, rows, strict=True)],
+        )
+    connection.close()
+    opened = Collection.open(copied)
+    assert any("by their own vectors" in warning for warning in opened.warnings)
+    same_as_brute_force(opened, vectors[:5])
+    opened.close()
+
+
+V1 = """
+CREATE TABLE items (row INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, label TEXT, text TEXT,
+    metadata TEXT NOT NULL, vector BLOB NOT NULL, sequence INTEGER NOT NULL);
+CREATE INDEX items_by_sequence ON items (sequence);
+CREATE TABLE tombstones (row INTEGER PRIMARY KEY, sequence INTEGER NOT NULL);
+CREATE TABLE state (sequence INTEGER NOT NULL);
+INSERT INTO state VALUES (0);
+PRAGMA user_version = 1;
+"""
+
+
+def as_version_1(path: Path) -> None:
+    """Rewrites a collection's store as version 1 wrote it, with one item deleted from the end."""
+    store = ItemStore(path / "items.sqlite", 16)
+    now = store.everything()
+    items = store.get(now.born.tolist())
+    store.close()
+    for left in path.glob("items.sqlite*"):
+        left.unlink()
+    connection = sqlite3.connect(path / "items.sqlite")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.executescript(V1)
+    for row, vector in zip(now.born.tolist(), now.vectors, strict=True):
+        values = (row, items[row].id, items[row].label, items[row].text, "{}", vector.tobytes())
+        connection.execute("INSERT INTO items VALUES (?, ?, ?, ?, ?, ?, 1)", values)
+    connection.execute("INSERT INTO items VALUES (999, 'gone', 'card', 'gone', '{}', ?, 1)", (vector.tobytes(),))
+    connection.execute("DELETE FROM items WHERE row = 999")
+    connection.execute("INSERT INTO tombstones VALUES (999, 2)")
+    connection.execute("UPDATE state SET sequence = ?", (now.sequence,))
+    connection.commit()
+    connection.close()
+    current = path / "snapshots" / (path / "snapshots" / "CURRENT").read_text().strip()
+    assert current.is_dir()
+
+
+def test_a_version_1_store_is_brought_up_to_date(copied: Path, built: Path) -> None:
+    whole = Collection.open(built)
+    expected = whole.search(["bank card"], k=20)
+    whole.close()
+    as_version_1(copied)
+    opened = Collection.open(copied, writable=True)
+    with sqlite3.connect(copied / "items.sqlite") as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (VERSION,)
+    connection.close()
+    assert [(hit.id, hit.score) for hit in opened.search(["bank card"], k=20)[0].hits] == [
+        (hit.id, hit.score) for hit in expected[0].hits
+    ]
+    opened.upsert([NewItem("new", "card", "bank card")])
+    assert opened._store.everything().born.max() > 999, "a row number once used stays used"
+    opened.close()
+
+
+def test_a_migration_that_is_cut_short_leaves_version_1(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_version_1(copied)
+
+    def cut(*arguments: Any) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr("index.items_schema._first_state", cut)
+    with pytest.raises(CollectionError, match="cannot be opened"):
+        ItemStore(copied / "items.sqlite", 16)
+    connection = sqlite3.connect(copied / "items.sqlite")
+    assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+    assert connection.execute("SELECT COUNT(*) FROM items").fetchone() == (180,)
+    connection.close()
+
+
+def test_an_encoder_swapped_under_a_writer_lets_the_lock_go(copied: Path) -> None:
+    shutil.rmtree(copied / "encoder")
+    write_static(copied / "encoder", seed=99)
+    for _ in range(2):
+        with pytest.raises(CollectionError, match="is not the one"):
+            Collection.open(copied, writable=True)
+
+
+def test_a_collection_can_be_emptied_and_filled_again(live: Collection) -> None:
+    live.delete([item.id for item in live._store.get(live.gallery.rows.tolist()).values()])
+    with pytest.raises(DataError, match="holds no items"):
+        live.search(["bank"])
+    live.snapshot()
+    live.upsert([NewItem("a", "card", "bank"), NewItem("b", None, "soup")])
+    assert live.search(["bank"])[0].hits[0].id == "a"
+    assert (live.size, live.gallery.label_count) == (2, 2)
+    live.snapshot()
+    assert live.search(["soup"])[0].hits[0].id == "b"

@@ -1,0 +1,178 @@
+"""Micro-batches: what queued while a call ran is the next batch; nobody gets another's answer; nobody blocks others."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.batching import Admission, Batcher
+from service.cache import OVERHEAD, VectorCache
+from service.problems import Problem
+
+
+class Gate:
+    """A call that doubles its items, records its batches, and waits until it is let through."""
+
+    def __init__(self, open_: bool = False) -> None:
+        self.batches: list[list[int]] = []
+        self.go = threading.Event()
+        if open_:
+            self.go.set()
+
+    def __call__(self, items: list[int]) -> list[int | Exception]:
+        self.batches.append(items)
+        assert self.go.wait(30)
+        return [ValueError(str(item)) if item < 0 else 2 * item for item in items]
+
+
+async def queue(batcher: Batcher[int, int], *items: int, size: int = 1) -> list[asyncio.Task[int]]:
+    tasks = [asyncio.create_task(batcher.submit(item, size)) for item in items]
+    await asyncio.sleep(0)
+    return tasks
+
+
+def test_a_lone_item_goes_at_once_and_the_rest_together() -> None:
+    gate = Gate()
+    sizes: list[int] = []
+    batcher = Batcher(gate, name="test", observe=sizes.append)
+
+    async def run() -> list[int]:
+        tasks = await queue(batcher, 1)
+        while not gate.batches:
+            await asyncio.sleep(0.001)
+        tasks += await queue(batcher, 2, 3, 4)
+        gate.go.set()
+        return await asyncio.gather(*tasks)
+
+    assert asyncio.run(run()) == [2, 4, 6, 8]
+    assert gate.batches == [[1], [2, 3, 4]]
+    assert sizes == [1, 3]
+    batcher.close()
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 50))
+def test_no_batch_is_larger_than_allowed_unless_it_is_one_item(sizes: list[int], most: int) -> None:
+    gate = Gate(open_=True)
+    seen: list[int] = []
+    batcher = Batcher(gate, name="test", max_batch=most, observe=seen.append)
+
+    async def run() -> list[int]:
+        return await asyncio.gather(*(batcher.submit(at, size) for at, size in enumerate(sizes)))
+
+    assert asyncio.run(run()) == [2 * at for at in range(len(sizes))]
+    assert sum(seen) == sum(sizes)
+    assert all(size <= most or len(batch) == 1 for size, batch in zip(seen, gate.batches, strict=True))
+    batcher.close()
+
+
+def test_who_gave_up_is_skipped_and_an_error_is_its_own() -> None:
+    gate = Gate()
+    batcher = Batcher(gate, name="test")
+
+    async def run() -> list[Any]:
+        first, left, wrong, right = await queue(batcher, 1, 2, -3, 4)
+        left.cancel()
+        gate.go.set()
+        return await asyncio.gather(first, left, wrong, right, return_exceptions=True)
+
+    results = asyncio.run(run())
+    assert results[0] == 2
+    assert isinstance(results[1], asyncio.CancelledError)
+    assert isinstance(results[2], ValueError)
+    assert results[3] == 8
+    assert all(2 not in batch for batch in gate.batches)
+    batcher.close()
+
+
+def test_a_call_that_fails_fails_its_batch_and_the_next_one_runs() -> None:
+    calls = 0
+
+    def call(items: list[int]) -> list[int | Exception]:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise RuntimeError("once")
+        return list(items)
+
+    batcher = Batcher(call, name="test")
+
+    async def run() -> int:
+        with pytest.raises(RuntimeError, match="once"):
+            await batcher.submit(1)
+        return await batcher.submit(2)
+
+    assert asyncio.run(run()) == 2
+    batcher.close()
+
+
+def test_lanes_run_side_by_side() -> None:
+    together = threading.Barrier(2, timeout=30)
+
+    def call(items: list[int]) -> list[int | Exception]:
+        together.wait()
+        return list(items)
+
+    batcher = Batcher(call, name="test", lanes=2, max_batch=1)
+
+    async def run() -> list[int]:
+        return await asyncio.gather(batcher.submit(1), batcher.submit(2))
+
+    assert asyncio.run(run()) == [1, 2]
+    batcher.close()
+
+
+def test_admission_takes_one_request_of_any_size_and_then_only_what_fits() -> None:
+    places = Admission(10)
+    places.enter(50)
+    with pytest.raises(Problem) as refused:
+        places.enter(1)
+    assert refused.value.headers["Retry-After"]
+    places.leave(50)
+    places.enter(4)
+    places.enter(6)
+    with pytest.raises(Problem):
+        places.enter(1)
+    assert places.pending == 10
+
+
+@given(st.lists(st.tuples(st.text(max_size=3), st.booleans()), max_size=60), st.integers(0, 5))
+def test_the_cache_forgets_the_least_recently_used(steps: list[tuple[str, bool]], room: int) -> None:
+    def size(text: str) -> int:
+        return 4 * len(text) + 8 + OVERHEAD
+
+    cache = VectorCache(room * size("abc"))
+    model: list[str] = []  # oldest first
+    for text, reading in steps:
+        if reading:
+            vector = cache.get(text)
+            assert (vector is not None) == (text in model)
+            if vector is not None:
+                assert vector[0] == len(text)
+                model.remove(text)
+                model.append(text)
+        elif text not in model and size(text) <= cache.limit:
+            cache.put(text, np.full(2, len(text), np.float32))
+            model.append(text)
+            while sum(map(size, model)) > cache.limit:
+                model.pop(0)
+        else:
+            cache.put(text, np.full(2, len(text), np.float32))
+        assert len(cache) == len(model)
+        assert cache.held == sum(map(size, model)) <= cache.limit
+
+
+def test_the_cache_keeps_no_view_of_a_batch() -> None:
+    cache = VectorCache(10_000)
+    batch = np.ones((3, 2), np.float32)
+    cache.put("a", batch[0])
+    batch[:] = 7
+    kept = cache.get("a")
+    assert kept is not None
+    assert kept.base is None
+    assert kept.tolist() == [1, 1]

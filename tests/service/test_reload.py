@@ -1,0 +1,183 @@
+"""A new version takes over whole while people search; a damaged one does not; a stop finishes what it has begun."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from index.collection import Collection
+from service.schemas import ReloadReply
+from service.serving import Serving
+from service.settings import ServeSettings
+from tests.service.conftest import Server, serving
+from tests.service.gallery import KNOWN
+
+QUERIES = {"queries": [{"text": text} for text, _ in KNOWN[:4]], "coverage": 0.9}
+
+
+@pytest.fixture(scope="module")
+def versions(tmp_path_factory: pytest.TempPathFactory, collection: Path, uncalibrated: Path) -> Path:
+    """A folder with `one` and `two` (which shows no probability), and `current`, a link to the first."""
+    folder = tmp_path_factory.mktemp("versions")
+    shutil.copytree(collection, folder / "one")
+    shutil.copytree(uncalibrated, folder / "two")
+    return folder
+
+
+def point(folder: Path, version: str) -> None:
+    beside = folder / "beside"
+    beside.symlink_to(folder / version)
+    beside.rename(folder / "current")
+
+
+class Crowd:
+    """Clients that search without a pause until told to stop; counts (status, snapshot, calibrated) of the answers."""
+
+    def __init__(self, server: Server, clients: int = 4) -> None:
+        self.seen: Counter[tuple[int, str, bool]] = Counter()
+        self.failed: list[Exception] = []
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._search, args=(server.url,)) for _ in range(clients)]
+
+    def _search(self, url: str) -> None:
+        with httpx2.Client(base_url=url, timeout=30) as api:
+            while not self._over.is_set():
+                try:
+                    reply = api.post("/v1/search", json=QUERIES)
+                    body = reply.json()
+                    kinds = {answer["calibrated"] for answer in body.get("results", [])}
+                    assert len(kinds) == 1, kinds
+                    entry = reply.status_code, str(body.get("snapshot")), kinds.pop()
+                except Exception as error:
+                    self.failed.append(error)
+                    return
+                with self._lock:
+                    self.seen[entry] += 1
+
+    def answered(self, more: int) -> None:
+        """Returns once so many more requests are answered."""
+        enough = self.seen.total() + more
+        deadline = time.monotonic() + 60
+        while self.seen.total() < enough and not self.failed:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+    def stop(self) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join(60)
+
+    def __enter__(self) -> Crowd:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def test_reloads_under_load_fail_no_request_and_mix_no_versions(versions: Path) -> None:
+    times = int(os.environ.get("SUREMATCH_RELOADS", "8"))
+    point(versions, "one")
+    snapshots = {}
+    for version in ("one", "two"):
+        opened = Collection.open(versions / version)
+        snapshots[version] = opened.snapshot_id
+        opened.close()
+    with serving(versions / "current") as server, httpx2.Client(base_url=server.url, timeout=60) as api:
+        with Crowd(server) as crowd:
+            for at in range(times):
+                version = ("two", "one")[at % 2]
+                point(versions, version)
+                reply = api.post("/v1/admin/reload")
+                assert reply.status_code == 200, reply.text
+                ReloadReply.model_validate(reply.json(), strict=True)
+                assert reply.json()["snapshot"] == snapshots[version]
+                assert api.post("/v1/search", json=QUERIES).json()["snapshot"] == snapshots[version]
+        assert not crowd.failed
+        assert set(crowd.seen) == {(200, snapshots["one"], True), (200, snapshots["two"], False)}
+        said = api.get("/metrics").text
+        assert f'surematch_reloads_total{{result="serves"}} {times}.0' in said
+
+
+@pytest.mark.parametrize("damage", ["encoder", "snapshot", "items", "gone"])
+def test_a_damaged_version_is_refused_and_the_old_one_serves_on(versions: Path, tmp_path: Path, damage: str) -> None:
+    point(versions, "one")
+    bad = tmp_path / "bad"
+    shutil.copytree(versions / "one", bad)
+    if damage == "gone":
+        shutil.rmtree(bad)
+    elif damage == "items":
+        (bad / "items.sqlite").unlink()
+    else:
+        files = {"encoder": bad / "encoder", "snapshot": bad / "snapshots"}
+        victim = max(
+            (file for file in files[damage].rglob("*") if file.is_file()), key=lambda file: file.stat().st_size
+        )
+        content = bytearray(victim.read_bytes())
+        content[len(content) // 2] ^= 1
+        victim.write_bytes(content)
+    shutil.copytree(versions / "one", tmp_path / "one")
+    link = tmp_path / "current"
+    link.symlink_to(tmp_path / "one")
+    with serving(link) as server, httpx2.Client(base_url=server.url, timeout=60) as api:
+        before = api.post("/v1/search", json=QUERIES).json()
+        link.unlink()
+        link.symlink_to(bad)
+        refused = api.post("/v1/admin/reload")
+        assert refused.status_code == 409
+        assert refused.json()["type"] == "/problems/conflict"
+        after = api.post("/v1/search", json=QUERIES).json()
+        assert (after["snapshot"], after["results"]) == (before["snapshot"], before["results"])
+        assert api.get("/readyz").json()["degraded"] is True
+        link.unlink()
+        link.symlink_to(tmp_path / "one")
+        assert api.post("/v1/admin/reload").status_code == 200
+        assert api.get("/readyz").json()["degraded"] is False
+
+
+def test_a_retired_version_is_closed_after_its_last_request(collection: Path) -> None:
+    serving_ = Serving.open(ServeSettings(collection=collection))
+    closed = threading.Event()
+    real = serving_.collection.close
+    serving_.collection.close = lambda: (real(), closed.set())[0]  # type: ignore[method-assign, func-returns-value]
+
+    async def run() -> None:
+        with serving_.used(), serving_.used():
+            retiring = asyncio.create_task(serving_.retire())
+            await asyncio.sleep(0.05)
+            assert not closed.is_set()
+        await retiring
+        assert closed.is_set()
+
+    asyncio.run(run())
+
+
+def test_after_sigterm_readiness_turns_first_and_requests_are_still_answered(collection: Path) -> None:
+    with serving(collection, "--drain-notice-seconds", "60") as server:
+        with httpx2.Client(base_url=server.url, timeout=30) as api, Crowd(server) as crowd:
+            crowd.answered(20)
+            assert api.get("/readyz").status_code == 200
+            server.process.send_signal(signal.SIGTERM)
+            deadline = time.monotonic() + 30
+            while (ready := api.get("/readyz")).status_code == 200:
+                assert time.monotonic() < deadline
+            assert ready.status_code == 503
+            assert ready.headers["retry-after"]
+            assert ready.headers["connection"] == "close"
+            assert api.get("/healthz").status_code == 200
+            crowd.answered(20)
+        server.process.send_signal(signal.SIGTERM)  # who asks twice means at once
+        assert server.process.wait(30) == 0
+    assert not crowd.failed
+    assert {status for status, _, _ in crowd.seen} == {200}

@@ -1,0 +1,108 @@
+"""`README.md` of a model folder: a model card in the format of sentence-transformers and the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from training.report import MEASURES
+
+CARD = "README.md"
+
+
+def render_card(record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+    """The card: metadata with the measured figures, how to use the encoder, how it was made."""
+    name = Path(record["settings"]["out"]).name
+    return f"---\n{_metadata(name, evaluation)}\n---\n\n{_body(name, record, evaluation)}"
+
+
+def _metadata(name: str, evaluation: Mapping[str, Any]) -> str:
+    results = [
+        EvalResult(
+            task_type="information-retrieval",
+            task_name="Information Retrieval",
+            dataset_type="held-out" if kind == "seen" else "unseen-classes",
+            dataset_name="held-out rows" if kind == "seen" else "classes never seen in training",
+            metric_type=key,
+            metric_name=title,
+            metric_value=round(evaluation[kind][key]["value"], 4),
+        )
+        for kind in ("seen", "unseen")
+        if kind in evaluation
+        for key, title in MEASURES.items()
+        if evaluation[kind][key]["value"] is not None
+    ]
+    data = ModelCardData(
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        tags=["sentence-transformers", "sentence-similarity", "feature-extraction", "surematch"],
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
+    return str(data.to_yaml())
+
+
+def _body(name: str, record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+    title = _plain(name)
+    return f"""# {title}
+
+A [sentence-transformers](https://www.sbert.net) encoder that [surematch](#how-it-was-made) trained on
+{record["data"]["rows"]:,} rows in {record["data"]["classes"]:,} classes: texts of one class become neighbours.
+It starts from `{_plain(record["settings"]["encoder"])}`
+and was trained with the objective `{record["objective"]["name"]}`.
+
+## Usage
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("{_plain(name)}")  # this folder, or its name on the Hub
+vectors = model.encode(["a text", "another text"], normalize_embeddings=True)
+print(vectors @ vectors.T)  # cosines
+```
+
+`surematch index {title} rows.csv` makes a collection of it that answers with calibrated probabilities.
+
+## How good it is
+
+{_figures(evaluation)}
+
+## How it was made
+
+```sh
+{record["command"]}
+```
+
+{_versions(record)}
+"""
+
+
+def _figures(evaluation: Mapping[str, Any]) -> str:
+    kinds = [kind for kind in ("seen", "unseen") if kind in evaluation]
+    if not kinds:
+        return "No rows were held out, so nothing was measured."
+    names = {"seen": "held-out rows", "unseen": "classes never seen"}
+    lines = ["| measure | " + " | ".join(f"{names[kind]} (95 %)" for kind in kinds) + " |"]
+    lines.append("|---|" + "---|" * len(kinds))
+    for key, title in MEASURES.items():
+        cells = []
+        for kind in kinds:
+            value, bounds = evaluation[kind][key]["value"], evaluation[kind][key]["interval"]
+            shown = "–" if value is None else f"{value:.3f}"
+            cells.append(shown + (f" ({bounds[0]:.3f} – {bounds[1]:.3f})" if bounds else ""))
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    counted = ", ".join(f"{evaluation[kind]['queries']:,} queries of {names[kind]}" for kind in kinds)
+    return "\n".join([*lines, "", f"Measured with {counted}. `report.html` shows more."])
+
+
+def _versions(record: Mapping[str, Any]) -> str:
+    return "Versions: " + ", ".join(f"{name} {value}" for name, value in record["versions"].items()) + "."
+
+
+def _plain(content: str) -> str:
+    """Text that cannot end what it stands in: no markup, no quotes, one line."""
+    return escape(" ".join(content.split()), quote=True).replace("`", "'")
