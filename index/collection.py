@@ -25,6 +25,7 @@ from index import compaction, respond
 from index.answer import Answer, MapSpec
 from index.calibrate import Calibration
 from index.conformal import CoverageFor
+from index.drift import Drift
 from index.encoders import Encoder, load_encoder
 from index.engine import Engine
 from index.engines import recall_warning
@@ -73,6 +74,7 @@ class Collection:
         self.encoder = encoder
         self.model_id = encoder.fingerprint[:12]
         self.maintenance = Maintenance(self.snapshot, self._due)
+        self.drift = Drift()
         self._store = store
         self._config = config
         self._state = state
@@ -298,6 +300,7 @@ class Collection:
         if reason is not None or state.calibration is None:
             told = [warning for warning in state.warnings if warning not in (reason or "")]
             return respond.without_probabilities(found, k, reason or "", told)
+        self.drift.observe(found.scores, found.codes, state.calibration)
         warnings = [*state.warnings, *recall_warning(state.engine), *state.calibration.warnings]
         exact: Literal["all", "top", "no"] = "no" if not state.engine.exact else "all" if len(state) <= TOP_K else "top"
         return respond.with_probabilities(found, k, state.calibration, name, coverage, coverage_for, exact, warnings)
@@ -354,6 +357,7 @@ class Collection:
             "calibrated": state.uncalibrated() is None,
             "reason": state.uncalibrated(),
             "calibration": state.calibration.report if state.calibration else None,
+            "drift": self.drift.report(state.calibration.reference if state.calibration else None),
             "warnings": [*state.warnings, *(state.calibration.warnings if state.calibration else [])],
         }
 
