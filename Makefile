@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test check format audit clean bench-calibration bench-simplex bench-training
+.PHONY: help demo test check format clean bench-bulk bench-calibration bench-index bench-simplex bench-training audit
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -34,8 +34,14 @@ check: $(VENV)/ready  ## lint, types, and who may import whom
 format: $(VENV)/ready  ## format the code
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
+bench-bulk: $(VENV)/ready  ## a million texts through `surematch index`: time, memory, kill -9 and --resume
+	$(BIN)/python benchmarks/bench_bulk.py $(ARGS)
+
 bench-calibration: $(VENV)/ready  ## how honest the probabilities are, beside Platt, isotonic, temperature and raw cosines
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_calibration.py $(ARGS)
+
+bench-index: $(VENV)/ready  ## every engine beside raw FAISS (ARGS="--size 1000000 --dimension 128")
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_index.py $(ARGS)
 
 bench-training: $(VENV)/ready  ## unseen-class retrieval, speed and memory of training, beside peers (ARGS="--encoder minilm")
 	$(BIN)/python benchmarks/bench_training.py $(ARGS)

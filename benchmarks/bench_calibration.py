@@ -27,7 +27,7 @@ from index import metrics
 from index.calibrate import Calibration, calibrate
 from index.calibrators import CALIBRATORS
 from index.conformal import nonconformity
-from index.encoders import install_encoder
+from index.encoders import encoder_folder, load_encoder
 from index.evidence import Evidence
 from index.examples import Queries, examples
 from index.outcome import column, distribution, table
@@ -177,7 +177,8 @@ def pairs(data: Path) -> dict[str, Any]:
         chinese = [data / "pawsx_zh" / f"{part}.csv" for part in ("dev", "test")]
         for name, encoder, files in (("pawsx_zh", "multilingual", chinese), ("abt_buy", "minilm", [file])):
             rows = read_rows(files, text="text_a", label="same")
-            opened = install_encoder(encoder, Path(folder) / encoder)
+            with encoder_folder(encoder) as place:
+                opened = load_encoder(place)
             found[name] = {"encoder": encoder, **evaluate_pairs(opened, rows, "text_b", _NOTHING, lambda *_: None)}
     return found
 

@@ -1,35 +1,43 @@
-"""Rows to a collection: encode, store, index, calibrate, and put in place whole or not at all."""
+"""Rows to a collection: check, encode, store, index, calibrate, and put in place whole or not at all.
+
+The corpus is never in memory, only its vectors are, while the index is built: rows stream from their files through the
+encoder into the item store. The store's transactions are the progress that a killed build resumes from.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from index.calibrate import DEFAULT
 from index.calibrators import CALIBRATORS
 from index.collection import CONFIG, ENCODER, FORMAT, ITEMS, SNAPSHOTS, Collection
 from index.compaction import UNKNOWN_SHARE, Fitting, keep_queries, own_questions
-from index.encoder_files import training_settings
-from index.encoders import Encoder, install_encoder
+from index.encode import Encoded, encode_stream, workers_for
+from index.encoder_files import copy_encoder, fingerprint, training_settings
+from index.encoders import Encoder, encoder_folder, load_encoder
 from index.engines import check_name, make_engine
-from index.errors import CalibrationError, CollectionError, DataError, SettingsError
+from index.errors import CalibrationError, CollectionError, SettingsError
 from index.gallery import Gallery
+from index.intake import item_id, take_in
 from index.items import Item, ItemStore
 from index.loading import CALIBRATION, PROFILE
+from index.place import STATE, begin, building, prepare
 from index.rows import SHOWN, Row
 from index.snapshot import write_snapshot
-from index.sources import BATCH, NO_QUERIES, Held, Progress, calibration_queries, encode_rows
+from index.sources import NO_QUERIES, Held, Progress, calibration_queries
+
+_CHUNK = 8
+"""Batches that are stored in one transaction."""
+_CUT = "cut.txt"
 
 
 def _silent(what: str, done: int, of: int) -> None: ...
@@ -37,7 +45,7 @@ def _silent(what: str, done: int, of: int) -> None: ...
 
 def build_collection(
     model: str,
-    rows: Sequence[Row],
+    rows: Iterable[Row],
     out: Path,
     *,
     id_column: str | None = None,
@@ -46,29 +54,33 @@ def build_collection(
     calibrator: str = DEFAULT,
     engine: str = "auto",
     overwrite: bool = False,
+    resume: bool | None = False,
+    workers: int | None = None,
     seed: int = 0,
     progress: Progress = _silent,
 ) -> dict[str, Any]:
     """Builds the collection `out` of `rows`, encoded by `model` (a folder, `static`, `minilm` or a hub id).
 
-    Everything is written beside `out` and renamed, so a failure leaves nothing behind. Returns the description of
-    `Collection.describe`. When no honest calibration is possible the collection is built without one and says why;
-    other faults raise `DataError`, `EncoderError` or `CollectionError`.
+    `rows` is iterated more than once: a list, or `index.rows.RowFiles`, which streams. Everything is written beside
+    `out` and renamed: bad input leaves nothing behind, and a killed build is continued with `resume` (None: refuse to
+    start over where one lies). `workers` processes encode; None takes as many as there are cores and work for.
+
+    Returns the description of `Collection.describe`. When no honest calibration is possible the collection is built
+    without one and says why; other faults raise `DataError`, `EncoderError` or `CollectionError`.
     """
     if calibrator not in CALIBRATORS:
         raise SettingsError(f"--calibrator {calibrator}: there is none of this name. Use {', '.join(CALIBRATORS)}.")
     check_name(engine)
     _check_out(out, overwrite)
-    if not rows:
-        raise DataError("There are no rows to index. Give at least one file with labelled texts.")
-    with _beside(out) as folder:
-        encoder = install_encoder(model, folder / ENCODER)
-        vectors = encode_rows(encoder, rows, progress)
-        items = _items(rows, vectors, id_column)
+    taken = take_in(rows, id_column, progress)
+    with encoder_folder(model) as source, building(out) as folder:
+        inputs = {"encoder": fingerprint(source), "ids": id_column or "file and line", "rows": taken.files}
+        if not prepare(folder, inputs, resume):
+            copy_encoder(source, folder / ENCODER)
+            begin(folder, inputs)
+        encoder = load_encoder(folder / ENCODER)
         with closing(ItemStore(folder / ITEMS, encoder.dimension)) as store:
-            for start in range(0, len(items), 10 * BATCH):
-                store.upsert(items[start : start + 10 * BATCH])
-                progress("storing", min(start + 10 * BATCH, len(items)), len(items))
+            _store(encoder, folder, store, rows, taken.count, id_column, workers, progress)
             now = store.everything()
             gallery = Gallery.of(now.born, now.labels, now.vectors)
             fitting = Fitting(unknown_share, calibrator, seed)
@@ -77,7 +89,7 @@ def build_collection(
             asked = None
             try:
                 queries, warnings = calibration_queries(
-                    folder / ENCODER, encoder, rows, now.vectors, gallery, held, seed, progress
+                    folder / ENCODER, encoder, taken.keys, now.vectors, gallery, held, seed, progress
                 )
                 keep_queries(store, queries)
                 asked = own_questions(queries)
@@ -103,6 +115,7 @@ def build_collection(
             "engine": engine,
         }
         (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+        shutil.rmtree(folder / SNAPSHOTS, ignore_errors=True)  # of a build that was killed here
         write_snapshot(
             folder / SNAPSHOTS,
             sequence=now.sequence,
@@ -111,43 +124,61 @@ def build_collection(
             files=files,
             about={"store": store.id, "uncalibrated": why_not},
         )
+        cut = _cut_texts(rows, folder)
+        del now, gallery, built, files  # the collection is opened below; it need not stand in memory twice
+        for name in (_CUT, STATE):
+            (folder / name).unlink(missing_ok=True)
     collection = Collection.open(out)
     collection.close()
     described = collection.describe()
-    return {**described, "warnings": [*_cut_texts(encoder, rows), *described["warnings"]]}
+    return {**described, "warnings": [*cut, *described["warnings"]]}
 
 
-def _cut_texts(encoder: Encoder, rows: Sequence[Row]) -> list[str]:
+def _store(
+    encoder: Encoder,
+    folder: Path,
+    store: ItemStore,
+    rows: Iterable[Row],
+    count: int,
+    id_column: str | None,
+    workers: int | None,
+    progress: Progress,
+) -> None:
+    """Encodes and stores the rows that are not stored yet: row number n of the store is the n-th row of the data."""
+    done = len(store)
+    with (
+        closing(
+            encode_stream(encoder, folder / ENCODER, islice(rows, done, None), workers_for(count - done, workers))
+        ) as stream,
+        (folder / _CUT).open("a", encoding="utf-8") as cut,
+    ):
+        while chunk := list(islice(stream, _CHUNK)):
+            for encoded in chunk:
+                cut.writelines(f"{done + at}\n" for at in encoded.too_long)
+                done += len(encoded.rows)
+            cut.flush()  # before the rows count as done; rows encoded twice are only named twice
+            store.upsert([item for encoded in chunk for item in _items(encoded, id_column)])
+            progress("encoding", done, count)
+
+
+def _items(encoded: Encoded, id_column: str | None) -> list[Item]:
+    return [
+        Item(
+            item_id(row, id_column), row.label, row.text, vector, {k: v for k, v in row.extra.items() if k != id_column}
+        )
+        for row, vector in zip(encoded.rows, encoded.vectors, strict=True)
+    ]
+
+
+def _cut_texts(rows: Iterable[Row], folder: Path) -> list[str]:
     """A warning that names the rows whose texts are longer than the encoder reads, or nothing."""
-    cut = [rows[at] for at in encoder.too_long([row.text for row in rows])]
+    cut = sorted({int(line) for line in (folder / _CUT).read_text(encoding="utf-8").splitlines()})
     if not cut:
         return []
-    named = ", ".join(f"{row.file} line {row.line}" for row in cut[:SHOWN]) + (", ..." if len(cut) > SHOWN else "")
+    shown = set(cut[:SHOWN])
+    places = [f"{row.file} line {row.line}" for at, row in enumerate(islice(rows, cut[:SHOWN][-1] + 1)) if at in shown]
+    named = ", ".join(places) + (", ..." if len(cut) > SHOWN else "")
     return [f"{len(cut)} texts are longer than this encoder reads; their ends are ignored: {named}."]
-
-
-def _items(rows: Sequence[Row], vectors: NDArray[np.float32], id_column: str | None) -> list[Item]:
-    items = []
-    seen: dict[str, Row] = {}
-    for row, vector in zip(rows, vectors, strict=True):
-        if id_column is not None and id_column not in row.extra:
-            raise DataError(
-                f"{row.file}: line {row.line} has no column '{id_column}' beside the text and the label. Name the "
-                "right one with --id COLUMN."
-            )
-        given = None if id_column is None else row.extra[id_column]
-        name = f"{Path(row.file).name}:{row.line}" if id_column is None else "" if given is None else str(given)
-        if not name:
-            raise DataError(f"{row.file}: line {row.line}: the column '{id_column}' holds no id. Give every row one.")
-        if name in seen:
-            other = seen[name]
-            raise DataError(
-                f"{row.file}: line {row.line}: the id {name!r} was already used at {other.file} line {other.line}. "
-                "Give every row an id of its own and name the column with --id COLUMN."
-            )
-        seen[name] = row
-        items.append(Item(name, row.label, row.text, vector, {k: v for k, v in row.extra.items() if k != id_column}))
-    return items
 
 
 def _encoder_name(model: str, folder: Path) -> str:
@@ -161,60 +192,3 @@ def _check_out(out: Path, overwrite: bool) -> None:
         raise CollectionError(f"{out}: already exists. Choose another --out, or replace it with --overwrite.")
     if not (out / CONFIG).is_file():
         raise CollectionError(f"{out}: exists and is not a collection, so it is not replaced. Choose another --out.")
-
-
-@contextmanager
-def _beside(out: Path) -> Iterator[Path]:
-    """A folder next to `out` that takes its place on success and disappears on failure.
-
-    Its name carries our process number, so that what a killed run left behind is recognised and removed.
-    """
-    created = [parent for parent in out.parents if not parent.exists()]
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(out)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-{os.getpid()}-", dir=out.parent))
-    except OSError as error:
-        raise CollectionError(f"{out}: cannot be created ({error.strerror}). Choose another --out.") from error
-    folder.chmod(0o755)
-    try:
-        yield folder
-        _replace(out, folder)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        for parent in created:
-            with suppress(OSError):
-                parent.rmdir()
-        raise
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def _sweep(out: Path) -> None:
-    for left in out.parent.glob(f".{out.name}-*-*"):
-        process = left.name.removeprefix(f".{out.name}-").partition("-")[0]
-        # a folder ending in -old is a collection that was being replaced: never ours to delete
-        if process.isdigit() and not _alive(int(process)) and not left.name.endswith("-old"):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _replace(out: Path, folder: Path) -> None:
-    if not out.exists():
-        folder.rename(out)
-        return
-    old = folder.with_name(folder.name + "-old")
-    out.rename(old)
-    try:
-        folder.rename(out)
-    except BaseException:
-        old.rename(out)
-        raise
-    shutil.rmtree(old)

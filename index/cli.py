@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,12 +20,13 @@ from index.collection import CONFIG, ENCODER, MAX_K, Collection
 from index.compaction import UNKNOWN_SHARE
 from index.conformal import CoverageFor
 from index.encoder_files import training_settings
-from index.encoders import install_encoder
+from index.encoders import encoder_folder, load_encoder
 from index.engines import NAMES
 from index.errors import CalibrationError, SettingsError
 from index.evaluate import evaluate as measure
+from index.filters import read_filter
 from index.pairs import evaluate_pairs
-from index.rows import Row, read_rows
+from index.rows import Row, RowFiles, read_rows
 from index.settings import Settings, parse
 from index.sources import Held, trained_rows
 
@@ -58,6 +58,8 @@ class IndexSettings(Settings):
     calibrator: str = Field(DEFAULT, description=f"what turns scores into probabilities: {', '.join(CALIBRATORS)}")
     engine: str = Field("auto", description=f"what finds the nearest items: {', '.join(NAMES)}")
     overwrite: bool = Field(False, description="replace the collection at --out")
+    resume: bool | None = Field(None, description="continue an interrupted build of --out (--no-resume: start over)")
+    workers: int | None = Field(None, ge=1, le=256, description="encoding processes [default: one a core]")
     seed: int = Field(0, description="seed of the random splits")
     json_: bool = _JSON
 
@@ -99,6 +101,9 @@ class SearchSettings(Settings):
     coverage_for: CoverageFor = Field(
         "mixed", description="promise the coverage to all queries together, or to known and unknown ones apart"
     )
+    filter: str | None = Field(
+        None, description='only show items that pass, as JSON: {"brand": "acme", "price": {"lt": 20}}'
+    )
     json_: bool = _JSON
 
 
@@ -123,7 +128,7 @@ def index(argv: Sequence[str]) -> int:
     """`surematch index MODEL DATA --out COLLECTION`"""
     settings = parse(IndexSettings, argv)
     label = settings.label or _trained_label(Path(settings.model), settings.data[0])
-    rows = read_rows(settings.data, text=settings.text, label=label)
+    rows = RowFiles(settings.data, text=settings.text, label=label)
     held = Held(
         _read(settings.calibrate, settings.text, label),
         _read(settings.unknown, settings.text, label, require_label=False),
@@ -139,6 +144,8 @@ def index(argv: Sequence[str]) -> int:
             calibrator=settings.calibrator,
             engine=settings.engine,
             overwrite=settings.overwrite,
+            resume=settings.resume,
+            workers=settings.workers,
             seed=settings.seed,
             progress=progress,
         )
@@ -178,9 +185,8 @@ def _evaluate_pairs(settings: EvaluateSettings, column: str) -> int:
     rows = read_rows(settings.data, text=settings.text, label=settings.label)
     place = settings.collection
     name = str(place / ENCODER if (place / CONFIG).is_file() else place)
-    with tempfile.TemporaryDirectory() as folder, console.progress(quiet=settings.json_) as progress:
-        encoder = install_encoder(name, Path(folder) / ENCODER)
-        report = evaluate_pairs(encoder, rows, column, trained_rows(Path(folder) / ENCODER), progress)
+    with encoder_folder(name) as folder, console.progress(quiet=settings.json_) as progress:
+        report = evaluate_pairs(load_encoder(folder), rows, column, trained_rows(folder), progress)
     if settings.json_:
         _print_json(report)
     else:
@@ -191,6 +197,7 @@ def _evaluate_pairs(settings: EvaluateSettings, column: str) -> int:
 def search(argv: Sequence[str]) -> int:
     """`surematch search COLLECTION TEXT`"""
     settings = parse(SearchSettings, argv)
+    condition = None if settings.filter is None else read_filter(settings.filter)
     collection = Collection.open(settings.collection)
     try:
         answers = collection.search(
@@ -199,6 +206,7 @@ def search(argv: Sequence[str]) -> int:
             map=settings.map,
             coverage=settings.coverage,
             coverage_for=settings.coverage_for,
+            filter=condition,
         )
     finally:
         collection.close()

@@ -31,6 +31,7 @@ from index.engine import Engine
 from index.engines import recall_warning
 from index.errors import CollectionError, Damaged, DataError, ReadOnly
 from index.evidence import TOP_K
+from index.filters import Filter
 from index.gallery import Gallery as Gallery
 from index.items import Item, ItemStore
 from index.loading import CALIBRATION as CALIBRATION
@@ -191,6 +192,20 @@ class Collection:
         self.maintenance.poke()
         return Receipt(sequence, deleted=deleted)
 
+    def delete_where(self, filter: dict[str, Any]) -> Receipt:
+        """Deletes the items that pass the filter now, see `delete`. Raises `DataError` for an empty or wrong filter."""
+        self._must_write()
+        condition = Filter.parse(filter)
+        if not filter:
+            raise DataError("An empty filter would delete every item. Name the ids, or filter on something.")
+        with self._swapping:
+            rows = self._store.rows_where(condition)
+            names = [] if rows is None else [item.id for item in self._store.get(rows.tolist()).values()]
+            sequence, deleted = self._store.delete(names)
+            self._catch_up()
+        self.maintenance.poke()
+        return Receipt(sequence, deleted=deleted)
+
     def item(self, name: str, *, vector: bool = False) -> Item | None:
         """The item with this id; its vector is empty unless asked for."""
         return self._store.item(name, vector=vector)
@@ -262,17 +277,19 @@ class Collection:
         map: MapSpec = "softmax",
         coverage: float | None = None,
         coverage_for: CoverageFor = "mixed",
+        filter: dict[str, Any] | None = None,
     ) -> list[Answer]:
         """One answer a text. Raises `DataError` for an empty text, k out of range or an unknown map.
 
         `coverage` asks for prediction sets; `coverage_for` "known-unknown" makes it hold for known and unknown queries
-        apart, not only for their mix.
+        apart, not only for their mix. `filter` (see `index.filters`) says which items may be shown and which labels
+        answered; a label of which nothing passes counts as no match.
         """
         for at, text in enumerate(texts):
             if not text.strip():
                 raise DataError(f"Query {at + 1} is an empty text. Ask with at least one word.")
         return self.search_vectors(
-            self.encoder.encode(texts), k=k, map=map, coverage=coverage, coverage_for=coverage_for
+            self.encoder.encode(texts), k=k, map=map, coverage=coverage, coverage_for=coverage_for, filter=filter
         )
 
     def search_vectors(
@@ -283,6 +300,7 @@ class Collection:
         map: MapSpec = "softmax",
         coverage: float | None = None,
         coverage_for: CoverageFor = "mixed",
+        filter: dict[str, Any] | None = None,
     ) -> list[Answer]:
         """One answer a row of `vectors` (n, d), unit vectors of this collection's encoder. Raises `DataError`."""
         queries = self._checked(vectors)
@@ -293,9 +311,10 @@ class Collection:
             raise DataError(f"coverage must lie strictly between 0 and 1, got {coverage}. Try 0.95.")
         if coverage_for not in get_args(CoverageFor):
             raise DataError(f"coverage_for must be one of {', '.join(get_args(CoverageFor))}, got {coverage_for!r}.")
+        condition = None if filter is None else Filter.parse(filter)
         if not len(queries):
             return []
-        found, state = self._found(queries, k)
+        found, state = self._found(queries, k, condition)
         reason = state.uncalibrated()
         if reason is not None or state.calibration is None:
             told = [warning for warning in state.warnings if warning not in (reason or "")]
@@ -305,19 +324,23 @@ class Collection:
         exact: Literal["all", "top", "no"] = "no" if not state.engine.exact else "all" if len(state) <= TOP_K else "top"
         return respond.with_probabilities(found, k, state.calibration, name, coverage, coverage_for, exact, warnings)
 
-    def _found(self, queries: NDArray[np.float32], k: int) -> tuple[respond.Found, State]:
+    def _found(self, queries: NDArray[np.float32], k: int, condition: Filter | None) -> tuple[respond.Found, State]:
         """What one state finds. Should its items have been erased meanwhile, a newer state answers."""
         for _ in range(_TRIES):
             state = self._state
             if not len(state):
                 raise DataError("This collection holds no items, so there is nothing to search. Index some rows first.")
-            scores, rows = state.search(queries, TOP_K)
-            codes = state.gallery.codes_of(rows)
-            unlabelled = rows[codes >= len(state.gallery.names)]  # named by their id wherever they stand
-            wanted = {*rows[:, :k].ravel().tolist(), *unlabelled.tolist()}
-            items = self._store.get(wanted)
-            if len(items) == len(wanted):
-                return respond.Found(queries, scores, rows, codes, items, state.gallery), state
+            allowed = None if condition is None else self._store.rows_where(condition, state.sequence)
+            if condition is None or allowed is not None:
+                scores, rows = state.search(queries, TOP_K)
+                codes = state.gallery.codes_of(rows)
+                shown = None if allowed is None else _shown(state, queries, allowed)
+                wanted = _wanted(state, rows, codes, 0 if shown else k)
+                if shown is not None:
+                    wanted |= _wanted(state, shown.rows, shown.codes, k)
+                items = self._store.get(wanted)
+                if len(items) == len(wanted):
+                    return respond.Found(queries, scores, rows, codes, items, state.gallery, shown), state
             if self._state is state:
                 self.refresh()
         raise Damaged(f"{self.path / ITEMS}: items that the index knows are missing. Restore it from a backup.")
@@ -360,6 +383,17 @@ class Collection:
             "drift": self.drift.report(state.calibration.reference if state.calibration else None),
             "warnings": [*state.warnings, *(state.calibration.warnings if state.calibration else [])],
         }
+
+
+def _shown(state: State, queries: NDArray[np.float32], allowed: NDArray[np.int64]) -> respond.Shown:
+    scores, rows = state.search(queries, TOP_K, allowed)
+    codes_of = state.gallery.codes_of
+    return respond.Shown(scores, rows, codes_of(rows), np.unique(codes_of(allowed)))
+
+
+def _wanted(state: State, rows: NDArray[np.int64], codes: NDArray[np.int64], k: int) -> set[int]:
+    """Rows whose items an answer needs: the hits to be shown, and, wherever they stand, those named by their id."""
+    return {*rows[:, :k].ravel().tolist(), *rows[codes >= len(state.gallery.names)].tolist()}
 
 
 def _release(lock: WriterLock | None) -> None:

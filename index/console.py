@@ -28,6 +28,7 @@ def progress(*, quiet: bool = False) -> Iterator[Progress]:
         TextColumn("{task.description:<28}"),
         BarColumn(),
         MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
@@ -36,8 +37,10 @@ def progress(*, quiet: bool = False) -> Iterator[Progress]:
 
         def report(what: str, done: int, of: int) -> None:
             if what not in tasks:
-                tasks[what] = bars.add_task(what, total=of)
-            bars.update(tasks[what], completed=done, total=of)
+                # what an interrupted run had done is no measure of this one's speed
+                tasks[what] = bars.add_task(what, total=of, completed=done, rate="")
+            speed = bars.tasks[tasks[what]].speed
+            bars.update(tasks[what], completed=done, total=of, rate=f"{speed:,.0f}/s" if speed else "")
 
         yield report
 

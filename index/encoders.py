@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -55,22 +56,23 @@ def load_encoder(folder: Path) -> Encoder:
     return SentenceEncoder(folder)
 
 
-def install_encoder(name: str, folder: Path) -> Encoder:
-    """Puts the encoder called `name` (a folder, `static`, `minilm`, `multilingual`, a hub id) into the new `folder`.
+@contextmanager
+def encoder_folder(name: str) -> Iterator[Path]:
+    """The folder of the encoder called `name`: a folder, `static`, `minilm`, `multilingual`, or a hub id.
 
-    Raises `EncoderError`.
+    One that comes from a package or the hub is saved for a while. Raises `EncoderError`.
     """
-    from index import multilingual
-
     if Path(name).is_dir():
-        copy_encoder(Path(name), folder)
-    elif name == multilingual.NAME:
-        multilingual.write_multilingual(folder)
-    else:
-        with tempfile.TemporaryDirectory(dir=folder.parent) as saved:
+        yield Path(name)
+        return
+    from index import multilingual  # which needs the checks below
+
+    with tempfile.TemporaryDirectory() as saved:
+        if name == multilingual.NAME:
+            multilingual.write_multilingual(Path(saved))
+        else:
             open_sentence_transformer(name).save(saved, create_model_card=False)
-            copy_encoder(Path(saved), folder)
-    return load_encoder(folder)
+        yield Path(saved)
 
 
 class StaticEncoder:

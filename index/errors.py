@@ -17,6 +17,10 @@ class EncoderError(SurematchError):
     """An encoder that cannot be found, is damaged, or produced unusable vectors."""
 
 
+class WorkerError(EncoderError):
+    """An encoding process died. What was encoded before is kept."""
+
+
 class CollectionError(SurematchError):
     """A collection that is missing, damaged, or built by another encoder."""
 

@@ -105,6 +105,23 @@ def backgrounds(scores: NDArray[np.floating], codes: Ints) -> Floats:
     return found
 
 
+def joined(evidence: Evidence, more: Evidence) -> Evidence:
+    """The evidence with those candidates of `more`, for the same queries, that it does not have, each query's last.
+
+    What is there already stays as it is, background included: one look further must not change what was known.
+    """
+    owner, other = evidence.query, more.query
+    keys, added = (np.stack([q, e.codes]) for q, e in ((owner, evidence), (other, more)))
+    span = 1 + max(keys[1].max(initial=0), added[1].max(initial=0))
+    new = ~np.isin(added[0] * span + added[1], keys[0] * span + keys[1])
+    owner = np.concatenate([owner, other[new]])
+    order = np.argsort(owner, kind="stable")
+    features = np.concatenate([evidence.features, more.features[new]])[order]
+    codes = np.concatenate([evidence.codes, more.codes[new]])[order]
+    starts = np.searchsorted(owner[order], np.arange(len(evidence) + 1))
+    return Evidence(features, codes, starts, evidence.background)
+
+
 def _top_label_first(features: Floats, codes: Ints, starts: Ints, top: Ints) -> None:
     for i in np.flatnonzero(codes[starts[:-1]] != top):
         at = int(starts[i] + np.flatnonzero(codes[starts[i] : starts[i + 1]] == top[i])[0])

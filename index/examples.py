@@ -178,9 +178,10 @@ def _view(queries: Queries, gallery: Vectors, codes: Ints, labels: int) -> _View
             "Fewer than two labels are left in the gallery beside the calibration queries, so there is nothing to tell "
             "apart. Give calibration queries that are not items, with --calibrate FILE."
         )
+    if not shown.all():  # a large gallery is not copied for nothing
+        gallery, codes = gallery[shown], codes[shown]
     # of what the queries see: a reserved query must not have moved its label's centroid
-    profile = LabelProfile.of(gallery[shown], codes[shown], labels)
-    return _View(gallery[shown], codes[shown], np.flatnonzero(shown), profile)
+    return _View(gallery, codes, np.flatnonzero(shown), LabelProfile.of(gallery, codes, labels))
 
 
 def _evidence(queries: Queries, part: Ints, view: _View, hidden: str) -> Evidence:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from index import items_schema
 from index.errors import CollectionError, Damaged, DataError, DiskFull, ReadOnly
+from index.filters import Filter
 from index.items_schema import LIVE_AT
 
 MAX_ID_BYTES = 512
@@ -224,6 +225,20 @@ class ItemStore:
             born = self._vectors(connection, "sequence > :since AND died IS NULL", {"since": since})
             died = connection.execute("SELECT row FROM items WHERE died > :s AND sequence <= :s", {"s": since})
             return Changes(now, *born, np.array([row for (row,) in died], np.int64))
+
+    def rows_where(self, condition: Filter, at: int | None = None) -> NDArray[np.int64] | None:
+        """Ascending rows that pass the filter and were alive after transaction `at` (None: now).
+
+        None where that cannot be known any more.
+        """
+        with self._reader() as connection:
+            now, purged = connection.execute("SELECT sequence, purged FROM state").fetchone()
+            at = now if at is None else at
+            if not purged <= at <= now:
+                return None
+            statement = f"SELECT row FROM items WHERE {LIVE_AT} AND {condition.sql} ORDER BY row"
+            found = connection.execute(statement, {"at": at, **condition.values})
+            return np.array([row for (row,) in found], np.int64)
 
     def get(self, rows: Iterable[int]) -> dict[int, Item]:
         """The items of these rows, dead ones too until they are purged, without their vectors: `vector` is empty."""

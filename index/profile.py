@@ -47,27 +47,27 @@ class LabelProfile:
         """
         labelled = np.flatnonzero(codes < count)
         sizes = np.bincount(codes[labelled], minlength=count)
-        centroids = np.zeros((count, vectors.shape[1]), np.float64)
+        centroids = np.zeros((count, vectors.shape[1]), np.float32)
         order = labelled[np.argsort(codes[labelled], kind="stable")]
         ends = np.cumsum(sizes)
         mean = np.full(count, np.nan)
         random = np.random.default_rng(seed)
         for code in np.flatnonzero(sizes):
             own = order[ends[code] - sizes[code] : ends[code]]
-            centroids[code] = vectors[own].sum(axis=0, dtype=np.float64)
+            total = vectors[own].sum(axis=0, dtype=np.float64)
+            length = float(np.linalg.norm(total))
+            centroids[code] = total / length if length > 0 else 0.0
             if len(own) > 1:
                 some = vectors[random.permutation(own)[:_SAMPLE]]
                 cosines = some @ some.T
                 np.fill_diagonal(cosines, -np.inf)
                 mean[code] = cosines.max(axis=1).mean()
-        norms = np.linalg.norm(centroids, axis=1, keepdims=True)
-        centroids /= np.where(norms > 0, norms, 1.0)
         several = np.isfinite(mean)
         if neutral is None:
             neutral = float(mean[several].mean()) if several.any() else 0.0
         weight = np.where(several, sizes, 0)
         cohesion = (weight * np.where(several, mean, 0.0) + _PRIOR * neutral) / (weight + _PRIOR)
-        return cls(centroids.astype(np.float32), cohesion, sizes, neutral)
+        return cls(centroids, cohesion, sizes, neutral)
 
     def features(self, queries: Vectors, query: Ints, codes: Ints, best: Floats) -> Floats:
         """(m, 2) for candidates with label `codes` (m,) of queries `query` (m,): cosine to the centroid, cohesion.

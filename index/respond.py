@@ -12,7 +12,7 @@ from index.answer import Answer, Decision, Hit, LabelProbability
 from index.calibrate import Calibration
 from index.conformal import CoverageFor, nonconformity
 from index.errors import CalibrationError, DataError
-from index.evidence import SHARPNESS, Evidence, Floats, gather
+from index.evidence import SHARPNESS, Evidence, Floats, gather, joined
 from index.items import Item
 from index.outcome import distribution, interpolated, table
 
@@ -21,8 +21,25 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Shown:
+    """What passes a filter: the best of it (n, K') by score, row and label code, and every label that has some of it.
+
+    Evidence is gathered over the whole gallery all the same, so that the calibration holds: the filter only says what
+    may be shown and answered. Labels of which nothing passes count as no match.
+    """
+
+    scores: NDArray[np.float32]
+    rows: NDArray[np.int64]
+    codes: NDArray[np.int64]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
-    """What the engine found for n queries (n, d): scores, rows, label codes (n, K), and the items to be shown."""
+    """What the engine found for n queries (n, d): scores, rows, label codes (n, K), and the items to be shown.
+
+    `shown` is what passes the filter, None without one.
+    """
 
     queries: NDArray[np.float32]
     scores: NDArray[np.float32]
@@ -30,6 +47,7 @@ class Found:
     codes: NDArray[np.int64]
     items: dict[int, Item]
     gallery: Gallery
+    shown: Shown | None = None
 
     def identity(self, code: int) -> tuple[str | None, str | None]:
         """(label, None), or (None, id) of an item that stands for itself."""
@@ -40,7 +58,8 @@ class Found:
         return None, self.items[row].id
 
     def hits(self, query: int, k: int, probability: dict[int, float] | None) -> list[Hit]:
-        shown = zip(self.rows[query, :k], self.scores[query, :k], self.codes[query, :k], strict=True)
+        best = self.shown or self
+        shown = zip(best.rows[query, :k], best.scores[query, :k], best.codes[query, :k], strict=True)
         return [
             Hit(
                 id=item.id,
@@ -86,8 +105,12 @@ def with_probabilities(
     warnings = [*warnings, *_map_warning(calibration, name)]
     evidence = gather(found.scores, found.codes, found.queries, found.gallery.profile)
     logits = table(evidence, *calibration.calibrator.logits(evidence))
-    p = distribution(logits, name, temperature)
     certified = _certified(found, evidence, logits, calibration, name, temperature, exact)
+    if found.shown is not None and found.shown.rows.size:
+        shown = found.shown
+        evidence = joined(evidence, gather(shown.scores, shown.codes, found.queries, found.gallery.profile))
+        logits = table(evidence, *calibration.calibrator.logits(evidence))
+    p = distribution(logits, name, temperature)
     return [
         _answer(found, query, k, evidence, logits[query], p[query], cut, coverage, bool(certified[query]), warnings)
         for query in range(len(found.scores))
@@ -131,6 +154,8 @@ def _answer(
 ) -> Answer:
     codes = evidence.codes[evidence.starts[query] : evidence.starts[query + 1]]
     p, logits = p[: len(codes) + 1], logits[: len(codes) + 1]
+    barred = np.zeros(len(codes), np.bool_) if found.shown is None else ~np.isin(codes, found.shown.labels)
+    p = np.concatenate([[p[0] + p[1:][barred].sum()], np.where(barred, 0.0, p[1:])])
 
     def entries(columns: NDArray[np.int64]) -> list[LabelProbability]:
         ordered = columns[np.argsort(-p[columns], kind="stable")]
@@ -144,8 +169,8 @@ def _answer(
         labels=entries(1 + np.flatnonzero(p[1:] > 0)),
         no_match=float(p[0]),
         decision=Decision(label, item, float(p[best])),
-        prediction_set=None if inside is None else entries(1 + np.flatnonzero(inside[1:])),
-        set_has_no_match=None if inside is None else bool(inside[0]),
+        prediction_set=None if inside is None else entries(1 + np.flatnonzero(inside[1:] & ~barred)),
+        set_has_no_match=None if inside is None else bool(inside[0] or (inside[1:] & barred).any()),
         coverage=coverage,
         certified=certified,
         calibrated=True,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +40,21 @@ def text_key(text: str) -> int:
     return int.from_bytes(hashlib.sha256(plain.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
+class RowFiles:
+    """The rows of data files, read anew on every iteration and never held in memory together."""
+
+    def __init__(self, paths: Sequence[Path], *, text: str, label: str | None, require_label: bool = True) -> None:
+        """Columns and `require_label` as in `read_rows`."""
+        self._paths, self._text, self._label, self._require_label = list(paths), text, label, require_label
+
+    def __iter__(self) -> Iterator[Row]:
+        """Rows in order. Raises `DataError`, for empty texts and labels only at the end of their file."""
+        if not self._paths:
+            raise _no_file()
+        for path in self._paths:
+            yield from _read_file(path, self._text, self._label, self._require_label, None)
+
+
 def read_rows(
     paths: Sequence[Path],
     *,
@@ -57,11 +71,12 @@ def read_rows(
     """
     rows = [row for path in paths for row in _read_file(path, text, label, require_label, faulty)]
     if not rows and not faulty:
-        raise DataError("No data file was given. Name at least one CSV, TSV, JSONL or Parquet file.")
+        raise _no_file()
     return rows
 
 
-def _read_file(path: Path, text: str, label: str | None, require_label: bool, faulty: list[Row] | None) -> list[Row]:
+def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Every record of a data file with the line it starts on, whatever its columns. Raises `DataError`."""
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         known = ", ".join(_READERS)
@@ -69,33 +84,41 @@ def _read_file(path: Path, text: str, label: str | None, require_label: bool, fa
     if not path.is_file():
         what = "is a folder, not a file" if path.is_dir() else "no such file"
         raise DataError(f"{path}: {what}. Check the path; it is taken from {Path.cwd()}.")
-    rows: list[Row] = []
+    return reader(path)
+
+
+def _no_file() -> DataError:
+    return DataError("No data file was given. Name at least one CSV, TSV, JSONL or Parquet file.")
+
+
+def _read_file(
+    path: Path, text: str, label: str | None, require_label: bool, faulty: list[Row] | None
+) -> Iterator[Row]:
     no_text: list[int] = []
     no_label: list[int] = []
-    handed_over = False
-    for line, record in reader(path):
+    empty = True
+    for line, record in read_records(path):
+        empty = False
         for column in (text, label):
             if column is not None and column not in record:
                 raise DataError(_missing_column(path, line, column, column == text, record))
-        content = _string(record[text], path, line, text)
-        name = None if label is None else _string(record[label], path, line, label).strip()
+        content = cell_text(record[text], path, line, text)
+        name = None if label is None else cell_text(record[label], path, line, label).strip()
         extra = {key: value for key, value in record.items() if key not in (text, label)}
         row = Row(content, name or None, str(path), line, extra)
         blank, unlabelled = not content.strip(), label is not None and not name and require_label
         if faulty is not None and (blank or unlabelled):
             faulty.append(row)
-            handed_over = True
             continue
         if blank:
             no_text.append(line)
         if unlabelled:
             no_label.append(line)
-        rows.append(row)
-    if not rows and not handed_over:
+        yield row
+    if empty:
         raise DataError(f"{path}: the file holds no rows. Expected a header line and one row a text.")
     _refuse(path, no_text, f"an empty text in column '{text}'", "Fill these texts or delete the rows.")
     _refuse(path, no_label, f"an empty label in column '{label}'", "Label these rows or delete them.")
-    return rows
 
 
 def _refuse(path: Path, lines: list[int], what: str, remedy: str) -> None:
@@ -115,7 +138,7 @@ def _missing_column(path: Path, line: int, column: str, is_text: bool, record: d
     return f"{found} Name the right one with {flag} COLUMN."
 
 
-def _string(value: Any, path: Path, line: int, column: str) -> str:
+def cell_text(value: Any, path: Path, line: int, column: str) -> str:
     """A cell as text; null and NaN, which tools write for a missing value, are empty."""
     if value is None or value != value:
         return ""
@@ -127,30 +150,49 @@ def _string(value: Any, path: Path, line: int, column: str) -> str:
     return str(value)
 
 
-def _read_text(path: Path) -> str:
+def _lines(path: Path, newline: str) -> Iterator[str]:
+    """The file's lines, their ends kept, as `open` cuts them with this `newline`. Raises `DataError`."""
     try:
-        content = path.read_bytes()
+        with path.open(encoding="utf-8-sig", newline=newline) as file:
+            yield from file
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}). Check its permissions.") from error
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        encoding = "UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "WINDOWS-1252"
-        raise DataError(
-            f"{path}: line {line} is not UTF-8 (byte {error.object[error.start]:#04x}). Save the file as UTF-8, "
-            f"for example: iconv -f {encoding} -t UTF-8 {path.name} > fixed{path.suffix}"
-        ) from error
+
+
+def _not_utf8(path: Path) -> DataError:
+    """Reads again, line by line, to say where: the decoder only knows its place in a block."""
+    with path.open("rb") as file:
+        start = file.read(2)
+        file.seek(0)
+        for line, content in enumerate(file, 1):
+            try:
+                content.decode("utf-8")
+            except UnicodeDecodeError as error:
+                encoding = "UTF-16" if start in (b"\xff\xfe", b"\xfe\xff") else "WINDOWS-1252"
+                return DataError(
+                    f"{path}: line {line} is not UTF-8 (byte {content[error.start]:#04x}). Save the file as UTF-8, "
+                    f"for example: iconv -f {encoding} -t UTF-8 {path.name} > fixed{path.suffix}"
+                )
+    return DataError(f"{path}: changed while it was read. Try again when nothing writes to it.")
+
+
+def _without_nul(path: Path) -> Iterator[str]:
+    line = 1
+    for content in _lines(path, newline=""):
+        if "\0" in content:
+            raise DataError(
+                f"{path}: line {line} holds a NUL byte, so this is not a text file. Export it as UTF-8 CSV."
+            )
+        line += content.endswith("\n")
+        yield content
 
 
 def _csv(path: Path, delimiter: str = ",") -> Iterator[tuple[int, dict[str, Any]]]:
     """Records with the line each starts on: quoted fields may contain line breaks (RFC 4180)."""
-    content = _read_text(path)
-    if "\0" in content:
-        line = content[: content.index("\0")].count("\n") + 1
-        raise DataError(f"{path}: line {line} holds a NUL byte, so this is not a text file. Export it as UTF-8 CSV.")
     previous_limit = csv.field_size_limit(MAX_FIELD)
-    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(_without_nul(path), delimiter=delimiter, strict=True)
     start = 1
     try:
         header = next((record for record in reader if record), [])
@@ -184,7 +226,7 @@ def _tsv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for line, record in enumerate(_read_text(path).split("\n"), 1):
+    for line, record in enumerate(_lines(path, newline="\n"), 1):
         if not record.strip():
             continue
         try:
@@ -201,7 +243,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         import pyarrow.parquet as parquet
     except ImportError as error:
         raise DataError(
-            f"{path}: Parquet needs the package pyarrow. Install it with: pip install 'surematch[train]'"
+            f"{path}: Parquet needs the package pyarrow. Install it with: pip install 'surematch[parquet]'"
         ) from error
     line = 0
     try:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from index.encode import BATCH, blame
 from index.encoder_files import TRAINED_ROWS
 from index.encoders import Encoder
 from index.errors import CalibrationError, CollectionError, DataError
@@ -22,10 +23,15 @@ from index.gallery import Gallery
 from index.items import Changes, ItemStore
 from index.rows import Row, text_key
 
-BATCH = 1024
 _GIVEN = "queries given with --calibrate"
+NO_TEXT = 0
+"""Stands for the `text_key` of an item without a text."""
 MAX_QUERIES = 4000
 MAX_LEFT_OUT = 2000
+MAX_COMPARISONS = 200_000_000
+"""Queries times items, from which on queries are sampled: a minute or two of calibration, whatever the gallery."""
+FEWEST = 400
+"""Queries that are taken however large the gallery is."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, of)."""
@@ -45,14 +51,16 @@ NO_QUERIES = Held()
 def calibration_queries(
     encoder_folder: Path,
     encoder: Encoder,
-    rows: Sequence[Row],
+    keys: NDArray[np.uint64],
     vectors: NDArray[np.float32],
     gallery: Gallery,
     held: Held,
     seed: int,
     progress: Progress,
 ) -> tuple[Queries, list[str]]:
-    """The queries to calibrate a gallery of `rows` and `vectors` (n, d) with, and warnings that belong to them.
+    """The queries to calibrate a gallery with, and warnings that belong to them.
+
+    Of the gallery's items the texts' `keys` (n,) and the `vectors` (n, d) are given, in the order of `gallery`.
 
     Raises `CalibrationError` when no honest query is left, `DataError` for labels in the wrong file.
     """
@@ -67,7 +75,7 @@ def calibration_queries(
     else:
         outside = encode_rows(encoder, unknown, progress, "encoding unknown queries")
         queries = _own_rows(
-            [row.text for row in rows],
+            keys,
             vectors,
             gallery,
             [row.label for row in unknown],
@@ -100,11 +108,12 @@ def stored_queries(
             items_untrained=not len(trained),
         )
     else:
-        texts: Sequence[str | None] = ()
+        keys = np.empty(0, np.uint64)
         if len(trained):
             of_row = store.texts(now.born.tolist())
-            texts = [of_row[row] for row in now.born.tolist()]
-        queries = _own_rows(texts, now.vectors, gallery, kept.labels, kept.vectors, codes, trained, seed)
+            texts = (of_row[row] for row in now.born.tolist())
+            keys = np.array([NO_TEXT if text is None else text_key(text) for text in texts], np.uint64)
+        queries = _own_rows(keys, now.vectors, gallery, kept.labels, kept.vectors, codes, trained, seed)
     return queries, _notes(queries, trained)
 
 
@@ -184,7 +193,7 @@ def _given(
 
 
 def _own_rows(
-    texts: Sequence[str | None],
+    keys: NDArray[np.uint64],
     vectors: NDArray[np.float32],
     gallery: Gallery,
     names: Sequence[str | None],
@@ -197,16 +206,15 @@ def _own_rows(
 
     `outside` (u, d) are queries that are no items, with label `names` and `codes` (u,). Of held-out rows all copies of
     a text are taken together, and a label keeps at least one item visible. An item without a text may have been
-    trained on. `texts` are needed only for a trained encoder.
+    trained on. The texts' `keys` are needed only for a trained encoder.
     """
     fresh = gallery.codes < len(gallery.names)
     random = np.random.default_rng(seed)
     if len(trained):
-        keys = np.array([0 if text is None else text_key(text) for text in texts], np.uint64)
-        fresh &= ~np.isin(keys, trained) & np.array([text is not None for text in texts])
-        picked = _held_out(keys, np.flatnonzero(fresh), gallery, random)
+        fresh &= ~np.isin(keys, trained) & (keys != NO_TEXT)
+        picked = _held_out(keys, np.flatnonzero(fresh), gallery, random, _affordable(len(vectors), MAX_QUERIES))
     else:
-        picked = np.sort(random.permutation(np.flatnonzero(fresh))[:MAX_LEFT_OUT])
+        picked = np.sort(random.permutation(np.flatnonzero(fresh))[: _affordable(len(vectors), MAX_LEFT_OUT)])
     if not len(picked):
         raise CalibrationError(
             "Every row of the gallery was used to train the encoder, so none can say how sure a match is. Give "
@@ -224,10 +232,15 @@ def _own_rows(
     )
 
 
+def _affordable(size: int, limit: int) -> int:
+    """Queries for a gallery of `size`: each is compared with every item, several times over."""
+    return max(FEWEST, min(limit, MAX_COMPARISONS // size)) if size else limit
+
+
 def _held_out(
-    keys: NDArray[np.uint64], fresh: NDArray[np.int64], gallery: Gallery, random: np.random.Generator
+    keys: NDArray[np.uint64], fresh: NDArray[np.int64], gallery: Gallery, random: np.random.Generator, limit: int
 ) -> NDArray[np.int64]:
-    wanted = set(random.permutation(np.unique(keys[fresh]))[:MAX_QUERIES].tolist())
+    wanted = set(random.permutation(np.unique(keys[fresh]))[:limit].tolist())
     left = Counter(gallery.codes.tolist())
     chosen = []
     for at in fresh:
@@ -247,16 +260,7 @@ def encode_rows(
         try:
             vectors[start : start + len(part)] = encoder.encode([row.text for row in part])
         except DataError:
-            _blame(encoder, part)
+            blame(encoder, part)
             raise
         progress(what, start + len(part), len(rows))
     return vectors
-
-
-def _blame(encoder: Encoder, rows: Sequence[Row]) -> None:
-    """Raises the `DataError` of the one row in a refused batch, with its file and line."""
-    for row in rows:
-        try:
-            encoder.encode([row.text])
-        except DataError as error:
-            raise DataError(f"{row.file}: line {row.line}: {error}") from error

@@ -74,15 +74,24 @@ class State:
             return why or "This collection's calibration is missing. Build it again."
         return self.calibration.stale(len(self), self.gallery.label_count)
 
-    def search(self, queries: NDArray[np.float32], k: int) -> tuple[Scores, Rows]:
-        """Scores (n, k') descending and rows (n, k') of live items, k' = min(k, len), for unit queries (n, d)."""
-        scores, rows = self.engine.search(queries, k, Selection(excluded=self.dead) if len(self.dead) else None)
-        if len(self.delta_rows):
-            fresh, at = exact_top(queries, self.delta, k)
-            scores, rows = np.hstack([scores, fresh]), np.hstack([rows, self.delta_rows[at]])
+    def search(self, queries: NDArray[np.float32], k: int, allowed: Rows | None = None) -> tuple[Scores, Rows]:
+        """Scores (n, k') descending and rows (n, k') of live items, k' = min(k, how many), for unit queries (n, d).
+
+        `allowed`: rows of live items, the only ones to be found; each stands once.
+        """
+        delta_rows, delta, selection = self.delta_rows, self.delta, None
+        if allowed is not None:
+            inside = np.isin(delta_rows, allowed)
+            delta_rows, delta = delta_rows[inside], delta[inside]
+        if allowed is not None or len(self.dead):
+            selection = Selection(allowed, self.dead)
+        scores, rows = self.engine.search(queries, k, selection)
+        if len(delta_rows):
+            fresh, at = exact_top(queries, delta, k)
+            scores, rows = np.hstack([scores, fresh]), np.hstack([rows, delta_rows[at]])
             order = np.argsort(-scores, axis=1, kind="stable")
             scores, rows = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
-        k = min(k, len(self))
+        k = min(k, len(self) if allowed is None else len(allowed))
         return scores[:, :k], rows[:, :k]
 
     def after(self, changes: Changes, vectors_of: VectorsOf) -> State:

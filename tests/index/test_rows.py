@@ -159,10 +159,10 @@ def test_parquet_bytes_are_not_text(tmp_path: Path) -> None:
 def test_an_unreadable_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path, "rows.csv", "text,label\na,b\n")
 
-    def refuse(self: Path) -> bytes:
+    def refuse(self: Path, **options: object) -> object:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(DataError, match="Permission denied"):
         read(path)
 

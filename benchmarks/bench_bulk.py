@@ -1,0 +1,128 @@
+"""A million short texts through `surematch index`: time, peak memory, resumption after kill -9, and that it serves.
+
+    make bench-bulk                      # 1,000,000 texts with `static`
+    make bench-bulk ARGS="--rows 50000"  # a quick look
+
+The texts are made by a grammar (seeded): short support messages, 200 labels, distinct. Peak memory is the largest sum
+of resident sets over the command and its workers, sampled ten times a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+_WORDS = {
+    "subject": "card account transfer refund invoice order parcel password login subscription router phone battery "
+    "screen ticket flight hotel seat booking voucher",
+    "event": "late declined lost broken expired missing wrong blocked delayed damaged",
+    "opening": "hello hi please urgent morning question sorry again",
+    "place": "berlin airport monday update phone mother work abroad",
+}
+
+
+def texts(count: int, seed: int = 0) -> Iterator[tuple[str, str]]:
+    """`count` distinct (text, label) pairs; a label is a subject with an event."""
+    random = np.random.default_rng(seed)
+    words = {kind: listed.split(" ") for kind, listed in _WORDS.items()}
+    for at in range(count):
+        subject, event, opening, place = (listed[random.integers(len(listed))] for listed in words.values())
+        yield f"{opening}, my {subject} is {event}, {place}, reference {at}", f"{subject} {event}"
+
+
+def write(path: Path, count: int) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        writer.writerows(texts(count))
+
+
+def watch(command: list[str], kill_at: float | None = None, folder: Path | None = None) -> tuple[float, float, int]:
+    """Runs `command`; returns seconds, peak GiB of it and its children, exit code. `kill_at`: kill -9 at that share."""
+    began, peak = time.perf_counter(), 0
+    process = subprocess.Popen(command, start_new_session=True)
+    seen = psutil.Process(process.pid)
+    while process.poll() is None:
+        try:
+            sizes = [member.memory_info().rss for member in [seen, *seen.children(recursive=True)]]
+            peak = max(peak, sum(sizes))
+        except psutil.Error:
+            pass
+        if kill_at is not None and folder is not None and _stored(folder) >= kill_at:
+            os.kill(process.pid, signal.SIGKILL)  # the command alone: its workers must notice by themselves
+        time.sleep(0.1)
+    return time.perf_counter() - began, peak / 2**30, process.returncode
+
+
+def _stored(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob(".*-building/items.sqlite*"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--model", default="static")
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    surematch = str(Path(sys.executable).with_name("surematch"))
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        data, out = folder / "texts.csv", folder / "collection"
+        write(data, options.rows)
+        command = [surematch, "index", options.model, str(data), "--label", "label", "--out", str(out)]
+        command += ["--workers", str(options.workers)] if options.workers else []
+        seconds, memory, code = watch(command)
+        if code:
+            sys.exit(f"surematch index ended with {code}")
+        print(f"{options.rows:,} texts with {options.model}: {seconds:.0f} s, peak {memory:.2f} GiB")
+        found = _ask(surematch, out)
+        size = (out / "items.sqlite").stat().st_size
+        killed, _, code = watch([*command, "--overwrite"], size // 2, folder)
+        rest, _, ended = watch([*command, "--overwrite", "--resume"])
+        print(f"killed -9 after {killed:.0f} s (exit {code}); resumed and finished in {rest:.0f} s more (exit {ended})")
+        again = _ask(surematch, out)
+        same = found["answers"] == again["answers"]
+        print(f"the resumed collection answers as the first one: {same}")
+        report = {
+            "rows": options.rows,
+            "model": options.model,
+            "cores": os.cpu_count(),
+            "seconds": round(seconds, 1),
+            "peak_gib": round(memory, 2),
+            "killed_after": round(killed, 1),
+            "resumed_in": round(rest, 1),
+            "same_answers": same,
+        }
+        if options.json:
+            options.json.write_text(json.dumps(report, indent=2), encoding="utf-8")
+        if ended or not same:
+            sys.exit("the resumed build is not the same collection")
+
+
+def _ask(surematch: str, out: Path) -> dict[str, object]:
+    began = time.perf_counter()
+    query = next(islice(texts(1, seed=7), 1))[0]
+    done = subprocess.run(
+        [surematch, "search", str(out), query, "--json"], capture_output=True, text=True, check=True, timeout=600
+    )
+    found: dict[str, object] = json.loads(done.stdout)
+    print(f"asked {query!r}: answered after {time.perf_counter() - began:.1f} s, opening included")
+    return found
+
+
+if __name__ == "__main__":
+    main()

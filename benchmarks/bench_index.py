@@ -1,0 +1,130 @@
+"""Every engine beside raw FAISS of the same kind: build time, bytes, recall@10, and queries a second, as ratios.
+
+    make bench-index                              100,000 x 384, clustered
+    make bench-index ARGS="--size 1000000 --dimension 128"
+
+Raw FAISS searches the very same index with the same parameters, in turns with ours; what is compared is what the engine
+adds: checks, row numbers, never fewer than k. `flat` is compared with `IndexFlatIP` as the wheel ships it, and with its
+BLAS tuned (newer kernels, `distance_compute_blas_threshold` 1). Ratios are medians over rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from index import exact
+from index.engine import Vectors
+from index.engines import FAISS, make_engine
+from index.faiss_engine import FaissEngine
+from index.native_faiss import faiss
+
+K = 10
+BATCHES = (1, 64)
+Calls = dict[str, Callable[[Vectors], Any]]
+
+
+def clustered(count: int, dimension: int, queries: int, seed: int = 0) -> tuple[Vectors, Vectors]:
+    """Gallery and queries around the same thousand centres: unit vectors (count, d) and (queries, d)."""
+    random = np.random.default_rng(seed)
+    centres = random.standard_normal((1000, dimension), dtype=np.float32)
+    found = np.empty((count + queries, dimension), np.float32)
+    for start in range(0, len(found), 100_000):
+        part = found[start : start + 100_000]
+        part[:] = centres[random.integers(0, len(centres), len(part))]
+        part += 0.7 * random.standard_normal(part.shape, dtype=np.float32)
+        part /= np.linalg.norm(part, axis=1, keepdims=True)
+    return found[:count], found[count:]
+
+
+def in_turns(calls: Calls, queries: Vectors, batch: int, seconds: float) -> dict[str, Any]:
+    """Median queries a second of each call, and the median over rounds of the first one's time against the others'."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call(queries[:batch])
+    end = time.perf_counter() + seconds
+    at = 0
+    while time.perf_counter() < end or at < 5:
+        start = at * batch % (len(queries) - batch)
+        order = list(calls) if at % 2 else list(calls)[::-1]
+        for name in order:
+            begun = time.perf_counter()
+            calls[name](queries[start : start + batch])
+            times[name].append(time.perf_counter() - begun)
+        at += 1
+    first, *others = times
+    result: dict[str, Any] = {name: round(batch / statistics.median(taken), 1) for name, taken in times.items()}
+    for other in others:
+        ratio = statistics.median(theirs / ours for ours, theirs in zip(times[first], times[other], strict=True))
+        result[f"times {other}"] = round(ratio, 2)
+    return result
+
+
+def raw_calls(engine: FaissEngine) -> Calls:
+    """The peers: FAISS's own search of the same index."""
+    parameters = engine._search_parameters(K, 1.0)
+
+    def shipped(queries: Vectors) -> Any:
+        faiss.cvar.distance_compute_blas_threshold = 128_000
+        return engine._index.search(queries, K, params=parameters)
+
+    def tuned(queries: Vectors) -> Any:
+        faiss.cvar.distance_compute_blas_threshold = 1 if len(queries) > 1 else 128_000
+        found = engine._index.search(queries, K)
+        faiss.cvar.distance_compute_blas_threshold = 128_000
+        return found
+
+    return {"raw FAISS": shipped, "raw FAISS, BLAS tuned": tuned} if engine.kind == "flat" else {"raw FAISS": shipped}
+
+
+def measure(kind: str, vectors: Vectors, queries: Vectors, true: Any, seconds: float) -> dict[str, Any]:
+    begun = time.perf_counter()
+    engine = make_engine(kind, vectors, np.arange(len(vectors)))
+    built = time.perf_counter() - begun
+    assert isinstance(engine, FaissEngine)
+    _, rows = engine.search(queries, K)
+    recall = np.mean([len(set(got) & set(want)) / K for got, want in zip(rows.tolist(), true.tolist(), strict=True)])
+    result: dict[str, Any] = {
+        "engine": engine.kind,
+        "parameters": engine.parameters,
+        "build and tune, s": round(built, 1),
+        "memory, MB": round(engine.memory(*vectors.shape) / 1e6, 1),
+        "on disk, MB": round(sum(map(len, engine.dump().values())) / 1e6, 1),
+        "recall@10 measured when built": engine.recall,
+        "recall@10 of new queries": round(float(recall), 4),
+    }
+    for batch in BATCHES:
+        calls = {"ours": lambda asked: engine.search(asked, K), **raw_calls(engine)}
+        result[f"batch {batch}, queries/s"] = in_turns(calls, queries, batch, seconds)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=100_000)
+    parser.add_argument("--dimension", type=int, default=384)
+    parser.add_argument("--queries", type=int, default=1000)
+    parser.add_argument("--engines", nargs="*", default=[*FAISS, "auto"])
+    parser.add_argument("--seconds", type=float, default=8.0, help="time for each batch size of each engine")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    args = parser.parse_args()
+    vectors, queries = clustered(args.size, args.dimension, args.queries)
+    _, true = exact.top(queries, vectors, K)
+    results = {}
+    for kind in args.engines:
+        results[kind] = measure(kind, vectors, queries, true, args.seconds)
+        print(json.dumps({kind: results[kind]}, indent=2), flush=True)
+        if args.json:
+            told = {"size": args.size, "dimension": args.dimension, "faiss": faiss.__version__, "engines": results}
+            args.json.write_text(json.dumps(told, indent=2))
+
+
+if __name__ == "__main__":
+    main()

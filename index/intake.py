@@ -1,0 +1,91 @@
+"""The first pass over the rows of a gallery: is every one usable, and which data is this?
+
+Encoding may take hours, so faults are found before it starts. Memory stays flat: eight bytes a row for its id and eight
+for its text, whatever the rows hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.errors import DataError
+from index.rows import Row, text_key
+from index.sources import Progress
+
+_REPORTED = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """What was seen: how many rows, each one's `text_key` (n,) uint64, and the data's identity by file."""
+
+    count: int
+    keys: NDArray[np.uint64]
+    files: dict[str, dict[str, Any]]
+
+
+def take_in(rows: Iterable[Row], id_column: str | None, progress: Progress) -> Intake:
+    """Reads all rows once. Raises `DataError` for no rows, a row without an id, or one whose id was used before."""
+    ids, keys = array("Q"), array("Q")
+    digests: dict[str, Any] = {}
+    counts: dict[str, int] = {}
+    for row in rows:
+        ids.append(_id_key(item_id(row, id_column)))
+        keys.append(text_key(row.text))
+        digest = digests.setdefault(row.file, hashlib.sha256())
+        digest.update(repr((row.line, row.text, row.label, row.extra)).encode("utf-8", "surrogatepass"))
+        counts[row.file] = counts.get(row.file, 0) + 1
+        if len(ids) % _REPORTED == 0:
+            progress("checking rows", len(ids), len(ids))
+    if not ids:
+        raise DataError("There are no rows to index. Give at least one file with labelled texts.")
+    _refuse_twins(rows, id_column, np.frombuffer(ids, np.uint64))
+    files = {file: {"rows": counts[file], "sha256": digests[file].hexdigest()} for file in counts}
+    return Intake(len(ids), np.frombuffer(keys, np.uint64), files)
+
+
+def item_id(row: Row, id_column: str | None) -> str:
+    """The item's id: from its column, else its file's name and line. Raises `DataError`."""
+    if id_column is None:
+        return f"{Path(row.file).name}:{row.line}"
+    if id_column not in row.extra:
+        raise DataError(
+            f"{row.file}: line {row.line} has no column '{id_column}' beside the text and the label. Name the "
+            "right one with --id COLUMN."
+        )
+    given = row.extra[id_column]
+    if given is None or not str(given):
+        raise DataError(f"{row.file}: line {row.line}: the column '{id_column}' holds no id. Give every row one.")
+    return str(given)
+
+
+def _id_key(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def _refuse_twins(rows: Iterable[Row], id_column: str | None, keys: NDArray[np.uint64]) -> None:
+    """Raises `DataError` naming both places of the first repeated id; reads again only where two keys agree."""
+    ordered = np.sort(keys)
+    suspect = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+    if not suspect:
+        return
+    seen: dict[str, tuple[str, int]] = {}
+    for row in rows:
+        name = item_id(row, id_column)
+        if _id_key(name) not in suspect:
+            continue
+        if name in seen:
+            file, line = seen[name]
+            raise DataError(
+                f"{row.file}: line {row.line}: the id {name!r} was already used at {file} line {line}. "
+                "Give every row an id of its own and name the column with --id COLUMN."
+            )
+        seen[name] = (row.file, row.line)
