@@ -15,6 +15,7 @@ from rich.console import Console
 from index import console, thresholds
 from index.build import build_collection
 from index.calibrate import DEFAULT
+from index.calibration_page import check_place, write_page
 from index.calibrators import CALIBRATORS
 from index.collection import CONFIG, ENCODER, MAX_K, Collection
 from index.compaction import UNKNOWN_SHARE
@@ -31,6 +32,7 @@ from index.settings import Settings, parse
 from index.sources import Held, trained_rows
 
 _TEXT = Field("text", description="column that holds the text")
+_REPORT = Field(None, description="also write the calibration report, with pictures, to this HTML file")
 _JSON = Field(False, alias="json", description="print one JSON object instead of tables")
 
 
@@ -61,6 +63,7 @@ class IndexSettings(Settings):
     resume: bool | None = Field(None, description="continue an interrupted build of --out (--no-resume: start over)")
     workers: int | None = Field(None, ge=1, le=256, description="encoding processes [default: one a core]")
     seed: int = Field(0, description="seed of the random splits")
+    report: Path | None = _REPORT
     json_: bool = _JSON
 
 
@@ -85,6 +88,7 @@ class EvaluateSettings(Settings):
     text: str = _TEXT
     label: str | None = Field(None, description="column that holds the label [default: as in training]")
     map: str = Field("softmax", description="map to probabilities: softmax, sparsemax, entmax15 or taylor")
+    report: Path | None = _REPORT
     json_: bool = _JSON
 
 
@@ -127,6 +131,7 @@ class ThresholdSettings(Settings):
 def index(argv: Sequence[str]) -> int:
     """`surematch index MODEL DATA --out COLLECTION`"""
     settings = parse(IndexSettings, argv)
+    check_place(settings.report)
     label = settings.label or _trained_label(Path(settings.model), settings.data[0])
     rows = RowFiles(settings.data, text=settings.text, label=label)
     held = Held(
@@ -149,6 +154,8 @@ def index(argv: Sequence[str]) -> int:
             seed=settings.seed,
             progress=progress,
         )
+    if settings.report is not None:
+        _write_fit(settings.out, settings.report)
     if settings.json_:
         _print_json(built)
     else:
@@ -156,9 +163,20 @@ def index(argv: Sequence[str]) -> int:
     return 0
 
 
+def _write_fit(path: Path, report: Path) -> None:
+    """The page about what the collection's calibration measured on its own held-out queries."""
+    collection = Collection.open(path)
+    collection.close()
+    fitted = collection.calibration
+    if fitted is None:
+        raise CalibrationError(f"{report}: not written, there is nothing to report. {collection.uncalibrated()}")
+    write_page(report, f"{collection.name}: calibration", fitted.held_out, fitted.report, fitted.warnings)
+
+
 def evaluate(argv: Sequence[str]) -> int:
     """`surematch evaluate COLLECTION QUERIES`"""
     settings = parse(EvaluateSettings, argv)
+    check_place(settings.report)
     if settings.pair_text is not None:
         return _evaluate_pairs(settings, settings.pair_text)
     label = settings.label or _trained_label(settings.collection / ENCODER, settings.data[0])
@@ -167,7 +185,7 @@ def evaluate(argv: Sequence[str]) -> int:
     collection = Collection.open(settings.collection)
     try:
         with console.progress(quiet=settings.json_) as progress:
-            report = measure(collection, known, unknown, map=settings.map, progress=progress)
+            report = measure(collection, known, unknown, map=settings.map, progress=progress, page=settings.report)
     finally:
         collection.close()
     if settings.json_:
@@ -178,6 +196,8 @@ def evaluate(argv: Sequence[str]) -> int:
 
 
 def _evaluate_pairs(settings: EvaluateSettings, column: str) -> int:
+    if settings.report is not None:
+        raise SettingsError("--report: there is no page for pairs yet. Use --json.")
     if settings.unknown:
         raise SettingsError("--unknown: pairs have no gallery, so no query is outside it. Leave the flag away.")
     if settings.label is None:

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.encoder_files import (
-    copy_encoder,
     fingerprint,
     module_kinds,
     module_paths,
