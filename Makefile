@@ -5,8 +5,10 @@ PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# test processes, of one thread each; some tests hold rows of ten million scores, so more take more memory
+WORKERS ?= 2
 
-.PHONY: help demo test check format clean bench-bulk bench-calibration bench-index bench-simplex bench-training audit
+.PHONY: help demo test check format clean audit test-contract bench-bulk bench-calibration bench-heads bench-index bench-simplex bench-training
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -24,7 +26,7 @@ demo: $(VENV)/ready  ## train, index, calibrate, answer three questions, then se
 	@$(BIN)/surematch demo --port $(PORT) $(if $(filter 0,$(SERVE)),--no-serve) $(ARGS)
 
 test: check  ## the whole test suite, lint and types included
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 check: $(VENV)/ready  ## lint, types, and who may import whom
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -46,8 +48,15 @@ bench-index: $(VENV)/ready  ## every engine beside raw FAISS (ARGS="--size 10000
 bench-training: $(VENV)/ready  ## unseen-class retrieval, speed and memory of training, beside peers (ARGS="--encoder minilm")
 	$(BIN)/python benchmarks/bench_training.py $(ARGS)
 
+bench-heads: $(VENV)/ready  ## training with 10,000 to 1,000,000 classes: steps/s and memory of full, sampled, exact sparse heads
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_heads.py $(ARGS)
+
 bench-simplex: $(VENV)/ready  ## speed of the maps against the entmax package
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_simplex.py $(ARGS)
+
+test-contract: $(VENV)/ready  ## thousands of generated requests against the OpenAPI document, and 100 reloads under load
+	SUREMATCH_CASES=700 SUREMATCH_LEAST=5000 SUREMATCH_RELOADS=100 \
+	  $(BIN)/python -m pytest tests/service/test_contract.py tests/service/test_reload.py $(ARGS)
 
 audit: $(VENV)/ready  ## known vulnerabilities of the pinned dependencies (asks the vulnerability service of PyPI)
 	$(BIN)/python -m pip_audit --strict --disable-pip --no-deps -r constraints.txt $(ARGS)

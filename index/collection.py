@@ -210,6 +210,12 @@ class Collection:
         """The item with this id; its vector is empty unless asked for."""
         return self._store.item(name, vector=vector)
 
+    def feedback(self, query: NDArray[np.float32], label: str | None, query_id: str | None = None) -> int:
+        """Notes what the right answer to a query vector (d,) was, None for "nothing in the gallery", for the next
+        calibration; returns the note's number. Raises `DataError`, `ReadOnly`, `DiskFull`."""
+        self._must_write()
+        return self._store.add_feedback(self._checked(query[None])[0], label, query_id)
+
     def refresh(self) -> bool:
         """Follows what another process has written; returns whether anything had changed."""
         with self._swapping:

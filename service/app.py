@@ -11,12 +11,13 @@ from fastapi import FastAPI
 
 from service import problems
 from service.access import Access
+from service.item_schemas import limited_items
 from service.keys import Keys
 from service.limits import LOOPBACK_NAMES, BodyLimit, KnownHosts, SecurityHeaders
 from service.logs import RequestLog
 from service.metrics import Metrics, RequestMetrics
 from service.openapi import openapi
-from service.routes import admin, collection, embeddings, health, page, search
+from service.routes import admin, collection, embeddings, health, items, page, search
 from service.schemas import limited
 from service.serving import Current, Serving
 from service.settings import ServeSettings
@@ -56,6 +57,7 @@ def create_app(settings: ServeSettings, serving: Serving | None = None) -> FastA
     app.state.current = None
     app.state.draining = False
     app.state.request_model = limited(settings)
+    app.state.put_model, app.state.delete_model = limited_items(settings)
     problems.install(app)
     # the last one added is the first to see a request
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
@@ -66,15 +68,20 @@ def create_app(settings: ServeSettings, serving: Serving | None = None) -> FastA
     app.add_middleware(SecurityHeaders)
     app.add_middleware(RequestMetrics, metrics=metrics)
     app.add_middleware(RequestLog)
-    for module in (search, embeddings, collection, admin, health, page):
-        app.include_router(module.router)
+    routers = [module.router for module in (search, embeddings, items, collection, admin, health, page)]
+    app.state.routes = [route for router in routers for route in router.routes]
+    for router in routers:
+        app.include_router(router)
     page.mount(app)
-    document: dict[str, Any] = {}
+    documents: dict[str, dict[str, Any]] = {}
 
     def cached() -> dict[str, Any]:
-        if not document:
-            document.update(openapi(app))
-        return document
+        serving = app.state.current and app.state.current.serving
+        served = serving.collection.name + serving.collection.model_id if serving else ""
+        if served not in documents:
+            documents.clear()
+            documents[served] = openapi(app)
+        return documents[served]
 
     app.openapi = cached  # type: ignore[method-assign]
     return app

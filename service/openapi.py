@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
+import numpy as np
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
+from index.collection import Collection
 from service.access import scope_needed
+from service.item_schemas import FeedbackRequest
 from service.problems import documented
-from service.schemas import EmbeddingsRequest, ProblemReply
+from service.schemas import VISIBLE, EmbeddingsRequest, ProblemReply
+from service.settings import ServeSettings
 
 REF = "#/components/schemas/{model}"
 
@@ -20,13 +25,60 @@ def openapi(app: FastAPI) -> dict[str, Any]:
         title=app.title, version=app.version, description=app.description, routes=app.routes, tags=_TAGS
     )
     _, own = models_json_schema(
-        [(app.state.request_model, "validation"), (EmbeddingsRequest, "validation"), (ProblemReply, "serialization")],
+        [
+            *((model, "validation") for model in (app.state.request_model, EmbeddingsRequest, FeedbackRequest)),
+            *((model, "validation") for model in (app.state.put_model, app.state.delete_model)),
+            (ProblemReply, "serialization"),
+        ],
         ref_template=REF,
     )
     document["components"]["schemas"].update(own["$defs"])
+    _limit(document, app.state.settings)
     if app.state.keys is not None:
         _secure(document)
+    serving = app.state.current and app.state.current.serving
+    if serving:
+        _tailor(document["components"]["schemas"], serving.collection)
     return document
+
+
+def _limit(document: dict[str, Any], settings: ServeSettings) -> None:
+    """The settings' limits, where they are not in the models already."""
+    for parameter in document["paths"]["/v1/search"]["get"]["parameters"]:
+        if parameter["name"] == "k":
+            parameter["schema"] |= {"maximum": settings.max_k}
+        elif parameter["name"] == "text":
+            parameter["schema"] |= {"maxLength": settings.max_text_chars}
+    text = {"minLength": 1, "maxLength": settings.max_text_chars, "pattern": VISIBLE}
+    document["components"]["schemas"]["EmbeddingsRequest"]["properties"]["input"] |= {
+        "anyOf": [
+            {"type": "string", **text},
+            {"type": "array", "minItems": 1, "maxItems": settings.max_queries, "items": {"type": "string", **text}},
+        ]
+    }
+
+
+def _tailor(schemas: dict[str, Any], collection: Collection) -> None:
+    """What depends on the collection now served: its dimension, and the names of its model."""
+    d = collection.encoder.dimension
+    full, rest = divmod(4 * d, 3)
+    tail = ("", "[A-Za-z0-9+/][AQgw]==", "[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=")[rest]
+    length = 4 * (full + (rest > 0))
+    of_list = {"minItems": d, "maxItems": d}
+    of_base64 = {
+        "minLength": length,
+        "maxLength": length,
+        "pattern": f"^[A-Za-z0-9+/]{{{4 * full}}}{tail}$",
+        "examples": [base64.b64encode(np.eye(1, d, dtype="<f4").tobytes()).decode()],
+    }
+    schemas["VectorQuery"]["properties"]["vector"] |= of_list
+    schemas["Base64Query"]["properties"]["vector_base64"] |= of_base64
+    item = schemas["ItemBody"]["properties"]
+    item["vector"]["anyOf"][0] |= of_list
+    item["vector_base64"]["anyOf"][0] |= of_base64
+    embeddings = schemas["EmbeddingsRequest"]["properties"]
+    embeddings["model"] |= {"enum": list(dict.fromkeys((collection.name, collection.model_id)))}
+    embeddings["dimensions"] |= {"anyOf": [{"const": d}, {"type": "null"}]}
 
 
 def _secure(document: dict[str, Any]) -> None:
@@ -46,6 +98,7 @@ def _secure(document: dict[str, Any]) -> None:
 _TAGS = [
     {"name": "search", "description": "Ask: hits, calibrated probabilities, the no-match share."},
     {"name": "collection", "description": "What is served, and how far its probabilities can be trusted."},
+    {"name": "items", "description": "Change what is searched, and say what was right (`surematch serve --writable`)."},
     {"name": "embeddings", "description": "The collection's encoder, as OpenAI's API has it."},
     {"name": "admin", "description": "For operators; needs the scope admin where keys are used."},
     {"name": "health", "description": "For supervisors and load balancers."},

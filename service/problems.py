@@ -14,8 +14,9 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
-from index.errors import CalibrationError, DataError, SettingsError, SurematchError
+from index.errors import CalibrationError, DataError, DiskFull, ReadOnly, SettingsError, SurematchError, WriterBusy
 from service.schemas import QUERY_TAGS
 
 MEDIA_TYPE = "application/problem+json"
@@ -41,6 +42,8 @@ KINDS = {
         Kind("unauthorized", 401, "A key is needed", "Send a valid key: `Authorization: Bearer KEY`."),
         Kind("forbidden", 403, "The key may not do this", "Use a key with that scope: `surematch keys add`."),
         Kind("not-found", 404, "There is nothing at this address", "See /docs for the addresses that exist."),
+        Kind("no-such-item", 404, "There is no such item", "Check the id; an item that was deleted is gone."),
+        Kind("no-such-query", 404, "There is no such query", "Only recent ones are remembered; ask again."),
         Kind("method-not-allowed", 405, "This address does not know the method", "Use a method of the Allow header."),
         Kind("conflict", 409, "The state of the collection forbids it", "Mend what is named, then try again."),
         Kind("body-too-large", 413, "The body is too large", "Send fewer queries a request, or raise the limit."),
@@ -57,6 +60,7 @@ KINDS = {
         Kind("too-slow", 503, "The search took too long", "Try again later, with fewer queries a request."),
         Kind("not-ready", 503, "The service is not ready", "Wait until /readyz answers 200."),
         Kind("unavailable", 503, "The collection cannot answer", "The service's log names the fault and the remedy."),
+        Kind("disk-full", 507, "The disk is full", "Nothing was written; make room and send it again."),
         Kind("internal", 500, "The service failed", "The service's log has the details; this is a fault of ours."),
     )
 }
@@ -145,13 +149,19 @@ def install(app: FastAPI) -> None:
         slug = _BY_STATUS.get(error.status_code, "internal" if error.status_code >= 500 else "bad-request")
         detail = {404: "The address is unknown.", 405: f"{request.method} is not possible here."}
         headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(_methods(request))
         problem = Problem(slug, detail.get(error.status_code, f"{error.detail}."), headers=headers)
         return response(problem, request.url.path)
 
     async def on_user_error(request: Request, error: Exception) -> Response:
         if isinstance(error, DataError | CalibrationError | SettingsError):
             return response(Problem("invalid-request", str(error)), request.url.path)
-        log.error("search failed: %s", error)
+        if isinstance(error, ReadOnly | WriterBusy):
+            return response(Problem("conflict", str(error)), request.url.path)
+        if isinstance(error, DiskFull):
+            return response(Problem("disk-full", str(error)), request.url.path)
+        log.error("a request failed: %s", error)
         return response(Problem("unavailable", "The collection or its encoder reported a fault."), request.url.path)
 
     async def on_fault(request: Request, error: Exception) -> Response:
@@ -161,6 +171,16 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(SurematchError, on_user_error)
     app.add_exception_handler(Exception, on_fault)
+
+
+def _methods(request: Request) -> list[str]:
+    """Those of all routes at this address: each route names only its own."""
+    scope = dict(request.scope)
+    found: set[str] = set()
+    for route in request.app.state.routes:
+        if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE:
+            found |= route.methods or set()
+    return sorted(found)
 
 
 def documented(*slugs: str) -> dict[int | str, dict[str, Any]]:

@@ -25,6 +25,10 @@ QUERY_TAGS = frozenset({TEXT, VECTOR, BASE64, IMAGE})
 """Marks of the query union in a validation error's location; no part of the JSON document."""
 
 
+VISIBLE = r"[^\s\x1c-\x1f\x85]"
+"""A regular expression (in the common part of its dialects) for what `str.strip` leaves: for the OpenAPI document."""
+
+
 class Body(BaseModel):
     """What all request bodies share: strict types, finite numbers, no unknown members."""
 
@@ -166,7 +170,12 @@ def limited(settings: ServeSettings) -> type[SearchRequest]:
         __base__=TextQuery,
         text=(
             Annotated[str, AfterValidator(_not_blank)],
-            Field(min_length=1, max_length=settings.max_text_chars, examples=["what is the temperature outside"]),
+            Field(
+                min_length=1,
+                max_length=settings.max_text_chars,
+                examples=["what is the temperature outside"],
+                json_schema_extra={"pattern": VISIBLE},
+            ),
         ),
     )
     vector = create_model(
@@ -256,9 +265,11 @@ class SearchReply(Reply):
     """`results[i]` answers `queries[i]`."""
 
     results: list[AnswerReply]
+    query_ids: list[str] | None = Field(description="for /v1/feedback; null when the service takes no writes")
     collection: str
     model: str = Field(description="fingerprint of the encoder")
     snapshot: str = Field(description="the state of the collection that was searched")
+    sequence: int = Field(description="number of the last write that was searched")
     timings: TimingsReply
 
 
@@ -318,6 +329,10 @@ class ReadyReply(Reply):
     model: str
     snapshot: str
     degraded: bool = Field(description="a newer version was refused; the log says why")
+
+
+class SnapshotReply(Reply):
+    snapshot: str = Field(description="name of the new snapshot, which serves now")
 
 
 class ReloadReply(Reply):

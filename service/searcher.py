@@ -40,10 +40,12 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Answers in the order of the queries, and the snapshot all of them come from."""
+    """Answers in the order of the queries' vectors (n, d), and the state all of them come from."""
 
     answers: list[Answer]
+    vectors: Vectors
     snapshot: str
+    sequence: int
     seconds: float
 
 
@@ -164,23 +166,29 @@ class Searcher:
     def _ask(self, jobs: list[_Job]) -> list[Found | Exception]:
         began = perf_counter()
         asked = jobs[0].request
+        vectors = np.concatenate([job.vectors for job in jobs])
         try:
-            answers = self.collection.search_vectors(
-                np.concatenate([job.vectors for job in jobs]),
-                k=asked.k,
-                map=asked.map_spec,
-                coverage=asked.coverage,
-                coverage_for=asked.coverage_for,
-            )
+            while True:
+                state = self.collection.state
+                answers = self.collection.search_vectors(
+                    vectors,
+                    k=asked.k,
+                    map=asked.map_spec,
+                    coverage=asked.coverage,
+                    coverage_for=asked.coverage_for,
+                )
+                # all of an answer comes from one state; which one it was is known unless a new snapshot came between
+                if self.collection.snapshot_id == state.snapshot_id:
+                    break
         except SurematchError as error:
             return [error] if len(jobs) == 1 else [self._ask([job])[0] for job in jobs]
         seconds = perf_counter() - began
-        snapshot = self.collection.snapshot_id
         found: list[Found | Exception] = []
         start = 0
         for job in jobs:
-            found.append(Found(answers[start : start + len(job.vectors)], snapshot, seconds))
-            start += len(job.vectors)
+            end = start + len(job.vectors)
+            found.append(Found(answers[start:end], job.vectors, state.snapshot_id, state.sequence, seconds))
+            start = end
         return found
 
     def close(self) -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from index.answer import Answer
 from index.collection import Collection
-from index.errors import CollectionError, SurematchError
+from index.errors import CollectionError, ReadOnly, SurematchError
 from index.evidence import TOP_K
 from service.metrics import Metrics
 from service.searcher import Searcher
 from service.settings import ServeSettings
+from service.writer import RecentQueries, Writer
 
 WARM_UP = "what can you do for me"
 EXAMPLES = 4
@@ -28,6 +30,8 @@ class Serving:
     collection: Collection
     searcher: Searcher
     examples: list[str]
+    writer: Writer
+    recent: RecentQueries = field(default_factory=RecentQueries)
     users: int = 0
     unused: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -35,7 +39,7 @@ class Serving:
     def open(cls, settings: ServeSettings, metrics: Metrics | None = None) -> Serving:
         """Open, verify and warm the collection. Raises `CollectionError` or `EncoderError`."""
         # a link to the current version may be pointed elsewhere while we read: all files come from where it points now
-        collection = Collection.open(settings.collection.resolve())
+        collection = Collection.open(settings.collection.resolve(), writable=settings.writable)
         try:
             # The first query pays for lazy loading and compilation, and proves that encoder and gallery fit.
             (answer,) = collection.search([WARM_UP], k=TOP_K)
@@ -44,7 +48,14 @@ class Serving:
             raise
         metrics = metrics or Metrics()
         metrics.items.set(collection.size)
-        return cls(collection, Searcher(collection, settings, metrics), settings.examples or _examples(answer))
+        searcher = Searcher(collection, settings, metrics)
+        return cls(collection, searcher, settings.examples or _examples(answer), Writer(4 * settings.max_items))
+
+    def knows(self, label: str) -> bool:
+        """Whether the collection has an item of this label."""
+        names = self.collection.gallery.names  # sorted
+        at = bisect_left(names, label)
+        return at < len(names) and names[at] == label
 
     @contextmanager
     def used(self) -> Iterator[Serving]:
@@ -66,6 +77,7 @@ class Serving:
 
     def close(self) -> None:
         self.searcher.close()
+        self.writer.close()
         self.collection.close()
 
 
@@ -84,6 +96,21 @@ class Current:
     async def start(self) -> None:
         if self.serving is None:
             self.serving = await asyncio.to_thread(Serving.open, self.settings, self.metrics)
+        self._following = asyncio.create_task(self._follow())
+
+    async def _follow(self) -> None:
+        """Serve what other processes have written to the collection, and keep the gauges."""
+        while True:
+            await asyncio.sleep(self.settings.refresh_seconds)
+            if self.serving is None:
+                continue
+            with self.serving.used() as serving:
+                try:
+                    if not serving.collection.writable:
+                        await asyncio.to_thread(serving.collection.refresh)
+                except SurematchError as error:
+                    log.error("what was written elsewhere cannot be followed: %s", error)
+                self.metrics.items.set(serving.collection.size)
 
     async def reload(self) -> Serving:
         """Serve what the collection's folder holds now: opened, verified and warm before the first request sees it.
@@ -91,6 +118,11 @@ class Current:
         Requests under way finish on the version they began with. Raises `SurematchError` when the new version is
         damaged in any part; the old one then serves on.
         """
+        if self.settings.writable:
+            raise ReadOnly(
+                "This service writes to the collection itself, so nobody else has changed it, and its own writes are "
+                "served at once. To serve another collection, start another service."
+            )
         async with self._reloading:
             old = self.serving
             try:
@@ -119,6 +151,7 @@ class Current:
         return new
 
     async def stop(self) -> None:
+        self._following.cancel()
         closing, self.serving = self.serving, None
         await asyncio.gather(*self._retiring)
         if closing is not None:

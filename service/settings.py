@@ -20,6 +20,9 @@ class ServeSettings(Settings):
     model_config = SettingsConfigDict(env_prefix="SUREMATCH_")
 
     collection: CliPositionalArg[Path] = Field(description="folder of the collection, made by `surematch index`")
+    writable: bool = Field(
+        False, description="take writes (/v1/items, feedback, snapshots) too; one process can write to a collection"
+    )
     host: str = Field("127.0.0.1", description="address to listen on; anything but loopback needs --public")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 lets the system choose one")
     keys: Path | None = Field(
@@ -42,11 +45,15 @@ class ServeSettings(Settings):
     max_text_chars: int = Field(10_000, ge=1, description="longest text of a query, in characters")
     max_vector_length: int = Field(16_384, ge=1, description="longest vector read before its length is checked")
     max_k: int = Field(TOP_K, ge=1, le=TOP_K, description="most hits that may be asked for a query")
+    max_items: int = Field(1000, ge=1, le=100_000, description="most items in one write")
     max_pending: int = Field(256, ge=1, description="queries that may wait or run; further requests get 503")
     deadline_seconds: float = Field(30, gt=0, description="seconds a search may take in all; then 503")
     cache_bytes: int = Field(32 * 2**20, ge=0, description="memory for the vectors of recent query texts; 0: none")
     search_threads: int = Field(
         2, ge=1, le=256, description="threads that search an approximate index; an exact one uses all cores itself"
+    )
+    refresh_seconds: float = Field(
+        1, gt=0, description="seconds after which a read-only service looks for what another process has written"
     )
     drain_notice_seconds: float = Field(
         2, ge=0, le=60, description="after SIGTERM, seconds of answering still, with /readyz at 503, before the end"

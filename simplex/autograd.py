@@ -197,7 +197,9 @@ class _Last(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, _: torch.Tensor) -> Any:
-        raise NotImplementedError("perturb_max with bounded noise has no second derivative (its density has jumps)")
+        raise NotImplementedError(
+            "perturb_max has no second derivative with bounded noise (its density has jumps) or over long rows"
+        )
 
 
 def _negentropy_in_alpha(p: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simplex.arrays import ArrayT, is_torch, namespace, over_rows, top
+from simplex.arrays import ArrayT, is_torch, namespace, over_rows, readable, top
+from simplex.perturb_long import LONG, LongRow
 from simplex.targets import Target, row_loss
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
 class Noise:
     """A noise distribution: two functions on arrays (numpy and torch alike), its mean, and where it lives.
 
-    `low` and `high` bound the noise up to a probability of about 1e-18, the precision of the integral.
+    `low` and `high` bound the noise up to a probability of about 1e-18, the precision of the integral. `analytic`: both
+    functions have no singularity within 2.8 of the real line, which long rows make use of (`simplex.condensed`).
     """
 
     name: str
@@ -46,6 +48,7 @@ class Noise:
     low: float
     high: float
     bounded: bool = False
+    analytic: bool = False
 
 
 def _log_ndtr(u: Any) -> Any:
@@ -74,8 +77,10 @@ def _log_cdf_uniform(u: Any) -> Any:
     return xp.where(u > -1, xp.log(xp.where(u > -1, (held + 1) / 2, 1)), -math.inf)
 
 
-NORMAL = Noise("normal", _log_ndtr, lambda u: -u * u / 2 - math.log(2 * math.pi) / 2, 0.0, -9.0, 9.0)
-LOGISTIC = Noise("logistic", lambda u: -_softplus(-u), lambda u: -u - 2 * _softplus(-u), 0.0, -42.0, 42.0)
+NORMAL = Noise("normal", _log_ndtr, lambda u: -u * u / 2 - math.log(2 * math.pi) / 2, 0.0, -9.0, 9.0, analytic=True)
+LOGISTIC = Noise(
+    "logistic", lambda u: -_softplus(-u), lambda u: -u - 2 * _softplus(-u), 0.0, -42.0, 42.0, analytic=True
+)
 GUMBEL = Noise(
     "gumbel",
     lambda u: -namespace(u).exp(-u),
@@ -83,6 +88,7 @@ GUMBEL = Noise(
     float(np.euler_gamma),
     -3.8,
     42.0,
+    analytic=True,
 )
 UNIFORM = Noise("uniform", _log_cdf_uniform, lambda u: _inside(u, -math.log(2)), 0.0, -1.0, 1.0, bounded=True)
 NOISES = {noise.name: noise for noise in (NORMAL, LOGISTIC, GUMBEL, UNIFORM)}
@@ -98,11 +104,11 @@ def perturb_max(
 ) -> ArrayT:
     """P(x_i / T + e_i is the largest), for noise "normal", "logistic", "gumbel", "uniform" (on [-1, 1]) or your own.
 
-    `points` of the grid: None takes 256 (1024 for bounded noise). The more scores, the narrower their maximum is spread
-    and the more points it takes: 48 do for 6 scores, 192 for 20,000, and 256 agree with an oracle to 1e-9 over 100,000
-    (tests/simplex/test_long_rows.py). Memory sets the limit: several float64 arrays of rows * n * points, 0.2 GB each
-    for one row of 100,000, so take rows in small batches; there is no answer for ten million. Two derivatives for
-    smooth noise; one for bounded noise (the second has jumps). ValueError names a bad argument.
+    `points` of the grid: None takes 256 (1024 for bounded noise), which agree with an oracle to 1e-12 over few scores.
+    A row of more than 50,000 scores goes through a few thousand points that stand for them (`simplex.perturb_long`):
+    1e-12 over ten million, with the memory of a few copies of the row; noise of your own needs `analytic` for that, or
+    scores with many ties. Two derivatives for
+    smooth noise; one for bounded noise (the second has jumps) and for long rows. ValueError names a bad argument.
     """
     law = _law(noise)
 
@@ -176,6 +182,8 @@ def _in_double(function: Callable[[Any], Any], rows: Any) -> Any:
 
 
 def _probabilities(x: Any, law: Noise, points: int | None) -> Any:
+    if _is_long(x):
+        return _long_probabilities(x, law, points)
     if law.bounded and is_torch(x):
         from simplex.autograd import differentiable_once
 
@@ -183,6 +191,44 @@ def _probabilities(x: Any, law: Noise, points: int | None) -> Any:
             x, lambda z: _normalized(_integrand(z, law, points)), lambda z, v: _jacobian_product(z, v, law, points)
         )
     return _normalized(_integrand(x, law, points))
+
+
+def _is_long(x: Any) -> bool:
+    return x.shape[-1] > LONG and (not is_torch(x) or readable(x))
+
+
+def _long_probabilities(x: Any, law: Noise, points: int | None) -> Any:
+    return _once(
+        x,
+        lambda z: _row_by_row(lambda row: LongRow(row, law, points).probabilities(), z),
+        lambda z, v: _row_by_row(lambda row, of: LongRow(row, law, points).product(of), z, v),
+    )
+
+
+def _long_potential(x: Any, law: Noise, points: int | None) -> Any:
+    return _once(
+        x,
+        lambda z: _row_by_row(lambda row: LongRow(row, law, points).potential(), z, reduce=True),
+        lambda z, v: v[..., None] * _row_by_row(lambda row: LongRow(row, law, points).probabilities(), z),
+    )
+
+
+def _once(x: Any, function: Callable[[Any], Any], product: Callable[[Any, Any], Any]) -> Any:
+    if not is_torch(x):
+        return function(x)
+    from simplex.autograd import differentiable_once
+
+    return differentiable_once(x, function, product)
+
+
+def _row_by_row(function: Callable[..., Any], *arrays: Any, reduce: bool = False) -> Any:
+    """`function` of each row of arrays (..., n), with `reduce` a number; a row without a finite maximum becomes NaN."""
+    xp, x = namespace(arrays[0]), arrays[0]
+    found = xp.zeros_like(x[..., 0] if reduce else x)
+    for at in np.ndindex(x.shape[:-1]):
+        lost = not abs(top(x[at], xp)) < math.inf
+        found[at] = math.nan if lost else function(*(array[at] for array in arrays))
+    return found
 
 
 def _jacobian_product(x: Any, v: Any, law: Noise, points: int | None) -> Any:
@@ -257,6 +303,8 @@ def _normalized(integrand: tuple[Any, Any]) -> Any:
 
 def _potential(x: Any, law: Noise, points: int | None) -> Any:
     """E max = s_0 + integral from s_0 of (1 - e^G) ds, where e^G vanishes below s_0."""
+    if _is_long(x):
+        return _long_potential(x, law, points)
     xp = namespace(x)
     s, ds = _grid(x, law, points)
     lost, held = _without_lost(x, xp)

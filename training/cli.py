@@ -30,6 +30,8 @@ def train(argv: Sequence[str]) -> int:
         again = "add --resume to the same command to continue" if can_resume(settings.out) else "nothing to continue"
         console.print(f"Stopped. Nothing was written to {settings.out}; {again}.")
         return 130
+    if os.environ.get("RANK", "0") != "0":  # under torchrun, the first process speaks for all
+        return 0
     if settings.json_:
         sys.stdout.write(json.dumps({"model": str(settings.out), **record}, ensure_ascii=False) + "\n")
     else:

@@ -37,6 +37,8 @@ Loss = Literal[
     "sparse-softmax",
     "smooth-accuracy",
     "exact",
+    "partial-fc",
+    "exact-sparse",
     "multiple-negatives-ranking",
     "batch-all-triplet",
     "batch-hard-triplet",

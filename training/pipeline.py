@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -24,7 +25,9 @@ from transformers.utils.logging import disable_progress_bar
 from index.encoder_files import RECORD, TRAINED_ROWS, open_sentence_transformer
 from index.errors import DataError
 from index.rows import Row, read_rows
+from training import distributed
 from training.assessment import Embedded, assess
+from training.capacity import check_memory, check_processes
 from training.card import CARD, render_card
 from training.config import Kind, Recipe, TrainSettings
 from training.data import (
@@ -59,6 +62,15 @@ def train_encoder(settings: TrainSettings, console: Console) -> dict[str, Any]:
     Raises `SurematchError`s for data or settings that cannot be used; then nothing is written. When interrupted, a run
     folder beside `settings.out` holds what `settings.resume` continues from.
     """
+    with distributed.processes():
+        if distributed.rank() == 0:
+            return _train_encoder(settings, console)
+        with tempfile.TemporaryDirectory() as elsewhere:  # process 0 alone reports and writes
+            out = Path(elsewhere) / settings.out.name
+            return _train_encoder(settings.model_copy(update={"out": out}), Console(quiet=True))
+
+
+def _train_encoder(settings: TrainSettings, console: Console) -> dict[str, Any]:
     started = time.perf_counter()
     check_target(settings.out, settings.overwrite)
     prepared = _prepare(settings, console)
@@ -137,6 +149,8 @@ def _train(
     model = open_sentence_transformer(settings.encoder)
     kind: Kind = "static" if is_static(model) else "transformer"
     recipe = Recipe.resolve(settings, kind)
+    check_processes(settings, recipe)
+    check_memory(recipe, len(labels), int(model.get_embedding_dimension() or 0))
     _check_readable(model, kind, [*rows, *prepared.unseen])
     warnings = _cut_texts(model, kind, rows)
     for warning in warnings:
@@ -247,7 +261,7 @@ def _write(
 ) -> None:
     model.save_pretrained(str(folder), create_model_card=False)
     if isinstance(loss, Objective):
-        save_head(folder, loss.head.weight, [label for label in labels for _ in range(loss.centers)])
+        save_head(folder, loss.class_weights(), [label for label in labels for _ in range(loss.centers)])
     np.save(folder / TRAINED_ROWS, trained_row_keys(trained), allow_pickle=False)
 
 

@@ -22,12 +22,15 @@ from torch.utils.data import BatchSampler
 from transformers import PrinterCallback, TrainerCallback
 
 from index.errors import DataError
+from training import distributed
 from training.checkpoints import ObjectiveCheckpoint
 from training.config import Kind, Recipe, TrainSettings
 from training.early_stopping import EarlyStopping
 from training.interrupt import StopOnSignal
 from training.objectives import HEAD_PARAMETERS, OBJECTIVES, Objective
 from training.objectives.contrastive import reshape
+from training.objectives.huge import HugeHead
+from training.optimizer import RowAdamW
 from training.samplers import LengthBucketedSampler, PerClassSampler
 from training.schedules import Schedule
 
@@ -98,6 +101,14 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """No model card: ours is written from the training record."""
 
+    def get_optimizer_cls_and_kwargs(self, args: Any, model: Any = None) -> tuple[Any, Any]:
+        """The library's, but ours where class weights get gradients of a few rows."""
+        optimizer, options = super().get_optimizer_cls_and_kwargs(args, model)
+        if not getattr(self.loss, "sparse_gradients", False):
+            return optimizer, options
+        options.pop("fused", None)  # the fused kernel wants gradients for all it has seen
+        return RowAdamW, options
+
     def get_batch_sampler(self, dataset: Dataset, **kwargs: Any) -> BatchSampler | None:
         return self._sampler(dataset, **kwargs) if self._sampler else super().get_batch_sampler(dataset, **kwargs)
 
@@ -152,6 +163,8 @@ def fit(
     """
     shape = OBJECTIVES[recipe.loss].shape
     dataset = Dataset.from_dict(reshape(rows.texts, rows.classes, shape, settings.seed))
+    if isinstance(loss, HugeHead):
+        loss.sparse_gradients = True
     arguments = _arguments(loss, settings, recipe, work)
     bar, stop = ProgressBar(console), StopOnSignal(console)
     schedule = Schedule(
@@ -204,7 +217,7 @@ def _arguments(
         bf16=settings.bf16,
         use_cpu=not torch.accelerator.is_available(),
         seed=settings.seed,
-        save_strategy="steps" if settings.checkpoint_steps else "no",
+        save_strategy="steps" if settings.checkpoint_steps and distributed.world() == 1 else "no",
         save_steps=settings.checkpoint_steps or 1,
         save_total_limit=KEPT,
         logging_steps=20,
@@ -212,6 +225,9 @@ def _arguments(
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=False,
+        # Several processes share each batch, so they take the very batches of one; a batch left over has no fair share.
+        accelerator_config={"split_batches": distributed.world() > 1},
+        dataloader_drop_last=distributed.world() > 1,
     )
 
 

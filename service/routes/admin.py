@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Request, Response
 
 from index.errors import SurematchError
 from service.problems import Problem, documented
-from service.routes.state import current_of, json_response
-from service.schemas import ReloadReply
+from service.routes.state import current_of, json_response, serving_of
+from service.schemas import ReloadReply, SnapshotReply
 
 router = APIRouter(prefix="/v1/admin", tags=["admin"])
 
@@ -32,3 +34,17 @@ async def reload(request: Request) -> Response:
     return json_response(
         {"collection": collection.name, "model": collection.model_id, "snapshot": collection.snapshot_id}
     )
+
+
+@router.post(
+    "/snapshot",
+    summary="Compact the collection now",
+    response_model=SnapshotReply,
+    responses=documented("conflict", "not-ready", "disk-full", "unavailable"),
+)
+async def snapshot(request: Request) -> Response:
+    """A new index of all items, the calibration fitted again, deleted items erased from the files. Searches and writes
+    go on meanwhile; it answers when the new snapshot serves."""
+    with serving_of(request) as serving:
+        name = await asyncio.to_thread(serving.collection.snapshot)
+    return json_response({"snapshot": name})

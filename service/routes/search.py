@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from index.conformal import CoverageFor
 from service.problems import Fault, Problem, documented, from_validation
 from service.routes.state import json_body, json_response, media_type, serving_of
-from service.schemas import SearchReply, SearchRequest
+from service.schemas import VISIBLE, SearchReply, SearchRequest
 
 router = APIRouter(prefix="/v1", tags=["search"])
 _PROBLEMS = documented("invalid-request", "not-json", "busy", "too-slow", "not-ready")
@@ -31,13 +31,15 @@ _BODY = {
 }
 
 
+_MAP = r"^(softmax|sparsemax|entmax15|taylor|entmax:(1(\.[0-9]{1,20})?|2(\.0{1,20})?)|taylor:(2|4|6|8|10))$"
+_NUMBER = r"\d{1,20}(\.\d{1,400})?([eE][+-]?\d{1,3})?"
 _PARAMETERS = [
     {"name": name, "in": "query", "required": False, "schema": schema, "description": description}
     for name, schema, description in (
         ("k", {"type": "integer", "default": 10, "minimum": 1}, "hits to return"),
         (
             "map",
-            {"type": "string", "default": "softmax"},
+            {"type": "string", "default": "softmax", "pattern": _MAP},
             "softmax, sparsemax, entmax15, taylor, entmax:1.3 or taylor:6",
         ),
         (
@@ -53,7 +55,13 @@ _PARAMETERS = [
     )
 ]
 _NAMES = tuple(str(parameter["name"]) for parameter in _PARAMETERS)
-_TEXT = {"name": "text", "in": "query", "required": True, "schema": {"type": "string"}, "description": "the query"}
+_TEXT = {
+    "name": "text",
+    "in": "query",
+    "required": True,
+    "schema": {"type": "string", "minLength": 1, "pattern": VISIBLE},
+    "description": "the query",
+}
 
 
 @router.post(
@@ -119,12 +127,15 @@ async def _answer_vectors(request: Request, body: bytes) -> Response:
 async def _answer(request: Request, asked: SearchRequest, vectors: NDArray[np.float32] | None = None) -> Response:
     with serving_of(request) as serving:
         found, timings = await serving.searcher.search(asked, vectors)
+        query_ids = serving.recent.remember(found.vectors) if serving.collection.writable else None
     return json_response(
         {
             "results": found.answers,
+            "query_ids": query_ids,
             "collection": serving.collection.name,
             "model": serving.collection.model_id,
             "snapshot": found.snapshot,
+            "sequence": found.sequence,
             "timings": timings,
         }
     )
@@ -151,7 +162,7 @@ def _from_query_string(raw: bytes, required: tuple[str, ...]) -> dict[str, Any]:
     body: dict[str, Any] = {"queries": [{"text": given.get("text") if required else "-"}]}
     if "coverage_for" in given:
         body["coverage_for"] = given["coverage_for"]
-    for name, kind, pattern in (("k", int, r"\d{1,9}"), ("coverage", float, r"\d{0,3}\.?\d{1,20}")):
+    for name, kind, pattern in (("k", int, r"\d{1,9}"), ("coverage", float, _NUMBER)):
         if name in given and re.fullmatch(pattern, given[name], re.ASCII):
             body[name] = kind(given[name])
         elif name in given:

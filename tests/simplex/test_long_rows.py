@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from scipy import special
+from scipy import integrate, special
 
 import simplex
+from simplex import perturb
 from tests.simplex.registry import LAWS
 
 N = 10_000_000
@@ -129,17 +131,101 @@ def test_near_ties(alpha: float) -> None:
     np.testing.assert_allclose(simplex.entmax(x, alpha), entmax(alpha)(x.astype("f8")), rtol=1e-5)
 
 
-@pytest.mark.parametrize("noise", ["normal", "logistic"])
-def test_perturb_max_over_a_hundred_thousand(noise: str) -> None:
-    """Scores on a coarse lattice, so that the oracle can raise each distribution to the number of its ties."""
-    x = np.random.default_rng(1).normal(size=100_000).round(2)
+def lattice(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores with many ties, so that an oracle can raise each distribution to the number of its ties."""
+    x = np.random.default_rng(1).normal(size=n).round(2)
+    x[::10] = -np.inf
     values, counts = np.unique(x, return_counts=True)
+    return x, values[1:], counts[1:]
+
+
+@pytest.mark.parametrize(("noise", "library", "n"), [("normal", "numpy", N), ("logistic", "torch", 100_000)])
+def test_perturb_max_of_smooth_noise(noise: str, library: str, n: int) -> None:
+    x, values, counts = lattice(n)
     s = np.linspace(values[-1] - 9, values[-1] + 60, 10_001)[:, None]
     log_cdf = special.log_ndtr if noise == "normal" else special.log_expit
     every = (counts * log_cdf(s - values)).sum(-1)
-    got = simplex.perturb_max(x, noise=noise)
+    got = applied(lambda scores: simplex.perturb_max(scores, noise=noise), x, library)
     assert abs(got.sum() - 1) < 1e-12
+    assert not got[::10].any()
     for value in values[:: len(values) // 20]:
         away = s[:, 0] - value
         want = (LAWS[noise].pdf(away) * np.exp(every - log_cdf(away))).sum() * (s[1, 0] - s[0, 0])
-        np.testing.assert_allclose(got[x == value], want, rtol=1e-9, atol=1e-15)
+        np.testing.assert_allclose(got[x == value], want, rtol=1e-9, atol=1e-12)
+
+
+def test_perturb_max_of_gumbel_noise_is_softmax(row: np.ndarray) -> None:
+    """Ten million distinct scores: no ties help here."""
+    got = simplex.perturb_max(row.astype("f8"), noise="gumbel")
+    np.testing.assert_allclose(got, softmax(row.astype("f8")), rtol=1e-10, atol=1e-18)
+
+
+def test_perturb_max_of_bounded_noise() -> None:
+    """Adaptive quadrature between the edges of the density, the last interval halved towards its upper end."""
+    x, values, counts = lattice(N)
+    values, counts = values[values > values[-1] - 2], counts[values > values[-1] - 2]
+    edges = [values[-1] - 1, *(values + 1)[:-1], *(values[-1] + 1 - 0.01 * 2.0 ** -np.arange(1, 30)), values[-1] + 1]
+
+    def density(s: float, of: float) -> float:
+        held = np.minimum((s - values + 1) / 2, 1)
+        return float(np.exp((counts * np.log(held)).sum()) / (s - of + 1)) if s <= of + 1 else 0.0
+
+    got = simplex.perturb_max(x, noise="uniform")
+    for value in (values[-1], values[-5], values[-60], values[0]):
+        spans = [integrate.quad(density, a, b, (value,), epsabs=1e-17, epsrel=1e-13) for a, b in pairwise(edges)]
+        want = sum(part for part, _ in spans)
+        np.testing.assert_allclose(got[x == value], want, rtol=1e-9, atol=1e-12)
+    assert not got[x < values[0]].any()
+
+
+@pytest.mark.parametrize("noise", ["normal", "gumbel", "uniform"])
+def test_perturb_max_of_ten_million_ties(noise: str) -> None:
+    x = np.where(np.arange(N) < N // 2, 3e4, -np.inf)
+    got = simplex.perturb_max(x, noise=noise)
+    np.testing.assert_allclose(got[: N // 2], 2 / N, rtol=1e-10)
+    assert not got[N // 2 :].any()
+
+
+LAPLACE = simplex.Noise(
+    "laplace",
+    lambda u: np.log(np.where(u < 0, np.exp(np.minimum(u, 0)) / 2, 1 - np.exp(-abs(u)) / 2)),
+    lambda u: -abs(u) - np.log(2),
+    0.0,
+    -42.0,
+    42.0,
+)
+
+
+@pytest.mark.parametrize(
+    "noise", ["normal", "logistic", "gumbel", "uniform", LAPLACE], ids=lambda law: getattr(law, "name", law)
+)
+def test_long_rows_of_perturb_max_are_as_short_ones(noise: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.random.default_rng(2).normal(size=(2, 3, 50)) * 3
+    x[0, 0, :20] = x[0, 0, 20]
+    x[0, 1, ::7] = -np.inf
+    x[1, 0] += 1e3
+    x[1, 1, :3] = np.nan
+    x[1, 2] = -np.inf
+    want = simplex.perturb_max(x, noise=noise, points=4096)
+    potential = simplex.perturb_max_loss(x[:1], np.full((1, 3), 1), noise=noise, points=4096, reduction="none")
+    monkeypatch.setattr(perturb, "LONG", 49)
+    np.testing.assert_allclose(simplex.perturb_max(x, noise=noise, points=4096), want, rtol=0, atol=1e-12)
+    again = simplex.perturb_max_loss(x[:1], np.full((1, 3), 1), noise=noise, points=4096, reduction="none")
+    np.testing.assert_allclose(again, potential, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("noise", ["normal", "logistic", "gumbel", "uniform"])
+def test_gradients_of_long_rows(noise: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.from_numpy(np.random.default_rng(3).normal(size=(2, 12))).requires_grad_()
+    g = torch.from_numpy(np.random.default_rng(4).normal(size=(2, 12)))
+    label = torch.tensor([3, 5])
+
+    def gradients() -> list[torch.Tensor]:
+        p = simplex.perturb_max(x, noise=noise, points=4096, temperature=0.7)
+        loss = simplex.perturb_max_loss(x, label, noise=noise, points=4096, temperature=0.7)
+        return [*torch.autograd.grad((p * g).sum(), x), *torch.autograd.grad(loss, x)]
+
+    want = gradients()
+    monkeypatch.setattr(perturb, "LONG", 11)
+    for got, expected in zip(gradients(), want, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-9)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from simplex.losses import cross_entropy
+from training import distributed
 
 HEAD_PARAMETERS = r"^head\."
 """Matches the names of the class weights among an objective's parameters."""
@@ -54,11 +55,19 @@ class Objective(nn.Module):
         if centers < 1:
             raise ValueError(f"centers must be at least 1, got {centers}")
         self.model = model
-        self.head = nn.Linear(int(model.get_embedding_dimension() or 0), classes * centers, bias=False)
+        self.head = nn.Linear(int(model.get_embedding_dimension() or 0), self.held(classes) * centers, bias=False)
         self.classes = classes
         self.centers = centers
         self.scale = scale
         self.margin = margin
+
+    def held(self, classes: int) -> int:
+        """How many of the classes have their weights in this process."""
+        return classes
+
+    def class_weights(self) -> Tensor:
+        """The weights (C K, d) of all classes, without a gradient."""
+        return self.head.weight.detach()
 
     @torch.no_grad()
     def imprint(self, weight: Tensor) -> None:
@@ -72,10 +81,18 @@ class Objective(nn.Module):
         self.head.weight.copy_(weight)
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
-        """The mean loss of a batch: features of one text column, labels (B,) int64 in [0, C)."""
+        """The mean loss of a batch: features of one text column, labels (B,) int64 in [0, C).
+
+        Under `torchrun`, of the batches of all processes together.
+        """
         (features,) = sentence_features
         encoded = self.model(features)
-        return self.loss_of(encoded["sentence_embedding"], labels, encoded.get(NORM))
+        norms = encoded.get(NORM)
+        return self.loss_of(
+            distributed.gather(encoded["sentence_embedding"]),
+            distributed.gather(labels),
+            None if norms is None else distributed.gather(norms),
+        )
 
     def loss_of(self, vectors: Tensor, labels: Tensor, norms: Tensor | None = None) -> Tensor:
         """The mean loss of vectors (B, d) with classes (B,), in float32 also under autocast.

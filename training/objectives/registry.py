@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from torch import nn
 
 from index.errors import SettingsError
-from training.objectives import adaptive, contrastive, maps, margins
+from training.objectives import adaptive, contrastive, huge, maps, margins
 from training.objectives.contrastive import Shape
 
 
@@ -54,6 +54,8 @@ OBJECTIVES: Mapping[str, Entry] = {
     "sparse-softmax": Entry(maps.SparseSoftmax),
     "smooth-accuracy": Entry(maps.SmoothAccuracy),
     "exact": Entry(maps.Exact),
+    "partial-fc": Entry(huge.PartialFC),
+    "exact-sparse": Entry(huge.ExactSparse),
     "multiple-negatives-ranking": Entry(contrastive.multiple_negatives_ranking, "pairs"),
     "batch-all-triplet": Entry(contrastive.batch_all_triplet, "grouped"),
     "batch-hard-triplet": Entry(contrastive.batch_hard_triplet, "grouped"),

@@ -1,0 +1,317 @@
+"""A typed Python client of the service, sync and async: `pip install 'surematch[client]'`.
+
+    with Client("http://127.0.0.1:8000", key="sm_...") as api:
+        answer = api.search(["my card was stolen"], k=3, coverage=0.95).results[0]
+
+Answers are the models of `service.schemas`, from which the OpenAPI document is made; a test holds every operation of
+the document to a method here. Refusals raise `ServiceProblem`; "busy" is tried again after the time the service names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+
+import httpx2
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
+
+from index.answer import MapSpec
+from index.conformal import CoverageFor
+from index.errors import SurematchError
+from service.item_schemas import DeletedReply, FeedbackReply, ItemReply, WrittenReply
+from service.schemas import (
+    CalibrationReply,
+    CollectionReply,
+    EmbeddingsReply,
+    HealthReply,
+    ModelsReply,
+    ProblemReply,
+    ReadyReply,
+    ReloadReply,
+    SearchReply,
+    SnapshotReply,
+)
+
+R = TypeVar("R", bound=BaseModel)
+MAX_WAIT = 30.0
+"""Longest time, in seconds, that a Retry-After is followed."""
+
+
+class ServiceProblem(SurematchError):
+    """The service refused: `status`, `slug` (the kind of problem), `reply` (its whole body) and `request_id`."""
+
+    def __init__(self, status: int, reply: ProblemReply, request_id: str | None) -> None:
+        super().__init__(f"{status} {reply.title}: {reply.detail}")
+        self.status = status
+        self.reply = reply
+        self.slug = reply.type.rpartition("/")[2]
+        self.request_id = request_id
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[R]):
+    """One request and the model of its answer."""
+
+    method: str
+    path: str
+    reply: type[R]
+    json: Any = None
+    content: bytes | None = None
+    params: dict[str, str] = field(default_factory=dict)
+
+    def arguments(self) -> dict[str, Any]:
+        headers = {"Content-Type": "application/octet-stream"} if self.content is not None else {}
+        return {"json": self.json, "content": self.content, "params": self.params, "headers": headers}
+
+    def read(self, response: httpx2.Response) -> R:
+        """Raises `ServiceProblem`; `SurematchError` for an answer that is none of this service's."""
+        try:
+            if response.is_success:
+                return self.reply.model_validate_json(response.content)
+            problem = ProblemReply.model_validate_json(response.content)
+        except ValidationError as error:
+            raise SurematchError(
+                f"{response.status_code} from {response.url.copy_with(query=None)}: not an answer of surematch's "
+                f"service ({error.error_count()} faults). Check the address, and that both sides are of one version."
+            ) from None
+        raise ServiceProblem(response.status_code, problem, response.headers.get("x-request-id"))
+
+
+class Calls:
+    """Every operation of the service as a `Call`, for both clients."""
+
+    @staticmethod
+    def search(
+        texts: Sequence[str],
+        *,
+        k: int = 10,
+        map: MapSpec = "softmax",
+        coverage: float | None = None,
+        coverage_for: CoverageFor = "mixed",
+    ) -> Call[SearchReply]:
+        how = {"k": k, "map": map, "coverage": coverage, "coverage_for": coverage_for}
+        return Call("POST", "/v1/search", SearchReply, {"queries": [{"text": text} for text in texts], **how})
+
+    @staticmethod
+    def search_vectors(
+        vectors: NDArray[np.floating],
+        *,
+        k: int = 10,
+        map: MapSpec = "softmax",
+        coverage: float | None = None,
+        coverage_for: CoverageFor = "mixed",
+    ) -> Call[SearchReply]:
+        spec = map if isinstance(map, str) else ":".join(str(part) for pair in map.items() for part in pair)
+        params = {"k": str(k), "map": spec, "coverage_for": coverage_for}
+        if coverage is not None:
+            params["coverage"] = repr(float(coverage))
+        content = np.ascontiguousarray(vectors, "<f4").tobytes()
+        return Call("POST", "/v1/search", SearchReply, content=content, params=params)
+
+    @staticmethod
+    def search_text(text: str, *, k: int = 10) -> Call[SearchReply]:
+        return Call("GET", "/v1/search", SearchReply, params={"text": text, "k": str(k)})
+
+    @staticmethod
+    def embeddings(texts: Sequence[str], model: str) -> Call[EmbeddingsReply]:
+        return Call("POST", "/v1/embeddings", EmbeddingsReply, {"input": list(texts), "model": model})
+
+    @staticmethod
+    def models() -> Call[ModelsReply]:
+        return Call("GET", "/v1/models", ModelsReply)
+
+    @staticmethod
+    def put_items(items: Sequence[dict[str, Any]]) -> Call[WrittenReply]:
+        return Call("PUT", "/v1/items", WrittenReply, {"items": list(items)})
+
+    @staticmethod
+    def item(id: str) -> Call[ItemReply]:
+        return Call("GET", f"/v1/items/{quote(id, safe='')}", ItemReply)
+
+    @staticmethod
+    def delete_item(id: str) -> Call[DeletedReply]:
+        return Call("DELETE", f"/v1/items/{quote(id, safe='')}", DeletedReply)
+
+    @staticmethod
+    def delete_items(ids: Sequence[str]) -> Call[DeletedReply]:
+        return Call("POST", "/v1/items:delete", DeletedReply, {"ids": list(ids)})
+
+    @staticmethod
+    def feedback(query_id: str, label: str | None) -> Call[FeedbackReply]:
+        return Call("POST", "/v1/feedback", FeedbackReply, {"query_id": query_id, "label": label})
+
+    @staticmethod
+    def collection() -> Call[CollectionReply]:
+        return Call("GET", "/v1/collection", CollectionReply)
+
+    @staticmethod
+    def calibration() -> Call[CalibrationReply]:
+        return Call("GET", "/v1/calibration", CalibrationReply)
+
+    @staticmethod
+    def reload() -> Call[ReloadReply]:
+        return Call("POST", "/v1/admin/reload", ReloadReply)
+
+    @staticmethod
+    def snapshot() -> Call[SnapshotReply]:
+        return Call("POST", "/v1/admin/snapshot", SnapshotReply)
+
+    @staticmethod
+    def health() -> Call[HealthReply]:
+        return Call("GET", "/healthz", HealthReply)
+
+    @staticmethod
+    def ready() -> Call[ReadyReply]:
+        return Call("GET", "/readyz", ReadyReply)
+
+
+def _headers(key: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def _pause(response: httpx2.Response, attempts_left: int) -> float | None:
+    """Seconds to wait before the next attempt, None when there shall be none."""
+    after = response.headers.get("retry-after", "")
+    if response.status_code != 503 or not attempts_left or not after.isdigit():
+        return None
+    return min(float(after), MAX_WAIT)
+
+
+class Client:
+    """Sync client; safe from several threads. `retries` attempts follow a 503 that names a time."""
+
+    def __init__(self, url: str, *, key: str | None = None, timeout: float = 30.0, retries: int = 2) -> None:
+        self._http = httpx2.Client(base_url=url, headers=_headers(key), timeout=timeout)
+        self._retries = retries
+
+    def send(self, call: Call[R]) -> R:
+        """Any call of `Calls`. Raises `ServiceProblem`, and httpx2's errors when the service cannot be reached."""
+        for left in range(self._retries, -1, -1):
+            response = self._http.request(call.method, call.path, **call.arguments())
+            pause = _pause(response, left)
+            if pause is None:
+                return call.read(response)
+            time.sleep(pause)
+        raise AssertionError("unreachable")
+
+    def search(
+        self,
+        texts: Sequence[str],
+        *,
+        k: int = 10,
+        map: MapSpec = "softmax",
+        coverage: float | None = None,
+        coverage_for: CoverageFor = "mixed",
+    ) -> SearchReply:
+        """`results[i]` answers `texts[i]`."""
+        return self.send(Calls.search(texts, k=k, map=map, coverage=coverage, coverage_for=coverage_for))
+
+    def search_vectors(
+        self,
+        vectors: NDArray[np.floating],
+        *,
+        k: int = 10,
+        map: MapSpec = "softmax",
+        coverage: float | None = None,
+        coverage_for: CoverageFor = "mixed",
+    ) -> SearchReply:
+        """`results[i]` answers the unit vector `vectors[i]` (n, d); sent as bytes."""
+        return self.send(Calls.search_vectors(vectors, k=k, map=map, coverage=coverage, coverage_for=coverage_for))
+
+    def embeddings(self, texts: Sequence[str], model: str) -> NDArray[np.float32]:
+        """Unit vectors (n, d) float32 of the collection's encoder; `model` is a name from `models()`."""
+        return np.array([entry.embedding for entry in self.send(Calls.embeddings(texts, model)).data], np.float32)
+
+    def put_items(self, items: Sequence[dict[str, Any]]) -> WrittenReply:
+        """Write all or none: dicts with `id`, `text` or `vector`, and if you like `label` and `metadata`."""
+        return self.send(Calls.put_items(items))
+
+    def item(self, id: str) -> ItemReply:
+        return self.send(Calls.item(id))
+
+    def delete_item(self, id: str) -> DeletedReply:
+        return self.send(Calls.delete_item(id))
+
+    def delete_items(self, ids: Sequence[str]) -> DeletedReply:
+        return self.send(Calls.delete_items(ids))
+
+    def feedback(self, query_id: str, label: str | None) -> FeedbackReply:
+        """What was right for a query of `SearchReply.query_ids`; None: nothing here matches."""
+        return self.send(Calls.feedback(query_id, label))
+
+    def models(self) -> ModelsReply:
+        return self.send(Calls.models())
+
+    def collection(self) -> CollectionReply:
+        return self.send(Calls.collection())
+
+    def calibration(self) -> CalibrationReply:
+        return self.send(Calls.calibration())
+
+    def reload(self) -> ReloadReply:
+        return self.send(Calls.reload())
+
+    def snapshot(self) -> SnapshotReply:
+        return self.send(Calls.snapshot())
+
+    def ready(self) -> ReadyReply:
+        return self.send(Calls.ready())
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncClient:
+    """Async client: `await api.send(Calls.search(["..."]))`; every operation is a call of `Calls`."""
+
+    def __init__(self, url: str, *, key: str | None = None, timeout: float = 30.0, retries: int = 2) -> None:
+        self._http = httpx2.AsyncClient(base_url=url, headers=_headers(key), timeout=timeout)
+        self._retries = retries
+
+    async def send(self, call: Call[R]) -> R:
+        """Any call of `Calls`. Raises `ServiceProblem`, and httpx2's errors when the service cannot be reached."""
+        for left in range(self._retries, -1, -1):
+            response = await self._http.request(call.method, call.path, **call.arguments())
+            pause = _pause(response, left)
+            if pause is None:
+                return call.read(response)
+            await asyncio.sleep(pause)
+        raise AssertionError("unreachable")
+
+    async def search(
+        self,
+        texts: Sequence[str],
+        *,
+        k: int = 10,
+        map: MapSpec = "softmax",
+        coverage: float | None = None,
+        coverage_for: CoverageFor = "mixed",
+    ) -> SearchReply:
+        """`results[i]` answers `texts[i]`."""
+        return await self.send(Calls.search(texts, k=k, map=map, coverage=coverage, coverage_for=coverage_for))
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

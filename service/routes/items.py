@@ -1,0 +1,142 @@
+"""`/v1/items`: writing, reading and deleting what is searched; `/v1/feedback`: what a query's right answer was."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ValidationError
+
+from service.item_schemas import (
+    DeletedReply,
+    FeedbackReply,
+    FeedbackRequest,
+    ItemReply,
+    WrittenReply,
+)
+from service.problems import Fault, Problem, documented, from_validation
+from service.routes.state import json_body, json_response, serving_of
+
+router = APIRouter(prefix="/v1", tags=["items"])
+B = TypeVar("B", bound=BaseModel)
+_READ = documented("invalid-request", "not-ready")
+_WRITE = documented("conflict", "invalid-request", "not-json", "busy", "not-ready", "disk-full")
+_BODY = documented("body-too-large", "unsupported-media-type")
+_WAIT = {
+    "name": "wait",
+    "in": "query",
+    "required": False,
+    "schema": {"type": "string", "enum": ["indexed"]},
+    "description": "every write is searchable when it is answered; this only says that you rely on it",
+}
+
+
+def _body(model: str) -> dict[str, Any]:
+    schema = {"schema": {"$ref": f"#/components/schemas/{model}"}}
+    return {"requestBody": {"required": True, "content": {"application/json": schema}}, "parameters": [_WAIT]}
+
+
+@router.put(
+    "/items",
+    summary="Write items",
+    response_model=WrittenReply,
+    responses={**_WRITE, **_BODY},
+    openapi_extra=_body("PutRequest"),
+)
+async def put_items(request: Request) -> Response:
+    """All items or none. When it is answered they are on disk and searchable; an id that exists is replaced.
+
+    An item has a text, which is encoded here, or a vector of the collection's model.
+    """
+    _check_wait(request)
+    asked = _validated(request.app.state.put_model, await json_body(request))
+    items = [item.new() for item in asked.items]
+    with serving_of(request) as serving:
+        receipt = await serving.writer.run(lambda: serving.collection.upsert(items), len(items))
+    return json_response({"sequence": receipt.sequence, "written": receipt.written, "replaced": receipt.replaced})
+
+
+@router.post(
+    "/items:delete",
+    summary="Delete items by their ids",
+    response_model=DeletedReply,
+    responses={**_WRITE, **_BODY},
+    openapi_extra=_body("DeleteRequest"),
+)
+async def delete_items(request: Request) -> Response:
+    """Those that exist are not searchable when it is answered; compaction erases them from all files."""
+    _check_wait(request)
+    asked = _validated(request.app.state.delete_model, await json_body(request))
+    with serving_of(request) as serving:
+        receipt = await serving.writer.run(lambda: serving.collection.delete(asked.ids), len(asked.ids))
+    return json_response({"sequence": receipt.sequence, "deleted": receipt.deleted})
+
+
+@router.get(
+    "/items/{id:path}", summary="One item", response_model=ItemReply, responses={**_READ, **documented("no-such-item")}
+)
+async def get_item(request: Request, id: str) -> Response:
+    """Without its vector: a text can be guessed from it."""
+    with serving_of(request) as serving:
+        item = await asyncio.to_thread(lambda: serving.collection.item(id))
+    if item is None:
+        raise _no_such_item()
+    return json_response({"id": item.id, "label": item.label, "text": item.text, "metadata": item.metadata})
+
+
+@router.delete(
+    "/items/{id:path}",
+    summary="Delete one item",
+    response_model=DeletedReply,
+    responses={**_WRITE, **documented("no-such-item")},
+    openapi_extra={"parameters": [_WAIT]},
+)
+async def delete_item(request: Request, id: str) -> Response:
+    """Not searchable when it is answered; compaction erases it from all files."""
+    _check_wait(request)
+    with serving_of(request) as serving:
+        if await asyncio.to_thread(lambda: serving.collection.item(id)) is None:
+            raise _no_such_item()
+        receipt = await serving.writer.run(lambda: serving.collection.delete([id]))
+    return json_response({"sequence": receipt.sequence, "deleted": receipt.deleted})
+
+
+@router.post(
+    "/feedback",
+    summary="Say what was right",
+    response_model=FeedbackReply,
+    responses={**_WRITE, **_BODY, **documented("no-such-query")},
+    openapi_extra={"requestBody": _body("FeedbackRequest")["requestBody"]},
+)
+async def feedback(request: Request) -> Response:
+    """Keeps the right label of a recent query, null for "nothing here matches", for the next recalibration."""
+    asked = _validated(FeedbackRequest, await json_body(request))
+    with serving_of(request) as serving:
+        vector = serving.recent.get(asked.query_id)
+        if vector is None:
+            raise Problem("no-such-query", "No recent answer has this query id.")
+        if asked.label is not None and not serving.knows(asked.label):
+            fault = Fault("/label", "the collection has no such label; null says that nothing here matches")
+            raise Problem("invalid-request", f"{fault.pointer}: {fault.detail}.", [fault])
+        await serving.writer.run(lambda: serving.collection.feedback(vector, asked.label, asked.query_id))
+    return json_response({"kept": True})
+
+
+def _validated(model: type[B], body: bytes) -> B:
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise from_validation(error) from None
+
+
+def _check_wait(request: Request) -> None:
+    raw = request.scope["query_string"].decode("latin-1")
+    if raw and parse_qsl(raw, keep_blank_values=True, max_num_fields=20) != [("wait", "indexed")]:
+        fault = Fault("wait", "expected wait=indexed, once, and no other parameter")
+        raise Problem("invalid-request", f"{fault.pointer}: {fault.detail}.", [fault])
+
+
+def _no_such_item() -> Problem:
+    return Problem("no-such-item", "The collection has no item with this id.")

@@ -1,0 +1,160 @@
+"""The Python client against a real service, and against the OpenAPI document: one call for every operation."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+
+from index.collection import Collection
+from index.errors import SurematchError
+from service import client as module
+from service.client import AsyncClient, Call, Calls, Client, ServiceProblem
+from tests.service.conftest import Server, serving
+from tests.service.gallery import KNOWN
+
+TEXTS = [KNOWN[0][0], KNOWN[1][0]]
+ARGUMENTS: dict[str, Any] = {
+    "texts": TEXTS, "vectors": np.eye(1, 32), "text": "x", "model": "home", "items": [], "id": "a", "ids": [],
+    "query_id": "0-0", "label": None,
+}  # fmt: skip
+CALLS = {
+    name: getattr(Calls, name)(
+        **{
+            parameter.name: ARGUMENTS[parameter.name]
+            for parameter in inspect.signature(getattr(Calls, name)).parameters.values()
+            if parameter.default is parameter.empty
+        }
+    )
+    for name in vars(Calls)
+    if not name.startswith("_")
+}
+
+
+@pytest.fixture(scope="module")
+def server(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = shutil.copytree(collection, tmp_path_factory.mktemp("client") / "home")
+    with serving(folder, "--writable") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def api(server: Server) -> Iterator[Client]:
+    with Client(server.url) as made:
+        yield made
+
+
+def test_every_operation_of_the_document_has_its_call_and_its_model(server: Server) -> None:
+    document = httpx2.get(f"{server.url}/openapi.json").json()
+    operations = {
+        (method.upper(), path): operation["responses"]["200"]["content"]
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+        if path != "/metrics"  # text for Prometheus
+    }
+    called = {(call.method, re.sub(r"^/v1/items/.*", "/v1/items/{id}", call.path)): call for call in CALLS.values()}
+    assert set(called) == set(operations)
+    for operation, call in called.items():
+        schema = operations[operation]["application/json"]["schema"]
+        assert schema == {"$ref": f"#/components/schemas/{call.reply.__name__}"}, operation
+
+
+def test_search_agrees_with_the_collection(api: Client, collection: Path) -> None:
+    opened = Collection.open(collection)
+    expected = opened.search(TEXTS, k=3, map={"entmax": 1.3}, coverage=0.9)
+    vectors = opened.encoder.encode(TEXTS)
+    opened.close()
+    by_text = api.search(TEXTS, k=3, map={"entmax": 1.3}, coverage=0.9)
+    by_vector = api.search_vectors(vectors, k=3, map={"entmax": 1.3}, coverage=0.9)
+    for reply in (by_text, by_vector):
+        assert [[hit.id for hit in answer.hits] for answer in reply.results] == [
+            [h.id for h in a.hits] for a in expected
+        ]
+        np.testing.assert_allclose([a.no_match for a in reply.results], [a.no_match for a in expected], atol=1e-6)
+    np.testing.assert_allclose(api.embeddings(TEXTS, "home"), vectors, atol=1e-7)
+    assert api.send(Calls.search_text(TEXTS[0], k=3)).results[0].hits[0].id == expected[0].hits[0].id
+
+
+def test_items_feedback_and_what_is_served(api: Client) -> None:
+    assert api.put_items([{"id": "a/b?c", "text": "mute speaker", "label": "volume"}]).written == 1
+    assert api.item("a/b?c").label == "volume"
+    found = api.search(["mute speaker"], k=1)
+    assert found.results[0].hits[0].id == "a/b?c"
+    assert found.query_ids
+    assert api.feedback(found.query_ids[0], "volume").kept
+    assert api.delete_item("a/b?c").deleted == 1
+    assert api.delete_items(["a/b?c"]).deleted == 0
+    assert api.collection().name == "home"
+    assert api.calibration().calibrated
+    assert api.models().data[0].id == "home"
+    assert api.ready().status == "ready"
+    assert api.send(Calls.health()).status == "ok"
+    assert api.snapshot().snapshot == api.ready().snapshot
+
+
+def test_a_refusal_is_an_exception_with_its_reasons(api: Client) -> None:
+    with pytest.raises(ServiceProblem) as refused:
+        api.search(["x"], k=0)
+    assert (refused.value.status, refused.value.slug) == (422, "invalid-request")
+    assert refused.value.reply.errors
+    assert refused.value.reply.errors[0].pointer == "/k"
+    assert refused.value.request_id
+    with pytest.raises(ServiceProblem, match="404"):
+        api.item("never was")
+    with pytest.raises(ServiceProblem, match="409"):
+        api.reload()
+
+
+def test_another_service_is_no_answer(tmp_path: Path) -> None:
+    client = Client("http://127.0.0.1")
+    client._http = httpx2.Client(transport=httpx2.MockTransport(lambda request: httpx2.Response(200, text="<html>")))
+    with pytest.raises(SurematchError, match="not an answer"):
+        client.send(Call("GET", "http://127.0.0.1/readyz", CALLS["ready"].reply))
+    client.close()
+
+
+@pytest.mark.parametrize(
+    ("statuses", "retries", "works"), [([503, 503, 200], 2, True), ([503, 503], 1, False), ([500], 2, False)]
+)
+def test_busy_is_tried_again_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, statuses: list[int], retries: int, works: bool
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(module.time, "sleep", slept.append)
+    left = list(statuses)
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        status = left.pop(0)
+        body = {"type": "/problems/busy", "title": "t", "status": status, "detail": "d", "instance": "/"}
+        return httpx2.Response(status, json={"status": "ok"} if status == 200 else body, headers={"Retry-After": "7"})
+
+    client = Client("http://127.0.0.1", retries=retries)
+    client._http = httpx2.Client(transport=httpx2.MockTransport(answer), base_url="http://127.0.0.1")
+    if works:
+        assert client.send(Calls.health()).status == "ok"
+    else:
+        with pytest.raises(ServiceProblem):
+            client.send(Calls.health())
+    assert not left
+    assert slept == [7.0] * (len(statuses) - 1)
+    client.close()
+
+
+def test_the_async_client(server: Server) -> None:
+    async def run() -> None:
+        async with AsyncClient(server.url) as api:
+            first, second = await asyncio.gather(api.search(TEXTS[:1]), api.send(Calls.collection()))
+            assert first.results[0].hits
+            assert second.name == "home"
+            with pytest.raises(ServiceProblem):
+                await api.search([])
+
+    asyncio.run(run())

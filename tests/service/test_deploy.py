@@ -1,0 +1,84 @@
+"""The files in deploy/ are true: their flags exist, their probes answer, their panels show metrics that there are."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from index.settings import parse
+from service.access import OPEN, scope_needed
+from service.metrics import Metrics
+from service.settings import ServeSettings
+from tests.service.conftest import ROOT
+
+DEPLOY = ROOT / "deploy"
+COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+KUBERNETES = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()))
+POD = KUBERNETES[0]["spec"]["template"]["spec"]
+
+
+@pytest.mark.parametrize(
+    "words", [COMPOSE["services"]["surematch"]["command"], POD["containers"][0]["args"]], ids=["compose", "kubernetes"]
+)
+def test_the_services_flags_exist_and_ask_for_keys(words: list[str]) -> None:
+    assert words[0] == "serve"
+    settings = parse(ServeSettings, words[1:])
+    assert settings.keys is not None
+    assert not settings.public
+    assert settings.collection == Path("/collection")
+    assert settings.port == 8000
+
+
+def test_what_compose_mounts_is_there_or_is_said_to_be_made_first() -> None:
+    said = (DEPLOY / "compose.yaml").read_text().partition("services:")[0]
+    for service in COMPOSE["services"].values():
+        for volume in service.get("volumes", []):
+            if volume.startswith("./"):
+                name = volume[2:].partition(":")[0]
+                assert (DEPLOY / name).is_file() or f"deploy/{name}" in said, name
+
+
+def test_prometheus_asks_where_the_metrics_are() -> None:
+    (job,) = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
+    assert job.get("metrics_path", "/metrics") == "/metrics"
+    assert scope_needed("GET", "/metrics") == "search"
+    assert job["authorization"]["credentials_file"] in str(COMPOSE["services"]["prometheus"]["volumes"])
+
+
+def test_probes_need_no_key_and_the_drain_fits_into_the_grace_period() -> None:
+    (container,) = POD["containers"]
+    paths = [container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "readiness", "liveness")]
+    assert paths == ["/readyz", "/readyz", "/healthz"]
+    assert set(paths) <= set(OPEN)
+    notice = parse(ServeSettings, container["args"][1:]).drain_notice_seconds
+    from service.server import DRAIN_SECONDS
+
+    assert notice + DRAIN_SECONDS < POD["terminationGracePeriodSeconds"]
+    readiness = container["readinessProbe"]
+    assert readiness["periodSeconds"] * readiness["failureThreshold"] < notice
+    mounted = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in POD["volumes"]}
+
+
+def test_the_dashboard_shows_metrics_that_there_are() -> None:
+    metrics = Metrics()
+    known: set[str] = set()
+    for family in metrics.registry.collect():
+        known |= {family.name, *(f"{family.name}_{end}" for end in ("total", "bucket", "sum", "count"))}
+    panels: list[Any] = json.loads((DEPLOY / "grafana" / "surematch.json").read_text())["panels"]
+    asked = {name for panel in panels for target in panel["targets"] for name in _names(target["expr"])}
+    assert len(panels) >= 10
+    assert asked <= known, asked - known
+    shown = {name for name in known if name in asked}
+    unseen = [f.name for f in metrics.registry.collect() if not any(name.startswith(f.name) for name in shown)]
+    assert not unseen
+    assert len({panel["id"] for panel in panels}) == len(panels)
+
+
+def _names(expression: str) -> list[str]:
+    return re.findall(r"surematch_\w+", expression)

@@ -1,0 +1,245 @@
+"""Items over a socket: written, found at once, kept through a kill, replaced, deleted; refused when they are bad."""
+
+from __future__ import annotations
+
+import base64
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx2
+import numpy as np
+import pytest
+
+from index.collection import Collection
+from service.item_schemas import DeletedReply, FeedbackReply, ItemReply, WrittenReply
+from service.schemas import SearchReply, SnapshotReply
+from service.writer import RecentQueries
+from tests.service.conftest import serving
+from tests.service.gallery import KNOWN
+from tests.service.test_hostile import problem
+
+FLAGS = ("--writable", "--max-items", "50", "--max-text-chars", "2000", "--max-body-bytes", "1000000")
+
+
+@pytest.fixture
+def folder(collection: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(collection, tmp_path / "home"))
+
+
+@pytest.fixture(scope="module")
+def api(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
+    folder = shutil.copytree(collection, tmp_path_factory.mktemp("written") / "home")
+    with serving(folder, *FLAGS) as server, httpx2.Client(base_url=server.url, timeout=60) as client:
+        yield client
+
+
+def put(api: httpx2.Client, *items: dict[str, Any], **query: str) -> httpx2.Response:
+    return api.put("/v1/items", json={"items": list(items)}, params=query)
+
+
+def search(api: httpx2.Client, text: str, k: int = 5) -> Any:
+    reply = api.post("/v1/search", json={"queries": [{"text": text}], "k": k})
+    assert reply.status_code == 200, reply.text
+    SearchReply.model_validate(reply.json(), strict=True)
+    return reply.json()
+
+
+def test_what_is_written_is_found_read_replaced_and_deleted(api: httpx2.Client) -> None:
+    item = {
+        "id": "new/1",
+        "label": "light_on",
+        "text": "brighten lamp office",
+        "metadata": {"lang": "en", "n": [1, None]},
+    }
+    before = api.get("/v1/collection").json()["items"]
+    written = put(api, item, wait="indexed")
+    assert written.status_code == 200, written.text
+    WrittenReply.model_validate(written.json(), strict=True)
+    assert (written.json()["written"], written.json()["replaced"]) == (1, 0)
+    found = search(api, item["text"], k=1)
+    assert found["results"][0]["hits"][0]["id"] == "new/1"
+    assert found["sequence"] >= written.json()["sequence"]
+    address = f"/v1/items/{quote('new/1', safe='')}"
+    read = api.get(address)
+    ItemReply.model_validate(read.json(), strict=True)
+    assert read.json() == item
+    assert put(api, item | {"label": "volume"}).json()["replaced"] == 1
+    assert api.get(address).json()["label"] == "volume"
+    assert api.get("/v1/collection").json()["items"] == before + 1
+    deleted = api.delete(address)
+    DeletedReply.model_validate(deleted.json(), strict=True)
+    assert deleted.json()["deleted"] == 1
+    assert all(hit["id"] != "new/1" for hit in search(api, item["text"])["results"][0]["hits"])
+    for gone in (api.get(address), api.delete(address)):
+        assert gone.status_code == 404
+        problem(gone, "no-such-item")
+    assert api.get("/v1/collection").json()["items"] == before
+
+
+def test_vectors_can_be_written_in_both_forms_and_many_deleted(api: httpx2.Client) -> None:
+    vectors = np.linalg.qr(np.random.default_rng(3).standard_normal((32, 32)))[0].astype("<f4")
+    listed = {"id": "v1", "label": "made", "vector": vectors[0].tolist()}
+    encoded = {"id": "v2", "label": "made", "vector_base64": base64.b64encode(vectors[1].tobytes()).decode()}
+    assert put(api, listed, encoded).json()["written"] == 2
+    for at, name in enumerate(("v1", "v2")):
+        reply = api.post("/v1/search", json={"queries": [{"vector": vectors[at].tolist()}], "k": 1}).json()
+        assert reply["results"][0]["hits"][0]["id"] == name
+    deleted = api.post("/v1/items:delete", json={"ids": ["v1", "v2", "never was"]})
+    assert deleted.json()["deleted"] == 2
+
+
+GOOD = {"id": "a", "text": "lamp"}
+BAD: dict[str, tuple[Any, str]] = {
+    "no-items": ({"items": []}, "/items"),
+    "no-id": ({"items": [{"text": "lamp"}]}, "/items/0/id"),
+    "empty-id": ({"items": [{"id": "", "text": "lamp"}]}, "/items/0/id"),
+    "long-id": ({"items": [{"id": "ü" * 300, "text": "lamp"}]}, "/items/0/id"),
+    "number-id": ({"items": [{"id": 1, "text": "lamp"}]}, "/items/0/id"),
+    "nothing": ({"items": [{"id": "a"}]}, "/items/0"),
+    "blank": ({"items": [{"id": "a", "text": " \n"}]}, "/items/0"),
+    "long-text": ({"items": [{"id": "a", "text": "x" * 2001}]}, "/items/0/text"),
+    "two-vectors": ({"items": [{"id": "a", "vector": [1.0], "vector_base64": "AAAA"}]}, "/items/0"),
+    "empty-label": ({"items": [GOOD | {"label": ""}]}, "/items/0/label"),
+    "list-metadata": ({"items": [GOOD | {"metadata": []}]}, "/items/0/metadata"),
+    "big-metadata": ({"items": [GOOD | {"metadata": {"a": "x" * 70_000}}]}, "/items/0/metadata"),
+    "unknown": ({"items": [GOOD | {"wait": 1}]}, "/items/0/wait"),
+    "many": ({"items": [GOOD] * 51}, "/items"),
+}
+
+
+@pytest.mark.parametrize(("body", "pointer"), BAD.values(), ids=BAD)
+def test_a_bad_item_is_named_and_nothing_is_written(api: httpx2.Client, body: Any, pointer: str) -> None:
+    before = api.get("/v1/collection").json()
+    reply = api.put("/v1/items", json=body)
+    assert reply.status_code == 422, reply.text
+    faults: Any = problem(reply, "invalid-request")["errors"]
+    assert pointer in [fault["pointer"] for fault in faults], faults
+    assert api.get("/v1/collection").json()["sequence"] == before["sequence"]
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"id": "a", "vector": [1.0, 0.0]},
+        {"id": "a", "vector": [0.0] * 32},
+        {"id": "a", "vector": [1e39] * 32},
+        {"id": "a", "vector_base64": "AAAA"},
+        {"id": "a", "vector_base64": base64.b64encode(b"\xff" * 128).decode()},
+    ],
+    ids=["dimension", "zero", "beyond-float32", "3-bytes", "nan"],
+)
+def test_one_bad_vector_keeps_the_whole_batch_out(api: httpx2.Client, item: dict[str, Any]) -> None:
+    assert put(api, {"id": "good one", "text": "lamp"}, item).status_code == 422
+    assert api.get("/v1/items/good one").status_code == 404
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_metadata_is_finite(api: httpx2.Client, number: str) -> None:
+    body = '{"items":[{"id":"nan","text":"lamp","metadata":{"a":[{"b":' + number + "}]}}]}"
+    reply = api.put("/v1/items", content=body, headers={"Content-Type": "application/json"})
+    assert reply.status_code == 422
+    assert api.get("/v1/items/nan").status_code == 404
+
+
+def test_an_id_stands_once_in_a_batch(api: httpx2.Client) -> None:
+    assert put(api, GOOD, GOOD).status_code == 422
+
+
+@pytest.mark.parametrize("query", ["wait=soon", "wait=", "wait=indexed&wait=indexed", "k=1"])
+def test_an_unknown_parameter_is_refused(api: httpx2.Client, query: str) -> None:
+    assert api.put(f"/v1/items?{query}", json={"items": [GOOD]}).status_code == 422
+
+
+def test_a_read_only_service_says_how_to_write(collection: Path) -> None:
+    with serving(collection) as server, httpx2.Client(base_url=server.url) as api:
+        for reply in (
+            put(api, GOOD),
+            api.post("/v1/items:delete", json={"ids": ["a"]}),
+            api.post("/v1/admin/snapshot"),
+        ):
+            assert reply.status_code == 409
+            problem(reply, "conflict")
+        assert search(api, KNOWN[0][0])["query_ids"] is None
+
+
+def test_a_second_writer_is_refused_and_a_reader_follows(folder: Path) -> None:
+    with serving(folder, *FLAGS) as writing, serving(folder, "--refresh-seconds", "0.05") as reading:
+        with httpx2.Client(base_url=writing.url) as one, httpx2.Client(base_url=reading.url) as two:
+            item = {"id": "followed", "label": "volume", "text": "mute speaker hall"}
+            sequence = put(one, item).json()["sequence"]
+            while two.get("/v1/collection").json()["sequence"] < sequence:
+                pass
+            assert search(two, item["text"], k=1)["results"][0]["hits"][0]["id"] == "followed"
+        with pytest.raises(AssertionError, match="writ"), serving(folder, *FLAGS):
+            pass
+
+
+def test_an_acknowledged_write_survives_a_kill(folder: Path) -> None:
+    with serving(folder, *FLAGS) as server, httpx2.Client(base_url=server.url) as api:
+        assert put(api, {"id": "kept", "label": "music", "text": "play album bedroom"}).status_code == 200
+        server.process.kill()
+        server.process.wait(30)
+    opened = Collection.open(folder)
+    kept = opened.item("kept")
+    opened.close()
+    assert kept is not None
+    assert kept.label == "music"
+
+
+def test_a_snapshot_on_demand_serves(folder: Path) -> None:
+    with serving(folder, *FLAGS) as server, httpx2.Client(base_url=server.url, timeout=120) as api:
+        put(api, {"id": "late", "label": "music", "text": "listen song garage"})
+        made = api.post("/v1/admin/snapshot")
+        assert made.status_code == 200, made.text
+        SnapshotReply.model_validate(made.json(), strict=True)
+        found = search(api, "listen song garage", k=1)
+        assert found["snapshot"] == made.json()["snapshot"]
+        assert found["results"][0]["hits"][0]["id"] == "late"
+        assert api.post("/v1/admin/reload").status_code == 409
+
+
+def test_readers_and_writers_at_once_all_get_what_they_asked_for(api: httpx2.Client) -> None:
+    def write(at: int) -> int:
+        item = {"id": f"many-{at}", "label": "door_open", "text": f"unlock gate {at}"}
+        return put(api, item).json()["sequence"]
+
+    def read(at: int) -> int:
+        return len(search(api, KNOWN[at % len(KNOWN)][0])["results"][0]["hits"])
+
+    with ThreadPoolExecutor(8) as pool:
+        sequences = list(pool.map(write, range(20)))
+        counts = list(pool.map(read, range(40)))
+    assert len(set(sequences)) == 20
+    assert set(counts) == {5}
+    assert api.post("/v1/items:delete", json={"ids": [f"many-{at}" for at in range(20)]}).json()["deleted"] == 20
+
+
+def test_feedback_is_kept_for_a_recent_query(api: httpx2.Client) -> None:
+    query_id = search(api, KNOWN[0][0])["query_ids"][0]
+    for label in (KNOWN[0][1], None):
+        reply = api.post("/v1/feedback", json={"query_id": query_id, "label": label})
+        assert reply.status_code == 200, reply.text
+        FeedbackReply.model_validate(reply.json(), strict=True)
+    gone = api.post("/v1/feedback", json={"query_id": "0-0", "label": None})
+    assert gone.status_code == 404
+    problem(gone, "no-such-query")
+    unknown = api.post("/v1/feedback", json={"query_id": query_id, "label": "no such label"})
+    assert unknown.status_code == 422
+    assert problem(unknown, "invalid-request")["errors"]
+    assert api.post("/v1/feedback", json={"query_id": query_id}).status_code == 422
+
+
+def test_recent_queries_are_bounded() -> None:
+    recent = RecentQueries(limit=3 * 8)
+    first = recent.remember(np.ones((2, 2), np.float32))
+    second = recent.remember(np.full((2, 2), 2, np.float32))
+    assert recent.get(first[0]) is None
+    kept = recent.get(second[1])
+    assert kept is not None
+    assert kept.tolist() == [2, 2]
+    assert recent.get(first[1]) is not None
+    assert len({*first, *second}) == 4
