@@ -21,7 +21,7 @@ from index.calibrators import CALIBRATORS
 from index.collection import CONFIG, ENCODER, FORMAT, ITEMS, SNAPSHOTS, Collection
 from index.compaction import UNKNOWN_SHARE, Fitting, keep_queries, own_questions
 from index.encode import Encoded, encode_stream, workers_for
-from index.encoder_files import copy_encoder, fingerprint, training_settings
+from index.encoder_files import fingerprint, training_settings
 from index.encoders import Encoder, encoder_folder, load_encoder
 from index.engines import check_name, make_engine
 from index.errors import CalibrationError, CollectionError, SettingsError
@@ -29,6 +29,7 @@ from index.gallery import Gallery
 from index.intake import item_id, take_in
 from index.items import Item, ItemStore
 from index.loading import CALIBRATION, PROFILE
+from index.onnx_export import LEAST_AGREEMENT, Backend, install_encoder
 from index.place import STATE, begin, building, prepare
 from index.rows import SHOWN, Row
 from index.snapshot import write_snapshot
@@ -36,6 +37,8 @@ from index.sources import NO_QUERIES, Held, Progress, calibration_queries
 
 _CHUNK = 8
 """Batches that are stored in one transaction."""
+_VERIFIED = 256
+"""Texts an export is verified on."""
 _CUT = "cut.txt"
 
 
@@ -52,6 +55,8 @@ def build_collection(
     unknown_share: float = UNKNOWN_SHARE,
     calibrator: str = DEFAULT,
     engine: str = "auto",
+    backend: Backend = "auto",
+    least_agreement: float = LEAST_AGREEMENT,
     overwrite: bool = False,
     resume: bool | None = False,
     workers: int | None = None,
@@ -64,18 +69,26 @@ def build_collection(
     `out` and renamed: bad input leaves nothing behind, and a killed build is continued with `resume` (None: refuse to
     start over where one lies). `workers` processes encode; None takes as many as there are cores and work for.
 
+    `backend` says how the encoder is served, see `index.onnx_export`.
+
     Returns the description of `Collection.describe`. When no honest calibration is possible the collection is built
     without one and says why; other faults raise `DataError`, `EncoderError` or `CollectionError`.
     """
     if calibrator not in CALIBRATORS:
         raise SettingsError(f"--calibrator {calibrator}: there is none of this name. Use {', '.join(CALIBRATORS)}.")
     check_name(engine)
-    _check_out(out, overwrite)
+    check_out(out, overwrite)
     taken = take_in(rows, id_column, progress)
     with encoder_folder(model) as source, building(out) as folder:
-        inputs = {"encoder": fingerprint(source), "ids": id_column or "file and line", "rows": taken.files}
+        inputs = {
+            "encoder": fingerprint(source),
+            "backend": backend,
+            "ids": id_column or "file and line",
+            "rows": taken.files,
+        }
+        told: list[str] = []
         if not prepare(folder, inputs, resume):
-            copy_encoder(source, folder / ENCODER)
+            told = install_encoder(source, folder / ENCODER, backend, _sample(rows), least_agreement)
             begin(folder, inputs)
         encoder = load_encoder(folder / ENCODER)
         with closing(ItemStore(folder / ITEMS, encoder.dimension)) as store:
@@ -130,7 +143,7 @@ def build_collection(
     collection = Collection.open(out)
     collection.close()
     described = collection.describe()
-    return {**described, "warnings": [*cut, *described["warnings"]]}
+    return {**described, "warnings": [*told, *cut, *described["warnings"]]}
 
 
 def _store(
@@ -163,10 +176,18 @@ def _store(
 def _items(encoded: Encoded, id_column: str | None) -> list[Item]:
     return [
         Item(
-            item_id(row, id_column), row.label, row.text, vector, {k: v for k, v in row.extra.items() if k != id_column}
+            item_id(row, id_column),
+            row.label,
+            row.text if row.image is None else None,  # pictures are not kept, nor what would betray them
+            vector,
+            {k: v for k, v in row.extra.items() if k != id_column},
         )
         for row, vector in zip(encoded.rows, encoded.vectors, strict=True)
     ]
+
+
+def _sample(rows: Iterable[Row]) -> list[str]:
+    return [row.text for row in islice(rows, _VERIFIED)]
 
 
 def _cut_texts(rows: Iterable[Row], folder: Path) -> list[str]:
@@ -184,7 +205,7 @@ def _encoder_name(model: str, folder: Path) -> str:
     return str(training_settings(folder).get("encoder", model))
 
 
-def _check_out(out: Path, overwrite: bool) -> None:
+def check_out(out: Path, overwrite: bool) -> None:
     if not out.exists():
         return
     if not overwrite:

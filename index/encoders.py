@@ -1,8 +1,8 @@
 """Encoders: texts to unit vectors.
 
-`StaticEncoder` reads a trained `static` model with numpy alone, so that serving it needs no torch. Everything else
-goes through sentence-transformers. Both give float32 unit rows, checked: a NaN weight or a text that encodes to
-nothing is an error, never a vector.
+`StaticEncoder` reads a trained `static` model with numpy alone, and `index.onnx_encoder` runs exported ones, so that
+serving them needs no torch. Everything else goes through sentence-transformers. All give float32 unit rows, checked: a
+NaN weight or a text that encodes to nothing is an error, never a vector.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from index.encoder_files import (
+    ONNX_RECORD,
+    SFACE,
+    Modality,
     fingerprint,
     module_kinds,
     module_paths,
@@ -35,6 +38,11 @@ class Encoder(Protocol):
     dimension: int
     fingerprint: str
 
+    @property
+    def modality(self) -> Modality:
+        """What it encodes; with "image" it is an `index.image_encoder.ImageEncoder`."""
+        ...
+
     def encode(self, texts: Sequence[str]) -> Vectors:
         """(n, d) float32, rows of norm 1. Raises `DataError` for a text that encodes to nothing."""
         ...
@@ -45,19 +53,32 @@ class Encoder(Protocol):
 
 
 def load_encoder(folder: Path) -> Encoder:
-    """The encoder in `folder`, static ones without torch. Raises `EncoderError`."""
-    if module_kinds(folder) in (["StaticEmbedding"], ["StaticEmbedding", "Normalize"]):
+    """The encoder in `folder`, static and exported ones without torch. Raises `EncoderError`."""
+    if (folder / ONNX_RECORD).is_file():
+        from index.onnx_encoder import OnnxEncoder
+
+        return OnnxEncoder(folder)
+    kinds = module_kinds(folder)
+    if kinds in (["StaticEmbedding"], ["StaticEmbedding", "Normalize"]):
         return StaticEncoder(folder)
     from index import multilingual  # which needs the checks below
 
-    if module_kinds(folder) == [multilingual.KIND]:
+    if kinds == [multilingual.KIND]:
         return multilingual.MultilingualEncoder(folder)
+    if kinds == ["ImageNetwork"]:
+        from index.image_encoder import NetworkEncoder
+
+        return NetworkEncoder(folder)
+    if kinds == ["SFace"]:
+        from index.faces import FaceEncoder
+
+        return FaceEncoder(folder)
     return SentenceEncoder(folder)
 
 
 @contextmanager
 def encoder_folder(name: str) -> Iterator[Path]:
-    """The folder of the encoder called `name`: a folder, `static`, `minilm`, `multilingual`, or a hub id.
+    """The folder of the encoder called `name`: a folder, `static`, `minilm`, `multilingual`, `sface`, or a hub id.
 
     One that comes from a package or the hub is saved for a while. Raises `EncoderError`.
     """
@@ -69,6 +90,10 @@ def encoder_folder(name: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as saved:
         if name == multilingual.NAME:
             multilingual.write_multilingual(Path(saved))
+        elif name == SFACE:
+            from index.faces import write_sface
+
+            write_sface(Path(saved))
         else:
             open_sentence_transformer(name).save(saved, create_model_card=False)
         yield Path(saved)
@@ -76,6 +101,8 @@ def encoder_folder(name: str) -> Iterator[Path]:
 
 class StaticEncoder:
     """Mean of token embeddings, normalised: what sentence-transformers' `StaticEmbedding` computes, in numpy."""
+
+    modality: Literal["text"] = "text"
 
     def __init__(self, folder: Path) -> None:
         from safetensors.numpy import load_file
@@ -101,10 +128,10 @@ class StaticEncoder:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.dimension = int(self._weights.shape[1])
-        self._prompt = _default_prompt(folder)
+        self._prompt = default_prompt(folder)
 
     def encode(self, texts: Sequence[str]) -> Vectors:
-        texts = checked(texts)
+        texts = checked_texts(texts)
         encodings = self._tokenizer.encode_batch([self._prompt + text for text in texts], add_special_tokens=False)
         lengths = np.array([len(encoding.ids) for encoding in encodings], dtype=np.int64)
         if not len(texts):
@@ -123,6 +150,8 @@ class StaticEncoder:
 class SentenceEncoder:
     """Any sentence-transformers folder."""
 
+    modality: Literal["text"] = "text"
+
     def __init__(self, folder: Path, batch_size: int = 64) -> None:
         need_torch()
         self.fingerprint = fingerprint(folder)
@@ -136,7 +165,7 @@ class SentenceEncoder:
         self.dimension = int(self._model.get_embedding_dimension() or 0)
 
     def encode(self, texts: Sequence[str]) -> Vectors:
-        texts = checked(texts)
+        texts = checked_texts(texts)
         vectors = self._model.encode(
             list(texts), batch_size=self._batch_size, convert_to_numpy=True, show_progress_bar=False
         )
@@ -151,8 +180,8 @@ class SentenceEncoder:
         return [at for at, ids in enumerate(tokens["input_ids"]) if len(ids) > limit]
 
 
-def checked(texts: Sequence[str]) -> Sequence[str]:
-    """The texts, if all are characters. Raises `DataError`."""
+def checked_texts(texts: Sequence[str]) -> Sequence[str]:
+    """The texts as they are. Raises `DataError` for half a surrogate pair, which no tokenizer takes."""
     for at, text in enumerate(texts):
         try:
             text.encode()
@@ -165,15 +194,15 @@ def checked(texts: Sequence[str]) -> Sequence[str]:
 
 
 def unit(vectors: Vectors, texts: Sequence[str]) -> Vectors:
-    """Rows of norm 1. Raises `EncoderError` for NaN and infinity, `DataError` for a text that encodes to nothing."""
+    """The vectors (n, d) of these texts at norm 1. Raises `EncoderError` for NaN, `DataError` for a zero vector."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     if not np.isfinite(norms).all():
         raise EncoderError("The encoder produced NaN or infinity. Its weights are damaged: train or copy it again.")
     empty = np.flatnonzero(norms[:, 0] == 0)
     if len(empty):
         raise _nothing_to_read(int(empty[0]), texts)
-    unit: Vectors = np.divide(vectors, norms, dtype=np.float32)
-    return unit
+    found: Vectors = np.divide(vectors, norms, dtype=np.float32)
+    return found
 
 
 def _nothing_to_read(at: int, texts: Sequence[str]) -> DataError:
@@ -183,7 +212,8 @@ def _nothing_to_read(at: int, texts: Sequence[str]) -> DataError:
     )
 
 
-def _default_prompt(folder: Path) -> str:
+def default_prompt(folder: Path) -> str:
+    """What the encoder in `folder` puts before every text."""
     path = folder / "config_sentence_transformers.json"
     if not path.is_file():
         return ""

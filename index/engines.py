@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +12,12 @@ from index import exact
 from index.engine import Engine, Rows, Vectors, check_vectors
 from index.errors import CollectionError, SettingsError
 from index.faiss_engine import FaissEngine, FaissFlat, FaissHNSW, FaissIVF, FaissIVFPQ, FaissSQ8
+from index.milvus_engine import MilvusEngine
 
 FAISS: dict[str, type[FaissEngine]] = {
     engine.kind: engine for engine in (FaissFlat, FaissHNSW, FaissIVF, FaissIVFPQ, FaissSQ8)
 }
-ENGINES: dict[str, type[Engine]] = dict(FAISS)
+ENGINES: dict[str, type[Engine]] = {**FAISS, MilvusEngine.kind: MilvusEngine}
 """Every engine by its name, which a snapshot's manifest carries."""
 NAMES = ("auto", *ENGINES)
 AUTO_FLAT = 50_000
@@ -72,6 +74,8 @@ def make_engine(
     vectors = check_vectors(vectors, rows)
     sample = _Sample(vectors, queries, seed)
     if name != "auto":
+        if name == MilvusEngine.kind:
+            return _tuned(MilvusEngine.build(vectors, rows), sample)
         return _tuned(FAISS[name].build(vectors, rows), sample)
     return _auto(vectors, rows, _half_of_memory() if memory_budget is None else memory_budget, sample)
 
@@ -96,6 +100,9 @@ def _auto(vectors: Vectors, rows: Rows, budget: int, sample: _Sample) -> Engine:
     return max(built, key=lambda engine: engine.recall or 0.0)
 
 
+Measured = TypeVar("Measured", FaissEngine, MilvusEngine)
+
+
 class _Sample:
     """Queries whose true nearest neighbours are known: given ones, or items of the gallery that look for the others."""
 
@@ -114,7 +121,7 @@ class _Sample:
         self._wanted = others.sum(axis=1)
         self._worst = np.where(others, scores, np.inf).min(axis=1, initial=np.inf)
 
-    def recall(self, engine: FaissEngine) -> float | None:
+    def recall(self, engine: Engine) -> float | None:
         """Share of the true neighbours found, those as near as the last of them included; None: nothing to find."""
         if not self._wanted.sum():
             return None
@@ -131,7 +138,7 @@ class _Sample:
         return counted
 
 
-def _tuned(engine: FaissEngine, sample: _Sample) -> FaissEngine:
+def _tuned(engine: Measured, sample: _Sample) -> Measured:
     """The engine with the fastest of its parameters that reach the target, or the most thorough ones."""
     if engine.exact:
         return engine

@@ -81,7 +81,7 @@ def _calibration(snapshot: Snapshot, warnings: list[str]) -> Calibration | None:
     if CALIBRATION not in snapshot.files:
         return None
     try:
-        return Calibration.from_json(json.loads(snapshot.files[CALIBRATION]))
+        return Calibration.from_json(json.loads(snapshot.content(CALIBRATION)))
     except CalibrationError as error:
         warnings.append(str(error))
         return None
@@ -101,7 +101,7 @@ def _of_snapshot(
     if labels is None or engine.dimension != store.dimension or not np.array_equal(engine.rows, rows):
         raise CollectionError(f"Snapshot {snapshot.name} does not index the items of {store.path}.")
     _golden(engine, snapshot, store)
-    gallery = Gallery.of(rows, list(labels.values()), snapshot.files.get(PROFILE, b""))
+    gallery = Gallery.of(rows, list(labels.values()), snapshot.content(PROFILE))
     return State.of(engine, gallery, calibration, snapshot.name, snapshot.sequence, why_not=why_not, warnings=warnings)
 
 

@@ -13,12 +13,13 @@ import zipfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from index.encoder_files import fingerprint, module_paths
-from index.encoders import checked, unit
+from index.encoders import checked_texts, unit
 from index.errors import EncoderError
 
 NAME, KIND = "multilingual", "UniversalSentenceEncoder"
@@ -40,6 +41,7 @@ def write_multilingual(folder: Path) -> None:
 class MultilingualEncoder:
     """Texts to unit vectors (n, 512), in numpy. Raises `EncoderError` for a folder it cannot read."""
 
+    modality: Literal["text"] = "text"
     dimension = DIMENSION
 
     def __init__(self, folder: Path) -> None:
@@ -58,7 +60,7 @@ class MultilingualEncoder:
             raise EncoderError(f"{folder}: the encoder cannot be loaded ({error}). Copy it again.") from error
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        texts = checked(texts)
+        texts = checked_texts(texts)
         return unit(np.asarray(self._network.encode(list(texts)), np.float32).reshape(len(texts), DIMENSION), texts)
 
     def too_long(self, texts: Sequence[str]) -> list[int]:

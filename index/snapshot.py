@@ -25,22 +25,32 @@ _FORMAT = 1
 _MANIFEST = "manifest.json"
 _CURRENT = "CURRENT"
 _KEPT = 2
+MAPPED = 64 << 20
 _TEMPORARY = ".writing-"
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A verified snapshot: its name, what its manifest says, and the bytes of its files."""
+    """A verified snapshot: its name, what its manifest says, and its files.
+
+    A file is its bytes, or from `MAPPED` bytes on its path, so that an engine can map it and processes share one copy.
+    Snapshots are only ever removed or replaced whole, never written in place, so what is mapped stays as verified.
+    """
 
     name: str
     manifest: dict[str, Any]
-    files: dict[str, bytes]
+    files: dict[str, bytes | Path]
 
     @property
     def sequence(self) -> int:
         return int(self.manifest["sequence"])
+
+    def content(self, name: str) -> bytes:
+        """The bytes of a file, none where the snapshot has no such file."""
+        file = self.files.get(name, b"")
+        return file.read_bytes() if isinstance(file, Path) else file
 
 
 def write_snapshot(
@@ -59,7 +69,7 @@ def write_snapshot(
     try:
         return _write(root, {"sequence": sequence, "engine": engine, "encoder": encoder, **(about or {})}, files)
     except OSError as error:
-        kind = DiskFull if error.errno in _NO_ROOM else ReadOnly if error.errno in _NO_RIGHT else CollectionError
+        kind = DiskFull if error.errno in NO_ROOM else ReadOnly if error.errno in _NO_RIGHT else CollectionError
         raise kind(
             f"{root}: the snapshot could not be written ({error.strerror}). The one before is still served; writing "
             "works again once there is room and permission."
@@ -115,6 +125,11 @@ def current_name(root: Path) -> str | None:
         return None
 
 
+def point_to(root: Path, name: str) -> None:
+    """Makes `name` the snapshot that is read first."""
+    _switch(root, name)
+
+
 def clean(root: Path, older_than: int = 0) -> None:
     """Removes snapshots of a sequence number before `older_than`, and what a killed writer left half written.
 
@@ -167,16 +182,22 @@ def _verify(folder: Path) -> Snapshot:
     return Snapshot(folder.name, manifest, files)
 
 
-def _read_checked(path: Path, size: int, digest: str) -> bytes:
+def _read_checked(path: Path, size: int, digest: str) -> bytes | Path:
     try:
         if path.stat().st_size != size:
             raise CollectionError(f"{path}: has {path.stat().st_size} bytes, its manifest says {size}.")
-        content = path.read_bytes()
+        content = path if size >= MAPPED else path.read_bytes()
+        found = _digest_of(path) if isinstance(content, Path) else hashlib.sha256(content).hexdigest()
     except OSError as error:
         raise CollectionError(f"{path}: cannot be read ({error.strerror}).") from error
-    if hashlib.sha256(content).hexdigest() != digest:
+    if found != digest:
         raise CollectionError(f"{path}: is damaged: its SHA-256 is not the one in the manifest.")
     return content
+
+
+def _digest_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _switch(root: Path, name: str) -> None:
@@ -193,7 +214,14 @@ def _switch(root: Path, name: str) -> None:
 def _prune(root: Path, current: str) -> None:
     names = sorted(path.name for path in root.glob("[0-9]*-*") if path.is_dir() and path.name != current)
     for name in names[: max(0, len(names) - (_KEPT - 1))]:
-        shutil.rmtree(root / name, ignore_errors=True)
+        _discard(root / name)
+
+
+def _discard(folder: Path) -> None:
+    """Removes a snapshot; one that is half removed no longer looks like one."""
+    hidden = folder.with_name(_TEMPORARY + folder.name)
+    folder.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _write_durably(path: Path, content: bytes) -> None:

@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.keys import Keys
 from service.problems import Problem, response
 
-OPEN = ("/healthz", "/readyz", "/docs", "/openapi.json", "/favicon.ico", "/")
+OPEN = ("/healthz", "/readyz", "/docs", "/calibration", "/openapi.json", "/favicon.ico", "/")
 """No key needed: they say nothing about what the collection holds. The page asks for a key and sends it along."""
 OPEN_BELOW = ("/web/", "/problems/")
 SEARCH = ("/v1/search", "/v1/embeddings", "/v1/models", "/v1/collection", "/v1/calibration", "/metrics")

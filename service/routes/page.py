@@ -1,4 +1,4 @@
-"""The pages people look at: `/` (search), `/docs` (the API, tried out in place), and the problem types.
+"""The pages people look at: `/` (search), `/calibration`, `/docs` (the API, tried out in place), and the problem types.
 
 No page loads anything from elsewhere: Swagger UI's files come from the package `fastapi-swagger`.
 """
@@ -21,6 +21,11 @@ router = APIRouter(include_in_schema=False)
 @router.get("/")
 async def page() -> FileResponse:
     return FileResponse(WEB / "index.html")
+
+
+@router.get("/calibration")
+async def calibration() -> FileResponse:
+    return FileResponse(WEB / "calibration.html")
 
 
 @router.get("/docs")

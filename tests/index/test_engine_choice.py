@@ -10,14 +10,18 @@ import pytest
 from index.build import build_collection
 from index.cli import index
 from index.collection import Collection
-from index.engines import FAISS
+from index.engines import ENGINES, FAISS
 from index.errors import SettingsError
+from index.new_items import NewItem
 from index.sources import Held
 from tests.index.conftest import World
 
 
-@pytest.mark.parametrize("kind", FAISS)
-def test_a_collection_of_every_engine(kind: str, world: World, built: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ENGINES)
+def test_a_collection_of_every_engine(
+    kind: str, world: World, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUREMATCH_MILVUS_URI", str(tmp_path / "milvus.db"))
     held = Held(world.rows(world.held), world.rows(world.held_unknown))
     out = tmp_path / "topics"
     told = build_collection(str(world.encoder), world.rows(world.items), out, held=held, unknown_share=0.4, engine=kind)
@@ -47,3 +51,56 @@ def test_the_engine_is_a_flag(world: World, tmp_path: Path, capsys: pytest.Captu
     with pytest.raises(SettingsError, match="--engine annoy"):
         index([*flags, "--out", str(tmp_path / "annoy"), "--engine", "annoy"])
     assert not (tmp_path / "annoy").exists()
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+def test_every_engine_is_live(kind: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writes, deletions, filters and compaction over each engine's base index."""
+    monkeypatch.setenv("SUREMATCH_MILVUS_URI", str(tmp_path / "milvus.db"))
+    out = tmp_path / "topics"
+    build_collection(str(world.encoder), world.rows(world.items), out, engine=kind)
+    opened = Collection.open(out, writable=True)
+    try:
+        first = opened.search(["bank card"], k=1)[0].hits[0].id
+        opened.delete([first])
+        opened.upsert([NewItem("new", "card", text="bank card", metadata={"size": 3})])
+        for _ in range(2):
+            hits = opened.search(["bank card"], k=100)[0].hits
+            assert hits[0].id == "new"
+            assert first not in {hit.id for hit in hits}
+            assert [hit.id for hit in opened.search(["bank card"], filter={"size": {"gte": 3}})[0].hits] == ["new"]
+            assert opened.engine.kind == kind
+            opened.snapshot()
+        assert len(opened.engine) == opened.size
+    finally:
+        opened.close()
+
+
+@pytest.mark.parametrize("kind", FAISS)
+def test_large_files_are_mapped_after_their_checksum(
+    kind: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "topics"
+    build_collection(str(world.encoder), world.rows(world.items), out, engine=kind)
+    texts = [row.text for row in world.rows(world.test)]
+
+    def ask() -> tuple[list[list[str]], list[str], str]:
+        opened = Collection.open(out)
+        try:
+            maps = Path("/proc/self/maps").read_text()
+            return [[hit.id for hit in answer.hits] for answer in opened.search(texts)], opened.warnings, maps
+        finally:
+            opened.close()
+
+    read, _, _ = ask()
+    monkeypatch.setattr("index.snapshot.MAPPED", 1)
+    mapped, warnings, maps = ask()
+    assert (mapped, warnings) == (read, [])
+    assert f"{out}/snapshots/" in maps
+    file = next((out / "snapshots").glob("*/vectors.faiss"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    answers, warnings, _ = ask()
+    assert any("vectors.faiss: is damaged" in said for said in warnings)
+    assert len(answers) == len(texts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import faiss
@@ -17,6 +18,7 @@ from index.engine import Engine, Selection
 from index.engines import ENGINES, FAISS, make_engine
 from index.errors import CollectionError, SettingsError
 from index.faiss_engine import FaissEngine, FaissFlat
+from index.milvus_engine import MilvusEngine
 from tests.index.helpers import Vectors, unit
 
 SIZE, DIMENSION = 3000, 16
@@ -36,8 +38,16 @@ SELECTIONS = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Milvus Lite on a file of this process's own: a real server behind a real socket."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SUREMATCH_MILVUS_URI", str(tmp_path_factory.mktemp("milvus") / "gallery.db"))
+        yield
+
+
 @pytest.fixture(scope="module", params=ENGINES)
-def engine(request: pytest.FixtureRequest) -> Engine:
+def engine(request: pytest.FixtureRequest, milvus: None) -> Engine:
     return make_engine(request.param, VECTORS, ROWS)
 
 
@@ -53,19 +63,23 @@ def brute(queries: Vectors, k: int, selection: Selection | None) -> tuple[NDArra
 
 @pytest.mark.parametrize("selection", SELECTIONS.values(), ids=SELECTIONS)
 @pytest.mark.parametrize(("queries", "k"), [(40, 10), (1, 1), (3, 100), (2, 5000)])
-@pytest.mark.parametrize("everything_scanned", [False, True], ids=["few pass", "many pass"])
 def test_search_agrees_with_brute_force(
     engine: Engine,
     selection: Selection | None,
     queries: int,
     k: int,
-    everything_scanned: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if everything_scanned:  # so that a gallery this small takes the path of a large one
+    check(engine, QUERIES[:queries], k, selection)
+    if isinstance(engine, FaissEngine):  # a gallery this small then takes the path of a large one
         monkeypatch.setattr("index.faiss_engine._FEW", 0)
-    scores, rows = engine.search(QUERIES[:queries], k, selection)
-    expected_scores, expected = brute(QUERIES[:queries], k, selection)
+        check(engine, QUERIES[:queries], k, selection)
+
+
+def check(engine: Engine, queries: Vectors, k: int, selection: Selection | None) -> None:
+    """The contract of `Engine.search`."""
+    scores, rows = engine.search(queries, k, selection)
+    expected_scores, expected = brute(queries, k, selection)
     assert scores.shape == rows.shape == expected.shape
     assert (scores.dtype, rows.dtype) == (np.float32, np.int64)
     assert (np.diff(scores, axis=1) <= 0).all()
@@ -74,7 +88,7 @@ def test_search_agrees_with_brute_force(
         return
     found = [len(set(got) & set(true)) for got, true in zip(rows.tolist(), expected.tolist(), strict=True)]
     assert sum(found) >= (1.0 if engine.exact else 0.95) * expected.size
-    true = (QUERIES[:queries, None, :] * VECTORS[np.searchsorted(ROWS, rows)]).sum(axis=2, dtype=np.float64)
+    true = (queries[:, None, :] * VECTORS[np.searchsorted(ROWS, rows)]).sum(axis=2, dtype=np.float64)
     np.testing.assert_allclose(scores, true, atol=2e-2 if engine.kind == "sq8" else 1e-6)
     if engine.exact:
         np.testing.assert_array_equal(rows, expected)
@@ -268,3 +282,33 @@ def test_largest_orders_ties_by_position(n: int, m: int, k: int) -> None:
     np.testing.assert_array_equal(found, -np.sort(-scores, axis=1)[:, :k])
     np.testing.assert_array_equal(np.take_along_axis(scores, positions, 1), found)
     assert all(len(set(row)) == k for row in positions.tolist())
+
+
+def test_milvus_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    built = MilvusEngine.build(VECTORS[:20], ROWS[:20])
+    files = built.dump()
+    for change in (
+        {"milvus.json": b"{}"},
+        {"milvus.json": b"["},
+        {"rows.i64": files["rows.i64"][:-8]},
+        {"rows.i64": b"x"},
+    ):
+        with pytest.raises(CollectionError, match=r"Milvus"):
+            MilvusEngine.load({**files, **change})
+    monkeypatch.setenv("SUREMATCH_MILVUS_URI", str(tmp_path / "another.db"))
+    with pytest.raises(CollectionError, match=built.describe()["collection"]):
+        MilvusEngine.load(files)
+    monkeypatch.delenv("SUREMATCH_MILVUS_URI")
+    with pytest.raises(SettingsError, match="set SUREMATCH_MILVUS_URI"):
+        make_engine("milvus", VECTORS, ROWS)
+    with pytest.raises(ValueError, match="at most 16384"):
+        MilvusEngine("x.db", "x", DIMENSION, np.arange(20_000), None).search(QUERIES, 17_000)
+
+
+def test_milvus_compares_itself_where_its_index_gives_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = MilvusEngine.build(VECTORS[:300], ROWS[:300])
+    whole = built.search(QUERIES[:4], 12)
+    ask = MilvusEngine._ask
+    monkeypatch.setattr(MilvusEngine, "_ask", lambda *given: [hits[:5] for hits in ask(*given)])
+    for before, after in zip(whole, built.search(QUERIES[:4], 12), strict=True):
+        np.testing.assert_allclose(before, after, atol=1e-6)

@@ -7,9 +7,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from index.items import ItemStore
+from service import keys
 from tests.service.conftest import Server, serving
 from tests.service.gallery import KNOWN, UNKNOWN, XSS_LABEL, XSS_TEXT
 
@@ -177,3 +180,76 @@ def test_the_page_says_when_nothing_is_calibrated(browser: Browser, uncalibrated
         expect(page.locator("#distribution")).to_be_hidden()
         assert "%" not in page.locator("#answer").inner_text()
         page.close()
+
+
+def test_the_calibration_page_draws_what_was_measured(page: Page, server: Server) -> None:
+    report = httpx2.get(f"{server.url}/v1/calibration").json()
+    page.goto("/")
+    page.get_by_role("link", name="Calibration").click()
+    expect(page.locator("#diagram circle")).to_have_count(len(report["reliability"]))
+    expect(page.locator("#rows tr")).to_have_count(len(report["reliability"]))
+    expect(page.locator("#numbers dt")).to_have_count(11)
+    expect(page.locator("#banner")).to_be_hidden()
+    heights = page.eval_on_selector_all(
+        "#diagram circle", "nodes => nodes.map((node) => Number(node.getAttribute('cy')))"
+    )
+    observed = [group["frequency"] for group in report["reliability"]]
+    # the page's y axis points down: a frequency of 1 is at 10, of 0 at 280
+    assert heights == pytest.approx([10 + 270 * (1 - frequency) for frequency in observed])
+
+
+def test_without_calibration_its_page_says_why(browser: Browser, uncalibrated: Path) -> None:
+    with serving(uncalibrated) as server:
+        context = browser.new_context(base_url=server.url)
+        page = context.new_page()
+        page.goto("/calibration")
+        expect(page.locator("#banner")).to_be_visible()
+        expect(page.locator("#calibration")).to_be_hidden()
+        context.close()
+
+
+def test_feedback_reaches_the_store(browser: Browser, collection: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(collection, tmp_path / "home")
+    text, label = KNOWN[0]
+    with serving(folder, "--writable") as server:
+        context = browser.new_context(base_url=server.url)
+        page = context.new_page()
+        page.goto("/")
+        ask(page, text)
+        page.get_by_role("button", name="Yes").click()
+        expect(page.locator("#feedback")).to_contain_text("Thank you")
+        ask(page, text)
+        page.get_by_role("button", name="No", exact=True).click()
+        page.get_by_label("What is right").select_option(label="nothing here matches")
+        page.get_by_role("button", name="Send").click()
+        expect(page.locator("#feedback")).to_contain_text("Thank you")
+        context.close()
+    store = ItemStore(folder / "items.sqlite", 32)
+    labels, vectors = store.feedback()
+    store.close()
+    assert labels == [label, None]
+    assert (vectors[0] == vectors[1]).all()
+
+
+def test_a_read_only_service_offers_no_feedback(page: Page) -> None:
+    ask(page, KNOWN[0][0])
+    expect(page.locator("#verdict .kind")).to_be_visible()
+    expect(page.locator("#feedback")).to_be_hidden()
+
+
+def test_the_page_asks_for_the_key_the_service_asks_for(browser: Browser, collection: Path, tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    key = keys.add(file, "page", ["search"])
+    with serving(collection, "--keys", str(file)) as server:
+        context = browser.new_context(base_url=server.url)
+        page = context.new_page()
+        page.goto("/")
+        page.fill("#key", "sm_wrong")
+        page.get_by_role("button", name="Continue").click()
+        expect(page.locator("dialog")).to_contain_text("not valid")
+        page.fill("#key", key)
+        page.get_by_role("button", name="Continue").click()
+        expect(page.locator("#served")).to_contain_text("items")
+        ask(page, KNOWN[0][0])
+        expect(page.locator("#verdict h1")).to_have_text(KNOWN[0][1])
+        context.close()

@@ -1,0 +1,48 @@
+// Requests to the service. Where it asks for a key, so does the page; the key is kept for this tab only.
+
+const KEPT = "surematch-key";
+
+/** As fetch; asks for a key when the service does, and tries again with it. */
+export async function call(path, options = {}) {
+  for (;;) {
+    const key = sessionStorage.getItem(KEPT);
+    const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+    const reply = await fetch(path, { ...options, headers });
+    if (reply.status !== 401 || !(await askForKey(key !== null))) return reply;
+  }
+}
+
+/** The JSON of a GET, null when there is none. */
+export async function read(path) {
+  const reply = await call(path).catch(() => null);
+  return reply?.ok ? reply.json() : null;
+}
+
+let asking = null;
+
+/** Resolves to whether a key was given; several requests at once ask once. */
+function askForKey(again) {
+  asking ??= new Promise((done) => {
+    const dialog = document.createElement("dialog");
+    const form = Object.assign(document.createElement("form"), { method: "dialog" });
+    const label = document.createElement("label");
+    const input = Object.assign(document.createElement("input"), { type: "password", id: "key", autocomplete: "off" });
+    const send = Object.assign(document.createElement("button"), { textContent: "Continue", type: "submit" });
+    label.append(again ? "This key is not valid here. Another one:" : "This service asks for a key:", input);
+    form.append(label, send);
+    dialog.className = "key";
+    dialog.append(form);
+    form.addEventListener("submit", (event) => { event.preventDefault(); dialog.close(input.value.trim()); });
+    dialog.addEventListener("close", () => {
+      const given = dialog.returnValue;
+      dialog.remove();
+      asking = null;
+      if (given) sessionStorage.setItem(KEPT, given);
+      else sessionStorage.removeItem(KEPT);
+      done(Boolean(given));
+    });
+    document.body.append(dialog);
+    dialog.showModal();
+  });
+  return asking;
+}
