@@ -22,6 +22,8 @@ from service.settings import ServeSettings
 
 SUMMARIES = {
     "train": "learn an encoder from labelled rows",
+    "compare": "train several losses on the same rows and seeds",
+    "push": "send a trained encoder to the Hugging Face Hub",
     "index": "build a searchable, calibrated collection",
     "evaluate": "measure a collection on rows it has not seen",
     "search": "ask a collection a question",
