@@ -3,20 +3,21 @@
 #   docker build -t surematch .
 #   docker run --rm -p 127.0.0.1:8000:8000 -v "$PWD/collections/support:/collection:ro" surematch
 #
-# EXTRAS=transformers (default) serves every encoder. `--build-arg EXTRAS=` leaves torch out, which is the larger half
-# of the image: enough for collections made with the static encoder. Where pip's default torch carries CUDA libraries,
-# pass the CPU wheels' index of pytorch.org: `--build-arg TORCH_ARGS="--index-url ..."`.
+# EXTRAS=onnx (default) serves collections of the static encoder and of neural encoders that were exported to ONNX when
+# the collection was built, which is the default there. `--build-arg EXTRAS=transformers` adds torch, which is larger than
+# all the rest, for collections built with `--backend torch`. Where pip's default torch carries CUDA libraries, pass the
+# CPU wheels' index of pytorch.org: `--build-arg TORCH_ARGS="--index-url ..."`.
 ARG PYTHON_IMAGE=python:3.11-slim
 
 FROM ${PYTHON_IMAGE} AS build
-ARG EXTRAS=transformers
+ARG EXTRAS=onnx
 ARG TORCH_ARGS=
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /src
 COPY constraints.txt ./
-RUN if [ -n "$EXTRAS" ]; then pip install -c constraints.txt ${TORCH_ARGS} torch==2.13.0; fi
+RUN if echo "$EXTRAS" | grep -q transformers; then pip install -c constraints.txt ${TORCH_ARGS} torch==2.13.0; fi
 # The dependencies change rarely, the code often: empty packages first, so that the large layer is reused.
 COPY pyproject.toml README.md ./
 RUN mkdir simplex index training service \

@@ -8,7 +8,7 @@ ARGS ?=
 # test processes, of one thread each; some tests hold rows of ten million scores, so more take more memory
 WORKERS ?= 2
 
-.PHONY: help demo test check format clean audit test-contract bench-bulk bench-calibration bench-heads bench-index bench-simplex bench-training
+.PHONY: help demo test check format clean audit test-contract bench-bulk bench-calibration bench-heads bench-index bench-simplex bench-training bench-images fuzz-images
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -27,6 +27,16 @@ demo: $(VENV)/ready  ## train, index, calibrate, answer three questions, then se
 
 test: check  ## the whole test suite, lint and types included
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+.PHONY: test-crash test-damage test-concurrency
+test-crash: $(VENV)/ready  ## kill -9 a writer 200 times, and run out of disk at every size: nothing lost, nothing half there
+	SUREMATCH_KILLS=200 $(BIN)/python -m pytest -s tests/index/test_crash.py tests/index/test_faults.py $(ARGS)
+
+test-damage: $(VENV)/ready  ## open a collection with each of 1,200 mutated snapshot files: all refused, no wrong answer
+	SUREMATCH_MUTATIONS=1200 $(BIN)/python -m pytest tests/index/test_damage.py $(ARGS)
+
+test-concurrency: $(VENV)/ready  ## readers, writers, deleters and compaction together for two minutes
+	SUREMATCH_SECONDS=120 $(BIN)/python -m pytest tests/index/test_concurrency.py $(ARGS)
 
 check: $(VENV)/ready  ## lint, types, and who may import whom
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -60,6 +70,12 @@ test-contract: $(VENV)/ready  ## thousands of generated requests against the Ope
 
 audit: $(VENV)/ready  ## known vulnerabilities of the pinned dependencies (asks the vulnerability service of PyPI)
 	$(BIN)/python -m pip_audit --strict --disable-pip --no-deps -r constraints.txt $(ARGS)
+
+bench-images: $(VENV)/ready  ## pictures of identities never seen: margin, plain and Taylor softmax, PCA (ARGS="--data DIR")
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_images.py $(ARGS)
+
+fuzz-images: $(VENV)/ready  ## 1,500 damaged pictures through the service: no 5xx, no crash, memory bounded
+	FUZZED_PICTURES=1500 $(BIN)/python -m pytest tests/service/test_pictures.py -k damaged $(ARGS)
 
 clean:  ## remove the environment and everything the demo made
 	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache

@@ -22,7 +22,7 @@ from index.calibrators import CALIBRATORS
 from index.collection import CONFIG, ENCODER, FORMAT, ITEMS, SNAPSHOTS, Collection
 from index.compaction import UNKNOWN_SHARE, Fitting, keep_queries, own_questions
 from index.encode import Encoded, encode_stream, workers_for
-from index.encoder_files import copy_encoder, fingerprint, open_sentence_transformer, training_settings
+from index.encoder_files import SFACE, fingerprint, open_sentence_transformer, training_settings
 from index.encoders import Encoder, load_encoder
 from index.engines import check_name, make_engine
 from index.errors import CalibrationError, CollectionError, SettingsError
@@ -30,6 +30,7 @@ from index.gallery import Gallery
 from index.intake import item_id, take_in
 from index.items import Item, ItemStore
 from index.loading import CALIBRATION, PROFILE
+from index.onnx_export import LEAST_AGREEMENT, Backend, install_encoder
 from index.place import STATE, begin, building, prepare
 from index.rows import SHOWN, Row
 from index.snapshot import write_snapshot
@@ -37,6 +38,8 @@ from index.sources import NO_QUERIES, Held, Progress, calibration_queries
 
 _CHUNK = 8
 """Batches that are stored in one transaction."""
+_VERIFIED = 256
+"""Texts an export is verified on."""
 _CUT = "cut.txt"
 
 
@@ -53,6 +56,8 @@ def build_collection(
     unknown_share: float = UNKNOWN_SHARE,
     calibrator: str = DEFAULT,
     engine: str = "auto",
+    backend: Backend = "auto",
+    least_agreement: float = LEAST_AGREEMENT,
     overwrite: bool = False,
     resume: bool | None = False,
     workers: int | None = None,
@@ -65,18 +70,26 @@ def build_collection(
     `out` and renamed: bad input leaves nothing behind, and a killed build is continued with `resume` (None: refuse to
     start over where one lies). `workers` processes encode; None takes as many as there are cores and work for.
 
+    `backend` says how the encoder is served, see `index.onnx_export`.
+
     Returns the description of `Collection.describe`. When no honest calibration is possible the collection is built
     without one and says why; other faults raise `DataError`, `EncoderError` or `CollectionError`.
     """
     if calibrator not in CALIBRATORS:
         raise SettingsError(f"--calibrator {calibrator}: there is none of this name. Use {', '.join(CALIBRATORS)}.")
     check_name(engine)
-    _check_out(out, overwrite)
+    check_out(out, overwrite)
     taken = take_in(rows, id_column, progress)
-    with _encoder_folder(model) as source, building(out) as folder:
-        inputs = {"encoder": fingerprint(source), "ids": id_column or "file and line", "rows": taken.files}
+    with encoder_folder(model) as source, building(out) as folder:
+        inputs = {
+            "encoder": fingerprint(source),
+            "backend": backend,
+            "ids": id_column or "file and line",
+            "rows": taken.files,
+        }
+        told: list[str] = []
         if not prepare(folder, inputs, resume):
-            copy_encoder(source, folder / ENCODER)
+            told = install_encoder(source, folder / ENCODER, backend, _sample(rows), least_agreement)
             begin(folder, inputs)
         encoder = load_encoder(folder / ENCODER)
         with closing(ItemStore(folder / ITEMS, encoder.dimension)) as store:
@@ -131,7 +144,7 @@ def build_collection(
     collection = Collection.open(out)
     collection.close()
     described = collection.describe()
-    return {**described, "warnings": [*cut, *described["warnings"]]}
+    return {**described, "warnings": [*told, *cut, *described["warnings"]]}
 
 
 def _store(
@@ -164,10 +177,18 @@ def _store(
 def _items(encoded: Encoded, id_column: str | None) -> list[Item]:
     return [
         Item(
-            item_id(row, id_column), row.label, row.text, vector, {k: v for k, v in row.extra.items() if k != id_column}
+            item_id(row, id_column),
+            row.label,
+            row.text if row.image is None else None,  # pictures are not kept, nor what would betray them
+            vector,
+            {k: v for k, v in row.extra.items() if k != id_column},
         )
         for row, vector in zip(encoded.rows, encoded.vectors, strict=True)
     ]
+
+
+def _sample(rows: Iterable[Row]) -> list[str]:
+    return [row.text for row in islice(rows, _VERIFIED)]
 
 
 def _cut_texts(rows: Iterable[Row], folder: Path) -> list[str]:
@@ -182,12 +203,18 @@ def _cut_texts(rows: Iterable[Row], folder: Path) -> list[str]:
 
 
 @contextmanager
-def _encoder_folder(model: str) -> Iterator[Path]:
+def encoder_folder(model: str) -> Iterator[Path]:
     """The folder of the encoder called `model`; one that comes from a package or the hub is saved for a while."""
     if Path(model).is_dir():
         yield Path(model)
         return
     with tempfile.TemporaryDirectory() as saved:
+        if model == SFACE:
+            from index.faces import write_sface
+
+            write_sface(Path(saved))
+            yield Path(saved)
+            return
         open_sentence_transformer(model).save(saved, create_model_card=False)
         yield Path(saved)
 
@@ -196,7 +223,7 @@ def _encoder_name(model: str, folder: Path) -> str:
     return str(training_settings(folder).get("encoder", model))
 
 
-def _check_out(out: Path, overwrite: bool) -> None:
+def check_out(out: Path, overwrite: bool) -> None:
     if not out.exists():
         return
     if not overwrite:

@@ -32,6 +32,7 @@ from index.errors import CollectionError, Damaged, DataError, ReadOnly
 from index.evidence import TOP_K
 from index.filters import Filter
 from index.gallery import Gallery as Gallery
+from index.image_encoder import Source, image_encoder
 from index.items import Item, ItemStore
 from index.loading import CALIBRATION as CALIBRATION
 from index.loading import PROFILE as PROFILE
@@ -88,7 +89,7 @@ class Collection:
         `writable` takes the one writer's place, until `close` or the process's death. Raises `CollectionError` when the
         folder is no collection, or its encoder is not the one it was built with; `WriterBusy` and `ReadOnly`.
         """
-        config = _read_config(path)
+        config = read_config(path)
         lock = WriterLock(path) if writable else None
         try:
             encoder = _checked_encoder(path, config)
@@ -230,6 +231,10 @@ class Collection:
                 (self._state.sequence, self._state.snapshot_id) != (before.sequence, before.snapshot_id)
             )
 
+    def check_items(self) -> list[str]:
+        """What is wrong with the item store by SQLite's own check of every page, or nothing; reads the whole file."""
+        return self._store.check()
+
     def snapshot(self, progress: Progress | None = None) -> str:
         """Compacts: a new base index, the calibration fitted again, deleted items erased. Returns the snapshot's name.
 
@@ -295,6 +300,13 @@ class Collection:
         return self.search_vectors(
             self.encoder.encode(texts), k=k, map=map, coverage=coverage, coverage_for=coverage_for, filter=filter
         )
+
+    def search_images(self, images: Sequence[Source], **how: Any) -> list[Answer]:
+        """One answer a picture (its bytes or its file); `how` as in `search_vectors`. Raises `DataError`.
+
+        The pictures are encoded and forgotten.
+        """
+        return self.search_vectors(image_encoder(self.encoder).encode_images(images), **how)
 
     def search_vectors(
         self,
@@ -371,7 +383,12 @@ class Collection:
             "name": self.name,
             "items": len(state),
             "labels": state.gallery.label_count,
-            "encoder": {"name": self._config.get("encoder_name"), "id": self.model_id, "dim": self.encoder.dimension},
+            "encoder": {
+                "name": self._config.get("encoder_name"),
+                "id": self.model_id,
+                "dim": self.encoder.dimension,
+                "modality": self.encoder.modality,
+            },
             "engine": state.engine.kind,
             "search": state.engine.describe(),
             "snapshot": state.snapshot_id,
@@ -424,7 +441,8 @@ def _checked_encoder(path: Path, config: dict[str, Any]) -> Encoder:
     return encoder
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """`collection.json` of the collection at `path`, checked. Raises `CollectionError`."""
     file = path / CONFIG
     if not file.is_file():
         raise CollectionError(

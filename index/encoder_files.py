@@ -12,7 +12,7 @@ import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from index.errors import EncoderError
 
@@ -24,7 +24,24 @@ RECORD = "training.json"
 TRAINED_ROWS = "trained_rows.npy"
 """Sorted uint64 `text_key`s of the rows an encoder was trained on; calibration keeps clear of them."""
 
-_VOLATILE = {"__version__", "transformers_version", "_name_or_path", "torch_dtype", "similarity_fn_name", "model_type"}
+Modality = Literal["text", "image"]
+"""What an encoder takes."""
+SFACE = "sface"
+"""The ready-made face encoder, see `index.faces`."""
+_IMAGE = (["ImageNetwork"], ["SFace"])
+"""The modules of encoders that take pictures."""
+ONNX_MODEL, ONNX_RECORD = "model.onnx", "onnx.json"
+"""The exported model that stands in the place of the weights, and what it is: see `index.onnx_encoder`."""
+
+_VOLATILE = {
+    "__version__",
+    "transformers_version",
+    "_name_or_path",
+    "torch_dtype",
+    "similarity_fn_name",
+    "model_type",
+    "agreement",  # of an export with torch, on the texts at hand
+}
 _AT_ROOT = ("modules.json", "config.json", "config_sentence_transformers.json", "sentence_bert_config.json")
 _TOKENIZER = (
     "tokenizer.json",
@@ -40,8 +57,8 @@ _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9
 
 def encoder_files(folder: Path) -> list[Path]:
     """The files of `folder` that make the encoder, sorted by relative path. Raises `EncoderError`."""
-    found = [folder / name for name in (*_AT_ROOT, *_TOKENIZER) if (folder / name).is_file()]
-    found += [path for path in folder.glob("*.safetensors*") if path.name.startswith("model")]
+    found = [folder / name for name in (*_AT_ROOT, *_TOKENIZER, *_onnx(folder)) if (folder / name).is_file()]
+    found += [path for path in folder.glob("*.safetensors*") if path.name.startswith("model") and not _onnx(folder)]
     found += folder.glob("*.model")
     for module in module_paths(folder):
         if module != folder:
@@ -53,6 +70,11 @@ def encoder_files(folder: Path) -> list[Path]:
             "Save the model as safetensors (SentenceTransformer(...).save(folder)) and use that folder."
         )
     return sorted(set(found))
+
+
+def _onnx(folder: Path) -> tuple[str, ...]:
+    # what others call model.onnx is not ours: only with our record beside it does it make the encoder
+    return (ONNX_MODEL, ONNX_RECORD) if (folder / ONNX_RECORD).is_file() else ()
 
 
 def fingerprint(folder: Path) -> str:
@@ -105,6 +127,11 @@ def open_sentence_transformer(name: str) -> SentenceTransformer:
 
     if Path(name).is_dir():
         encoder_files(Path(name))
+        if module_kinds(Path(name)) == ["ImageNetwork"]:
+            from index.image_network import ImageNetwork  # known by name: code that a folder brings never runs
+
+            network = ImageNetwork.load(str(module_paths(Path(name))[0]))
+            return SentenceTransformer(modules=[network], device="cpu")
         return SentenceTransformer(name, device="cpu", trust_remote_code=False)
     if name == "static":
         return _static()
@@ -158,6 +185,13 @@ def _package_folder(package: str, encoder: str) -> Path:
             "Install it with: pip install 'surematch[train]'"
         )
     return Path(spec.origin).parent
+
+
+def modality_of(name: str) -> Modality:
+    """What the encoder called `name` takes, without loading it. Raises `EncoderError` for a damaged folder."""
+    if Path(name).is_dir():
+        return "image" if (Path(name) / "modules.json").is_file() and module_kinds(Path(name)) in _IMAGE else "text"
+    return "image" if name in ("image", SFACE) or name.startswith("timm:") else "text"
 
 
 def need_torch() -> None:

@@ -1,8 +1,8 @@
 """Encoders: texts to unit vectors.
 
-`StaticEncoder` reads a trained `static` model with numpy alone, so that serving it needs no torch. Everything else
-goes through sentence-transformers. Both give float32 unit rows, checked: a NaN weight or a text that encodes to
-nothing is an error, never a vector.
+`StaticEncoder` reads a trained `static` model with numpy alone, and `index.onnx_encoder` runs exported ones, so that
+serving them needs no torch. Everything else goes through sentence-transformers. All give float32 unit rows, checked: a
+NaN weight or a text that encodes to nothing is an error, never a vector.
 """
 
 from __future__ import annotations
@@ -10,12 +10,20 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from index.encoder_files import fingerprint, module_kinds, module_paths, need_torch, open_sentence_transformer
+from index.encoder_files import (
+    ONNX_RECORD,
+    Modality,
+    fingerprint,
+    module_kinds,
+    module_paths,
+    need_torch,
+    open_sentence_transformer,
+)
 from index.errors import DataError, EncoderError
 
 Vectors = NDArray[np.float32]
@@ -27,6 +35,11 @@ class Encoder(Protocol):
     dimension: int
     fingerprint: str
 
+    @property
+    def modality(self) -> Modality:
+        """What it encodes; with "image" it is an `index.image_encoder.ImageEncoder`."""
+        ...
+
     def encode(self, texts: Sequence[str]) -> Vectors:
         """(n, d) float32, rows of norm 1. Raises `DataError` for a text that encodes to nothing."""
         ...
@@ -37,14 +50,29 @@ class Encoder(Protocol):
 
 
 def load_encoder(folder: Path) -> Encoder:
-    """The encoder in `folder`, static ones without torch. Raises `EncoderError`."""
-    if module_kinds(folder) in (["StaticEmbedding"], ["StaticEmbedding", "Normalize"]):
+    """The encoder in `folder`, static and exported ones without torch. Raises `EncoderError`."""
+    if (folder / ONNX_RECORD).is_file():
+        from index.onnx_encoder import OnnxEncoder
+
+        return OnnxEncoder(folder)
+    kinds = module_kinds(folder)
+    if kinds in (["StaticEmbedding"], ["StaticEmbedding", "Normalize"]):
         return StaticEncoder(folder)
+    if kinds == ["ImageNetwork"]:
+        from index.image_encoder import NetworkEncoder
+
+        return NetworkEncoder(folder)
+    if kinds == ["SFace"]:
+        from index.faces import FaceEncoder
+
+        return FaceEncoder(folder)
     return SentenceEncoder(folder)
 
 
 class StaticEncoder:
     """Mean of token embeddings, normalised: what sentence-transformers' `StaticEmbedding` computes, in numpy."""
+
+    modality: Literal["text"] = "text"
 
     def __init__(self, folder: Path) -> None:
         from safetensors.numpy import load_file
@@ -70,10 +98,10 @@ class StaticEncoder:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.dimension = int(self._weights.shape[1])
-        self._prompt = _default_prompt(folder)
+        self._prompt = default_prompt(folder)
 
     def encode(self, texts: Sequence[str]) -> Vectors:
-        texts = _checked(texts)
+        texts = checked_texts(texts)
         encodings = self._tokenizer.encode_batch([self._prompt + text for text in texts], add_special_tokens=False)
         lengths = np.array([len(encoding.ids) for encoding in encodings], dtype=np.int64)
         if not len(texts):
@@ -83,7 +111,7 @@ class StaticEncoder:
         ids = np.fromiter((token for encoding in encodings for token in encoding.ids), np.int64, int(lengths.sum()))
         starts = np.concatenate(([0], np.cumsum(lengths)[:-1]))
         sums = np.add.reduceat(self._weights[ids], starts, axis=0)
-        return _unit(np.divide(sums, lengths[:, None], dtype=np.float32), texts)
+        return unit(np.divide(sums, lengths[:, None], dtype=np.float32), texts)
 
     def too_long(self, texts: Sequence[str]) -> list[int]:
         return []
@@ -91,6 +119,8 @@ class StaticEncoder:
 
 class SentenceEncoder:
     """Any sentence-transformers folder."""
+
+    modality: Literal["text"] = "text"
 
     def __init__(self, folder: Path, batch_size: int = 64) -> None:
         need_torch()
@@ -105,11 +135,11 @@ class SentenceEncoder:
         self.dimension = int(self._model.get_embedding_dimension() or 0)
 
     def encode(self, texts: Sequence[str]) -> Vectors:
-        texts = _checked(texts)
+        texts = checked_texts(texts)
         vectors = self._model.encode(
             list(texts), batch_size=self._batch_size, convert_to_numpy=True, show_progress_bar=False
         )
-        return _unit(np.asarray(vectors, np.float32).reshape(len(texts), self.dimension), texts)
+        return unit(np.asarray(vectors, np.float32).reshape(len(texts), self.dimension), texts)
 
     def too_long(self, texts: Sequence[str]) -> list[int]:
         limit = self._model.max_seq_length
@@ -120,7 +150,8 @@ class SentenceEncoder:
         return [at for at, ids in enumerate(tokens["input_ids"]) if len(ids) > limit]
 
 
-def _checked(texts: Sequence[str]) -> Sequence[str]:
+def checked_texts(texts: Sequence[str]) -> Sequence[str]:
+    """The texts as they are. Raises `DataError` for half a surrogate pair, which no tokenizer takes."""
     for at, text in enumerate(texts):
         try:
             text.encode()
@@ -132,15 +163,16 @@ def _checked(texts: Sequence[str]) -> Sequence[str]:
     return texts
 
 
-def _unit(vectors: Vectors, texts: Sequence[str]) -> Vectors:
+def unit(vectors: Vectors, texts: Sequence[str]) -> Vectors:
+    """The vectors (n, d) of these texts at norm 1. Raises `EncoderError` for NaN, `DataError` for a zero vector."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     if not np.isfinite(norms).all():
         raise EncoderError("The encoder produced NaN or infinity. Its weights are damaged: train or copy it again.")
     empty = np.flatnonzero(norms[:, 0] == 0)
     if len(empty):
         raise _nothing_to_read(int(empty[0]), texts)
-    unit: Vectors = np.divide(vectors, norms, dtype=np.float32)
-    return unit
+    found: Vectors = np.divide(vectors, norms, dtype=np.float32)
+    return found
 
 
 def _nothing_to_read(at: int, texts: Sequence[str]) -> DataError:
@@ -150,7 +182,8 @@ def _nothing_to_read(at: int, texts: Sequence[str]) -> DataError:
     )
 
 
-def _default_prompt(folder: Path) -> str:
+def default_prompt(folder: Path) -> str:
+    """What the encoder in `folder` puts before every text."""
     path = folder / "config_sentence_transformers.json"
     if not path.is_file():
         return ""

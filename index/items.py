@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -191,6 +191,15 @@ class ItemStore:
             now = datetime.now(UTC).isoformat(timespec="seconds")
             cursor.execute("UPDATE state SET erased = MAX(erased, ?), erased_at = ?", (upto, now))
         return True
+
+    def check(self) -> list[str]:
+        """SQLite's check of every page of the file: what is wrong, or nothing."""
+        return [f"{self.path}: {fault}." for (fault,) in self._read("PRAGMA integrity_check") if fault != "ok"]
+
+    def copy_to(self, path: Path) -> None:
+        """Writes all of the store, of one moment, to a new file. Raises `CollectionError`."""
+        with self._reader() as connection, closing(sqlite3.connect(path)) as target:
+            connection.backup(target)
 
     def everything(self) -> Changes:
         """All live items, of one moment."""

@@ -1,4 +1,4 @@
-"""Labelled rows from CSV, TSV, JSONL and Parquet, each remembered with its file and line.
+"""Labelled rows from CSV, TSV, JSONL, Parquet and Hugging Face data sets, each remembered with its file and line.
 
 One reader serves training, indexing and evaluation, so a row means the same everywhere. A file that cannot be used
 raises `DataError` naming the file, the first faulty rows and the remedy; rows are never dropped.
@@ -13,9 +13,13 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from index.errors import DataError
+from index.hub_rows import dataset_records, is_dataset, looks_like_hub_name
+
+if TYPE_CHECKING:
+    from index.pictures import Picture
 
 MAX_FIELD = 1_000_000
 """Longest field of a CSV file, in characters: a missing closing quote swallows the rest of a file."""
@@ -25,13 +29,17 @@ SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One labelled text. `line` is where its record starts in `file`, counted from 1, the header included."""
+    """One labelled text or picture. `line` is where its record starts in `file`, from 1, the header included.
+
+    With a picture (`index.pictures`), `text` is the digest of its bytes.
+    """
 
     text: str
     label: str | None
     file: str
     line: int
     extra: dict[str, Any] = field(default_factory=dict)
+    image: Picture | None = None
 
 
 def text_key(text: str) -> int:
@@ -77,18 +85,20 @@ def read_rows(
 
 def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Every record of a data file with the line it starts on, whatever its columns. Raises `DataError`."""
+    if is_dataset(path) or (not path.exists() and looks_like_hub_name(path)):
+        return dataset_records(path)
+    if not path.is_file():
+        what = "is a folder, not a file" if path.is_dir() else "no such file"
+        raise DataError(f"{path}: {what}. Check the path; it is taken from {Path.cwd()}.")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         known = ", ".join(_READERS)
         raise DataError(f"{path}: files ending in '{path.suffix}' cannot be read. Use one of {known}.")
-    if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "no such file"
-        raise DataError(f"{path}: {what}. Check the path; it is taken from {Path.cwd()}.")
     return reader(path)
 
 
 def _no_file() -> DataError:
-    return DataError("No data file was given. Name at least one CSV, TSV, JSONL or Parquet file.")
+    return DataError("No data file was given. Name at least one CSV, TSV, JSONL or Parquet file, or a data set.")
 
 
 def _read_file(

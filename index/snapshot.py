@@ -27,7 +27,7 @@ _CURRENT = "CURRENT"
 _KEPT = 2
 MAPPED = 64 << 20
 _TEMPORARY = ".writing-"
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -69,7 +69,7 @@ def write_snapshot(
     try:
         return _write(root, {"sequence": sequence, "engine": engine, "encoder": encoder, **(about or {})}, files)
     except OSError as error:
-        kind = DiskFull if error.errno in _NO_ROOM else ReadOnly if error.errno in _NO_RIGHT else CollectionError
+        kind = DiskFull if error.errno in NO_ROOM else ReadOnly if error.errno in _NO_RIGHT else CollectionError
         raise kind(
             f"{root}: the snapshot could not be written ({error.strerror}). The one before is still served; writing "
             "works again once there is room and permission."
@@ -123,6 +123,11 @@ def current_name(root: Path) -> str | None:
         return (root / _CURRENT).read_text(encoding="utf-8").strip() or None
     except (OSError, UnicodeDecodeError):
         return None
+
+
+def point_to(root: Path, name: str) -> None:
+    """Makes `name` the snapshot that is read first."""
+    _switch(root, name)
 
 
 def clean(root: Path, older_than: int = 0) -> None:
@@ -209,7 +214,14 @@ def _switch(root: Path, name: str) -> None:
 def _prune(root: Path, current: str) -> None:
     names = sorted(path.name for path in root.glob("[0-9]*-*") if path.is_dir() and path.name != current)
     for name in names[: max(0, len(names) - (_KEPT - 1))]:
-        shutil.rmtree(root / name, ignore_errors=True)
+        _discard(root / name)
+
+
+def _discard(folder: Path) -> None:
+    """Removes a snapshot; one that is half removed no longer looks like one."""
+    hidden = folder.with_name(_TEMPORARY + folder.name)
+    folder.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _write_durably(path: Path, content: bytes) -> None:

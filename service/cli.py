@@ -22,10 +22,17 @@ from service.settings import ServeSettings
 
 SUMMARIES = {
     "train": "learn an encoder from labelled rows",
+    "compare": "train several losses on the same rows and seeds",
+    "push": "send a trained encoder to the Hugging Face Hub",
     "index": "build a searchable, calibrated collection",
     "evaluate": "measure a collection on rows it has not seen",
     "search": "ask a collection a question",
     "threshold": "choose a threshold from costs, a precision or an FPIR",
+    "add": "add items to a collection, or replace them",
+    "delete": "delete items from a collection",
+    "compact": "fold changes into a new index, recalibrate, erase what was deleted",
+    "backup": "copy a collection while it is in use, verified",
+    "restore": "put a back-up in place, verified",
     "serve": "serve a collection: REST API and web page",
     "keys": "make, list and remove the service's API keys",
     "demo": "train, index, calibrate, answer and serve an example",

@@ -1,4 +1,4 @@
-"""The verbs `train` and `demo`."""
+"""The verbs `train`, `compare`, `push` and `demo`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
+from rich.table import Table
 
 from index.errors import SettingsError
 from index.settings import parse
-from training.config import DemoSettings, TrainSettings
+from training.compare_settings import CompareSettings
+from training.config import DemoSettings, PushSettings, TrainSettings
 from training.run import can_resume
 
 
@@ -36,6 +38,50 @@ def train(argv: Sequence[str]) -> int:
         sys.stdout.write(json.dumps({"model": str(settings.out), **record}, ensure_ascii=False) + "\n")
     else:
         _summarise(settings, record)
+    return 0
+
+
+def compare(argv: Sequence[str]) -> int:
+    """`surematch compare`: several losses on the same rows and seeds, in one table."""
+    settings = parse(CompareSettings, argv)
+    console = Console(stderr=True)
+    from training.compare import PAGE, compare_losses
+    from training.compare_page import show
+    from training.pipeline import train_encoder
+
+    try:
+        comparison = compare_losses(settings, train_encoder, console)
+    except KeyboardInterrupt:
+        console.print(f"Stopped. What was finished is in {settings.out}; the same command continues.")
+        return 130
+    if settings.json_:
+        sys.stdout.write(json.dumps(comparison, ensure_ascii=False) + "\n")
+        return 0
+    table = Table("loss", "seen recall@1", "unseen recall@1", "unseen MAP@R", "against the first", "seconds")
+    for at, entry in enumerate(comparison["losses"]):
+        figures = [show(entry[name]) for name in ("seen_recall_at_1", "unseen_recall_at_1", "unseen_map_at_r")]
+        ahead = show(entry["ahead"], signed=True) if at else "–"
+        table.add_row(entry["loss"], *figures, ahead, show(entry["seconds"], digits=0))
+    output = Console(highlight=False)
+    output.print(table)
+    output.print(f"The plot is in {settings.out / PAGE}.")
+    return 0
+
+
+def push(argv: Sequence[str]) -> int:
+    """`surematch push`: a trained encoder to the Hugging Face Hub."""
+    settings = parse(PushSettings, argv)
+    from training.push import files_to_send, send, size
+
+    files = files_to_send(settings.model, with_texts=settings.with_texts)
+    address = None if settings.dry_run else send(files, settings.repository, private=settings.private)
+    if settings.json_:
+        sys.stdout.write(json.dumps({"url": address, "files": {name: size(files[name]) for name in files}}) + "\n")
+        return 0
+    output = Console(highlight=False, soft_wrap=True)
+    for name, content in files.items():
+        output.print(f"{size(content):>12,}  {name}", markup=False)
+    output.print("Nothing was sent (--dry-run)." if address is None else f"Sent to {address}", markup=False)
     return 0
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import Field, field_validator, model_validator
@@ -16,8 +16,9 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from index.settings import Settings
 
-Kind = Literal["static", "transformer"]
-"""A static encoder looks token vectors up; a transformer computes them. They want very different learning rates."""
+Kind = Literal["static", "transformer", "image"]
+"""A static encoder looks token vectors up, a transformer computes them, an image network starts from nothing. They want
+very different learning rates."""
 
 Loss = Literal[
     "am-softmax",
@@ -51,6 +52,9 @@ Loss = Literal[
 ]
 """Names in `training.objectives.OBJECTIVES`, listed here too because flags are read before torch is loaded."""
 
+PAIRING = get_args(Loss)[get_args(Loss).index("multiple-negatives-ranking") :]
+"""The losses without class weights, which compare the rows of a batch."""
+
 
 class TrainSettings(Settings):
     """Learn an encoder from labelled rows: rows of one label become neighbours, whatever their words.
@@ -61,7 +65,11 @@ class TrainSettings(Settings):
 
     model_config = SettingsConfigDict(cli_prog_name="surematch train")
 
-    data: CliPositionalArg[list[Path]] = Field(description="Labelled rows: CSV, TSV, JSONL or Parquet files.")
+    data: CliPositionalArg[list[Path]] = Field(
+        description="Labelled rows: CSV, TSV, JSONL or Parquet files; folders of Hugging Face data sets or their names "
+        "on the Hub (OWNER/NAME), with :SPLIT after them if not train; for pictures a folder with one folder an "
+        "identity, a zip of such folders, or a table of paths and labels."
+    )
     out: Path = Field(description="Folder the trained encoder is written to.")
     text: str = Field(default="text", description="Column that holds the text.")
     label: str = Field(default="label", description="Column that holds the label.")
@@ -78,7 +86,16 @@ class TrainSettings(Settings):
     encoder: str = Field(
         default="static",
         description="Where training starts: 'static' (seconds on a CPU), 'minilm' (better, minutes), the folder of any "
-        "sentence-transformers model, or its hub id.",
+        "sentence-transformers model, or its hub id; for pictures 'image' (a compact network from scratch), "
+        "'timm:NAME', or the folder of a trained one.",
+    )
+    image_size: Annotated[int, Ge(16), Le(512)] | None = Field(
+        default=None, description="Edge of the square that pictures are fitted into, in pixels. Default: 64."
+    )
+    augment: Literal["faces", "characters", "none"] = Field(
+        default="faces",
+        description="Random changes to pictures: faces (mirrored, cropped, colour, blur, cutout; photographs too), "
+        "characters (turned and slanted, never mirrored), none.",
     )
     loss: Loss | None = Field(
         default=None,
@@ -147,10 +164,27 @@ class TrainSettings(Settings):
         description="Rows of a class in every batch it is in. Default: rows are drawn as they come; 4 for losses that "
         "compare the rows of a batch.",
     )
+    balance: Annotated[float, Ge(0), Le(1)] = Field(
+        default=0.0,
+        description="How much more often rows of small classes are drawn: 0 as they are, 0.5 by the square root of the "
+        "class size, 1 every class equally often.",
+    )
     accumulate: Annotated[int, Ge(1)] = Field(
         default=1, description="Batches whose gradients are added up before a step."
     )
     bf16: bool = Field(default=False, description="Compute in bfloat16; class weights and losses stay in float32.")
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="Compute a transformer's activations again in the backward pass: less memory, slower, same result.",
+    )
+    deterministic: bool = Field(
+        default=False,
+        description="Use deterministic algorithms alone, so that a run repeats bit for bit on a GPU, too.",
+    )
+    log_to: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+        default=[],
+        description="Loggers that get the curve as well; tensorboard writes to the folder OUT.tensorboard.",
+    )
     checkpoint_steps: Annotated[int, Ge(0)] = Field(
         default=200, description="Steps between checkpoints, from which --resume continues; 0: none."
     )
@@ -181,12 +215,20 @@ class TrainSettings(Settings):
             raise ValueError("--patience watches classes never seen; set aside some with --unseen-classes 0.1")
         return self
 
+    @model_validator(mode="after")
+    def _one_sampler(self) -> TrainSettings:
+        if self.balance and self.per_class is not None:
+            raise ValueError("--balance and --per-class both choose the rows of a batch; leave one out")
+        if self.balance and self.loss in PAIRING:
+            raise ValueError(f"--balance draws single rows, and {self.loss} compares rows in groups; use --per-class")
+        return self
+
     def shaping(self) -> dict[str, Any]:
         """The settings that decide the weights; where data lie and what is printed does not."""
         return self.model_dump(mode="json", exclude=_CIRCUMSTANCES)
 
 
-_CIRCUMSTANCES = {"data", "out", "overwrite", "json_", "resume", "checkpoint_steps"}
+_CIRCUMSTANCES = {"data", "out", "overwrite", "json_", "resume", "checkpoint_steps", "log_to"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +252,7 @@ class Recipe:
 _DEFAULTS: dict[Kind, Recipe] = {
     "static": Recipe(loss="adacos", epochs=5, batch_size=64, learning_rate=1e-2, head_learning_rate=1e-2),
     "transformer": Recipe(loss="am-softmax", epochs=1, batch_size=32, learning_rate=5e-5, head_learning_rate=1e-2),
+    "image": Recipe(loss="am-softmax", epochs=30, batch_size=32, learning_rate=2e-3, head_learning_rate=1e-2),
 }
 
 
@@ -228,3 +271,20 @@ class DemoSettings(Settings):
     seed: Annotated[int, Ge(0)] = Field(default=0, description="Seed of the sentences drawn and of the training.")
     serve: bool = Field(default=True, description="Serve the collection afterwards; --no-serve stops before.")
     port: Annotated[int, Ge(0), Le(65535)] = Field(default=8000, description="Port on 127.0.0.1 to serve at.")
+
+
+class PushSettings(Settings):
+    """Send a trained encoder to the Hugging Face Hub, with its card, where sentence-transformers loads it by name.
+
+    Texts of your rows stay here unless --with-texts is given: the report, the evaluation and the list of faulty rows
+    quote them.
+    """
+
+    model_config = SettingsConfigDict(cli_prog_name="surematch push")
+
+    model: CliPositionalArg[Path] = Field(description="Folder that surematch train wrote.")
+    repository: CliPositionalArg[str] = Field(description="Repository on the Hub: OWNER/NAME.")
+    private: bool = Field(default=True, description="Make a new repository private.")
+    with_texts: bool = Field(default=False, description="Send report.html, evaluation.json and quoted rows, too.")
+    dry_run: bool = Field(default=False, description="List what would be sent, and send nothing.")
+    json_: bool = Field(default=False, alias="json", description="Print one JSON object on standard output.")

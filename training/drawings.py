@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -183,3 +183,35 @@ def _round_steps(low: float, high: float) -> list[float]:
 
 def _percent(rate: float) -> str:
     return f"{rate * 100:g}\u202f%"
+
+
+def dot_plot(rows: Mapping[str, Sequence[float]], *, title: str) -> str:
+    """A row for each name: a dot for every value, and a bar at their mean."""
+    step, left, width = 34, 210, 760
+    height = TOP + step * len(rows) + BOTTOM
+    values = [value for row in rows.values() for value in row]
+    low, high = _padded(min(values), max(values))
+
+    def across(value: float) -> float:
+        return left + (value - low) / (high - low) * (width - left - RIGHT)
+
+    parts = [
+        f'<line class="grid" x1="{across(at):.1f}" x2="{across(at):.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>'
+        f'<text class="tick" x="{across(at):.1f}" y="{height - BOTTOM + 18}">{at:.3g}</text>'
+        for at in _round_steps(low, high)
+    ]
+    for at, (name, row) in enumerate(rows.items()):
+        middle = TOP + step * (at + 0.5)
+        style = "two" if at == 0 else "one"
+        mean = across(sum(row) / len(row))
+        parts.append(f'<text class="tick end" x="{left - 14}" y="{middle + 4:.1f}">{escape(name)}</text>')
+        parts.append(
+            f'<line class="mean {style}" x1="{mean:.1f}" x2="{mean:.1f}" y1="{middle - 11:.1f}" '
+            f'y2="{middle + 11:.1f}"/>'
+        )
+        parts += [
+            f'<circle class="{style} faint" cx="{across(value):.1f}" cy="{middle:.1f}" r="5"><title>{value:.4f}</title>'
+            "</circle>"
+            for value in row
+        ]
+    return _svg("".join(parts), title=title, width=width, height=height, style="chart")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from index.errors import SettingsError
+from index.settings import Settings
 from training.config import TrainSettings
 
 RECORD = "run.json"
@@ -85,20 +86,22 @@ def write_config(settings: TrainSettings, folder: Path) -> None:
     (folder / CONFIG).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def command_of(settings: TrainSettings) -> str:
-    """The shell command that makes this training again: the data, and every setting that is not its default."""
-    words = ["surematch", "train", *map(str, settings.data)]
+def command_of(verb: str, settings: Settings) -> str:
+    """The shell command that does this again: the data, and every setting that is not its default."""
+    words = ["surematch", verb]
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
-        if name in ("data", "config", "json_", "resume", "overwrite") or value == field.default:
+        if name in ("config", "json_", "resume", "overwrite") or value == field.default:
             continue
-        flag = (field.alias or name).replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
+        flag = "--" + (field.alias or name).replace("_", "-")
+        if name == "data":
+            words += map(str, value)
+        elif isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
         elif isinstance(value, dict):
-            words += [f"--{flag}", *(f"{key}={part:g}" for key, part in value.items())]
+            words += [flag, *(f"{key}={part:g}" for key, part in value.items())]
         else:
-            words += [f"--{flag}", str(value)]
+            words += [flag, ",".join(value) if isinstance(value, list) else str(value)]
     return shlex.join(words)
 
 

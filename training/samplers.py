@@ -1,4 +1,4 @@
-"""Which rows share a batch: texts of similar length, or several rows of a class.
+"""Which rows share a batch: texts of similar length, several rows of a class, or small classes more often.
 
 Every order follows from the seed and the epoch alone, so a resumed run continues with the batches it would have had.
 """
@@ -30,9 +30,13 @@ class LengthBucketedSampler(DefaultBatchSampler):
         super().__init__(dataset, batch_size, drop_last, valid_label_columns, generator, seed)
         self._lengths = torch.tensor([len(text) for text in dataset["text"]])
 
+    def _order(self, generator: torch.Generator) -> torch.Tensor:
+        """The rows of an epoch, in random order."""
+        return torch.randperm(len(self._lengths), generator=generator)
+
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = torch.randperm(len(self._lengths), generator=generator)
+        order = self._order(generator)
         batches: list[list[int]] = []
         for bucket in order.split(BUCKET * self.batch_size):
             by_length = bucket[self._lengths[bucket].argsort(stable=True)]
@@ -41,6 +45,36 @@ class LengthBucketedSampler(DefaultBatchSampler):
             batches = [batch for batch in batches if len(batch) == self.batch_size]
         for at in torch.randperm(len(batches), generator=generator).tolist():
             yield batches[at]
+
+
+class BalancedSampler(LengthBucketedSampler):
+    """As many rows an epoch as there are, drawn with replacement so that small classes come more often.
+
+    A class of n rows is drawn in proportion to n^(1 - balance): 0 draws rows as often as they are there, 1 every class
+    equally often, 1/2 by the square root (Kang et al., "Decoupling Representation and Classifier for Long-Tailed
+    Recognition", 2020, section 3.1). Batches hold texts of similar length.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        drop_last: bool,
+        valid_label_columns: list[str] | None = None,
+        generator: torch.Generator | None = None,
+        seed: int = 0,
+        balance: float = 1.0,
+    ) -> None:
+        super().__init__(dataset, batch_size, drop_last, valid_label_columns, generator, seed)
+        if not 0 <= balance <= 1:
+            raise ValueError(f"balance must be from 0 to 1, got {balance}")
+        _, codes, sizes = torch.tensor(dataset["label"]).unique(return_inverse=True, return_counts=True)
+        self._bounds = (sizes.double() ** -balance)[codes].cumsum(0)
+
+    def _order(self, generator: torch.Generator) -> torch.Tensor:
+        # inverse of the cumulative weights: torch.multinomial takes at most 2^24 rows
+        drawn = torch.rand(len(self._bounds), generator=generator, dtype=torch.float64) * self._bounds[-1]
+        return torch.searchsorted(self._bounds, drawn, right=True).clamp(max=len(self._bounds) - 1)
 
 
 class PerClassSampler(DefaultBatchSampler):

@@ -104,7 +104,7 @@ def test_bad_input_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize(
-    "step", ["copy_encoder", "encode_stream", "calibration_queries", "keep_queries", "write_snapshot"]
+    "step", ["install_encoder", "encode_stream", "calibration_queries", "keep_queries", "write_snapshot"]
 )
 def test_a_crash_at_any_step_leaves_the_old_collection(
     world: World, copied: Path, monkeypatch: pytest.MonkeyPatch, step: str

@@ -1,0 +1,113 @@
+"""Copies of a live collection: consistent without stopping its writer, verified before they are called done.
+
+The items are copied by SQLite's backup API, at one moment; the snapshot is one that the copied items still know.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from index.collection import CONFIG, ENCODER, ITEMS, SNAPSHOTS, Collection, read_config
+from index.errors import CollectionError, Damaged, DiskFull, SettingsError
+from index.items import ItemStore
+from index.snapshot import NO_ROOM, current_name, point_to, read_snapshot
+from index.sources import Progress
+
+_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What a copy holds: items, the last write in it, and whether its probabilities came along."""
+
+    items: int
+    sequence: int
+    snapshot: str
+    calibrated: bool
+
+
+def copy_collection(source: Path, destination: Path, progress: Progress) -> Copied:
+    """Copies the collection `source`, which may be written to meanwhile, to the new folder `destination`.
+
+    Raises `SettingsError` where something lies there, `CollectionError` when the source is none, `Damaged` when the
+    copy does not hold what it should, `DiskFull`; then nothing is left at the destination.
+    """
+    config = read_config(source)
+    if destination.exists():
+        raise SettingsError(f"{destination}: already exists. Choose another place, or move it away first.")
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{destination.name}-copying-", dir=destination.parent))
+    except OSError as error:
+        raise CollectionError(f"{destination}: cannot be created ({error.strerror}). Choose another place.") from error
+    try:
+        progress("copying", 0, 4)
+        shutil.copytree(source / ENCODER, folder / ENCODER)
+        shutil.copy2(source / CONFIG, folder / CONFIG)
+        progress("copying", 1, 4)
+        _copy_state(source, folder, int(config["dimension"]))
+        progress("copying", 2, 4)
+        copied = _verified(folder)
+        progress("copying", 3, 4)
+        folder.chmod(0o755)
+        _sync(folder)
+        folder.rename(destination)
+        progress("copying", 4, 4)
+        return copied
+    except OSError as error:
+        kind = DiskFull if error.errno in NO_ROOM else CollectionError
+        raise kind(f"{destination}: the copy could not be written ({error}). Nothing was left there.") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _copy_state(source: Path, folder: Path, dimension: int) -> None:
+    """Items and a snapshot that belong together: a compaction in between erases what the snapshot knew, so again."""
+    with closing(ItemStore(source / ITEMS, dimension)) as store:
+        for _ in range(_TRIES):
+            for left in (folder / SNAPSHOTS, folder / ITEMS):
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+            name = current_name(source / SNAPSHOTS)
+            try:
+                if name is not None:
+                    shutil.copytree(source / SNAPSHOTS / name, folder / SNAPSHOTS / name)
+                    point_to(folder / SNAPSHOTS, name)
+            except (FileNotFoundError, shutil.Error):
+                if (source / SNAPSHOTS / str(name)).is_dir():
+                    raise
+                continue  # removed by a compaction while it was copied
+            store.copy_to(folder / ITEMS)
+            found, _ = read_snapshot(folder / SNAPSHOTS)
+            with closing(ItemStore(folder / ITEMS, dimension)) as copy:
+                if found is not None and copy.purged <= found.sequence <= copy.sequence:
+                    return
+    raise Damaged(
+        f"{source / SNAPSHOTS}: no intact snapshot goes with the items. Repair the collection first: surematch compact "
+        f"{source}"
+    )
+
+
+def _verified(folder: Path) -> Copied:
+    """Raises `Damaged` when the copy is not sound as a collection."""
+    opened = Collection.open(folder)
+    try:
+        faults = [*opened.warnings, *opened.check_items()]
+        if faults:
+            raise Damaged(f"The copy is not sound: {' '.join(faults)} Nothing was left at its place.")
+        return Copied(opened.size, opened.sequence, opened.snapshot_id, opened.uncalibrated() is None)
+    finally:
+        opened.close()
+
+
+def _sync(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,186 @@
+"""The verbs that keep a live collection: add, delete, compact, backup, restore."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg, SettingsConfigDict
+from rich.console import Console
+
+from index import console
+from index.backup import copy_collection
+from index.collection import Collection
+from index.errors import SettingsError
+from index.intake import item_id
+from index.new_items import NewItem, Receipt
+from index.rows import Row, read_rows
+from index.settings import Settings, parse
+
+_BATCH = 1024
+_JSON = Field(False, alias="json", description="print one JSON object instead of words")
+
+
+class AddSettings(Settings):
+    """Add items to a collection, or replace those whose id it has: 1,024 at a time, each batch whole or not at all."""
+
+    model_config = SettingsConfigDict(cli_prog_name="surematch add")
+
+    collection: CliPositionalArg[Path] = Field(description="folder of the collection")
+    data: CliPositionalArg[list[Path]] = Field(description="CSV, TSV, JSONL or Parquet files with the items")
+    text: str = Field("text", description="column that holds the text")
+    label: str | None = Field(None, description="column that holds the label [default: the items carry none]")
+    id: str | None = Field(None, description="column that holds the item's id [default: file name and line]")
+    json_: bool = _JSON
+
+
+class DeleteSettings(Settings):
+    """Delete items. They are not found from then on; `surematch compact` also erases them from every file."""
+
+    model_config = SettingsConfigDict(cli_prog_name="surematch delete")
+
+    collection: CliPositionalArg[Path] = Field(description="folder of the collection")
+    ids: CliPositionalArg[list[str]] = Field([], description="ids of the items")
+    where: str | None = Field(None, description='filter instead of ids, as JSON: {"brand": "acme"}')
+    json_: bool = _JSON
+
+
+class CompactSettings(Settings):
+    """Build the index anew from the items, fit the calibration again, and erase what was deleted from every file."""
+
+    model_config = SettingsConfigDict(cli_prog_name="surematch compact")
+
+    collection: CliPositionalArg[Path] = Field(description="folder of the collection")
+    json_: bool = _JSON
+
+
+class BackupSettings(Settings):
+    """Copy a collection while it is served and written to. The copy is verified before it takes its place."""
+
+    model_config = SettingsConfigDict(cli_prog_name="surematch backup")
+
+    collection: CliPositionalArg[Path] = Field(description="folder of the collection")
+    dest: CliPositionalArg[Path] = Field(description="folder of the copy, which must not exist")
+    json_: bool = _JSON
+
+
+class RestoreSettings(Settings):
+    """Put a back-up in place as a collection, verified file by file."""
+
+    model_config = SettingsConfigDict(cli_prog_name="surematch restore")
+
+    src: CliPositionalArg[Path] = Field(description="folder of the back-up")
+    dest: CliPositionalArg[Path] = Field(description="folder of the collection, which must not exist")
+    json_: bool = _JSON
+
+
+def add(argv: Sequence[str]) -> int:
+    """`surematch add COLLECTION DATA`"""
+    settings = parse(AddSettings, argv)
+    rows = read_rows(settings.data, text=settings.text, label=settings.label)
+    items = [_new_item(row, settings.id) for row in rows]
+    written = replaced = sequence = 0
+    with (
+        closing(Collection.open(settings.collection, writable=True)) as collection,
+        console.progress(quiet=settings.json_) as progress,
+    ):
+        for batch in _batches(items):
+            receipt = collection.upsert(batch)
+            written, replaced, sequence = written + receipt.written, replaced + receipt.replaced, receipt.sequence
+            progress("adding", written, len(items))
+        told = asdict(Receipt(sequence, written, replaced)) | _state(collection)
+    return _tell(told, f"{written} items written, {replaced} of them replaced.", settings.json_)
+
+
+def delete(argv: Sequence[str]) -> int:
+    """`surematch delete COLLECTION ID ...`"""
+    settings = parse(DeleteSettings, argv)
+    if bool(settings.ids) == (settings.where is not None):
+        raise SettingsError("Name the items to delete: their ids, or --where FILTER.")
+    with closing(Collection.open(settings.collection, writable=True)) as collection:
+        if settings.where is None:
+            receipt = collection.delete(settings.ids)
+        else:
+            receipt = collection.delete_where(_filter(settings.where))
+        told = asdict(receipt) | _state(collection)
+    words = f"{receipt.deleted} items deleted. `surematch compact {settings.collection}` erases them from every file."
+    return _tell(told, words, settings.json_)
+
+
+def compact(argv: Sequence[str]) -> int:
+    """`surematch compact COLLECTION`"""
+    settings = parse(CompactSettings, argv)
+    with (
+        closing(Collection.open(settings.collection, writable=True)) as collection,
+        console.progress(quiet=settings.json_) as progress,
+    ):
+        name = collection.snapshot(progress)
+        erased = collection.describe()["erased"]
+        told = {"snapshot": name, "erased": erased} | _state(collection)
+    words = f"Snapshot {name} of {told['items']} items. "
+    words += f"What was deleted up to write {erased['sequence']} is in no file any more." if erased["at"] else ""
+    return _tell(told, f"{words}{_reason(told)}", settings.json_)
+
+
+def backup(argv: Sequence[str]) -> int:
+    """`surematch backup COLLECTION DEST`"""
+    settings = parse(BackupSettings, argv)
+    return _copy(settings.collection, settings.dest, settings.json_)
+
+
+def restore(argv: Sequence[str]) -> int:
+    """`surematch restore SRC DEST`"""
+    settings = parse(RestoreSettings, argv)
+    return _copy(settings.src, settings.dest, settings.json_)
+
+
+def _copy(source: Path, destination: Path, as_json: bool) -> int:
+    with console.progress(quiet=as_json) as progress:
+        copied = copy_collection(source, destination, progress)
+    words = f"{destination}: {copied.items} items as of write {copied.sequence}, verified."
+    return _tell(asdict(copied), words, as_json)
+
+
+def _batches(items: Sequence[NewItem]) -> Iterator[list[NewItem]]:
+    rest = iter(items)
+    while batch := list(islice(rest, _BATCH)):
+        yield batch
+
+
+def _new_item(row: Row, id_column: str | None) -> NewItem:
+    metadata = {name: value for name, value in row.extra.items() if name != id_column}
+    return NewItem(item_id(row, id_column), row.label, row.text, metadata=metadata)
+
+
+def _filter(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(f'--where: not JSON ({error}). Write it like \'{{"brand": "acme"}}\'.') from error
+    if not isinstance(found, dict):
+        raise SettingsError(f"--where: got a {type(found).__name__}, expected a JSON object.")
+    return found
+
+
+def _state(collection: Collection) -> dict[str, Any]:
+    reason = collection.uncalibrated()
+    return {"items": collection.size, "calibrated": reason is None, "reason": reason}
+
+
+def _reason(told: dict[str, Any]) -> str:
+    return "" if told["reason"] is None else f" Without probabilities: {told['reason']}"
+
+
+def _tell(told: dict[str, Any], words: str, as_json: bool) -> int:
+    if as_json:
+        sys.stdout.write(json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    else:
+        Console().print(words, markup=False, highlight=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,158 @@
+"""Back-ups of a live collection, and the verbs that keep one."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from index import backup as module
+from index import cli_items
+from index.backup import copy_collection
+from index.collection import Collection, NewItem
+from index.errors import CollectionError, Damaged, DiskFull, SettingsError
+from tests.index.conftest import write_csv
+from tests.index.helpers import unit
+
+
+def quiet(what: str, done: int, of: int) -> None: ...
+
+
+def contents(opened: Collection) -> dict[str, Any]:
+    now = opened._store.everything()
+    items = opened._store.get(now.born.tolist())
+    return {
+        items[row].id: (items[row].label, items[row].text, vector.tobytes())
+        for row, vector in zip(now.born.tolist(), now.vectors, strict=True)
+    }
+
+
+def test_a_copy_made_while_it_is_written_to_is_one_of_its_states(copied: Path, tmp_path: Path) -> None:
+    opened = Collection.open(copied, writable=True)
+    states = {opened.sequence: contents(opened)}
+    stop = threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            opened.upsert([NewItem(f"w{number % 7}", "card", None, unit(1, 16, seed=number)[0])])
+            states[opened.sequence] = contents(opened)
+            if number % 3 == 0:
+                opened.delete([f"w{(number + 3) % 7}"])
+                states[opened.sequence] = contents(opened)
+            if number % 5 == 0:
+                opened.snapshot()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for number in range(3):
+            acknowledged = opened.sequence
+            copied_state = copy_collection(copied, tmp_path / f"copy-{number}", quiet)
+            assert copied_state.sequence >= acknowledged
+            copy = Collection.open(tmp_path / f"copy-{number}", writable=True)
+            assert copy.warnings == []
+            assert copy.calibration is not None
+            while copy.sequence not in states:
+                pass
+            assert contents(copy) == states[copy.sequence]
+            assert np.array_equal(copy.gallery.rows, copy._store.everything().born)
+            copy.upsert([NewItem("of the copy", "card", "bank")])
+            copy.close()
+    finally:
+        stop.set()
+        writer.join()
+    assert opened.item("of the copy") is None
+    opened.close()
+    assert not [entry for entry in tmp_path.iterdir() if "copying" in entry.name]
+
+
+def test_a_damaged_backup_is_not_restored(copied: Path, tmp_path: Path) -> None:
+    file = next(iter(sorted((copied / "snapshots").glob("0*/vectors*"))))
+    file.write_bytes(file.read_bytes()[:-1] + b"#")
+    with pytest.raises(Damaged, match="surematch compact"):
+        copy_collection(copied, tmp_path / "restored", quiet)
+    assert not (tmp_path / "restored").exists()
+    assert {entry.name for entry in tmp_path.iterdir()} == {"topics"}
+
+
+def test_a_backup_with_a_torn_item_page_is_not_restored(copied: Path, tmp_path: Path) -> None:
+    with (copied / "items.sqlite").open("r+b") as file:
+        file.seek(-4096, os.SEEK_END)
+        file.write(b"\xff" * 4096)
+    with pytest.raises(CollectionError):
+        copy_collection(copied, tmp_path / "restored", quiet)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"topics"}
+
+
+def test_a_full_disk_leaves_nothing_of_a_copy(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module.shutil, "copytree", full)
+    with pytest.raises(DiskFull, match="Nothing was left there"):
+        copy_collection(copied, tmp_path / "copy", quiet)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"topics"}
+
+
+def test_a_copy_replaces_nothing(copied: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(SettingsError, match="already exists"):
+        copy_collection(copied, tmp_path / "there", quiet)
+    with pytest.raises(CollectionError, match="not a collection"):
+        copy_collection(tmp_path / "there", tmp_path / "copy", quiet)
+
+
+def told(verb: str, capsys: pytest.CaptureFixture[str], *words: str | Path) -> dict[str, Any]:
+    capsys.readouterr()
+    assert getattr(cli_items, verb)([str(word) for word in words] + ["--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_the_verbs_end_to_end(copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [("my bank card", "card", "a"), ("lemon soup", "food", "b"), ("hotel seat", "travel", "c")]
+    data = write_csv(tmp_path / "new.csv", rows, ("text", "label", "sku"))
+    added = told("add", capsys, copied, data, "--label", "label", "--id", "sku")
+    assert (added["written"], added["replaced"], added["items"], added["calibrated"]) == (3, 0, 183, True)
+    assert told("add", capsys, copied, data, "--label", "label", "--id", "sku")["replaced"] == 3
+    told("backup", capsys, copied, tmp_path / "copy")
+    gone = told("delete", capsys, copied, "a", "nobody")
+    assert (gone["deleted"], gone["items"]) == (1, 182)
+    assert told("delete", capsys, copied, "--where", '{"$label": "food"}')["deleted"] == 61
+    compacted = told("compact", capsys, copied)
+    assert compacted["snapshot"] == (copied / "snapshots" / "CURRENT").read_text().strip()
+    assert compacted["erased"]["sequence"] >= gone["sequence"]
+    shutil.rmtree(copied)
+    assert told("restore", capsys, tmp_path / "copy", copied)["items"] == 183
+    opened = Collection.open(copied)
+    assert opened.search(["lemon soup"])[0].hits[0].id == "b"
+    opened.close()
+    for verb in ("add", "delete", "compact", "backup", "restore"):
+        words = {"add": [copied, data], "delete": [copied, "b"], "compact": [copied]}.get(verb)
+        words = words or [copied, tmp_path / f"for people-{verb}"]
+        capsys.readouterr()
+        assert getattr(cli_items, verb)([str(word) for word in words]) == 0
+        assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "Name the items to delete"),
+        (["a", "--where", "{}"], "Name the items to delete"),
+        (["--where", "{"], "not JSON"),
+        (["--where", "[]"], "got a list"),
+    ],
+)
+def test_delete_wants_ids_or_a_filter(copied: Path, words: list[str], said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        cli_items.delete([str(copied), *words])

@@ -1,0 +1,86 @@
+"""`surematch embed`: every row with its columns and its vector, in parts that survive an interruption."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from index import embed as module
+from index.embed import EmbedSettings, embed, embed_rows
+from index.encoders import load_encoder
+from index.errors import CollectionError, DataError
+from index.place import BuildBegun
+from tests.index.conftest import World
+
+
+def silent(what: str, done: int, of: int) -> None: ...
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PART", 32)
+    monkeypatch.setattr("index.encode.BATCH", 16)
+
+
+def test_every_row_with_its_columns_and_vector(world: World, tmp_path: Path, small_parts: None) -> None:
+    assert embed([str(world.encoder), str(world.items), "--out", str(tmp_path / "v"), "--json"]) == 0
+    parts = sorted((tmp_path / "v").iterdir())
+    assert [path.name for path in parts] == [f"part-{at:06d}.parquet" for at in range(6)]
+    table = parquet.read_table(tmp_path / "v")
+    rows = world.rows(world.items)
+    assert table.column("text").to_pylist() == [row.text for row in rows]
+    assert table.column("label").to_pylist() == [row.label for row in rows]
+    assert table.schema.field("vector").type == pa.list_(pa.float32(), 16)
+    expected = load_encoder(world.encoder).encode([row.text for row in rows])
+    np.testing.assert_array_equal(np.array(table.column("vector").to_pylist(), np.float32), expected)
+    with pytest.raises(CollectionError, match="already exists"):
+        embed([str(world.encoder), str(world.items), "--out", str(tmp_path / "v")])
+
+
+def test_columns_keep_one_type_through_all_parts(world: World, tmp_path: Path, small_parts: None) -> None:
+    file = tmp_path / "rows.jsonl"
+    records = [{"text": "card", "n": None if at < 40 else at, "tags": ["a"] if at % 2 else None} for at in range(80)]
+    file.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    embed_rows(EmbedSettings(model=str(world.encoder), data=[file], out=tmp_path / "v"), silent)
+    table = parquet.read_table(tmp_path / "v")
+    assert table.select(["text", "n", "tags"]).to_pylist() == records
+    assert table.schema.field("n").type == pa.int64()
+    again = EmbedSettings(model=str(world.encoder), data=sorted((tmp_path / "v").iterdir()), out=tmp_path / "w")
+    with pytest.raises(DataError, match="column 'vector' already"):
+        embed_rows(again, silent)
+    file.write_text('{"text": "card", "n": 1}\n{"text": "card", "n": "one"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match="lines 1 to 2: a column holds values of several types"):
+        embed_rows(EmbedSettings(model=str(world.encoder), data=[file], out=tmp_path / "x"), silent)
+
+
+def test_an_interrupted_run_continues(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_parts: None
+) -> None:
+    data = Path(shutil.copyfile(world.items, tmp_path / "items.csv"))
+    given = {"model": str(world.encoder), "data": [data], "out": tmp_path / "v"}
+    real, left = module._write, [3]
+
+    def write(path: Path, *rest: object) -> None:
+        if not left[0]:
+            path.with_suffix(".writing").write_bytes(b"half")
+            raise KeyboardInterrupt
+        left[0] -= 1
+        real(path, *rest)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_write", write)
+        with pytest.raises(KeyboardInterrupt):
+            embed_rows(EmbedSettings(**given), silent)  # type: ignore[arg-type]
+    with pytest.raises(BuildBegun, match="--resume"):
+        embed_rows(EmbedSettings(**given), silent)  # type: ignore[arg-type]
+    done: list[int] = []
+    embed_rows(EmbedSettings(**given, resume=True), lambda what, at, of: done.append(at))  # type: ignore[arg-type]
+    assert done == [128, 160, 180]
+    assert parquet.read_table(tmp_path / "v").column("text").to_pylist() == [row.text for row in world.rows(data)]
+    assert len(list((tmp_path / "v").iterdir())) == 6

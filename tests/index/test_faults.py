@@ -1,0 +1,162 @@
+"""Faults from outside: no room, no rights. Each is named, nothing is half done, and it works again by itself."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from index import snapshot as snapshot_module
+from index.collection import Collection, NewItem
+from index.errors import CollectionError, Damaged, DiskFull, ReadOnly
+
+UNDER_A_LIMIT = """
+import json, resource, signal, sys
+from pathlib import Path
+from index.collection import Collection, NewItem
+from index.errors import DiskFull
+from index.snapshot import read_snapshot, write_snapshot
+from tests.index.helpers import unit
+
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+path, sizes = Path(sys.argv[1]), range(0, 60_000, 1024)
+vectors, refused, done = unit(10, 16, seed=3), 0, 0
+
+def limited(size, call):
+    "Whether `call` was refused for want of room; it must not fail in any other way."
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        call()
+    except DiskFull:
+        return True
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    return False
+
+collection = Collection.open(path, writable=True)
+for at, size in enumerate(sizes):
+    # the limit is on the file, not on the write: the log starts anew each time
+    collection._store._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    before = collection.state
+    batch = [NewItem(f"{at}-{number}", "card", "text " * 40, vector) for number, vector in enumerate(vectors)]
+    full = limited(size, lambda: collection.upsert(batch))
+    refused, done = refused + full, done + (not full)
+    there = [collection.item(item.id) is not None for item in batch]
+    assert there == [not full] * len(batch), (size, full, there)
+    assert (collection.state is before) == full, size
+    assert collection.search_vectors(vectors[:1])[0].hits
+    gone = limited(size, lambda: collection.delete([batch[0].id]))
+    assert (collection.item(batch[0].id) is None) == (full or not gone), size
+    collection.upsert([NewItem("always", "card", "text", vectors[at % 10])])  # works again unaided
+    collection.delete(["always"])
+snapshots = path / "snapshots"
+files = {"vectors.faiss": bytes(range(256)) * 60, "labels.safetensors": b"x" * 3000}
+good = write_snapshot(path / "other", sequence=1, engine="flat", encoder="e", files=files)
+whole = max(len(content) for content in files.values())
+for size in [*range(0, whole, 512), whole - 1]:
+    assert limited(size, lambda: write_snapshot(path / "other", sequence=2, engine="flat", encoder="e", files=files))
+    assert sorted(entry.name for entry in (path / "other").iterdir()) == [good, "CURRENT"], size
+    found, faults = read_snapshot(path / "other")
+    assert (found.name, faults) == (good, []), size
+assert not limited(whole, lambda: write_snapshot(path / "other", sequence=2, engine="flat", encoder="e", files=files))
+name, state = collection.snapshot_id, collection.state
+entries = sorted(entry.name for entry in snapshots.iterdir())
+for size in (0, 100, 2_000, 4_096):
+    assert limited(size, collection.snapshot)
+    assert collection.state is state
+    assert sorted(entry.name for entry in snapshots.iterdir()) == entries
+assert collection.snapshot() != name
+print(json.dumps({"refused": refused, "done": done}))
+collection.close()
+"""
+
+
+def test_no_room_at_any_size_is_reported_and_leaves_nothing(copied: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", UNDER_A_LIMIT, str(copied)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    counts = json.loads(ran.stdout)
+    assert counts["refused"] > 20
+    assert counts["done"] > 0, "the limits must end beyond what a write needs"
+    opened = Collection.open(copied)
+    assert opened.warnings == []
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.ENOSPC, DiskFull), (errno.EDQUOT, DiskFull), (errno.EROFS, ReadOnly), (errno.EIO, CollectionError)],
+)
+@pytest.mark.parametrize("step", ["_write_durably", "_sync"])
+def test_a_failing_disk_during_compaction_keeps_the_old_state(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[CollectionError], step: str
+) -> None:
+    opened = Collection.open(copied, writable=True)
+    opened.upsert([NewItem("n", "card", "bank")])
+    opened.delete(["items.csv:3"])
+    before = opened.state
+
+    def fail(*arguments: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshot_module, step, fail)
+        with pytest.raises(kind, match="could not be written") as raised:
+            opened.snapshot()
+    assert type(raised.value) is kind
+    assert opened.state is before
+    assert not [entry for entry in (copied / "snapshots").iterdir() if entry.name.startswith(".")]
+    assert opened.search(["bank"])[0].hits[0].score == pytest.approx(1)
+    opened.snapshot()
+    assert opened.state.pending == 0
+    opened.close()
+
+
+def test_a_folder_without_rights_is_named(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under a read-only mount; the tests may run as root, whom permissions do not stop."""
+
+    def refuse(path: Any, *arguments: Any, **options: Any) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr("index.writer_lock.os.open", refuse)
+    with pytest.raises(ReadOnly, match="cannot be opened for writing"):
+        Collection.open(copied, writable=True)
+
+
+def test_a_store_that_lost_its_pages_is_damaged_and_named(copied: Path) -> None:
+    store = copied / "items.sqlite"
+    Collection.open(copied, writable=True).close()
+    with store.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (store.stat().st_size - 4096))
+    with pytest.raises(Damaged, match=r"items\.sqlite"):
+        Collection.open(copied)
+
+
+def test_a_snapshot_of_a_newer_format_is_refused_by_name_and_the_items_serve(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Collection.open(copied, writable=True)
+    opened.upsert([NewItem("n", "card", "bank")])
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshot_module, "_FORMAT", 99)
+        newer = opened.snapshot()
+    opened.close()
+    opened = Collection.open(copied)
+    assert opened.snapshot_id != newer
+    assert any(newer in warning and "newer surematch" in warning for warning in opened.warnings)
+    assert opened.search(["bank"], k=1)[0].hits[0].score == pytest.approx(1)
+    assert opened.item("n") is not None
+    opened.close()

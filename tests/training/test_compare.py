@@ -1,0 +1,133 @@
+"""`surematch compare`: the same data and splits for every loss, nothing trained twice, one table and one plot."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+import training.pipeline
+from index.errors import SettingsError
+from tests.training.conftest import Write, sentences
+from training.cli import compare
+from training.compare import summarise
+
+LOSSES = "softmax,am-softmax:scale=15:margin=0.2"
+
+
+@pytest.fixture
+def command(tiny_encoder: Path, tmp_path: Path, write_csv: Write) -> list[str]:
+    data = write_csv(sentences(12))
+    recipe = ("--epochs", "1", "--batch-size", "16", "--learning-rate", "0.1", "--unseen-classes", "0.5")
+    return [str(data), "--encoder", str(tiny_encoder), "--out", str(tmp_path / "c"), "--seeds", "2", *recipe]
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """(loss, seed) of every training that really ran."""
+    calls: list[tuple[str, int]] = []
+    real = training.pipeline.train_encoder
+
+    def train_encoder(settings, console):
+        calls.append((settings.loss, settings.seed))
+        return real(settings, console)
+
+    monkeypatch.setattr(training.pipeline, "train_encoder", train_encoder)
+    return calls
+
+
+def test_a_comparison_trains_each_loss_at_each_seed_and_once(
+    command: list[str], tmp_path: Path, trained: list[tuple[str, int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare([*command, "--losses", LOSSES, "--json"]) == 0
+    assert trained == [("softmax", 0), ("softmax", 1), ("am-softmax", 0), ("am-softmax", 1)]
+    result = json.loads(capsys.readouterr().out)
+    records = {
+        path.parent.name: json.loads(path.read_text()) for path in (tmp_path / "c").glob("*-seed?/training.json")
+    }
+    assert len(records) == 4
+    for seed in (0, 1):  # every loss meets the same classes
+        unseen = {str(r["unseen"]["labels"]) for r in records.values() if r["seed"] == seed}
+        assert len(unseen) == 1
+    margin = records["am-softmax.scale=15.margin=0.2-seed0"]["settings"]
+    assert (margin["scale"], margin["margin"]) == (15, 0.2)
+    found = [records[f"softmax-seed{seed}"]["metrics"]["unseen"]["map_at_r"] for seed in (0, 1)]
+    entry = result["losses"][0]["unseen_map_at_r"]
+    assert (entry["mean"], entry["sd"]) == pytest.approx((statistics.mean(found), statistics.stdev(found)))
+    page = (tmp_path / "c" / "compare.html").read_text()
+    assert f"{entry['mean']:.3f}" in page
+    assert "am-softmax:scale=15:margin=0.2" in page
+    assert not list((tmp_path / "c").rglob("*.safetensors"))
+    assert len(list((tmp_path / "c").rglob("report.html"))) == 4
+
+    trained.clear()  # again, with one loss more: only that is trained
+    assert compare([*command, "--losses", f"{LOSSES},taylor", "--keep-models"]) == 0
+    assert trained == [("taylor", 0), ("taylor", 1)]
+    shown = capsys.readouterr().out
+    assert "taylor" in shown
+    assert "±" in shown
+    assert len(list((tmp_path / "c").rglob("model.safetensors"))) == 2
+
+    with pytest.raises(SettingsError, match=r"other data or settings: epochs was 1.0, is 2.0"):
+        compare([*command, "--losses", LOSSES, "--epochs", "2"])
+    data = tmp_path / "rows.csv"
+    data.write_text(data.read_text() + "the card,card\n")
+    with pytest.raises(SettingsError, match=r"other data or settings: data was"):
+        compare([*command, "--losses", LOSSES])
+
+
+def test_a_stopped_comparison_continues(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, calls = training.pipeline.train_encoder, []
+
+    def stops(settings, console):
+        calls.append(settings.loss)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(settings, console)
+
+    monkeypatch.setattr(training.pipeline, "train_encoder", stops)
+    assert compare([*command, "--losses", LOSSES]) == 130
+    assert "the same command continues" in " ".join(capsys.readouterr().err.split())
+    assert compare([*command, "--losses", LOSSES]) == 0
+    assert calls == ["softmax", "softmax", "am-softmax", "am-softmax", "am-softmax"]
+
+
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        ("softmax,am-sotfmax", "there is no loss 'am-sotfmax'; choose of am-softmax"),
+        ("softmax", "at least two"),
+        ("softmax,softmax", "each once"),
+        ("softmax,am-softmax:scale", "write the options"),
+        ("softmax,am-softmax:scale=no", "--scale"),
+    ],
+)
+def test_wrong_losses_are_refused(command: list[str], losses: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=message):
+        compare([*command, "--losses", losses])
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "thesis.tex").write_text("mine")
+    with pytest.raises(SettingsError, match="is not a comparison"):
+        compare([*command, "--losses", LOSSES])
+    assert (tmp_path / "c" / "thesis.tex").read_text() == "mine"
+
+
+def test_differences_are_taken_within_a_seed() -> None:
+    def run(loss: str, seed: int, value: float) -> dict:
+        figures = {"seen_recall_at_1": None, "unseen_recall_at_1": 1.0, "unseen_map_at_r": value, "seconds": 1.0}
+        return {"loss": loss, "seed": seed, **figures}
+
+    first, second = summarise([run("a", 0, 0.1), run("a", 1, 0.9), run("b", 0, 0.2), run("b", 1, 1.0)])
+    assert first["ahead"] == {"mean": 0, "sd": 0}
+    assert second["ahead"]["mean"] == pytest.approx(0.1)
+    assert second["ahead"]["sd"] == pytest.approx(0)
+    assert second["unseen_map_at_r"]["sd"] == pytest.approx(0.8 / 2**0.5)
+    assert first["seen_recall_at_1"] == {"mean": None, "sd": None}
