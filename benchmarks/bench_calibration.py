@@ -3,112 +3,41 @@
 Two open-set tasks on real sentences, five random splits each, printed as mean and standard deviation:
 BANKING77 with a quarter of the intents unknown (calibrated on half of the test file, measured on the other half) and
 CLINC150 with its out-of-scope queries (half of val, test and out-of-scope, measured on the other half). All methods see
-the same vectors and hits. Data comes from --data (`../shared/data`); vectors are kept in --cache between runs.
+the same vectors and hits. `--part zero-shot` takes the encoder as it comes, `finetuned` trains it for each seed with
+the defaults of `surematch train` (hours on a busy CPU; what is finished is kept), `pairs` asks whether two texts are of
+one class. Data comes from --data (`../shared/data`); vectors and encoders are kept in --cache between runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import sys
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from calibration_tasks import FILES, Task, fine_tuned, zero_shot
 
 from index import metrics
 from index.calibrate import Calibration, calibrate
 from index.calibrators import CALIBRATORS
 from index.conformal import nonconformity
-from index.encoders import load_encoder
-from index.evidence import TOP_K, Evidence, exact_top, gather
+from index.encoders import encoder_folder, load_encoder
+from index.evidence import Evidence
 from index.examples import Queries, examples
 from index.outcome import column, distribution, table
-from index.profile import LabelProfile
+from index.pairs import evaluate_pairs
 from index.rows import read_rows
 from simplex import certify, sparsemax
 
 SEEDS = 5
-FILES = {
-    "banking77": ("category", ("train", "test")),
-    "clinc150": ("intent", ("train", "val", "test", "oos_val", "oos_test")),
-}
+FEW, DRAWS = 50, 5
 Report = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Task:
-    """One split: a gallery with codes, and queries (code -1: unknown) to calibrate on and to measure with."""
-
-    gallery: np.ndarray
-    codes: np.ndarray
-    calibration: tuple[np.ndarray, np.ndarray]
-    test: tuple[np.ndarray, np.ndarray]
-
-    @property
-    def labels(self) -> int:
-        return int(self.codes.max()) + 1
-
-    def evidence(self, queries: np.ndarray) -> Evidence:
-        scores, positions = exact_top(queries, self.gallery, TOP_K)
-        profile = LabelProfile.of(self.gallery, self.codes, self.labels)
-        return gather(scores, self.codes[positions], queries, profile)
-
-
-def vectors(name: str, encoder: str, data: Path, cache: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """File to (vectors, labels) of a data set, encoded once."""
-    import shutil
-    import tempfile
-
-    from index.encoder_files import copy_encoder, fingerprint, open_sentence_transformer
-
-    if Path(encoder).is_dir():
-        folder = Path(encoder)
-    else:
-        folder = cache / encoder
-        if not folder.is_dir():
-            with tempfile.TemporaryDirectory() as saved:
-                open_sentence_transformer(encoder).save(saved, create_model_card=False)
-                copy_encoder(Path(saved), cache / f"{encoder}.new")
-            shutil.move(cache / f"{encoder}.new", folder)
-    label, files = FILES[name]
-    found, opened = {}, None
-    for file in files:
-        kept = cache / f"{name}-{file}-{fingerprint(folder)[:12]}.npz"
-        if not kept.is_file():
-            opened = opened or load_encoder(folder)
-            rows = read_rows([data / name / f"{file}.csv"], text="text", label=label)
-            print(f"encoding {name}/{file} with {encoder}: {len(rows)} texts", file=sys.stderr, flush=True)
-            np.savez(kept, x=opened.encode([row.text for row in rows]), y=np.array([row.label for row in rows]))
-        with np.load(kept) as stored:
-            found[file] = (stored["x"], stored["y"])
-    return found
-
-
-def banking(files: dict[str, Any], seed: int) -> Task:
-    random = np.random.default_rng(seed)
-    (gallery, labels), (queries, asked) = files["train"], files["test"]
-    names = np.unique(labels)
-    unknown = set(random.permutation(names)[: round(len(names) / 4)])
-    shown = np.array([label not in unknown for label in labels])
-    return _split(gallery[shown], labels[shown], queries, asked, random)
-
-
-def clinc(files: dict[str, Any], seed: int) -> Task:
-    parts = [files[name] for name in ("val", "test", "oos_val", "oos_test")]
-    queries, asked = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
-    return _split(*files["train"], queries, asked, np.random.default_rng(seed))
-
-
-def _split(gallery: Any, labels: Any, queries: Any, asked: Any, random: np.random.Generator) -> Task:
-    code = {name: at for at, name in enumerate(np.unique(labels))}
-    codes = np.array([code.get(label, -1) for label in asked])
-    order = random.permutation(len(queries))
-    half = len(order) // 2
-    a, b = order[:half], order[half:]
-    return Task(gallery, np.array([code[x] for x in labels]), (queries[a], codes[a]), (queries[b], codes[b]))
 
 
 def measure(probability: np.ndarray, known_score: np.ndarray, right: np.ndarray, known: np.ndarray) -> Report:
@@ -118,6 +47,8 @@ def measure(probability: np.ndarray, known_score: np.ndarray, right: np.ndarray,
         "floor": metrics.ece_floor(clipped, draws=30),
         "nll": metrics.event_nll(clipped, right),
         "auroc": metrics.auroc(probability, right) or np.nan,
+        "right of those given >= .9": float(right[probability >= 0.9].mean()) if (probability >= 0.9).any() else np.nan,
+        "said there": float(probability[probability >= 0.9].mean()) if (probability >= 0.9).any() else np.nan,
         "fpr95": metrics.fpr_at_tpr(known_score, known) or np.nan,
     }
 
@@ -127,15 +58,20 @@ def of_table(rows: np.ndarray, evidence: Evidence, codes: np.ndarray) -> Report:
     return measure(p[:, 1], 1 - p[:, 0], evidence.codes[evidence.starts[:-1]] == codes, codes >= 0)
 
 
-def fitted(task: Task, name: str, without_queries: bool = False) -> Calibration:
-    """The product's own calibration of this task, as `surematch index` makes it."""
+def fitted(task: Task, name: str, pick: np.ndarray | None = None, without_queries: bool = False) -> Calibration:
+    """The product's own calibration of this task, as `surematch index` makes it; `pick` takes some of the queries."""
     asked, codes = task.calibration
     share = float((codes < 0).mean())
-    if without_queries:
+    untrained = not task.trained.any()
+    if without_queries and untrained:
         at = np.random.default_rng(0).permutation(len(task.gallery))[:2000]
         queries = Queries(task.gallery[at], task.codes[at], at, "items", leave_one_out=True)
+    elif without_queries:
+        at = np.flatnonzero(~task.trained)[:4000]
+        queries = Queries(task.gallery[at], task.codes[at], at, "rows held out of training")
     else:
-        queries = Queries(asked, codes, np.full(len(codes), -1), "queries")
+        asked, codes = (asked, codes) if pick is None else (asked[pick], codes[pick])
+        queries = Queries(asked, codes, np.full(len(codes), -1), "queries", items_untrained=untrained)
     made = examples(queries, task.gallery, task.codes, task.labels, share)
     return calibrate(made, items=len(task.gallery), labels=task.labels, warnings=[], calibrator=name)
 
@@ -155,10 +91,16 @@ def methods(task: Task) -> dict[str, Report]:
     for name, fit in CALIBRATORS.items():
         rows = table(evidence, *fit(asked, target, np.ones(len(asked))).logits(evidence))
         found[name] = of_table(rows, evidence, codes)
-    alone = fitted(task, "conditional-logit", without_queries=True)
-    found["conditional-logit, no queries"] = of_table(
-        table(evidence, *alone.calibrator.logits(evidence)), evidence, codes
-    )
+
+    def ours(made: Calibration) -> Report:
+        return of_table(table(evidence, *made.calibrator.logits(evidence)), evidence, codes)
+
+    found["conditional-logit, no queries"] = ours(fitted(task, "conditional-logit", without_queries=True))
+    if not task.trained.any():
+        picks = [np.random.default_rng(draw).permutation(len(asked))[:FEW] for draw in range(DRAWS)]
+        few = [ours(fitted(task, "conditional-logit", pick)) for pick in picks]
+        name = f"conditional-logit, {FEW} queries on top of the items"
+        found[name] = {key: float(np.mean([one[key] for one in few])) for key in few[0]}
     return found
 
 
@@ -198,7 +140,7 @@ def staleness(task: Task) -> list[tuple[str, float, bool, float]]:
     found = []
     few = np.random.default_rng(0).random(len(task.gallery)) < 0.1
     few[np.unique(task.codes, return_index=True)[1]] = True
-    small = Task(task.gallery[few], task.codes[few], task.calibration, task.test)
+    small = Task(task.gallery[few], task.codes[few], task.calibration, task.test, task.trained[few])
     for name, then, now in (("10 % -> 100 %", small, task), ("100 % -> 10 %", task, small)):
         old, new = fitted(then, "conditional-logit"), fitted(now, "conditional-logit")
         evidence = now.evidence(now.test[0])
@@ -226,37 +168,96 @@ def show(title: str, found: dict[str, dict[str, tuple[float, float]]]) -> None:
         print(f"| {name} | " + " | ".join(f"{mean:.4f} ± {sd:.4f}" for mean, sd in row.values()) + " |")
 
 
+def pairs(data: Path) -> dict[str, Any]:
+    """The pair task: Chinese sentences of almost the same words, and product records of two shops."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "abt_buy.csv"
+        _product_pairs(data / "abt_buy", file)
+        chinese = [data / "pawsx_zh" / f"{part}.csv" for part in ("dev", "test")]
+        for name, encoder, files in (("pawsx_zh", "multilingual", chinese), ("abt_buy", "minilm", [file])):
+            rows = read_rows(files, text="text_a", label="same")
+            with encoder_folder(encoder) as place:
+                opened = load_encoder(place)
+            found[name] = {"encoder": encoder, **evaluate_pairs(opened, rows, "text_b", _NOTHING, lambda *_: None)}
+    return found
+
+
+_NOTHING = np.empty(0, np.uint64)
+
+
+def _product_pairs(data: Path, out: Path) -> None:
+    """Each product of one shop with its match and with the three other names that share most words with it."""
+    a, b = ({row["id"]: row["name"] for row in _records(data / f"{name}.csv")} for name in ("abt", "buy"))
+    words = {number: set(name.lower().split()) for number, name in b.items()}
+    with out.open("w", newline="", encoding="utf-8") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(("text_a", "text_b", "same"))
+        for match in _records(data / "matches.csv"):
+            own, true = a[match["abt_id"]], match["buy_id"]
+            shared = {number: len(words[number] & set(own.lower().split())) for number in b if number != true}
+            near = sorted(shared, key=lambda number: (-shared[number], number))[:3]
+            writer.writerows([(own, b[true], 1), *((own, b[number], 0) for number in near)])
+
+
+def _records(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as opened:
+        return list(csv.DictReader(opened))
+
+
+def open_set(name: str, make: Callable[[int], Task], encoder: str, seeds: int) -> dict[str, Any]:
+    """Everything about one open-set task, printed and returned."""
+    tasks = [make(seed) for seed in range(seeds)]
+    measured, covered = summary([methods(task) for task in tasks]), summary([sets(task) for task in tasks])
+    show(f"{name}, {encoder}: {seeds} splits", measured)
+    show("prediction sets of the conditional logit", covered)
+    certified, of, differs = certificates(tasks[0])
+    print(f"\nsparsemax at T = 0.05 from the top 100: {certified} of {of} queries certified, difference {differs:.1e}")
+    aged = staleness(tasks[0])
+    for what, before, flagged, after in aged:
+        print(f"gallery {what}: stale ECE {before:.4f}, flagged: {flagged}, after a refit {after:.4f}")
+    return {"methods": measured, "sets": covered, "certified": [certified, of, differs], "stale": aged}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--cache", type=Path, default=Path("build/bench-calibration"))
-    parser.add_argument("--encoder", default="minilm", help="encoder name or folder, for both tasks")
+    parser.add_argument(
+        "--part", nargs="+", default=["zero-shot", "pairs"], choices=["zero-shot", "finetuned", "pairs"]
+    )
+    parser.add_argument("--encoder", default="minilm", help="encoder name, for both tasks")
     parser.add_argument("--tasks", nargs="+", default=["banking77", "clinc150"], choices=list(FILES))
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="splits, and with finetuned trainings, of each task")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     flags = parser.parse_args()
     if not flags.data.is_dir():
         print(f"{flags.data}: no data, nothing measured. Give its folder with --data.", file=sys.stderr)
         return 2
     flags.cache.mkdir(parents=True, exist_ok=True)
-    makers: dict[str, Callable[[Any, int], Task]] = {"banking77": banking, "clinc150": clinc}
-    written: dict[str, Any] = {"encoder": flags.encoder}
-    for name in flags.tasks:
-        files = vectors(name, flags.encoder, flags.data, flags.cache)
-        tasks = [makers[name](files, seed) for seed in range(SEEDS)]
-        measured, covered = summary([methods(task) for task in tasks]), summary([sets(task) for task in tasks])
-        show(f"{name}, {flags.encoder}: {SEEDS} splits", measured)
-        show("prediction sets of the conditional logit", covered)
-        certified, of, differs = certificates(tasks[0])
-        print(
-            f"\nsparsemax at T = 0.05 from the top 100: {certified} of {of} queries certified, difference {differs:.1e}"
-        )
-        aged = staleness(tasks[0])
-        for what, before, flagged, after in aged:
-            print(f"gallery {what}: stale ECE {before:.4f}, flagged: {flagged}, after a refit {after:.4f}")
-        written[name] = {"methods": measured, "sets": covered, "certified": [certified, of, differs], "stale": aged}
+    written: dict[str, Any] = {"encoder": flags.encoder, "seeds": flags.seeds}
+    makers = {"zero-shot": zero_shot, "finetuned": fine_tuned}
+    for part in (part for part in flags.part if part in makers):
+        for name in flags.tasks:
+            make = partial(_made, makers[part], name, flags)
+            found = open_set(name, make, f"{flags.encoder}, {part}", flags.seeds)
+            written.setdefault(part, {})[name] = found
+    if "pairs" in flags.part:
+        written["pairs"] = pairs(flags.data)
+        for name, found in written["pairs"].items():
+            print(
+                f"\n{name}, {found['encoder']}: {found['pairs']} pairs, {found['same_share']:.1%} of one class: ECE "
+                f"{found['ece']:.4f} (floor {found['ece_floor']:.4f}; raw cosine {found['raw_cosine_ece']:.4f}), AUROC "
+                f"{found['auroc']:.4f}, Brier {found['brier']:.4f} (base rate {found['base_rate']['brier']:.4f}), "
+                f"90 % of probabilities in {found['probabilities']['5%']:.3f} to {found['probabilities']['95%']:.3f}"
+            )
     if flags.json:
         flags.json.write_text(json.dumps(written, indent=2))
     return 0
+
+
+def _made(maker: Callable[..., Task], name: str, flags: argparse.Namespace, seed: int) -> Task:
+    return maker(name, seed, flags.encoder, flags.data, flags.cache)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import islice
@@ -22,8 +21,8 @@ from index.calibrators import CALIBRATORS
 from index.collection import CONFIG, ENCODER, FORMAT, ITEMS, SNAPSHOTS, Collection
 from index.compaction import UNKNOWN_SHARE, Fitting, keep_queries, own_questions
 from index.encode import Encoded, encode_stream, workers_for
-from index.encoder_files import SFACE, fingerprint, open_sentence_transformer, training_settings
-from index.encoders import Encoder, load_encoder
+from index.encoder_files import fingerprint, training_settings
+from index.encoders import Encoder, encoder_folder, load_encoder
 from index.engines import check_name, make_engine
 from index.errors import CalibrationError, CollectionError, SettingsError
 from index.gallery import Gallery
@@ -200,23 +199,6 @@ def _cut_texts(rows: Iterable[Row], folder: Path) -> list[str]:
     places = [f"{row.file} line {row.line}" for at, row in enumerate(islice(rows, cut[:SHOWN][-1] + 1)) if at in shown]
     named = ", ".join(places) + (", ..." if len(cut) > SHOWN else "")
     return [f"{len(cut)} texts are longer than this encoder reads; their ends are ignored: {named}."]
-
-
-@contextmanager
-def encoder_folder(model: str) -> Iterator[Path]:
-    """The folder of the encoder called `model`; one that comes from a package or the hub is saved for a while."""
-    if Path(model).is_dir():
-        yield Path(model)
-        return
-    with tempfile.TemporaryDirectory() as saved:
-        if model == SFACE:
-            from index.faces import write_sface
-
-            write_sface(Path(saved))
-            yield Path(saved)
-            return
-        open_sentence_transformer(model).save(saved, create_model_card=False)
-        yield Path(saved)
 
 
 def _encoder_name(model: str, folder: Path) -> str:

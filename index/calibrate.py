@@ -16,14 +16,17 @@ from index import metrics
 from index.calibration import MIN_QUERIES
 from index.calibrators import CALIBRATORS, Calibrator, Fit, calibrator_from_json
 from index.conformal import CoverageFor, most, nonconformity, threshold
+from index.drift import Reference
 from index.errors import CalibrationError
 from index.evidence import SHARPNESS, TOP_K, Floats, Ints
-from index.examples import Examples, select
+from index.examples import Examples, join
 from index.outcome import ALPHAS, NAMED, column, distribution, fit_temperature, table
 
 Flags = NDArray[np.bool_]
 FOLDS = 5
 DEFAULT, FALLBACK = "conditional-logit", "platt"
+PRIOR_WORTH = 100.0
+"""Real queries that the gallery's own items, left out one by one, count for where real ones are few."""
 _FOR_TEMPERATURE = 1500
 """Examples a map's temperature is fitted on: one number needs no more."""
 
@@ -83,6 +86,7 @@ class Calibration:
     gallery_labels: int
     report: dict[str, Any]
     warnings: list[str] = field(default_factory=list)
+    reference: Reference | None = None
 
     def stale(self, items: int, labels: int) -> str | None:
         """Why the calibration no longer fits a gallery of this size, or None. Limits: items x1.5, labels +-10 %."""
@@ -125,6 +129,7 @@ class Calibration:
             "gallery": {"items": self.gallery_items, "labels": self.gallery_labels},
             "report": self.report,
             "warnings": self.warnings,
+            "reference": None if self.reference is None else self.reference.to_json(),
         }
 
     @classmethod
@@ -141,6 +146,8 @@ class Calibration:
                 int(value["gallery"]["labels"]),
                 dict(value["report"]),
                 [str(warning) for warning in value["warnings"]],
+                # calibrations of the first version kept none
+                None if value.get("reference") is None else Reference.from_json(value["reference"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CalibrationError(
@@ -161,9 +168,9 @@ def calibrate(
 
     Raises `CalibrationError` when it cannot.
     """
-    calibrator, few = _affordable(calibrator, int((made.codes >= 0).sum()))
+    calibrator, few = _affordable(calibrator, int((made.codes >= 0).sum()), prior=made.prior is not None)
     fit = CALIBRATORS[calibrator]
-    served = fit(made.evidence, made.target, made.weight)
+    served = fit(*join(made, np.arange(len(made.evidence)), PRIOR_WORTH))
     rows, truth = _cross_fitted(made, fit, seed)
     temperatures = _temperatures(rows, truth, made.weight, seed)
     scores = np.array([nonconformity(row)[at] for row, at in zip(rows, truth, strict=True)])
@@ -180,13 +187,24 @@ def calibrate(
         labels,
         {"calibrator": calibrator, **_report(made, rows, temperatures, scores, seed)},
         [*warnings, *few],
+        Reference.of(
+            made.evidence.features[made.evidence.starts[:-1], 0],
+            made.evidence.background,
+            made.weight,
+            len(np.unique(made.group)),
+        ),
     )
 
 
-def _affordable(calibrator: str, known: int) -> tuple[str, list[str]]:
+def _affordable(calibrator: str, known: int, *, prior: bool) -> tuple[str, list[str]]:
     """The calibrator that so many known queries can pay for, and what to say about it."""
     if known >= MIN_QUERIES:
         return calibrator, []
+    if prior:
+        return calibrator, [
+            f"Calibrated on only {known} queries with their label in the gallery, on top of what the gallery's own "
+            f"items say. Give at least {MIN_QUERIES} with --calibrate FILE."
+        ]
     instead = "" if calibrator == FALLBACK else f" instead of {calibrator}"
     return FALLBACK, [
         f"Calibrated on only {known} queries with their label in the gallery, by {FALLBACK} on the best cosine"
@@ -203,10 +221,7 @@ def _cross_fitted(made: Examples, fit: Fit, seed: int) -> tuple[Floats, Ints]:
     fold_of_candidate = fold[made.evidence.query]
     for number in range(FOLDS):
         rest, part = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
-        target = made.target[rest]
-        some = select(made.evidence, rest)
-        shifted = np.where(target >= 0, target - made.evidence.starts[rest] + some.starts[:-1], -1)
-        fitted = fit(some, shifted, made.weight[rest])
+        fitted = fit(*join(made, rest, PRIOR_WORTH))
         g, g0 = fitted.logits(made.evidence)
         logits[fold_of_candidate == number] = g[fold_of_candidate == number]
         no_match[part] = g0[part]
@@ -235,17 +250,13 @@ def _report(made: Examples, rows: Floats, temperatures: dict[str, float], scores
             "source": made.source,
             "unknowns": made.unknowns,
             "unknown_share": made.unknown_share,
+            "prior": None if made.prior is None else made.prior.source,
         },
-        "ece": of_maps["softmax"],
+        **metrics.report(p[:, 1], p[:, 0], right, known, w),
+        "intervals": metrics.intervals(p[:, 1], p[:, 0], right, known, w, made.group, seed=seed),
         "ece_floor": metrics.ece_floor(p[:, 1], w, seed=seed),
         "ece_by_map": of_maps,
-        "brier": metrics.brier(p[:, 1], right, w),
-        "nll": metrics.finite(metrics.event_nll(p[:, 1], right, w)),
-        "auroc_right_wrong": metrics.auroc(p[:, 1], right, w),
-        "auroc_known_unknown": metrics.auroc(1 - p[:, 0], known, w),
-        "fpr_at_95_tpr": metrics.fpr_at_tpr(1 - p[:, 0], known, w),
         "recall_at_1": float(right[known].mean()),
-        "aurc": metrics.aurc(p[:, 1], right, w),
         "reliability": metrics.reliability(p[:, 1], right, w),
         "max_coverage": most(scores, made.group, w),
     }

@@ -98,10 +98,16 @@ def fit_temperature_softmax(evidence: Evidence, target: Ints, weight: Floats) ->
 def fit_platt(evidence: Evidence, target: Ints, weight: Floats) -> BestCosine:
     """Logistic regression on the best cosine, with Platt's (1999) smoothed targets so that it stays finite."""
     best, right = _best(evidence, target)
+    slope, intercept = logistic(best, right, weight)
+    return BestCosine("platt", slope=slope, intercept=intercept)
+
+
+def logistic(cosine: Floats, right: NDArray[np.bool_], weight: Floats) -> tuple[float, float]:
+    """Slope >= 0 and intercept of the logistic regression of `right` on the cosine, with Platt's smoothed targets."""
     yes, no = weight[right].sum(), weight[~right].sum()
     soft = np.where(right, (yes + 1) / (yes + 2), 1 / (no + 2))
-    centre = float(np.average(best, weights=weight))
-    x = (best - centre) / calibration.UNIT
+    centre = float(np.average(cosine, weights=weight))
+    x = (cosine - centre) / calibration.UNIT
 
     def loss(theta: Floats) -> tuple[float, Floats]:
         z = theta[0] + theta[1] * x
@@ -111,7 +117,7 @@ def fit_platt(evidence: Evidence, target: Ints, weight: Floats) -> BestCosine:
 
     found = minimize(loss, np.array([0.0, 1.0]), jac=True, method="L-BFGS-B", bounds=[(None, None), (0, None)])
     slope = float(found.x[1]) / calibration.UNIT
-    return BestCosine("platt", slope=slope, intercept=float(found.x[0]) - slope * centre)
+    return slope, float(found.x[0]) - slope * centre
 
 
 def fit_isotonic(evidence: Evidence, target: Ints, weight: Floats) -> BestCosine:

@@ -16,22 +16,26 @@ from rich.console import Console
 from index import console, thresholds
 from index.build import build_collection
 from index.calibrate import DEFAULT
+from index.calibration_page import check_place, write_page
 from index.calibrators import CALIBRATORS
-from index.collection import ENCODER, MAX_K, Collection
+from index.collection import CONFIG, ENCODER, MAX_K, Collection
 from index.compaction import UNKNOWN_SHARE
 from index.conformal import CoverageFor
 from index.encoder_files import Modality, modality_of, training_settings
+from index.encoders import encoder_folder, load_encoder
 from index.engines import NAMES
 from index.errors import CalibrationError, SettingsError
 from index.evaluate import evaluate as measure
 from index.filters import read_filter
 from index.onnx_export import LEAST_AGREEMENT, Backend
+from index.pairs import evaluate_pairs
 from index.pictures import read_content
-from index.rows import Row, RowFiles
+from index.rows import Row, RowFiles, read_rows
 from index.settings import Settings, parse
-from index.sources import Held
+from index.sources import Held, trained_rows
 
 _TEXT = Field("text", description="column that holds the text")
+_REPORT = Field(None, description="also write the calibration report, with pictures, to this HTML file")
 _JSON = Field(False, alias="json", description="print one JSON object instead of tables")
 
 
@@ -70,20 +74,32 @@ class IndexSettings(Settings):
     )
     workers: int | None = Field(None, ge=1, le=256, description="encoding processes [default: one a core]")
     seed: int = Field(0, description="seed of the random splits")
+    report: Path | None = _REPORT
     json_: bool = _JSON
 
 
 class EvaluateSettings(Settings):
-    """Measure a collection on labelled queries it has never seen: recall, calibration, no-match, coverage of sets."""
+    """Measure a collection on labelled queries it has never seen: recall, calibration, no-match, coverage of sets.
+
+    With --pair-text, measure an encoder on pairs of texts instead: how likely are both of one class?
+    """
 
     model_config = SettingsConfigDict(cli_prog_name="surematch evaluate")
 
-    collection: CliPositionalArg[Path] = Field(description="folder of the collection")
-    data: CliPositionalArg[list[Path]] = Field(description="files of queries whose label is in the gallery")
+    collection: CliPositionalArg[Path] = Field(
+        description="folder of the collection; with --pair-text also an encoder's folder or name"
+    )
+    data: CliPositionalArg[list[Path]] = Field(
+        description="files of queries whose label is in the gallery, or of pairs"
+    )
+    pair_text: str | None = Field(
+        None, description="column of a second text: rows are pairs, and --label says whether both are of one class"
+    )
     unknown: list[Path] = Field([], description="files of queries that belong to no label of the gallery")
     text: str = _TEXT
     label: str | None = Field(None, description="column that holds the label [default: as in training]")
     map: str = Field("softmax", description="map to probabilities: softmax, sparsemax, entmax15 or taylor")
+    report: Path | None = _REPORT
     json_: bool = _JSON
 
 
@@ -128,6 +144,7 @@ class ThresholdSettings(Settings):
 def index(argv: Sequence[str]) -> int:
     """`surematch index MODEL DATA --out COLLECTION`"""
     settings = parse(IndexSettings, argv)
+    check_place(settings.report)
     modality = modality_of(settings.model)
     label = settings.label or _trained_label(Path(settings.model), settings.data[0])
     columns: dict[str, Any] = {"text": settings.text, "label": label}
@@ -156,6 +173,8 @@ def index(argv: Sequence[str]) -> int:
             seed=settings.seed,
             progress=progress,
         )
+    if settings.report is not None:
+        _write_fit(settings.out, settings.report)
     if settings.json_:
         _print_json(built)
     else:
@@ -163,9 +182,22 @@ def index(argv: Sequence[str]) -> int:
     return 0
 
 
+def _write_fit(path: Path, report: Path) -> None:
+    """The page about what the collection's calibration measured on its own held-out queries."""
+    collection = Collection.open(path)
+    collection.close()
+    fitted = collection.calibration
+    if fitted is None:
+        raise CalibrationError(f"{report}: not written, there is nothing to report. {collection.uncalibrated()}")
+    write_page(report, f"{collection.name}: calibration", fitted.held_out, fitted.report, fitted.warnings)
+
+
 def evaluate(argv: Sequence[str]) -> int:
     """`surematch evaluate COLLECTION QUERIES`"""
     settings = parse(EvaluateSettings, argv)
+    check_place(settings.report)
+    if settings.pair_text is not None:
+        return _evaluate_pairs(settings, settings.pair_text)
     modality = modality_of(str(settings.collection / ENCODER))
     label = settings.label or _trained_label(settings.collection / ENCODER, settings.data[0])
     known = _read(modality, settings.data, settings.text, label)
@@ -173,13 +205,32 @@ def evaluate(argv: Sequence[str]) -> int:
     collection = Collection.open(settings.collection)
     try:
         with console.progress(quiet=settings.json_) as progress:
-            report = measure(collection, known, unknown, map=settings.map, progress=progress)
+            report = measure(collection, known, unknown, map=settings.map, progress=progress, page=settings.report)
     finally:
         collection.close()
     if settings.json_:
         _print_json(report)
     else:
         console.show_evaluation(Console(), report)
+    return 0
+
+
+def _evaluate_pairs(settings: EvaluateSettings, column: str) -> int:
+    if settings.report is not None:
+        raise SettingsError("--report: there is no page for pairs yet. Use --json.")
+    if settings.unknown:
+        raise SettingsError("--unknown: pairs have no gallery, so no query is outside it. Leave the flag away.")
+    if settings.label is None:
+        raise SettingsError("--label: name the column that says whether both texts are of one class (1 or 0).")
+    rows = read_rows(settings.data, text=settings.text, label=settings.label)
+    place = settings.collection
+    name = str(place / ENCODER if (place / CONFIG).is_file() else place)
+    with encoder_folder(name) as folder, console.progress(quiet=settings.json_) as progress:
+        report = evaluate_pairs(load_encoder(folder), rows, column, trained_rows(folder), progress)
+    if settings.json_:
+        _print_json(report)
+    else:
+        console.show_pairs(Console(), report)
     return 0
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,10 +26,11 @@ from index import compaction, respond
 from index.answer import Answer, MapSpec
 from index.calibrate import Calibration
 from index.conformal import CoverageFor
+from index.drift import Drift
 from index.encoders import Encoder, load_encoder
 from index.engine import Engine
 from index.engines import recall_warning
-from index.errors import CollectionError, Damaged, DataError, ReadOnly
+from index.errors import CollectionError, Damaged, DataError, DiskFull, ReadOnly
 from index.evidence import TOP_K
 from index.filters import Filter
 from index.gallery import Gallery as Gallery
@@ -75,12 +77,14 @@ class Collection:
         self.encoder = encoder
         self.model_id = encoder.fingerprint[:12]
         self.maintenance = Maintenance(self.snapshot, self._due)
+        self.drift = Drift()
         self._store = store
         self._config = config
         self._state = state
         self._lock = lock
         self._swapping = threading.RLock()  # among writers; a reader takes `_state` as it stands
         self._compacting = threading.Lock()
+        self._named = current_name(path / SNAPSHOTS)
 
     @classmethod
     def open(cls, path: Path, *, writable: bool = False) -> Collection:
@@ -114,7 +118,8 @@ class Collection:
         if self._state.snapshot_id.startswith("rebuilt-"):
             self._store.renew()  # no snapshot belongs to these items: none shall by chance of numbers ever
         if self._state.snapshot_id == current_name(self.path / SNAPSHOTS):
-            compaction.erase(self.path / SNAPSHOTS, self._store, self._state.base)
+            with suppress(DiskFull):  # the next compaction tries again
+                compaction.erase(self.path / SNAPSHOTS, self._store, self._state.base)
         self.maintenance.poke()
 
     def close(self) -> None:
@@ -220,11 +225,9 @@ class Collection:
         with self._swapping:
             before = self._state
             named = current_name(self.path / SNAPSHOTS)
-            if named is not None and named != before.snapshot_id and not self.writable:
-                fresh = self._loaded()
-                # a damaged new snapshot would be tried again and again: what is served is as good as its rebuild
-                if fresh.snapshot_id == named or fresh.sequence != before.sequence:
-                    self._state = fresh
+            if named not in (None, self._named) and not self.writable:
+                self._named = named  # should it be damaged, it is not tried again and again
+                self._state = self._loaded()
             else:
                 self._catch_up()
             return self._state is not before and (
@@ -254,8 +257,7 @@ class Collection:
                 progress or _silent,
             )
             with self._swapping:
-                self._state = made
-                self._catch_up()
+                self._state = self._followed(made)
             compaction.erase(snapshots, self._store, made.base)
         return made.snapshot_id
 
@@ -264,12 +266,17 @@ class Collection:
         if not self.writable or not len(state):
             return False
         rebuilt = state.snapshot_id.startswith("rebuilt-")
-        return rebuilt or state.pending > max(COMPACT_LEAST, COMPACT_SHARE * len(state.engine))
+        stale = state.calibration is not None and state.pending > 0 and state.uncalibrated() is not None
+        return rebuilt or stale or state.pending > max(COMPACT_LEAST, COMPACT_SHARE * len(state.engine))
 
     def _catch_up(self) -> None:
         """Swaps in the state with everything that was written."""
-        state = caught_up(self._state, self._store)
-        self._state = self._loaded() if state is None else state
+        self._state = self._followed(self._state)
+
+    def _followed(self, state: State) -> State:
+        """The state with everything that was written since."""
+        found = caught_up(state, self._store)
+        return self._loaded() if found is None else found
 
     def _loaded(self) -> State:
         return load_state(self.path / SNAPSHOTS, self._config["encoder"], self._store, self._config.get("uncalibrated"))
@@ -335,6 +342,7 @@ class Collection:
         if reason is not None or state.calibration is None:
             told = [warning for warning in state.warnings if warning not in (reason or "")]
             return respond.without_probabilities(found, k, reason or "", told)
+        self.drift.observe(found.scores, found.codes, state.calibration)
         warnings = [*state.warnings, *recall_warning(state.engine), *state.calibration.warnings]
         exact: Literal["all", "top", "no"] = "no" if not state.engine.exact else "all" if len(state) <= TOP_K else "top"
         return respond.with_probabilities(found, k, state.calibration, name, coverage, coverage_for, exact, warnings)
@@ -400,6 +408,7 @@ class Collection:
             "calibrated": state.uncalibrated() is None,
             "reason": state.uncalibrated(),
             "calibration": state.calibration.report if state.calibration else None,
+            "drift": self.drift.report(state.calibration.reference if state.calibration else None),
             "warnings": [*state.warnings, *(state.calibration.warnings if state.calibration else [])],
         }
 

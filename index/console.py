@@ -138,8 +138,28 @@ def show_evaluation(out: Console, report: dict[str, Any]) -> None:
         for measured in report[sets]:
             said = measured.get("reason") or _coverage(measured)
             out.print(f"{measured['coverage']:.0%} {promised}: {escape(said)}", highlight=False)
-    table = Table("said", "happened", "", title="Of the answers given p, how many were right", title_justify="left")
-    for row in report["reliability"]:
+    _show_reliability(out, report["reliability"], "Of the answers given p, how many were right")
+
+
+def show_pairs(out: Console, report: dict[str, Any]) -> None:
+    """What `surematch evaluate --pair-text` measured, in plain words and a reliability table."""
+    spread, base = report["probabilities"], report["base_rate"]
+    out.print(f"{report['pairs']} pairs, {report['same_share']:.1%} of one class", highlight=False)
+    out.print(
+        f"Calibration error (ECE) {report['ece']:.4f}; a perfect one would show {report['ece_floor']:.4f} here (the "
+        f"cosine taken at its word: {report['raw_cosine_ece']:.4f}).\n"
+        f"Brier score {report['brier']:.4f}, {base['brier']:.4f} by the base rate alone; AUROC {report['auroc']:.4f}.\n"
+        f"90 % of the probabilities lie between {spread['5%']:.1%} and {spread['95%']:.1%}.",
+        highlight=False,
+    )
+    for warning in report["warnings"]:
+        out.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False)
+    _show_reliability(out, report["reliability"], "Of the pairs given p, how many were of one class")
+
+
+def _show_reliability(out: Console, rows: list[dict[str, float]], title: str) -> None:
+    table = Table("said", "happened", "", title=title, title_justify="left")
+    for row in rows:
         table.add_row(f"{row['probability']:.3f}", f"{row['frequency']:.3f}", bar(row["frequency"]))
     out.print(table, highlight=False)
 

@@ -21,10 +21,10 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from rich.console import Console
 
 from index import console
-from index.build import check_out, encoder_folder
+from index.build import check_out
 from index.encode import Encoded, encode_stream, workers_for
 from index.encoder_files import fingerprint
-from index.encoders import load_encoder
+from index.encoders import encoder_folder, load_encoder
 from index.errors import DataError, SettingsError
 from index.intake import take_in
 from index.onnx_export import Backend, install_encoder

@@ -137,10 +137,12 @@ def open_sentence_transformer(name: str) -> SentenceTransformer:
         return _static()
     if name == "minilm":
         return SentenceTransformer(str(_minilm_folder()), device="cpu")
+    if name == "multilingual":
+        raise EncoderError("The encoder 'multilingual' is frozen: it can index and search, not be trained.")
     if name.count("/") != 1:
         raise EncoderError(
-            f"No encoder '{name}': it is no folder under {Path.cwd()}, not 'static' or 'minilm', and not a hub id of "
-            "the form owner/name. Check the name."
+            f"No encoder '{name}': it is no folder under {Path.cwd()}, not 'static', 'minilm' or 'multilingual', and "
+            "not a hub id of the form owner/name. Check the name."
         )
     try:
         return SentenceTransformer(name, trust_remote_code=False, model_kwargs={"use_safetensors": True})

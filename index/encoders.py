@@ -8,7 +8,9 @@ NaN weight or a text that encodes to nothing is an error, never a vector.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 
 from index.encoder_files import (
     ONNX_RECORD,
+    SFACE,
     Modality,
     fingerprint,
     module_kinds,
@@ -58,6 +61,10 @@ def load_encoder(folder: Path) -> Encoder:
     kinds = module_kinds(folder)
     if kinds in (["StaticEmbedding"], ["StaticEmbedding", "Normalize"]):
         return StaticEncoder(folder)
+    from index import multilingual  # which needs the checks below
+
+    if kinds == [multilingual.KIND]:
+        return multilingual.MultilingualEncoder(folder)
     if kinds == ["ImageNetwork"]:
         from index.image_encoder import NetworkEncoder
 
@@ -67,6 +74,29 @@ def load_encoder(folder: Path) -> Encoder:
 
         return FaceEncoder(folder)
     return SentenceEncoder(folder)
+
+
+@contextmanager
+def encoder_folder(name: str) -> Iterator[Path]:
+    """The folder of the encoder called `name`: a folder, `static`, `minilm`, `multilingual`, `sface`, or a hub id.
+
+    One that comes from a package or the hub is saved for a while. Raises `EncoderError`.
+    """
+    if Path(name).is_dir():
+        yield Path(name)
+        return
+    from index import multilingual  # which needs the checks below
+
+    with tempfile.TemporaryDirectory() as saved:
+        if name == multilingual.NAME:
+            multilingual.write_multilingual(Path(saved))
+        elif name == SFACE:
+            from index.faces import write_sface
+
+            write_sface(Path(saved))
+        else:
+            open_sentence_transformer(name).save(saved, create_model_card=False)
+        yield Path(saved)
 
 
 class StaticEncoder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ from numpy.typing import NDArray
 
 from index import metrics
 from index.answer import Answer
+from index.calibration_page import Measured, write_page
 from index.collection import ENCODER, Collection
 from index.conformal import CoverageFor
-from index.errors import DataError
+from index.errors import CalibrationError, DataError
 from index.rows import Row, text_key
 from index.sources import Progress, check_labels, encode_rows, trained_rows
 
@@ -21,12 +23,19 @@ _BLOCK = 512
 
 
 def evaluate(
-    collection: Collection, known: Sequence[Row], unknown: Sequence[Row], *, map: str = "softmax", progress: Progress
+    collection: Collection,
+    known: Sequence[Row],
+    unknown: Sequence[Row],
+    *,
+    map: str = "softmax",
+    progress: Progress,
+    page: Path | None = None,
 ) -> dict[str, Any]:
     """Measures on `known` queries (label in the gallery) and `unknown` ones (no label of the gallery).
 
     "Right" is the event that the top hit carries the query's label; `ece` is equal-mass, 15 bins, beside the noise
-    floor of a perfectly calibrated predictor on the same sample. Raises `DataError` for labels in the wrong file.
+    floor of a perfectly calibrated predictor on the same sample. `page` is a file for the report
+    with pictures. Raises `DataError` for labels in the wrong file.
     """
     check_labels(known, collection.gallery.names, known=True)
     check_labels(unknown, collection.gallery.names, known=False, known_as="as DATA, without a flag,")
@@ -50,12 +59,17 @@ def evaluate(
         "warnings": answers[0].warnings,
     }
     if answers[0].calibrated:
-        report |= _honesty(answers, truth, is_known)
+        points, honesty = _honesty(answers, truth, is_known)
+        report |= honesty
         report["warnings"] = [*report["warnings"], *_mix_warning(collection, float(1 - is_known.mean()))]
     report["warnings"] = [*_seen_warning(collection, rows, answers), *report["warnings"]]
     if answers[0].calibrated:
         report["sets"] = _sets(collection, vectors, truth, "mixed")
         report["sets_known_unknown"] = _sets(collection, vectors, truth, "known-unknown")
+        if page is not None:
+            write_page(page, f"{collection.name}: evaluation", points, report, report["warnings"])
+    elif page is not None:
+        raise CalibrationError(f"{page}: not written, there are no probabilities to report on. {report['reason']}")
     return report
 
 
@@ -108,20 +122,17 @@ def _recall(answers: list[Answer], truth: list[str | None], known: NDArray[np.bo
     return float(np.mean(found)) if found else None
 
 
-def _honesty(answers: list[Answer], truth: list[str | None], known: NDArray[np.bool_]) -> dict[str, Any]:
+def _honesty(
+    answers: list[Answer], truth: list[str | None], known: NDArray[np.bool_]
+) -> tuple[Measured, dict[str, Any]]:
     p = np.array([answer.hits[0].probability for answer in answers])
     no_match = np.array([answer.no_match for answer in answers])
     right = np.array([answer.hits[0].label == label for answer, label in zip(answers, truth, strict=True)]) & known
     decided = np.array([_decided_right(answer, label) for answer, label in zip(answers, truth, strict=True)])
-    return {
-        "ece": metrics.ece(p, right),
+    return Measured(p, right, known, np.ones(len(p))), {
+        **metrics.report(p, no_match, right, known),
+        "intervals": metrics.intervals(p, no_match, right, known),
         "ece_floor": metrics.ece_floor(p),
-        "brier": metrics.brier(p, right),
-        "nll": metrics.finite(metrics.event_nll(p, right)),
-        "auroc_right_wrong": metrics.auroc(p, right),
-        "auroc_known_unknown": metrics.auroc(1 - no_match, known),
-        "fpr_at_95_tpr": metrics.fpr_at_tpr(1 - no_match, known),
-        "aurc": metrics.aurc(p, right),
         "decision_accuracy": float(decided.mean()),
         **_identification(answers, decided, known),
         "no_match_mean": float(no_match.mean()),

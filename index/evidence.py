@@ -73,10 +73,7 @@ def gather(
     if n and not present[:, 0].all():
         raise ValueError("every query needs at least one hit")
     query = np.repeat(np.arange(n), k).reshape(n, k)
-    other = present & (codes != codes[:, :1])
-    last = np.where(present, scores, np.inf).min(axis=1, initial=np.inf)
-    others = np.where(other, scores, 0.0).sum(axis=1, dtype=np.float64)
-    background = np.where(other.any(axis=1), others / np.maximum(other.sum(axis=1), 1), last)
+    background = backgrounds(scores, codes)
 
     s, c, q = scores[present].astype(np.float64), codes[present], query[present]
     order = np.lexsort((c, q))  # stable: hits of one label stay in descending order
@@ -96,6 +93,16 @@ def gather(
     starts = np.searchsorted(owner, np.arange(n + 1))
     _top_label_first(features, codes_found, starts, codes[:, 0] if n else np.empty(0, np.int64))
     return Evidence(features, codes_found, starts, background)
+
+
+def backgrounds(scores: NDArray[np.floating], codes: Ints) -> Floats:
+    """(n,) mean cosine of the hits that carry another label than the best; the worst hit's where there are none."""
+    present = np.isfinite(scores)
+    other = present & (codes != codes[:, :1])
+    last = np.where(present, scores, np.inf).min(axis=1, initial=np.inf)
+    others = np.where(other, scores, 0.0).sum(axis=1, dtype=np.float64)
+    found: Floats = np.where(other.any(axis=1), others / np.maximum(other.sum(axis=1), 1), last).astype(np.float64)
+    return found
 
 
 def joined(evidence: Evidence, more: Evidence) -> Evidence:

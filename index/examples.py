@@ -29,6 +29,10 @@ NEAR_COPY = 0.9
 AROUND = 0.05
 """Share of the labels, nearest first, that is hidden to imitate a far unknown query."""
 
+ENOUGH = 400
+"""Known queries that need no prior."""
+PRIOR_ITEMS = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Queries:
@@ -37,6 +41,7 @@ class Queries:
     `source` says where they come from, for the report. `rows` (n,) gives the gallery position of a query that is itself
     an item, -1 otherwise: those items are hidden from all queries, or, with `leave_one_out`, each from its own query,
     with the items nearer to it than `NEAR_COPY`. `names` are the labels, as given, of the queries that are no items.
+    `items_untrained` says that the encoder was trained on none of the items, so that they may help out as a prior.
     """
 
     vectors: Vectors
@@ -45,11 +50,15 @@ class Queries:
     source: str
     leave_one_out: bool = False
     names: tuple[str | None, ...] = ()
+    items_untrained: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """What a calibrator is fitted on and measured with. `group` (n,) ties the twins made from one query together."""
+    """What a calibrator is fitted on and measured with. `group` (n,) ties the twins made from one query together.
+
+    `prior` are examples of another kind that the fit starts from where these are few; nothing is measured with them.
+    """
 
     evidence: Evidence
     target: Ints
@@ -59,6 +68,7 @@ class Examples:
     unknown_share: float
     source: str
     unknowns: str
+    prior: Examples | None = None
 
 
 def examples(queries: Queries, gallery: Vectors, codes: Ints, labels: int, unknown_share: float) -> Examples:
@@ -69,7 +79,9 @@ def examples(queries: Queries, gallery: Vectors, codes: Ints, labels: int, unkno
     known = np.flatnonzero(queries.codes >= 0)
     real = np.flatnonzero(queries.codes < 0)
     _enough(len(known))
-    removed = known if len(real) < MIN_QUERIES else known[:0]
+    prior = _prior(queries, len(known), gallery, codes, labels, unknown_share)
+    # the prior has imitated unknown queries of its own, so that a few real ones need no help
+    removed = known[:0] if len(real) >= (MIN_QUERIES if prior is None else 1) else known
     view = _view(queries, gallery, codes, labels)
     asked = ((known, "nothing"), (real, "nothing"), (removed, "own label"), (removed, "labels around"))
     evidence = concatenate([_evidence(queries, part, view, hidden) for part, hidden in asked if len(part)])
@@ -86,7 +98,36 @@ def examples(queries: Queries, gallery: Vectors, codes: Ints, labels: int, unkno
         unknown_share,
         queries.source,
         _describe_unknowns(len(real), len(removed)),
+        prior,
     )
+
+
+def _prior(
+    queries: Queries, known: int, gallery: Vectors, codes: Ints, labels: int, unknown_share: float
+) -> Examples | None:
+    """Where queries are few and the encoder untrained, what items left out one by one say; None where they cannot."""
+    if not queries.items_untrained or queries.leave_one_out or known >= ENOUGH:
+        return None
+    at = np.random.default_rng(0).permutation(np.flatnonzero(codes < labels))[:PRIOR_ITEMS]
+    own = Queries(gallery[at], codes[at], at, "the gallery's own items", leave_one_out=True)
+    try:
+        return examples(own, gallery, codes, labels, unknown_share)
+    except CalibrationError:
+        return None
+
+
+def join(made: Examples, part: Ints, worth: float) -> tuple[Evidence, Ints, Floats]:
+    """Evidence, target and weight to fit on: the examples at `part` and, counting as `worth` queries, the prior's."""
+    some = select(made.evidence, part)
+    target = made.target[part]
+    target = np.where(target >= 0, target - made.evidence.starts[part] + some.starts[:-1], NO_MATCH)
+    weight = made.weight[part]
+    if made.prior is None:
+        return some, target, weight
+    of_prior = np.where(made.prior.target >= 0, made.prior.target + len(some.codes), NO_MATCH)
+    scaled = made.prior.weight * (worth / made.prior.weight.sum())
+    evidence = concatenate([some, made.prior.evidence])
+    return evidence, np.concatenate([target, of_prior]), np.concatenate([weight, scaled])
 
 
 def _enough(known: int) -> None:

@@ -14,10 +14,11 @@ from index.errors import CalibrationError, CollectionError
 from index.faiss_engine import FaissFlat
 from index.gallery import Gallery
 from index.items import ItemStore
-from index.snapshot import Snapshot, read_snapshot
+from index.snapshot import Snapshot, current_name, read_snapshot
 from index.state import State
 
 CALIBRATION, PROFILE = "calibration.json", "labels.safetensors"
+_TRIES = 5
 _GOLDEN = 16
 """Items that an exact index must find by their own vectors before it is trusted."""
 
@@ -27,7 +28,17 @@ def load_state(snapshots: Path, encoder: str, store: ItemStore, why_not: str | N
 
     A snapshot that is damaged, of another store or of a later time than the items gives way to an older one, then to
     a rebuild, and the state's warnings say so.
+    Should a compaction take away what is being read, it is read again.
     """
+    for _ in range(_TRIES):
+        named = current_name(snapshots)
+        state = _load_once(snapshots, encoder, store, why_not)
+        if not state.warnings or current_name(snapshots) == named:
+            break
+    return state
+
+
+def _load_once(snapshots: Path, encoder: str, store: ItemStore, why_not: str | None) -> State:
     snapshot, faults = read_snapshot(snapshots)
     warnings = list(faults)
     if snapshot is not None and (other := _foreign(snapshot, encoder, store)):
@@ -60,7 +71,12 @@ def load_state(snapshots: Path, encoder: str, store: ItemStore, why_not: str | N
 def caught_up(state: State, store: ItemStore) -> State | None:
     """The state with what was written since; None where that cannot be told, and the state must be loaded anew."""
     changes = store.changes(state.sequence)
-    return None if changes is None else state.after(changes, store.vectors_of)
+    if changes is None:
+        return None
+    try:
+        return state.after(changes, store.vectors_of)
+    except CollectionError:  # compacted between the two reads
+        return None
 
 
 def _foreign(snapshot: Snapshot, encoder: str, store: ItemStore) -> str | None:

@@ -104,3 +104,58 @@ def aurc(confidence: ArrayLike, correct: ArrayLike, weight: ArrayLike | None = N
     order = np.argsort(-c, kind="stable")
     w, wrong = w[order], (w * (1 - y))[order]
     return float(np.sum(w * np.cumsum(wrong) / np.cumsum(w)) / w.sum())
+
+
+def report(
+    probability: ArrayLike,
+    no_match: ArrayLike,
+    right: ArrayLike,
+    known: ArrayLike,
+    weight: ArrayLike | None = None,
+) -> dict[str, float | None]:
+    """The measures of a report by name; None where one is not defined or infinite.
+
+    `probability` (n,) is of the event `right`, `no_match` (n,) that a query is not `known`.
+    """
+    match = 1 - np.asarray(no_match, np.float64)
+    return {
+        "ece": ece(probability, right, weight),
+        "brier": brier(probability, right, weight),
+        "nll": finite(event_nll(probability, right, weight)),
+        "auroc_right_wrong": auroc(probability, right, weight),
+        "auroc_known_unknown": auroc(match, known, weight),
+        "fpr_at_95_tpr": fpr_at_tpr(match, known, weight),
+        "aurc": aurc(probability, right, weight),
+    }
+
+
+def intervals(
+    probability: Floats,
+    no_match: Floats,
+    right: NDArray[np.bool_],
+    known: NDArray[np.bool_],
+    weight: Floats | None = None,
+    group: NDArray[np.int64] | None = None,
+    draws: int = 100,
+    seed: int = 0,
+) -> dict[str, list[float]]:
+    """95 % bootstrap intervals [low, high] of `report`, drawing whole groups; a measure some draw lacks has none.
+
+    Basic (reflected) intervals (Davison & Hinkley 1997, section 2.4): a resampled ECE is larger than the measured one,
+    and the percentile interval would keep that bias. Cut at 0, which no measure falls below.
+    """
+    w = np.ones(len(probability)) if weight is None else weight
+    of_group = np.arange(len(w)) if group is None else np.unique(group, return_inverse=True)[1]
+    random, count = np.random.default_rng(seed), int(of_group.max(initial=-1)) + 1
+    drawn = []
+    for _ in range(draws):
+        times = np.bincount(random.integers(count, size=count), minlength=count)[of_group]
+        at = np.flatnonzero(times)
+        drawn.append(report(probability[at], no_match[at], right[at], known[at], (w * times)[at]))
+    found = {}
+    for name, value in report(probability, no_match, right, known, w).items():
+        values = [one[name] for one in drawn]
+        if value is not None and None not in values:
+            low, high = np.percentile(np.array(values, np.float64), [2.5, 97.5])
+            found[name] = [max(0.0, float(2 * value - high)), max(0.0, float(2 * value - low))]
+    return found

@@ -71,7 +71,7 @@ def calibration_queries(
     unknown = _untrained(held.unknown, trained, "unknown queries", warnings)
     if held.known:
         known = _untrained(held.known, trained, "calibration queries", warnings)
-        queries = _given(encoder, known, unknown, gallery, progress)
+        queries = _given(encoder, known, unknown, gallery, not len(trained), progress)
     else:
         outside = encode_rows(encoder, unknown, progress, "encoding unknown queries")
         queries = _own_rows(
@@ -99,7 +99,14 @@ def stored_queries(
     kept = store.calibration_queries()
     codes = gallery.encode_labels(kept.labels)
     if kept.known.any():
-        queries = Queries(kept.vectors, codes, np.full(len(codes), -1, np.int64), _GIVEN, names=tuple(kept.labels))
+        queries = Queries(
+            kept.vectors,
+            codes,
+            np.full(len(codes), -1, np.int64),
+            _GIVEN,
+            names=tuple(kept.labels),
+            items_untrained=not len(trained),
+        )
     else:
         keys = np.empty(0, np.uint64)
         if len(trained):
@@ -170,13 +177,19 @@ def check_labels(rows: Sequence[Row], names: Sequence[str], *, known: bool, know
 
 
 def _given(
-    encoder: Encoder, known: Sequence[Row], unknown: Sequence[Row], gallery: Gallery, progress: Progress
+    encoder: Encoder,
+    known: Sequence[Row],
+    unknown: Sequence[Row],
+    gallery: Gallery,
+    untrained: bool,
+    progress: Progress,
 ) -> Queries:
     asked = [*known, *unknown]
     vectors = encode_rows(encoder, asked, progress, "encoding calibration queries")
     labels = [row.label for row in asked]
     codes = gallery.encode_labels(labels)
-    return Queries(vectors, codes, np.full(len(asked), -1, np.int64), _GIVEN, names=tuple(labels))
+    rows = np.full(len(asked), -1, np.int64)
+    return Queries(vectors, codes, rows, _GIVEN, names=tuple(labels), items_untrained=untrained)
 
 
 def _own_rows(

@@ -6,11 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from index.errors import DataError
+from index.pairs import is_same, second_text
 from index.rows import Row, text_key
 from training.review import Fault, refuse
-
-YES, NO = ("1", "1.0", "true", "yes", "same"), ("0", "0.0", "false", "no", "different")
 
 
 def rows_of_pairs(pairs: Sequence[Row], second: str, *, skip: bool) -> tuple[list[Row], list[Fault]]:
@@ -25,20 +23,14 @@ def rows_of_pairs(pairs: Sequence[Row], second: str, *, skip: bool) -> tuple[lis
     apart: list[tuple[int, int, Row]] = []
     empty: list[Fault] = []
     for pair in pairs:
-        if second not in pair.extra:
-            others = ", ".join(map(repr, pair.extra))
-            raise DataError(
-                f"{pair.file}: line {pair.line} has no column '{second}'; besides text and label it has {others}. Name "
-                "the column of the second text with --pair-text COLUMN."
-            )
-        other = replace(pair, text=str(pair.extra[second] or ""))
+        other = replace(pair, text=second_text(pair, second))
         if not other.text.strip():
             empty.append(Fault("empty text", pair, True))
             continue
         a, b = text_key(pair.text), text_key(other.text)
         texts.setdefault(a, pair)
         texts.setdefault(b, other)
-        if _is_same(pair):
+        if is_same(pair):
             groups.join(a, b)
         else:
             apart.append((a, b, pair))
@@ -56,16 +48,6 @@ def rows_of_pairs(pairs: Sequence[Row], second: str, *, skip: bool) -> tuple[lis
         elif root not in torn:
             rows.append(named)
     return rows, faults
-
-
-def _is_same(pair: Row) -> bool:
-    said = (pair.label or "").casefold()
-    if said not in (*YES, *NO):
-        raise DataError(
-            f"{pair.file}: line {pair.line} says {pair.label!r} about its pair. Write 1 (of one class) or 0, or name "
-            "another column with --label."
-        )
-    return said in YES
 
 
 class _Groups:

@@ -241,6 +241,20 @@ def test_few_queries_get_platt_and_a_warning(known: int, asked: str) -> None:
     assert again.warnings == found.warnings
 
 
+def test_few_queries_on_top_of_the_items_get_what_was_asked_for() -> None:
+    queries, *gallery = queries_of(known=30)
+    made = examples(replace(queries, items_untrained=True), *gallery, 0.3)
+    found = calibrate(made, items=200, labels=5, warnings=[])
+    assert found.report["calibrator"] == "conditional-logit"
+    assert found.report["queries"]["prior"] == "the gallery's own items"
+    assert "on top of what the gallery's own items say" in found.warnings[0]
+    assert len(found.held_out.right) == len(made.evidence), "nothing is measured on the prior"
+    alone = calibrate(replace(made, prior=None), items=200, labels=5, warnings=[], calibrator="platt")
+    other = calibrate(made, items=200, labels=5, warnings=[], calibrator="platt")
+    assert alone.calibrator != other.calibrator
+    assert (alone.held_out.probability != other.held_out.probability).all()
+
+
 def test_enough_queries_get_what_was_asked_for() -> None:
     found = calibrate(examples(*queries_of(known=50), 0.3), items=200, labels=5, warnings=[], calibrator="platt")
     assert (found.report["calibrator"], found.warnings) == ("platt", [])

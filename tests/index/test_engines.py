@@ -312,3 +312,8 @@ def test_milvus_compares_itself_where_its_index_gives_too_little(monkeypatch: py
     monkeypatch.setattr(MilvusEngine, "_ask", lambda *given: [hits[:5] for hits in ask(*given)])
     for before, after in zip(whole, built.search(QUERIES[:4], 12), strict=True):
         np.testing.assert_allclose(before, after, atol=1e-6)
+
+
+def test_largest_takes_the_earlier_of_equals_in_order() -> None:
+    scores = np.array([[0.5, 1.0, 0.5, 1.0, 1.0]], np.float32)
+    np.testing.assert_array_equal(exact.largest(scores, 5)[1], [[1, 3, 4, 0, 2]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from index.errors import CalibrationError
 from index.evidence import SHARPNESS, TOP_K, exact_top, gather
-from index.examples import Queries, concatenate, examples, select
+from index.examples import ENOUGH, Queries, concatenate, examples, join, select
 from tests.index.helpers import unit
 
 
@@ -189,3 +190,33 @@ def test_too_little_to_learn_from_is_refused() -> None:
     with pytest.raises(CalibrationError, match="Fewer than two labels"):
         examples(queries, gallery, np.zeros(200, np.int64), 1, 0.2)
     assert TOP_K == 100, "part of the stored calibrator's meaning: a change needs a new format"
+
+
+def test_few_queries_start_from_what_untrained_items_say() -> None:
+    queries, gallery, codes, labels = world(real=8)
+    alone = examples(queries, gallery, codes, labels, 0.3)
+    made = examples(replace(queries, items_untrained=True), gallery, codes, labels, 0.3)
+    assert alone.prior is None, "items may have been trained on"
+    assert made.prior is not None
+    assert made.prior.source == "the gallery's own items"
+    assert made.prior.group.max() < len(gallery)
+    assert made.unknowns == "8 real unknown queries", "the prior imitates unknown ones"
+    many = examples(replace(world(known=ENOUGH)[0], items_untrained=True), gallery, codes, labels, 0.3)
+    assert many.prior is None
+    hopeless = examples(replace(queries, items_untrained=True), np.tile(gallery[:1], (200, 1)), codes, labels, 0.3)
+    assert hopeless.prior is None, "items that are all alike say nothing once their copies are left out"
+
+
+def test_a_prior_counts_for_as_many_queries_as_it_is_worth() -> None:
+    queries, gallery, codes, labels = world(real=8)
+    made = examples(replace(queries, items_untrained=True), gallery, codes, labels, 0.3)
+    assert made.prior is not None
+    part = np.arange(3, 50, 2)
+    evidence, target, weight = join(made, part, 20.0)
+    assert weight[: len(part)].tolist() == made.weight[part].tolist()
+    assert weight[len(part) :].sum() == pytest.approx(20)
+    true = np.concatenate([made.codes[part], made.prior.codes])
+    found = np.where(target >= 0, evidence.codes[target], -1)
+    seen = np.concatenate([made.target[part], made.prior.target]) >= 0
+    np.testing.assert_array_equal(found, np.where(seen, true, -1))
+    np.testing.assert_array_equal(evidence.background[len(part) :], made.prior.evidence.background)

@@ -211,3 +211,13 @@ def test_filters_are_read_from_text() -> None:
     for text in ("{", "[]", "[" * 100_000, '{"a": NaN}'):
         with pytest.raises(DataError):
             read_filter(text)
+
+
+@pytest.mark.parametrize(
+    ("comparison", "passing"),
+    [("gt", [3]), ("gte", [2, 3]), ("lt", [1]), ("lte", [1, 2])],
+)
+def test_the_ends_of_a_range(store: ItemStore, comparison: str, passing: list[int]) -> None:
+    items = fill(store, [{"a": value} for value in (1, 2, 3)])
+    for end in (2, 2.0):
+        assert rows_of(store, {"a": {comparison: end}}) == [items[at - 1].id for at in passing]

@@ -173,6 +173,7 @@ def test_an_answer_begun_before_an_erasure_comes_from_a_newer_state(
 
 
 def test_compaction_calibrates_again_with_the_queries_it_was_given(live: Collection, world: World) -> None:
+    live.maintenance.close()  # so that this test compacts when it wants to
     assert live.calibration is not None
     given = live.calibration.report["queries"]
     live.upsert([NewItem(f"m{at}", label, text) for at, (text, label) in enumerate(sentences(60, ["music"], seed=8))])
@@ -244,6 +245,31 @@ def test_enough_changes_start_a_compaction_by_themselves(live: Collection, monke
     compaction = live.describe()["compaction"]
     assert (compaction["running"], compaction["error"]) == (False, None)
     assert compaction["ended"] is not None
+
+
+def test_a_calibration_that_the_gallery_has_outgrown_is_fitted_again_by_itself(live: Collection) -> None:
+    live.upsert([NewItem(f"m{at}", "music", text) for at, (text, _) in enumerate(sentences(20, ["music"], seed=8))])
+    thread = live.maintenance._thread
+    assert thread is not None
+    thread.join()
+    assert live.uncalibrated() is None
+    assert live.state.pending == 0
+
+
+def test_a_reader_tries_a_damaged_new_snapshot_once(live: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = Collection.open(live.path)
+    live.upsert([NewItem("n", "card", "bank")])
+    file = live.path / "snapshots" / live.snapshot() / "rows.i64"
+    file.write_bytes(file.read_bytes()[:-8])
+    assert reader.refresh()
+    assert any(str(file) in warning for warning in reader.warnings)
+    assert reader.search(["bank"])[0].hits[0].score == pytest.approx(1)
+    monkeypatch.setattr("index.collection.load_state", lambda *arguments: pytest.fail("loaded again"))
+    assert not reader.refresh()
+    live.upsert([NewItem("n2", "card", "my bank card chip")])
+    assert reader.refresh()
+    assert reader.search(["my bank card chip"])[0].hits[0].id == "n2"
+    reader.close()
 
 
 def test_a_failed_compaction_says_so_and_is_not_tried_again_at_once(

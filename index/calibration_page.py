@@ -1,0 +1,203 @@
+"""The calibration report as one self-contained page: pictures drawn as inline SVG, no script, nothing fetched.
+
+Reliability with the queries behind each dot, where known and unknown queries lie, what acting on the surest costs
+(risk-coverage), and misses against false matches (DET).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index import metrics
+from index.errors import SettingsError
+
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+_SIZE, _MARGIN, _FOOT, _BINS = 300, 46, 60, 20
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24;
+       background: #fff; }
+table { border-collapse: collapse; } td, th { padding: .2rem .8rem .2rem 0; text-align: left; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; }
+.pictures { display: flex; flex-wrap: wrap; gap: 1.5rem; } figure { margin: 0; width: 26rem; }
+figcaption { font-size: .9rem; color: #444; } svg { width: 100%; height: auto; }
+.warning { border-left: 4px solid #c77700; padding-left: .8rem; }
+"""
+_MEASURES = {
+    "ece": ("Calibration error (ECE)", "average distance between what was said and what happened"),
+    "ece_floor": ("its floor", "what a perfect predictor would show on so many queries, by chance"),
+    "brier": ("Brier score", "mean squared distance between the probability and what happened"),
+    "nll": ("Negative log likelihood", "mean surprise, in nats"),
+    "auroc_right_wrong": ("AUROC right / wrong", "how often a right answer got more than a wrong one"),
+    "auroc_known_unknown": ("AUROC known / unknown", "how often a known query got less “no match” than an unknown"),
+    "fpr_at_95_tpr": ("FPR at 95 % TPR", "unknown queries let through where 95 % of known ones are kept"),
+    "aurc": ("AURC", "mean share of wrong answers over all ways to answer only the surest"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Queries an answer was measured on; see `Points`."""
+
+    probability: Floats
+    right: Flags
+    known: Flags
+    weight: Floats
+
+
+def check_place(path: Path | None) -> None:
+    """Raises `SettingsError` for a file that cannot be written, before any work is done."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        what = "is a folder" if path.is_dir() else f"the folder {path.parent} does not exist"
+        raise SettingsError(f"--report {path}: {what}. Name an HTML file in an existing folder.")
+
+
+class Points(Protocol):
+    """(n,) each: the probability that the top hit is right, whether it was, whether the query is known, its weight."""
+
+    @property
+    def probability(self) -> Floats: ...
+    @property
+    def right(self) -> Flags: ...
+    @property
+    def known(self) -> Flags: ...
+    @property
+    def weight(self) -> Floats: ...
+
+
+def write_page(path: Path, title: str, points: Points, report: Mapping[str, Any], warnings: Sequence[str] = ()) -> None:
+    """Writes `page` to a file. Raises `SettingsError`."""
+    try:
+        path.write_text(page(title, points, report, warnings), encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"--report {path}: cannot be written ({error.strerror}). Name another file.") from error
+
+
+def page(title: str, points: Points, report: Mapping[str, Any], warnings: Sequence[str] = ()) -> str:
+    """The page as HTML. `report` holds the measures by the names of `index.evaluate`, and "intervals" where known."""
+    kinds = points.known, ~points.known
+    counts = f"{int(kinds[0].sum())} known and {int(kinds[1].sum())} unknown queries"
+    told = "".join(f'<p class="warning">{escape(warning)}</p>' for warning in warnings)
+    pictures = [
+        (_reliability(points), "Said against happened. On the dashed line the two agree; below, the queries of each."),
+        (_histograms(points), "Where known (blue) and unknown (orange) queries lie."),
+        (_risk(points), "Act on the surest only: the share answered, and how many of these are wrong."),
+        (_det(points), "Each line that could be drawn: known queries missed, unknown queries let in."),
+    ]
+    figures = "".join(f"<figure>{svg}<figcaption>{escape(said)}</figcaption></figure>" for svg, said in pictures)
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style>'
+        f"<h1>{escape(title)}</h1><p>Measured on {counts}.</p>{told}{_table(report)}"
+        f'<div class="pictures">{figures}</div></html>\n'
+    )
+
+
+def _table(report: Mapping[str, Any]) -> str:
+    intervals = report.get("intervals", {})
+    rows = []
+    for name, (short, meaning) in _MEASURES.items():
+        value = report.get(name)
+        if value is None:
+            continue
+        low_high = intervals.get(name)
+        spread = "" if low_high is None else f"{low_high[0]:.4f} to {low_high[1]:.4f}"
+        cells = f'<td class="number">{value:.4f}</td><td class="number">{spread}</td><td>{escape(meaning)}</td>'
+        rows.append(f"<tr><th>{escape(short)}</th>{cells}</tr>")
+    return f"<table><tr><th></th><th>measured</th><th>95 % interval</th><th>in words</th></tr>{''.join(rows)}</table>"
+
+
+def _reliability(points: Points) -> str:
+    p, w = points.probability, points.weight
+    rows = metrics.reliability(p, points.right, w)
+    dots = [(row["probability"], row["frequency"]) for row in rows]
+    at = np.minimum((p * _BINS).astype(int), _BINS - 1)
+    drawn = [_line([(0, 0), (1, 1)], "#999", dashed=True), _line(dots, "#1f6feb", dots=True)]
+    return _frame("said", "happened", drawn, _bars(np.bincount(at, w, _BINS).astype(np.float64), "#1f6feb"))
+
+
+def _histograms(points: Points) -> str:
+    at = np.minimum((points.probability * _BINS).astype(int), _BINS - 1)
+    drawn = []
+    for part, colour in ((points.known, "#1f6feb"), (~points.known, "#d9730d")):
+        if part.any():
+            share = np.bincount(at[part], points.weight[part], _BINS) / points.weight[part].sum()
+            steps = [(edge / _BINS, float(share[bin])) for bin in range(_BINS) for edge in (bin, bin + 1)]
+            drawn.append(_line(steps, colour))
+    return _frame("probability", "share of its kind", drawn)
+
+
+def _risk(points: Points) -> str:
+    order = np.argsort(-points.probability, kind="stable")
+    w = points.weight[order]
+    answered = np.cumsum(w) / w.sum()
+    wrong = np.cumsum(w * ~points.right[order]) / np.cumsum(w)
+    return _frame("share answered", "share of these that is wrong", [_line(_thinned(answered, wrong), "#1f6feb")])
+
+
+def _det(points: Points) -> str:
+    if points.known.all() or not points.known.any():
+        return _frame("unknown queries let in", "known queries missed", [])
+    order = np.argsort(-points.probability, kind="stable")
+    w, known = points.weight[order], points.known[order]
+    let_in = np.cumsum(w * ~known) / (w * ~known).sum()
+    missed = 1 - np.cumsum(w * (known & points.right[order])) / (w * known).sum()
+    curve = [(0.0, 1.0), *_thinned(let_in, missed)]
+    return _frame("unknown queries let in", "known queries missed", [_line(curve, "#1f6feb")])
+
+
+def _thinned(x: Floats, y: Floats, most: int = 400) -> list[tuple[float, float]]:
+    at = np.unique(np.linspace(0, len(x) - 1, min(most, len(x))).astype(int))
+    return [(float(x[i]), float(y[i])) for i in at]
+
+
+def _place(x: float, y: float) -> str:
+    return f"{_MARGIN + x * _SIZE:.1f},{10 + (1 - y) * _SIZE:.1f}"
+
+
+def _line(points: Sequence[tuple[float, float]], colour: str, *, dashed: bool = False, dots: bool = False) -> str:
+    path = " ".join(_place(x, y) for x, y in points)
+    style = ' stroke-dasharray="5 4"' if dashed else ""
+    found = f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"{style}/>'
+    if dots:
+        for x, y in points:
+            cx, cy = _place(x, y).split(",")
+            found += f'<circle cx="{cx}" cy="{cy}" r="3.5" fill="{colour}"/>'
+    return found
+
+
+def _bars(mass: Floats, colour: str) -> str:
+    """Bars below the plot, as high as the share of queries in each bin."""
+    top, width = 10 + _SIZE + 44, _SIZE / len(mass)
+    return "".join(
+        f'<rect x="{_MARGIN + at * width + 1:.1f}" y="{top + 50 * (1 - share):.1f}" width="{width - 2:.1f}" '
+        f'height="{50 * share:.1f}" fill="{colour}" opacity=".6"/>'
+        for at, share in enumerate(mass / max(mass.max(), 1e-300))
+    )
+
+
+def _frame(x: str, y: str, drawn: Sequence[str], below: str = "") -> str:
+    """Axes from 0 to 1 with their names, what is drawn between them, and what stands below."""
+    height = 10 + _SIZE + (_FOOT + 44 if below else 44)
+    middle = 10 + _SIZE / 2
+    ticks = "".join(
+        f'<text x="{_MARGIN + at * _SIZE:.0f}" y="{26 + _SIZE}" text-anchor="middle">{at:g}</text>'
+        f'<text x="{_MARGIN - 6}" y="{14 + (1 - at) * _SIZE:.0f}" text-anchor="end">{at:g}</text>'
+        for at in (0, 0.25, 0.5, 0.75, 1)
+    )
+    names = (
+        f'<text x="{_MARGIN + _SIZE / 2}" y="{42 + _SIZE}" text-anchor="middle">{escape(x)}</text>'
+        f'<text x="12" y="{middle}" text-anchor="middle" transform="rotate(-90 12 {middle})">{escape(y)}</text>'
+    )
+    box = f'<rect x="{_MARGIN}" y="10" width="{_SIZE}" height="{_SIZE}" fill="none" stroke="#bbb"/>'
+    return (
+        f'<svg viewBox="0 0 {_MARGIN + _SIZE + 12} {height}" role="img" aria-label="{escape(f"{y} against {x}")}" '
+        f'font-size="12">{box}{ticks}{names}{"".join(drawn)}{below}</svg>'
+    )

@@ -1,0 +1,112 @@
+"""The report page: whole, fetched from nowhere, escaped, and its curves where scikit-learn has them."""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from index import cli, metrics
+from index.calibration_page import _MARGIN, _SIZE, Measured, page
+from index.errors import CalibrationError, SettingsError
+from tests.index.conftest import World
+
+
+def sample(n: int = 600) -> Measured:
+    random = np.random.default_rng(0)
+    p, known = random.random(n), random.random(n) < 0.7
+    return Measured(p, (random.random(n) < p) & known, known, np.ones(n))
+
+
+def curve(svg: str) -> list[tuple[float, float]]:
+    """The last line drawn, in units of the axes."""
+    points = re.findall(r'<polyline points="([^"]*)"', svg)[-1]
+    pairs = [tuple(map(float, pair.split(","))) for pair in points.split()]
+    return [((x - _MARGIN) / _SIZE, 1 - (y - 10) / _SIZE) for x, y in pairs]
+
+
+def test_the_curves_are_what_their_axes_say() -> None:
+    from sklearn.metrics import roc_curve
+
+    points = sample()
+    html = page("title", points, {"ece": 0.1})
+    reliability, _, risk, det = re.findall(r"<svg.*?</svg>", html)
+    expected = metrics.reliability(points.probability, points.right)
+    np.testing.assert_allclose(curve(reliability), [(r["probability"], r["frequency"]) for r in expected], atol=1e-3)
+    answered, wrong = np.array(curve(risk))[-1]
+    assert (answered, wrong) == pytest.approx((1, 1 - points.right.mean()), abs=1e-3)
+    half = np.argsort(-points.probability)[: len(points.known) // 2]
+    at = np.argmin(np.abs(np.array(curve(risk))[:, 0] - 0.5))
+    assert curve(risk)[at][1] == pytest.approx(1 - points.right[half].mean(), abs=0.02)
+    let_in, _, _ = roc_curve(points.known, points.probability, drop_intermediate=False)
+    assert np.isin(np.round(np.array(curve(det))[:, 0], 3), np.round(let_in, 3)).mean() > 0.9
+    assert curve(det)[-1] == pytest.approx((1, 1 - points.right[points.known].mean()), abs=1e-3)
+
+
+def test_it_stands_alone_and_names_are_escaped() -> None:
+    html = page("<b>&", sample(), {"ece": 0.1, "intervals": {"ece": [0.05, 0.2]}}, ["<script>alert(1)</script>"])
+    assert "<script" not in html
+    assert "http" not in html
+    assert "0.0500 to 0.2000" in html
+    for svg in re.findall(r"<svg.*?</svg>", html):
+        ET.fromstring(svg)
+    only_known = Measured(np.full(5, 0.5), np.ones(5, np.bool_), np.ones(5, np.bool_), np.ones(5))
+    assert page("one kind", only_known, {}).count("<svg") == 4
+
+
+def test_the_verbs_write_it(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, fit, measured = tmp_path / "c", tmp_path / "fit.html", tmp_path / "measured.html"
+    asked = ["--calibrate", str(world.held), "--unknown", str(world.held_unknown), "--label", "label", "--json"]
+    assert cli.index([str(world.encoder), str(world.items), "--out", str(out), *asked, "--report", str(fit)]) == 0
+    built = json.loads(capsys.readouterr().out)
+    low, high = built["calibration"]["intervals"]["ece"]
+    assert low <= built["calibration"]["ece"] <= high
+    assert f"{low:.4f} to {high:.4f}" in fit.read_text()
+    flags = ["--unknown", str(world.test_unknown), "--label", "label", "--json"]
+    assert cli.evaluate([str(out), str(world.test), *flags, "--report", str(measured)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert f"{report['ece']:.4f}" in measured.read_text()
+    assert f"{report['queries']['known']} known and" in measured.read_text()
+    with pytest.raises(SettingsError, match="does not exist"):
+        cli.evaluate([str(out), str(world.test), *flags, "--report", str(tmp_path / "none" / "x.html")])
+    with pytest.raises(SettingsError, match="is a folder"):
+        cli.evaluate([str(out), str(world.test), *flags, "--report", str(tmp_path)])
+
+
+def test_without_probabilities_there_is_no_page(world: World, tmp_path: Path) -> None:
+    out = tmp_path / "c"
+    few = tmp_path / "few.csv"
+    few.write_text("text,label\n" + "\n".join(world.items.read_text().splitlines()[1:6]))
+    flags = ["--label", "label", "--report", str(tmp_path / "x.html")]
+    with pytest.raises(CalibrationError, match="nothing to report"):
+        cli.index([str(world.encoder), str(few), "--out", str(out), *flags])
+    with pytest.raises(CalibrationError, match="no probabilities"):
+        cli.evaluate([str(out), str(few), *flags])
+
+
+def test_intervals_hold_the_true_value() -> None:
+    inside = []
+    for seed in range(40):
+        random = np.random.default_rng(seed)
+        p, known = random.random(400), np.ones(400, np.bool_)
+        known[:100] = False
+        right = random.random(400) < p
+        low, high = metrics.intervals(p, 1 - p, right, known, seed=seed)["brier"]
+        inside.append(low <= 1 / 6 <= high)  # E p(1-p) of uniform p
+    assert sum(inside) >= 34
+
+
+def test_intervals_count_groups_and_leave_out_what_is_undefined() -> None:
+    random = np.random.default_rng(5)
+    p = random.random(200)
+    right, known = random.random(200) < p, np.ones(200, np.bool_)
+    alone = metrics.intervals(p, 1 - p, right, known)
+    assert "auroc_known_unknown" not in alone
+    tripled = metrics.intervals(
+        *(np.tile(part, 3) for part in (p, 1 - p, right, known)), group=np.tile(np.arange(200), 3)
+    )
+    assert tripled["brier"] == pytest.approx(alone["brier"], abs=1e-12)
