@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
+from rich.console import Console
 
 from index import console
 from index.build import check_out, encoder_folder
@@ -65,7 +66,7 @@ def embed(argv: Sequence[str]) -> int:
     if settings.json_:
         sys.stdout.write(json.dumps(made) + "\n")
     else:
-        console.Console().print(f"{settings.out}: {made['rows']} rows, {made['dimension']} dimensions", highlight=False)
+        Console().print(f"{settings.out}: {made['rows']} rows, {made['dimension']} dimensions", highlight=False)
     return 0
 
 
