@@ -55,7 +55,7 @@ def work(head: str, classes: int) -> dict[str, float]:
     spent, touched = [], classes
     for _ in range(STEPS):
         labels = torch.randint(classes, (BATCH,))
-        near = loss.head.weight.detach()[labels] + 0.7 * torch.randn(BATCH, DIMENSION)
+        near = loss.head.weight.detach()[labels] + 1.5 * torch.randn(BATCH, DIMENSION)
         vectors = near.requires_grad_()
         started = time.perf_counter()
         loss.loss_of(vectors, labels).backward()

@@ -22,7 +22,7 @@ from index.calibrators import CALIBRATORS
 from index.collection import CONFIG, ENCODER, FORMAT, ITEMS, SNAPSHOTS, Collection
 from index.compaction import UNKNOWN_SHARE, Fitting, keep_queries, own_questions
 from index.encode import Encoded, encode_stream, workers_for
-from index.encoder_files import fingerprint, open_sentence_transformer, training_settings
+from index.encoder_files import SFACE, fingerprint, open_sentence_transformer, training_settings
 from index.encoders import Encoder, load_encoder
 from index.engines import check_name, make_engine
 from index.errors import CalibrationError, CollectionError, SettingsError
@@ -177,7 +177,11 @@ def _store(
 def _items(encoded: Encoded, id_column: str | None) -> list[Item]:
     return [
         Item(
-            item_id(row, id_column), row.label, row.text, vector, {k: v for k, v in row.extra.items() if k != id_column}
+            item_id(row, id_column),
+            row.label,
+            row.text if row.image is None else None,  # pictures are not kept, nor what would betray them
+            vector,
+            {k: v for k, v in row.extra.items() if k != id_column},
         )
         for row, vector in zip(encoded.rows, encoded.vectors, strict=True)
     ]
@@ -205,6 +209,12 @@ def encoder_folder(model: str) -> Iterator[Path]:
         yield Path(model)
         return
     with tempfile.TemporaryDirectory() as saved:
+        if model == SFACE:
+            from index.faces import write_sface
+
+            write_sface(Path(saved))
+            yield Path(saved)
+            return
         open_sentence_transformer(model).save(saved, create_model_card=False)
         yield Path(saved)
 

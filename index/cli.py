@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
@@ -19,13 +20,14 @@ from index.calibrators import CALIBRATORS
 from index.collection import ENCODER, MAX_K, Collection
 from index.compaction import UNKNOWN_SHARE
 from index.conformal import CoverageFor
-from index.encoder_files import training_settings
+from index.encoder_files import Modality, modality_of, training_settings
 from index.engines import NAMES
 from index.errors import CalibrationError, SettingsError
 from index.evaluate import evaluate as measure
 from index.filters import read_filter
 from index.onnx_export import LEAST_AGREEMENT, Backend
-from index.rows import Row, RowFiles, read_rows
+from index.pictures import read_content
+from index.rows import Row, RowFiles
 from index.settings import Settings, parse
 from index.sources import Held
 
@@ -43,8 +45,12 @@ class IndexSettings(Settings):
 
     model_config = SettingsConfigDict(cli_prog_name="surematch index")
 
-    model: CliPositionalArg[str] = Field(description="trained encoder's folder, `static`, `minilm`, or a hub id")
-    data: CliPositionalArg[list[Path]] = Field(description="CSV, TSV, JSONL or Parquet files with the items")
+    model: CliPositionalArg[str] = Field(
+        description="trained encoder's folder, `static`, `minilm`, `sface`, or a hub id"
+    )
+    data: CliPositionalArg[list[Path]] = Field(
+        description="items: CSV, TSV, JSONL or Parquet files; of pictures also zips, or a folder of folders"
+    )
     out: Path = Field(description="folder of the new collection")
     text: str = _TEXT
     label: str | None = Field(None, description="column that holds the label [default: as in training]")
@@ -87,7 +93,9 @@ class SearchSettings(Settings):
     model_config = SettingsConfigDict(cli_prog_name="surematch search")
 
     collection: CliPositionalArg[Path] = Field(description="folder of the collection")
-    texts: CliPositionalArg[list[str]] = Field(description="one or more texts to ask about")
+    texts: CliPositionalArg[list[str]] = Field(
+        description="one or more texts to ask about; picture files where the collection holds pictures"
+    )
     k: int = Field(5, ge=1, le=MAX_K, description="hits to show for each text")
     map: str = Field("softmax", description="map to probabilities: softmax, sparsemax, entmax15 or taylor")
     coverage: float | None = Field(None, gt=0, lt=1, description="also give the set that holds the truth this often")
@@ -120,11 +128,15 @@ class ThresholdSettings(Settings):
 def index(argv: Sequence[str]) -> int:
     """`surematch index MODEL DATA --out COLLECTION`"""
     settings = parse(IndexSettings, argv)
+    modality = modality_of(settings.model)
     label = settings.label or _trained_label(Path(settings.model), settings.data[0])
-    rows = RowFiles(settings.data, text=settings.text, label=label)
+    columns: dict[str, Any] = {"text": settings.text, "label": label}
+    rows = (
+        RowFiles(settings.data, **columns) if modality == "text" else read_content(modality, settings.data, **columns)
+    )
     held = Held(
-        _read(settings.calibrate, settings.text, label),
-        _read(settings.unknown, settings.text, label, require_label=False),
+        _read(modality, settings.calibrate, settings.text, label),
+        _read(modality, settings.unknown, settings.text, label, require_label=False),
     )
     with console.progress(quiet=settings.json_) as progress:
         built = build_collection(
@@ -154,9 +166,10 @@ def index(argv: Sequence[str]) -> int:
 def evaluate(argv: Sequence[str]) -> int:
     """`surematch evaluate COLLECTION QUERIES`"""
     settings = parse(EvaluateSettings, argv)
+    modality = modality_of(str(settings.collection / ENCODER))
     label = settings.label or _trained_label(settings.collection / ENCODER, settings.data[0])
-    known = _read(settings.data, settings.text, label)
-    unknown = _read(settings.unknown, settings.text, label, require_label=False)
+    known = _read(modality, settings.data, settings.text, label)
+    unknown = _read(modality, settings.unknown, settings.text, label, require_label=False)
     collection = Collection.open(settings.collection)
     try:
         with console.progress(quiet=settings.json_) as progress:
@@ -176,14 +189,12 @@ def search(argv: Sequence[str]) -> int:
     condition = None if settings.filter is None else read_filter(settings.filter)
     collection = Collection.open(settings.collection)
     try:
-        answers = collection.search(
-            settings.texts,
-            k=settings.k,
-            map=settings.map,
-            coverage=settings.coverage,
-            coverage_for=settings.coverage_for,
-            filter=condition,
-        )
+        how: dict[str, Any] = settings.model_dump(include={"k", "map", "coverage", "coverage_for"})
+        how["filter"] = condition
+        if collection.encoder.modality == "image":
+            answers = collection.search_images([Path(name) for name in settings.texts], **how)
+        else:
+            answers = collection.search(settings.texts, **how)
     finally:
         collection.close()
     if settings.json_:
@@ -222,13 +233,15 @@ def threshold(argv: Sequence[str]) -> int:
     return 0
 
 
-def _read(paths: list[Path], text: str, label: str, *, require_label: bool = True) -> list[Row]:
-    return read_rows(paths, text=text, label=label, require_label=require_label) if paths else []
+def _read(modality: Modality, paths: list[Path], text: str, label: str, *, require_label: bool = True) -> list[Row]:
+    return read_content(modality, paths, text=text, label=label, require_label=require_label) if paths else []
 
 
 def _trained_label(encoder: Path, data: Path) -> str:
     """The label column named at training, so that it is typed once."""
     column = training_settings(encoder).get("label")
+    if not column and modality_of(str(encoder)) == "image" and (data.is_dir() or data.suffix.lower() == ".zip"):
+        return "label"  # folders name their identities themselves
     if not column:
         raise SettingsError(f"--label: name the column of {data} that holds the label.")
     return str(column)

@@ -32,6 +32,7 @@ from index.errors import CollectionError, Damaged, DataError, ReadOnly
 from index.evidence import TOP_K
 from index.filters import Filter
 from index.gallery import Gallery as Gallery
+from index.image_encoder import Source, image_encoder
 from index.items import Item, ItemStore
 from index.loading import CALIBRATION as CALIBRATION
 from index.loading import PROFILE as PROFILE
@@ -300,6 +301,13 @@ class Collection:
             self.encoder.encode(texts), k=k, map=map, coverage=coverage, coverage_for=coverage_for, filter=filter
         )
 
+    def search_images(self, images: Sequence[Source], **how: Any) -> list[Answer]:
+        """One answer a picture (its bytes or its file); `how` as in `search_vectors`. Raises `DataError`.
+
+        The pictures are encoded and forgotten.
+        """
+        return self.search_vectors(image_encoder(self.encoder).encode_images(images), **how)
+
     def search_vectors(
         self,
         vectors: NDArray[np.floating],
@@ -375,7 +383,12 @@ class Collection:
             "name": self.name,
             "items": len(state),
             "labels": state.gallery.label_count,
-            "encoder": {"name": self._config.get("encoder_name"), "id": self.model_id, "dim": self.encoder.dimension},
+            "encoder": {
+                "name": self._config.get("encoder_name"),
+                "id": self.model_id,
+                "dim": self.encoder.dimension,
+                "modality": self.encoder.modality,
+            },
             "engine": state.engine.kind,
             "search": state.engine.describe(),
             "snapshot": state.snapshot_id,

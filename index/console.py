@@ -153,4 +153,9 @@ def _honesty(report: dict[str, Any]) -> str:
     said = f"Calibration error (ECE) {report['ece']:.4f}; a perfect one would show {report['ece_floor']:.4f} here."
     if report["auroc_known_unknown"] is not None:
         said += f" Known told from unknown: AUROC {report['auroc_known_unknown']:.4f}."
+    if report.get("fpir") is not None and report.get("fnir") is not None:
+        said += (
+            f" The decisions let in {report['fpir']:.1%} of the unknown (FPIR) and miss {report['fnir']:.1%} of the "
+            "known (FNIR)."
+        )
     return said

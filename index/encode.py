@@ -14,12 +14,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from index.encoders import Encoder, load_encoder
 from index.errors import DataError, WorkerError
+from index.image_encoder import image_encoder
+from index.pictures import Picture, picture_of
 from index.rows import Row
 
 BATCH = 1024
@@ -30,6 +33,7 @@ _AHEAD = 3
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 Vectors = NDArray[np.float32]
+Contents = list[str] | list[Picture]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ def encode_stream(
     if workers == 1:
         for batch in _batches(rows):
             try:
-                vectors, too_long = _encode(encoder, [row.text for row in batch])
+                vectors, too_long = _encode(encoder, _contents(encoder, batch))
             except DataError:
                 blame(encoder, batch)
                 raise
@@ -68,7 +72,7 @@ def encode_stream(
         waiting: deque[tuple[list[Row], Future[tuple[Vectors, list[int]]]]] = deque()
         try:
             for batch in _batches(rows):
-                waiting.append((batch, pool.submit(_work, [row.text for row in batch])))
+                waiting.append((batch, pool.submit(_work, _contents(encoder, batch))))
                 if len(waiting) > _AHEAD * workers:
                     yield _collect(encoder, *waiting.popleft())
             while waiting:
@@ -86,8 +90,10 @@ def blame(encoder: Encoder, rows: Sequence[Row]) -> None:
     """Raises the `DataError` of the one row in a refused batch, with its file and line."""
     for row in rows:
         try:
-            encoder.encode([row.text])
+            encode_batch(encoder, [row])
         except DataError as error:
+            if row.image is not None:  # names its file already
+                raise
             raise DataError(f"{row.file}: line {row.line}: {error}") from error
 
 
@@ -97,7 +103,20 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield batch
 
 
-def _encode(encoder: Encoder, texts: list[str]) -> tuple[Vectors, list[int]]:
+def encode_batch(encoder: Encoder, rows: Sequence[Row]) -> Vectors:
+    """The vectors (n, d) of rows of texts or pictures. Raises `DataError`."""
+    return _encode(encoder, _contents(encoder, rows))[0]
+
+
+def _contents(encoder: Encoder, rows: Sequence[Row]) -> Contents:
+    """What the encoder takes of each row."""
+    return [picture_of(row) for row in rows] if encoder.modality == "image" else [row.text for row in rows]
+
+
+def _encode(encoder: Encoder, contents: Contents) -> tuple[Vectors, list[int]]:
+    if encoder.modality == "image":
+        return image_encoder(encoder).encode_images(cast(list[Picture], contents)), []
+    texts = cast(list[str], contents)
     return encoder.encode(texts), encoder.too_long(texts)
 
 
@@ -145,6 +164,6 @@ def _follow_parent() -> None:
         os._exit(1)
 
 
-def _work(texts: list[str]) -> tuple[Vectors, list[int]]:
+def _work(contents: Contents) -> tuple[Vectors, list[int]]:
     assert _encoder is not None, "the pool starts every worker with _start"
-    return _encode(_encoder, texts)
+    return _encode(_encoder, contents)

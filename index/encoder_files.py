@@ -12,7 +12,7 @@ import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from index.errors import EncoderError
 
@@ -24,6 +24,12 @@ RECORD = "training.json"
 TRAINED_ROWS = "trained_rows.npy"
 """Sorted uint64 `text_key`s of the rows an encoder was trained on; calibration keeps clear of them."""
 
+Modality = Literal["text", "image"]
+"""What an encoder takes."""
+SFACE = "sface"
+"""The ready-made face encoder, see `index.faces`."""
+_IMAGE = (["ImageNetwork"], ["SFace"])
+"""The modules of encoders that take pictures."""
 ONNX_MODEL, ONNX_RECORD = "model.onnx", "onnx.json"
 """The exported model that stands in the place of the weights, and what it is: see `index.onnx_encoder`."""
 
@@ -121,6 +127,11 @@ def open_sentence_transformer(name: str) -> SentenceTransformer:
 
     if Path(name).is_dir():
         encoder_files(Path(name))
+        if module_kinds(Path(name)) == ["ImageNetwork"]:
+            from index.image_network import ImageNetwork  # known by name: code that a folder brings never runs
+
+            network = ImageNetwork.load(str(module_paths(Path(name))[0]))
+            return SentenceTransformer(modules=[network], device="cpu")
         return SentenceTransformer(name, device="cpu", trust_remote_code=False)
     if name == "static":
         return _static()
@@ -174,6 +185,13 @@ def _package_folder(package: str, encoder: str) -> Path:
             "Install it with: pip install 'surematch[train]'"
         )
     return Path(spec.origin).parent
+
+
+def modality_of(name: str) -> Modality:
+    """What the encoder called `name` takes, without loading it. Raises `EncoderError` for a damaged folder."""
+    if Path(name).is_dir():
+        return "image" if (Path(name) / "modules.json").is_file() and module_kinds(Path(name)) in _IMAGE else "text"
+    return "image" if name in ("image", SFACE) or name.startswith("timm:") else "text"
 
 
 def need_torch() -> None:

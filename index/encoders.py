@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from index.encoder_files import (
     ONNX_RECORD,
+    Modality,
     fingerprint,
     module_kinds,
     module_paths,
@@ -34,6 +35,11 @@ class Encoder(Protocol):
     dimension: int
     fingerprint: str
 
+    @property
+    def modality(self) -> Modality:
+        """What it encodes; with "image" it is an `index.image_encoder.ImageEncoder`."""
+        ...
+
     def encode(self, texts: Sequence[str]) -> Vectors:
         """(n, d) float32, rows of norm 1. Raises `DataError` for a text that encodes to nothing."""
         ...
@@ -49,13 +55,24 @@ def load_encoder(folder: Path) -> Encoder:
         from index.onnx_encoder import OnnxEncoder
 
         return OnnxEncoder(folder)
-    if module_kinds(folder) in (["StaticEmbedding"], ["StaticEmbedding", "Normalize"]):
+    kinds = module_kinds(folder)
+    if kinds in (["StaticEmbedding"], ["StaticEmbedding", "Normalize"]):
         return StaticEncoder(folder)
+    if kinds == ["ImageNetwork"]:
+        from index.image_encoder import NetworkEncoder
+
+        return NetworkEncoder(folder)
+    if kinds == ["SFace"]:
+        from index.faces import FaceEncoder
+
+        return FaceEncoder(folder)
     return SentenceEncoder(folder)
 
 
 class StaticEncoder:
     """Mean of token embeddings, normalised: what sentence-transformers' `StaticEmbedding` computes, in numpy."""
+
+    modality: Literal["text"] = "text"
 
     def __init__(self, folder: Path) -> None:
         from safetensors.numpy import load_file
@@ -102,6 +119,8 @@ class StaticEncoder:
 
 class SentenceEncoder:
     """Any sentence-transformers folder."""
+
+    modality: Literal["text"] = "text"
 
     def __init__(self, folder: Path, batch_size: int = 64) -> None:
         need_torch()

@@ -123,9 +123,24 @@ def _honesty(answers: list[Answer], truth: list[str | None], known: NDArray[np.b
         "fpr_at_95_tpr": metrics.fpr_at_tpr(1 - no_match, known),
         "aurc": metrics.aurc(p, right),
         "decision_accuracy": float(decided.mean()),
+        **_identification(answers, decided, known),
         "no_match_mean": float(no_match.mean()),
         "unknown_share": float(1 - known.mean()),
         "reliability": metrics.reliability(p, right),
+    }
+
+
+def _identification(
+    answers: list[Answer], decided: NDArray[np.bool_], known: NDArray[np.bool_]
+) -> dict[str, float | None]:
+    """Errors of the decisions, as open-set identification counts them (ISO/IEC 19795-1).
+
+    `fpir`: share of unknown queries that were given a label. `fnir`: share of known queries not given their own.
+    """
+    matched = np.array([answer.decision is not None and answer.decision.label is not None for answer in answers])
+    return {
+        "fpir": float(matched[~known].mean()) if not known.all() else None,
+        "fnir": float((~decided[known]).mean()) if known.any() else None,
     }
 
 

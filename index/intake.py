@@ -55,7 +55,7 @@ def take_in(rows: Iterable[Row], id_column: str | None, progress: Progress) -> I
 def item_id(row: Row, id_column: str | None) -> str:
     """The item's id: from its column, else its file's name and line. Raises `DataError`."""
     if id_column is None:
-        return f"{Path(row.file).name}:{row.line}"
+        return f"{Path(row.file).name}:{row.line}" if row.image is None else row.image.name
     if id_column not in row.extra:
         raise DataError(
             f"{row.file}: line {row.line} has no column '{id_column}' beside the text and the label. Name the "

@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,8 @@ _BATCH = 32
 
 class OnnxEncoder:
     """Texts to unit vectors by ONNX Runtime on the CPU; safe to use from several threads."""
+
+    modality: Literal["text"] = "text"
 
     def __init__(self, folder: Path) -> None:
         """Raises `EncoderError` for a folder that is damaged, or when ONNX Runtime is not installed."""

@@ -20,7 +20,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from index.encoder_files import ONNX_MODEL, ONNX_RECORD, copy_encoder, module_kinds, open_sentence_transformer
+from index.encoder_files import (
+    ONNX_MODEL,
+    ONNX_RECORD,
+    copy_encoder,
+    modality_of,
+    module_kinds,
+    open_sentence_transformer,
+)
 from index.encoders import SentenceEncoder
 from index.errors import EncoderError
 from index.onnx_encoder import OnnxEncoder, need_onnxruntime
@@ -41,6 +48,13 @@ def install_encoder(
     where the export fails. Static encoders need neither. Raises `EncoderError` when the export was asked for by name
     and fails, or agrees less than `least` on `texts`.
     """
+    if modality_of(str(source)) == "image":
+        if backend in ("onnx", "onnx-int8"):
+            raise EncoderError(
+                f"--backend {backend}: {source} takes pictures, which is not exported. Use --backend auto."
+            )
+        copy_encoder(source, target)
+        return []
     static = module_kinds(source)[0] == "StaticEmbedding"
     exported = (source / ONNX_RECORD).is_file()
     if backend in ("onnx", "onnx-int8") and (static or exported):

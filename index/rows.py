@@ -13,10 +13,13 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from index.errors import DataError
 from index.hub_rows import dataset_records, is_dataset, looks_like_hub_name
+
+if TYPE_CHECKING:
+    from index.pictures import Picture
 
 MAX_FIELD = 1_000_000
 """Longest field of a CSV file, in characters: a missing closing quote swallows the rest of a file."""
@@ -26,13 +29,17 @@ SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One labelled text. `line` is where its record starts in `file`, counted from 1, the header included."""
+    """One labelled text or picture. `line` is where its record starts in `file`, from 1, the header included.
+
+    With a picture (`index.pictures`), `text` is the digest of its bytes.
+    """
 
     text: str
     label: str | None
     file: str
     line: int
     extra: dict[str, Any] = field(default_factory=dict)
+    image: Picture | None = None
 
 
 def text_key(text: str) -> int:

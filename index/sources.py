@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from index.encode import BATCH, blame
+from index.encode import BATCH, blame, encode_batch
 from index.encoder_files import TRAINED_ROWS
 from index.encoders import Encoder
 from index.errors import CalibrationError, CollectionError, DataError
@@ -245,7 +245,7 @@ def encode_rows(
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
         try:
-            vectors[start : start + len(part)] = encoder.encode([row.text for row in part])
+            vectors[start : start + len(part)] = encode_batch(encoder, part)
         except DataError:
             blame(encoder, part)
             raise

@@ -60,7 +60,7 @@ def create_app(settings: ServeSettings, serving: Serving | None = None) -> FastA
     app.state.put_model, app.state.delete_model = limited_items(settings)
     problems.install(app)
     # the last one added is the first to see a request
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.receive_seconds)
     app.add_middleware(Access, keys=app.state.keys)
     if not settings.public and not settings.keys:
         names = {name.lower() for name in (*LOOPBACK_NAMES, settings.host, *settings.allowed_hosts)}

@@ -95,8 +95,9 @@ class Calls:
         map: MapSpec = "softmax",
         coverage: float | None = None,
         coverage_for: CoverageFor = "mixed",
+        filter: dict[str, Any] | None = None,
     ) -> Call[SearchReply]:
-        how = {"k": k, "map": map, "coverage": coverage, "coverage_for": coverage_for}
+        how = {"k": k, "map": map, "coverage": coverage, "coverage_for": coverage_for, "filter": filter}
         return Call("POST", "/v1/search", SearchReply, {"queries": [{"text": text} for text in texts], **how})
 
     @staticmethod
@@ -142,6 +143,10 @@ class Calls:
     @staticmethod
     def delete_items(ids: Sequence[str]) -> Call[DeletedReply]:
         return Call("POST", "/v1/items:delete", DeletedReply, {"ids": list(ids)})
+
+    @staticmethod
+    def delete_where(filter: dict[str, Any]) -> Call[DeletedReply]:
+        return Call("POST", "/v1/items:delete", DeletedReply, {"filter": filter})
 
     @staticmethod
     def feedback(query_id: str, label: str | None) -> Call[FeedbackReply]:
@@ -209,9 +214,11 @@ class Client:
         map: MapSpec = "softmax",
         coverage: float | None = None,
         coverage_for: CoverageFor = "mixed",
+        filter: dict[str, Any] | None = None,
     ) -> SearchReply:
-        """`results[i]` answers `texts[i]`."""
-        return self.send(Calls.search(texts, k=k, map=map, coverage=coverage, coverage_for=coverage_for))
+        """`results[i]` answers `texts[i]`; `filter` says which items may be shown."""
+        call = Calls.search(texts, k=k, map=map, coverage=coverage, coverage_for=coverage_for, filter=filter)
+        return self.send(call)
 
     def search_vectors(
         self,
@@ -241,6 +248,9 @@ class Client:
 
     def delete_items(self, ids: Sequence[str]) -> DeletedReply:
         return self.send(Calls.delete_items(ids))
+
+    def delete_where(self, filter: dict[str, Any]) -> DeletedReply:
+        return self.send(Calls.delete_where(filter))
 
     def feedback(self, query_id: str, label: str | None) -> FeedbackReply:
         """What was right for a query of `SearchReply.query_ids`; None: nothing here matches."""
@@ -301,9 +311,11 @@ class AsyncClient:
         map: MapSpec = "softmax",
         coverage: float | None = None,
         coverage_for: CoverageFor = "mixed",
+        filter: dict[str, Any] | None = None,
     ) -> SearchReply:
-        """`results[i]` answers `texts[i]`."""
-        return await self.send(Calls.search(texts, k=k, map=map, coverage=coverage, coverage_for=coverage_for))
+        """`results[i]` answers `texts[i]`; `filter` says which items may be shown."""
+        call = Calls.search(texts, k=k, map=map, coverage=coverage, coverage_for=coverage_for, filter=filter)
+        return await self.send(call)
 
     async def close(self) -> None:
         await self._http.aclose()

@@ -11,7 +11,7 @@ from pydantic.functional_validators import AfterValidator
 from pydantic_core import PydanticCustomError
 
 from index.collection import NewItem
-from service.schemas import VISIBLE, Base64Query, Body, Reply
+from service.schemas import FILTER, VISIBLE, Base64Query, Body, ItemFilter, Reply
 from service.settings import ServeSettings
 
 MAX_ID = 512
@@ -84,9 +84,25 @@ class PutRequest(Body):
 
 
 class DeleteRequest(Body):
-    """Ids to delete; those that do not exist are passed over."""
+    """Ids to delete, those that do not exist are passed over; or a filter that says what to delete."""
 
-    ids: list[Annotated[str, Field(min_length=1, max_length=MAX_ID)]] = Field(min_length=1)
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"properties": {"ids": {"type": "array"}}, "required": ["ids"]},
+                {"properties": {"filter": {"type": "object"}}, "required": ["filter"]},
+            ]
+        }
+    )
+
+    ids: list[Annotated[str, Field(min_length=1, max_length=MAX_ID)]] | None = Field(None, min_length=1)
+    filter: ItemFilter | None = Field(None, min_length=1, description=FILTER)
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> DeleteRequest:
+        if (self.ids is None) == (self.filter is None):
+            raise PydanticCustomError("what", "Give either ids or a filter")
+        return self
 
 
 class FeedbackRequest(Body):
@@ -107,10 +123,16 @@ def limited_items(settings: ServeSettings) -> tuple[type[PutRequest], type[Delet
         ),
         vector=(list[float] | None, Field(None, min_length=1, max_length=settings.max_vector_length, fail_fast=True)),
     )
-    many = Field(min_length=1, max_length=settings.max_items)
-    put = create_model("PutRequest", __base__=PutRequest, items=(list[item], many))  # type: ignore[valid-type]
-    ids = list[Annotated[str, Field(min_length=1, max_length=MAX_ID)]]
-    return put, create_model("DeleteRequest", __base__=DeleteRequest, ids=(ids, many))
+    most = settings.max_items
+    items = (list[item], Field(min_length=1, max_length=most))  # type: ignore[valid-type]
+    put = create_model("PutRequest", __base__=PutRequest, items=items)
+    name = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
+    delete: type[DeleteRequest] = create_model(
+        "DeleteRequest",
+        __base__=DeleteRequest,
+        ids=(list[name] | None, Field(None, min_length=1, max_length=most)),
+    )
+    return put, delete
 
 
 class WrittenReply(Reply):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -11,14 +12,16 @@ from service.problems import Problem, response
 
 
 class BodyLimit:
-    """Refuses bodies over `limit` bytes with 413: by Content-Length before anything is read, else while counting.
+    """Refuses bodies over `limit` bytes with 413: by Content-Length before anything is read, else while counting; and
+    with 408 those that take longer than `seconds`.
 
     The rest of a refused body is read and thrown away by the server, so the client sees the answer, not a reset.
     """
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int, seconds: float) -> None:
         self.app = app
         self.limit = limit
+        self.seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -29,10 +32,21 @@ class BodyLimit:
             await response(self.too_large(), scope["path"])(scope, receive, send)
             return
         seen = 0
+        whole = False
+        deadline = asyncio.get_running_loop().time() + self.seconds
 
         async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
+            nonlocal seen, whole
+            if whole:  # what is waited for now is only the client's going away
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                # the rest may never come: the connection cannot be used for another request
+                headers = {"Connection": "close"}
+                raise Problem("slow-body", f"It took over {self.seconds:g} seconds.", headers=headers) from None
+            whole = not message.get("more_body", False)
             seen += len(message.get("body", b""))
             if seen > self.limit:
                 raise self.too_large()

@@ -45,6 +45,7 @@ KINDS = {
         Kind("no-such-item", 404, "There is no such item", "Check the id; an item that was deleted is gone."),
         Kind("no-such-query", 404, "There is no such query", "Only recent ones are remembered; ask again."),
         Kind("method-not-allowed", 405, "This address does not know the method", "Use a method of the Allow header."),
+        Kind("slow-body", 408, "The body did not arrive in time", "Send it faster, or in smaller requests."),
         Kind("conflict", 409, "The state of the collection forbids it", "Mend what is named, then try again."),
         Kind("body-too-large", 413, "The body is too large", "Send fewer queries a request, or raise the limit."),
         Kind(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -41,10 +42,11 @@ def _not_blank(text: str) -> str:
     return text
 
 
-def _no_images(_: str) -> str:
-    raise PydanticCustomError(
-        "unsupported_content", 'This collection holds text; ask with {"text": ...} or a {"vector": ...}'
-    )
+def _unpacked(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise PydanticCustomError("base64", "This is not base64 (RFC 4648, with padding)") from None
 
 
 class TextQuery(Body):
@@ -60,10 +62,7 @@ class VectorQuery(Body):
 
 
 def _float32(text: str) -> str:
-    try:
-        size = len(base64.b64decode(text, validate=True))
-    except (binascii.Error, ValueError):
-        raise PydanticCustomError("base64", "This is not base64 (RFC 4648, with padding)") from None
+    size = len(_unpacked(text))
     if not size or size % 4:
         raise PydanticCustomError(
             "float32", "Got {size} bytes, expected 4 for each number: little-endian float32", {"size": size}
@@ -80,10 +79,19 @@ class Base64Query(Body):
         return np.frombuffer(base64.b64decode(self.vector_base64), "<f4").astype(np.float32)
 
 
-class ImageQuery(Body):
-    """A picture in base64. Only for collections of images; others answer 422."""
+def _picture(text: str) -> str:
+    _unpacked(text)
+    return text
 
-    image: Annotated[str, AfterValidator(_no_images)]
+
+class ImageQuery(Body):
+    """The bytes of a picture file in base64. Only for collections of pictures; others answer 422. It is not kept."""
+
+    image: Annotated[str, AfterValidator(_picture)]
+
+    def content(self) -> bytes:
+        """The bytes of the picture's file."""
+        return base64.b64decode(self.image)
 
 
 def _query_kind(query: Any) -> str | None:
@@ -136,6 +144,22 @@ def _one_map_error(value: Any, validate: ModelWrapValidatorHandler[Any]) -> Any:
 Map = Annotated[MapName | EntmaxMap | TaylorMap, WrapValidator(_one_map_error)]
 
 
+def plain_json(value: dict[str, Any]) -> dict[str, Any]:
+    """Refuses what Python's JSON has and JSON has not."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError):
+        raise PydanticCustomError("plain_json", "Expected plain JSON, without NaN or Infinity") from None
+    return value
+
+
+ItemFilter = Annotated[dict[str, Any], AfterValidator(plain_json)]
+FILTER = (
+    'which items may be shown, by metadata, `$id` or `$label`: {"brand": "acme"}, {"price": {"gte": 10}}, '
+    '{"size": {"in": ["s", "m"]}}, {"colour": {"exists": true}}, {"and": [...]}, {"or": [...]}, {"not": {...}}'
+)
+
+
 class SearchRequest(Body):
     """One or more queries, answered in their order. `limited` makes the class that parses requests."""
 
@@ -153,6 +177,7 @@ class SearchRequest(Body):
         "mixed",
         description="whom the coverage is promised to: all queries together, or known and unknown ones apart",
     )
+    filter: ItemFilter | None = Field(None, description=FILTER, examples=[{"lang": "en"}])
 
     @property
     def map_spec(self) -> str | dict[str, float]:
@@ -160,7 +185,7 @@ class SearchRequest(Body):
 
     def how(self) -> str:
         """Equal for requests that ask in the same way, whatever their queries: these can share a batch."""
-        return repr((self.k, self.map_spec, self.coverage, self.coverage_for))
+        return repr((self.k, self.map_spec, self.coverage, self.coverage_for, self.filter))
 
 
 def limited(settings: ServeSettings) -> type[SearchRequest]:

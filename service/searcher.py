@@ -17,15 +17,18 @@ from numpy.typing import NDArray
 from index.answer import Answer
 from index.collection import Collection
 from index.errors import DataError, SurematchError
+from index.image_encoder import image_encoder
 from service.batching import Admission, Batcher
 from service.cache import VectorCache
 from service.metrics import Metrics
-from service.problems import Problem
-from service.schemas import Base64Query, SearchRequest, TextQuery, VectorQuery
+from service.problems import Fault, Problem
+from service.schemas import Base64Query, ImageQuery, SearchRequest, TextQuery, VectorQuery
 from service.settings import ServeSettings
 
 Vectors = NDArray[np.float32]
 MAX_BATCH = 256
+PICTURES = 16
+"""Pictures encoded together; those of one request go one after the other, so that many callers take turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,9 @@ class Searcher:
         self._encoding: Batcher[list[str], tuple[Vectors, float]] = Batcher(
             self._encode, name="encode", max_batch=MAX_BATCH, observe=metrics.batches.labels("encode").observe
         )
+        self._picturing: Batcher[bytes, tuple[Vectors, float]] = Batcher(
+            self._encode_pictures, name="picture", max_batch=PICTURES, observe=metrics.batches.labels("encode").observe
+        )
         self._searching: Batcher[_Job, Found] = Batcher(
             self._search,
             name="search",
@@ -105,6 +111,7 @@ class Searcher:
         """The queries' vectors, (n, d) float32, and the seconds encoding took."""
         vectors = np.empty((len(request.queries), self.collection.encoder.dimension), np.float32)
         texts: dict[int, str] = {}
+        pictures: dict[int, bytes] = {}
         for at, query in enumerate(request.queries):
             if isinstance(query, TextQuery):
                 texts[at] = query.text
@@ -116,10 +123,31 @@ class Searcher:
                 vector = query.numbers()
                 self._check_dimension(at, "vector_base64", len(vector))
                 vectors[at] = vector
+            elif isinstance(query, ImageQuery):
+                pictures[at] = query.content()
         seconds = 0.0
+        for at, picture in pictures.items():
+            vectors[at], spent = await self._pictured(at, picture)
+            seconds += spent
         if texts:
             vectors[list(texts)], seconds = await self._encoded(list(texts.values()))
         return vectors, seconds
+
+    async def _pictured(self, at: int, picture: bytes) -> tuple[Vectors, float]:
+        try:
+            return await self._picturing.submit(picture)
+        except DataError as error:
+            where = f"/queries/{at}/image"
+            raise Problem("invalid-request", f"{where}: {error}", [Fault(where, str(error))]) from error
+
+    def _encode_pictures(self, pictures: list[bytes]) -> list[tuple[Vectors, float] | Exception]:
+        began = perf_counter()
+        try:
+            made = image_encoder(self.collection.encoder).encode_images(pictures)
+        except DataError as error:  # a picture that cannot be decoded must not fail its neighbours
+            return [error] if len(pictures) == 1 else [self._encode_pictures([one])[0] for one in pictures]
+        seconds = perf_counter() - began
+        return [(vector, seconds) for vector in made]
 
     def _check_dimension(self, at: int, member: str, got: int) -> None:
         expected = self.collection.encoder.dimension
@@ -176,6 +204,7 @@ class Searcher:
                     map=asked.map_spec,
                     coverage=asked.coverage,
                     coverage_for=asked.coverage_for,
+                    filter=asked.filter,
                 )
                 # all of an answer comes from one state; which one it was is known unless a new snapshot came between
                 if self.collection.snapshot_id == state.snapshot_id:
@@ -193,6 +222,7 @@ class Searcher:
 
     def close(self) -> None:
         self._encoding.close()
+        self._picturing.close()
         self._searching.close()
 
 

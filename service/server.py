@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from service import logs
 from service.app import create_app
+from service.protocol import PatientProtocol
 from service.serving import Serving
 from service.settings import ServeSettings
 
@@ -56,7 +57,7 @@ def run(settings: ServeSettings, serving: Serving, listening: socket.socket) -> 
     app = create_app(settings, serving)
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=type("Protocol", (PatientProtocol,), {"head_seconds": settings.receive_seconds}),
         ws="none",
         lifespan="on",
         log_config=logs.configuration(access=settings.access_log),

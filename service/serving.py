@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from index.answer import Answer
 from index.collection import Collection
-from index.errors import CollectionError, ReadOnly, SurematchError
+from index.errors import CollectionError, DataError, ReadOnly, SurematchError
 from index.evidence import TOP_K
+from index.images import blank
 from service.metrics import Metrics
 from service.searcher import Searcher
 from service.settings import ServeSettings
@@ -42,7 +45,7 @@ class Serving:
         collection = Collection.open(settings.collection.resolve(), writable=settings.writable)
         try:
             # The first query pays for lazy loading and compilation, and proves that encoder and gallery fit.
-            (answer,) = collection.search([WARM_UP], k=TOP_K)
+            answer = _warm_up(collection)
         except BaseException:
             collection.close()
             raise
@@ -162,3 +165,13 @@ def _examples(answer: Answer) -> list[str]:
     """Texts of a few items with different labels: questions the page can offer when it was given none."""
     by_label = {hit.label: hit.text for hit in reversed(answer.hits) if hit.text and len(hit.text) <= 80}
     return list(by_label.values())[:EXAMPLES]
+
+
+def _warm_up(collection: Collection) -> Answer:
+    if collection.encoder.modality == "text":
+        return collection.search([WARM_UP], k=TOP_K)[0]
+    try:
+        return collection.search_images([blank()], k=TOP_K)[0]
+    except DataError:  # no face in it, says a face encoder, which has loaded and run its detector by then
+        vector = np.eye(1, collection.encoder.dimension, dtype=np.float32)
+        return collection.search_vectors(vector, k=TOP_K)[0]

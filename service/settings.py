@@ -48,6 +48,9 @@ class ServeSettings(Settings):
     max_items: int = Field(1000, ge=1, le=100_000, description="most items in one write")
     max_pending: int = Field(256, ge=1, description="queries that may wait or run; further requests get 503")
     deadline_seconds: float = Field(30, gt=0, description="seconds a search may take in all; then 503")
+    receive_seconds: float = Field(
+        10, gt=0, description="seconds a client may take to send a request's head, or its body"
+    )
     cache_bytes: int = Field(32 * 2**20, ge=0, description="memory for the vectors of recent query texts; 0: none")
     search_threads: int = Field(
         2, ge=1, le=256, description="threads that search an approximate index; an exact one uses all cores itself"

@@ -16,8 +16,9 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from index.settings import Settings
 
-Kind = Literal["static", "transformer"]
-"""A static encoder looks token vectors up; a transformer computes them. They want very different learning rates."""
+Kind = Literal["static", "transformer", "image"]
+"""A static encoder looks token vectors up, a transformer computes them, an image network starts from nothing. They want
+very different learning rates."""
 
 Loss = Literal[
     "am-softmax",
@@ -66,7 +67,8 @@ class TrainSettings(Settings):
 
     data: CliPositionalArg[list[Path]] = Field(
         description="Labelled rows: CSV, TSV, JSONL or Parquet files; folders of Hugging Face data sets or their names "
-        "on the Hub (OWNER/NAME), with :SPLIT after them if not train."
+        "on the Hub (OWNER/NAME), with :SPLIT after them if not train; for pictures a folder with one folder an "
+        "identity, a zip of such folders, or a table of paths and labels."
     )
     out: Path = Field(description="Folder the trained encoder is written to.")
     text: str = Field(default="text", description="Column that holds the text.")
@@ -84,7 +86,16 @@ class TrainSettings(Settings):
     encoder: str = Field(
         default="static",
         description="Where training starts: 'static' (seconds on a CPU), 'minilm' (better, minutes), the folder of any "
-        "sentence-transformers model, or its hub id.",
+        "sentence-transformers model, or its hub id; for pictures 'image' (a compact network from scratch), "
+        "'timm:NAME', or the folder of a trained one.",
+    )
+    image_size: Annotated[int, Ge(16), Le(512)] | None = Field(
+        default=None, description="Edge of the square that pictures are fitted into, in pixels. Default: 64."
+    )
+    augment: Literal["faces", "characters", "none"] = Field(
+        default="faces",
+        description="Random changes to pictures: faces (mirrored, cropped, colour, blur, cutout; photographs too), "
+        "characters (turned and slanted, never mirrored), none.",
     )
     loss: Loss | None = Field(
         default=None,
@@ -162,6 +173,18 @@ class TrainSettings(Settings):
         default=1, description="Batches whose gradients are added up before a step."
     )
     bf16: bool = Field(default=False, description="Compute in bfloat16; class weights and losses stay in float32.")
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="Compute a transformer's activations again in the backward pass: less memory, slower, same result.",
+    )
+    deterministic: bool = Field(
+        default=False,
+        description="Use deterministic algorithms alone, so that a run repeats bit for bit on a GPU, too.",
+    )
+    log_to: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+        default=[],
+        description="Loggers that get the curve as well; tensorboard writes to the folder OUT.tensorboard.",
+    )
     checkpoint_steps: Annotated[int, Ge(0)] = Field(
         default=200, description="Steps between checkpoints, from which --resume continues; 0: none."
     )
@@ -205,7 +228,7 @@ class TrainSettings(Settings):
         return self.model_dump(mode="json", exclude=_CIRCUMSTANCES)
 
 
-_CIRCUMSTANCES = {"data", "out", "overwrite", "json_", "resume", "checkpoint_steps"}
+_CIRCUMSTANCES = {"data", "out", "overwrite", "json_", "resume", "checkpoint_steps", "log_to"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +252,7 @@ class Recipe:
 _DEFAULTS: dict[Kind, Recipe] = {
     "static": Recipe(loss="adacos", epochs=5, batch_size=64, learning_rate=1e-2, head_learning_rate=1e-2),
     "transformer": Recipe(loss="am-softmax", epochs=1, batch_size=32, learning_rate=5e-5, head_learning_rate=1e-2),
+    "image": Recipe(loss="am-softmax", epochs=30, batch_size=32, learning_rate=2e-3, head_learning_rate=1e-2),
 }
 
 

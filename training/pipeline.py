@@ -22,9 +22,11 @@ from sentence_transformers import SentenceTransformer
 from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from index.encoder_files import RECORD, TRAINED_ROWS, open_sentence_transformer
-from index.errors import DataError
-from index.rows import Row, read_rows
+from index.encoder_files import RECORD, SFACE, TRAINED_ROWS, modality_of, open_sentence_transformer
+from index.errors import DataError, SettingsError
+from index.faces import MODULE
+from index.pictures import read_content
+from index.rows import Row
 from training import distributed
 from training.assessment import Embedded, assess
 from training.capacity import check_memory, check_processes
@@ -42,7 +44,8 @@ from training.data import (
 from training.evaluation import Classes, Retrieval, Vectors, nearest_class_mean, retrieval
 from training.folder import EVALUATION, FORMAT, REPORT, check_target, new_folder
 from training.heads import HEAD, class_means, load_head, save_head
-from training.objectives import Objective, make_objective
+from training.image_data import PictureCollator, canvases, check_shape, new_image_model
+from training.objectives import OBJECTIVES, Objective, make_objective
 from training.pairs import rows_of_pairs
 from training.report import render_report
 from training.review import Fault, review, summary
@@ -125,7 +128,10 @@ def _prepare(settings: TrainSettings, console: Console) -> _Prepared:
 def _read(settings: TrainSettings) -> tuple[list[Row], list[Fault]]:
     """The rows that can train, and what is the matter with the others."""
     empty: list[Row] = []
-    rows = read_rows(settings.data, text=settings.text, label=settings.label, faulty=empty)
+    modality = modality_of(settings.encoder)
+    if modality == "image" and settings.pair_text is not None:
+        raise SettingsError("--pair-text: pairs of pictures cannot be learned from. Give each picture a label.")
+    rows = read_content(modality, settings.data, text=settings.text, label=settings.label, faulty=empty)
     faults: list[Fault] = []
     if settings.pair_text is not None:
         _, faults = review([], empty, skip=settings.skip_faulty)
@@ -146,9 +152,10 @@ def _train(
     rows, labels, classes, split = prepared.rows, prepared.labels, prepared.classes, prepared.split
     set_seed(settings.seed)
     disable_progress_bar()
-    model = open_sentence_transformer(settings.encoder)
-    kind: Kind = "static" if is_static(model) else "transformer"
+    model, kind = _start(settings, [*rows, *prepared.unseen])
     recipe = Recipe.resolve(settings, kind)
+    if kind == "image":
+        check_shape(recipe.loss, OBJECTIVES[recipe.loss].shape)
     check_processes(settings, recipe)
     check_memory(recipe, len(labels), int(model.get_embedding_dimension() or 0))
     _check_readable(model, kind, [*rows, *prepared.unseen])
@@ -156,8 +163,7 @@ def _train(
     for warning in warnings:
         console.print(f"[yellow]Warning:[/] {warning}", highlight=False)
 
-    texts = [row.text for row in rows]
-    unseen_texts = [row.text for row in prepared.unseen]
+    texts, unseen_texts = (_contents(model, kind, some) for some in (rows, prepared.unseen))
     unseen_labels, unseen_classes = np.unique([label_of(row) for row in prepared.unseen], return_inverse=True)
 
     def on_unseen() -> Retrieval:
@@ -183,7 +189,12 @@ def _train(
         metrics["loss"] = fit(
             model,
             loss,
-            Rows(train_texts, classes[split.train].tolist(), lambda at: _name([rows[split.train[i]] for i in at])),
+            Rows(
+                [rows[at].text for at in split.train],
+                classes[split.train].tolist(),
+                lambda at: _name([rows[split.train[i]] for i in at]),
+                PictureCollator(model, train_texts, settings) if kind == "image" else None,
+            ),
             settings=settings,
             recipe=recipe,
             kind=kind,
@@ -197,9 +208,9 @@ def _train(
     if unseen_texts:
         metrics["unseen"] = asdict(on_unseen())
     evaluation = assess(
-        _embedded(model, texts, classes, labels, split.held_out),
-        Embedded([texts[at] for at in sample], after, classes[sample], labels),
-        _embedded(model, unseen_texts, unseen_classes, unseen_labels.tolist(), np.arange(len(unseen_texts))),
+        _embedded(model, kind, [rows[at] for at in split.held_out], classes[split.held_out], labels),
+        Embedded([_shown(rows[at]) for at in sample], after, classes[sample], labels),
+        _embedded(model, kind, prepared.unseen, unseen_classes, unseen_labels.tolist()),
         np.bincount(classes[split.train], minlength=len(labels)),
         seed=settings.seed,
     )
@@ -228,13 +239,36 @@ def _train(
 
 
 def _embedded(
-    model: SentenceTransformer, texts: Sequence[str], classes: Classes, labels: Sequence[str], at: Classes
+    model: SentenceTransformer, kind: Kind, rows: Sequence[Row], classes: Classes, labels: Sequence[str]
 ) -> Embedded | None:
-    """The rows at `at` with their vectors, None for no rows."""
-    if not len(at):
+    """The rows with their vectors, None for no rows."""
+    if not rows:
         return None
-    chosen = [texts[i] for i in at]
-    return Embedded(chosen, _encode(model, chosen), classes[at], labels)
+    return Embedded([_shown(row) for row in rows], _encode(model, _contents(model, kind, rows)), classes, labels)
+
+
+def _shown(row: Row) -> str:
+    """How a report names a row: its text, or its picture's name."""
+    return row.text if row.image is None else row.image.name
+
+
+def _start(settings: TrainSettings, rows: Sequence[Row]) -> tuple[SentenceTransformer, Kind]:
+    """The encoder training starts from."""
+    if modality_of(settings.encoder) == "text":
+        model = open_sentence_transformer(settings.encoder)
+        return model, "static" if is_static(model) else "transformer"
+    if settings.encoder == SFACE or (Path(settings.encoder) / MODULE).is_dir():
+        raise SettingsError(
+            "--encoder sface is ready-made and cannot be trained further. Index with it: surematch index"
+        )
+    if Path(settings.encoder).is_dir():
+        return open_sentence_transformer(settings.encoder), "image"
+    return new_image_model(settings, rows), "image"
+
+
+def _contents(model: SentenceTransformer, kind: Kind, rows: Sequence[Row]) -> list[Any]:
+    """What the encoder is given for each row: its text, or its picture at the network's size."""
+    return canvases(model, rows) if kind == "image" else [row.text for row in rows]
 
 
 def _earlier_weights(encoder: str, labels: Sequence[str], means: torch.Tensor) -> torch.Tensor:
@@ -274,13 +308,13 @@ def _settle(folder: Path) -> None:
                 os.fsync(file.fileno())
 
 
-def _encode(model: SentenceTransformer, texts: Sequence[str]) -> Vectors:
+def _encode(model: SentenceTransformer, texts: Sequence[Any]) -> Vectors:
     vectors = model.encode(list(texts), batch_size=64, normalize_embeddings=True, show_progress_bar=False)
     return np.asarray(vectors, dtype=np.float32).reshape(len(texts), -1)
 
 
 def _evaluate(
-    model: SentenceTransformer, texts: Sequence[str], classes: Classes, split: Split, sample: Classes, gallery: Vectors
+    model: SentenceTransformer, texts: Sequence[Any], classes: Classes, split: Split, sample: Classes, gallery: Vectors
 ) -> dict[str, float] | None:
     """How the held-out rows find their class among the rows at `sample`, whose vectors are `gallery`."""
     if not len(split.held_out):
@@ -321,7 +355,7 @@ def _check_readable(model: SentenceTransformer, kind: Kind, rows: Sequence[Row])
 
 def _cut_texts(model: SentenceTransformer, kind: Kind, rows: Sequence[Row]) -> list[str]:
     """A warning that names the texts longer than the encoder reads, or nothing."""
-    if kind == "static" or not model.max_seq_length:
+    if kind != "transformer" or not model.max_seq_length:
         return []
     limit = int(model.max_seq_length)
     tokens = model.tokenizer([row.text for row in rows], truncation=False, verbose=False)["input_ids"]

@@ -247,6 +247,7 @@ def _verification(evaluation: Mapping[str, Any]) -> str:
     curves = [Series([(far, tar) for far, tar in result["roc"]], styles[name]) for name, result in found]
     keys = "".join(f'<span class="key"><i class="{styles[name]}"></i>{name}</span>' for name, _ in found)
     rows = [
+        ["rows, each compared with all", *(_of(result["rows"], result["of"]) for _, result in found)],
         ["pairs of one class", *(f"{result['genuine_pairs']:,}" for _, result in found)],
         ["pairs of two classes", *(f"{result['impostor_pairs']:,}" for _, result in found)],
         ["equal error rate", *(_percent(result["eer"], 1) for _, result in found)],
@@ -261,6 +262,10 @@ def _verification(evaluation: Mapping[str, Any]) -> str:
     listed = table(["", *(name for name, _ in found)], rows)
     drawing = figure(keys, roc_chart(curves, title="verification: true accepts over false accepts"))
     return section("Verification", lead, f'<div class="pair">{drawing}{listed}</div>')
+
+
+def _of(count: int, everything: int) -> str:
+    return f"{count:,}" if count == everything else f"{count:,} <small>drawn of {everything:,}</small>"
 
 
 def _rate(rate: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from index.rows import Row, text_key
 Kind = Literal[
     "empty text",
     "empty label",
+    "unusable picture",
     "conflicting labels",
     "duplicate",
     "class of one row",
@@ -31,6 +32,7 @@ LEAST_TO_TRAIN = 2
 _REMEDY: dict[Kind, str] = {
     "empty text": "Fill these texts or delete the rows",
     "empty label": "Label these rows or delete them",
+    "unusable picture": "Replace or delete these files",
     "class of one row": (
         "A class is learned from at least two rows: add another row to each, correct the label, or delete the row"
     ),
@@ -59,7 +61,7 @@ def review(rows: Sequence[Row], empty: Sequence[Row], *, skip: bool) -> tuple[li
     With `skip`, what cannot be learned is left out: empty rows, texts that carry two labels, classes of one row.
     Without, texts of two labels train and the others raise `DataError`.
     """
-    faults = [Fault("empty text" if not row.text.strip() else "empty label", row, True) for row in empty]
+    faults = [Fault(_missing(row), row, True) for row in empty]
     labels_of: dict[int, set[str | None]] = defaultdict(set)
     for row in rows:
         labels_of[text_key(row.text)].add(row.label)
@@ -83,6 +85,12 @@ def review(rows: Sequence[Row], empty: Sequence[Row], *, skip: bool) -> tuple[li
     return kept, faults
 
 
+def _missing(row: Row) -> Kind:
+    if "fault" in row.extra:
+        return "unusable picture"
+    return "empty text" if not row.text.strip() else "empty label"
+
+
 def refuse(faults: Sequence[Fault]) -> None:
     """Raises `DataError` for the first kind of fault that nothing can be learned from."""
     for kind, remedy in _REMEDY.items():
@@ -93,6 +101,10 @@ def refuse(faults: Sequence[Fault]) -> None:
 
 def describe(kind: Kind, rows: Sequence[Row]) -> str:
     """One line: how many rows, and which."""
+    if kind == "unusable picture":
+        return f"{len(rows)} files cannot be used: " + _some(
+            [f"{row.file}: {row.extra['fault']}" for row in rows], "; "
+        )
     if kind in ("empty text", "empty label"):
         lines: dict[str, list[str]] = defaultdict(list)
         for row in rows:

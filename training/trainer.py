@@ -6,8 +6,11 @@ Everything the library does well stays its own: the loop, the schedule, mixed pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,10 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.base.sampler import NoDuplicatesBatchSampler
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
+from transformers.integrations import TensorBoardCallback
 
-from index.errors import DataError
+from index.errors import DataError, SettingsError
 from training import distributed
 from training.checkpoints import ObjectiveCheckpoint
 from training.config import Kind, Recipe, TrainSettings
@@ -92,11 +96,16 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
     """
 
     def __init__(
-        self, *, sampler: Callable[..., BatchSampler] | None, name_rows: Callable[[list[int]], str], **kwargs: Any
+        self,
+        *,
+        sampler: Callable[..., BatchSampler] | None,
+        name_rows: Callable[[list[int]], str],
+        collate: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
+        **kwargs: Any,
     ) -> None:
         self._sampler, self._name_rows = sampler, name_rows
         super().__init__(**kwargs)
-        self.data_collator: Any = _WithRows(self.__dict__["data_collator"])
+        self.data_collator: Any = collate or _WithRows(self.__dict__["data_collator"])
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """No model card: ours is written from the training record."""
@@ -130,11 +139,15 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What is trained on: texts, their classes, and how an error names some of them by position."""
+    """What is trained on: texts, their classes, and how an error names some of them by position.
+
+    For pictures, `texts` are their digests, and `collate` makes the batches.
+    """
 
     texts: Sequence[str]
     classes: Sequence[int]
     name: Callable[[list[int]], str]
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None
 
 
 def fit(
@@ -163,9 +176,16 @@ def fit(
     """
     shape = OBJECTIVES[recipe.loss].shape
     dataset = Dataset.from_dict(reshape(rows.texts, rows.classes, shape, settings.seed))
+    _check_extras(settings, kind)
+    if settings.gradient_checkpointing:
+        for module in model.modules():  # the trainer's own switch does not reach the transformer without a warning
+            if isinstance(module, PreTrainedModel):
+                module.activation_checkpointing_enable()
     if isinstance(loss, HugeHead):
         loss.sparse_gradients = True
     arguments = _arguments(loss, settings, recipe, work)
+    if kind == "image":  # batch normalisation cannot learn from a last batch of one picture
+        arguments.dataloader_drop_last = len(rows.texts) % recipe.batch_size == 1 < len(rows.texts)
     bar, stop = ProgressBar(console), StopOnSignal(console)
     schedule = Schedule(
         loss, margin_warmup=settings.margin_warmup, scale_start=settings.scale_start, lead=settings.lead
@@ -184,9 +204,13 @@ def fit(
         callbacks=[*callbacks, ObjectiveCheckpoint(loss)],
         sampler=_sampler(shape, kind, settings, recipe),
         name_rows=rows.name,
+        collate=rows.collate,
     )
     trainer.remove_callback(PrinterCallback)
-    with stop:
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = f"{settings.out}.tensorboard"  # its own choice goes with the checkpoints
+    with stop, _algorithms(settings.deterministic):
         try:
             trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         finally:
@@ -201,6 +225,29 @@ def fit(
         if "loss" in entry
     ]
     return curve + ([] if stopper is None else stopper.curve)
+
+
+@contextmanager
+def _algorithms(deterministic: bool) -> Iterator[None]:
+    """Deterministic algorithms alone, if wanted, for the length of the block."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, cuBLAS refuses
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _check_extras(settings: TrainSettings, kind: Kind) -> None:
+    """Raises `SettingsError` for a logger that is not installed, or memory saved where there is none to save."""
+    for name in settings.log_to:
+        packages = ("tensorboard", "tensorboardX") if name == "tensorboard" else (name,)
+        if not any(find_spec(package) for package in packages):
+            raise SettingsError(f"--log-to {name} needs the package {name}. Install it with: pip install {name}")
+    if settings.gradient_checkpointing and kind == "static":
+        raise SettingsError("A static encoder has no activations to save. Leave --gradient-checkpointing out.")
 
 
 def _arguments(
@@ -222,7 +269,7 @@ def _arguments(
         save_total_limit=KEPT,
         logging_steps=20,
         logging_nan_inf_filter=False,
-        report_to="none",
+        report_to=settings.log_to or "none",
         disable_tqdm=True,
         dataloader_pin_memory=False,
         # Several processes share each batch, so they take the very batches of one; a batch left over has no fair share.

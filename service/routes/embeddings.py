@@ -25,7 +25,14 @@ _BODY = {
     summary="Vectors of texts",
     response_model=EmbeddingsReply,
     responses=documented(
-        "body-too-large", "unsupported-media-type", "invalid-request", "not-json", "busy", "too-slow", "not-ready"
+        "body-too-large",
+        "slow-body",
+        "unsupported-media-type",
+        "invalid-request",
+        "not-json",
+        "busy",
+        "too-slow",
+        "not-ready",
     ),
     openapi_extra={"requestBody": _BODY},
 )

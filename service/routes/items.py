@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ValidationError
 
+from index.collection import Receipt
 from service.item_schemas import (
     DeletedReply,
     FeedbackReply,
@@ -23,7 +24,7 @@ router = APIRouter(prefix="/v1", tags=["items"])
 B = TypeVar("B", bound=BaseModel)
 _READ = documented("invalid-request", "not-ready")
 _WRITE = documented("conflict", "invalid-request", "not-json", "busy", "not-ready", "disk-full")
-_BODY = documented("body-too-large", "unsupported-media-type")
+_BODY = documented("body-too-large", "slow-body", "unsupported-media-type")
 _WAIT = {
     "name": "wait",
     "in": "query",
@@ -60,7 +61,7 @@ async def put_items(request: Request) -> Response:
 
 @router.post(
     "/items:delete",
-    summary="Delete items by their ids",
+    summary="Delete items by their ids or by a filter",
     response_model=DeletedReply,
     responses={**_WRITE, **_BODY},
     openapi_extra=_body("DeleteRequest"),
@@ -70,7 +71,12 @@ async def delete_items(request: Request) -> Response:
     _check_wait(request)
     asked = _validated(request.app.state.delete_model, await json_body(request))
     with serving_of(request) as serving:
-        receipt = await serving.writer.run(lambda: serving.collection.delete(asked.ids), len(asked.ids))
+        collection = serving.collection
+
+        def delete() -> Receipt:
+            return collection.delete(asked.ids) if asked.ids else collection.delete_where(asked.filter or {})
+
+        receipt = await serving.writer.run(delete, len(asked.ids or [0]))
     return json_response({"sequence": receipt.sequence, "deleted": receipt.deleted})
 
 

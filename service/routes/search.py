@@ -68,7 +68,7 @@ _TEXT = {
     "/search",
     summary="Search with one or more queries",
     response_model=SearchReply,
-    responses={**documented("body-too-large", "unsupported-media-type"), **_PROBLEMS},
+    responses={**documented("body-too-large", "slow-body", "unsupported-media-type"), **_PROBLEMS},
     openapi_extra={"requestBody": _BODY},
 )
 async def post_search(request: Request) -> Response:

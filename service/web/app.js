@@ -36,16 +36,17 @@ const nameOf = (entry) => entry.label ?? entry.id ?? "no match";
 // ---- asking
 
 let running = null;
+let picture = null; // of a collection of pictures: the last one asked about, in base64
 
 async function search() {
   const text = $("text").value.trim();
-  if (!text) return;
+  if (!text && !picture) return;
   running?.abort();
   running = new AbortController();
   const { signal } = running;
-  const body = { queries: [{ text }], k: Number($("k").value), map: $("map").value };
+  const body = { queries: [picture ? { image: picture } : { text }], k: Number($("k").value), map: $("map").value };
   if ($("coverage").value) body.coverage = Number($("coverage").value);
-  history.replaceState(null, "", `#${new URLSearchParams({ q: text })}`);
+  if (!picture) history.replaceState(null, "", `#${new URLSearchParams({ q: text })}`);
   $("results").setAttribute("aria-busy", "true");
   try {
     const reply = await call("/v1/search", {
@@ -59,6 +60,40 @@ async function search() {
     showProblem("The service did not answer", "Is it still running? Try again in a moment.");
   }
   if (!signal.aborted) $("results").setAttribute("aria-busy", "false");
+}
+
+/** Shows a picture file and asks about it. It goes to this service alone, which does not keep it. */
+function askPicture(file) {
+  if (!file) return;
+  const reader = new FileReader();
+  reader.addEventListener("load", () => {
+    picture = reader.result.slice(reader.result.indexOf(",") + 1);
+    const shown = el("img");
+    shown.id = "shown";
+    shown.alt = `The picture asked about: ${file.name}`;
+    shown.addEventListener("error", () => shown.remove()); // no picture; the service says what is wrong with it
+    shown.src = reader.result;
+    $("shown")?.remove();
+    $("drop").prepend(shown);
+    search();
+  });
+  reader.readAsDataURL(file);
+}
+
+function takePictures() {
+  const drop = $("drop");
+  $("ask-text").hidden = true;
+  drop.hidden = false;
+  $("file").addEventListener("change", () => { askPicture($("file").files[0]); $("file").value = ""; });
+  for (const kind of ["dragenter", "dragover"]) {
+    addEventListener(kind, (event) => { event.preventDefault(); drop.classList.add("over"); });
+  }
+  addEventListener("dragleave", () => drop.classList.remove("over"));
+  addEventListener("drop", (event) => {
+    event.preventDefault();
+    drop.classList.remove("over");
+    askPicture(event.dataTransfer.files[0]);
+  });
 }
 
 // ---- answering
@@ -201,6 +236,7 @@ function showHits(answer) {
 async function showCollection() {
   const [served, calibration] = await Promise.all([read("/v1/collection"), read("/v1/calibration")]);
   if (!served) return;
+  if (served.encoder?.modality === "image") takePictures();
   limitCoverage(calibration?.max_coverage ?? 0);
   $("served").textContent = `${served.name} · ${served.items.toLocaleString("en")} items`;
   document.title = `${served.name} · surematch`;

@@ -59,7 +59,7 @@ INVALID = {
     "text-null": (b'{"queries":[{"text":null}]}', "/queries/0/text"),
     "text-number": (b'{"queries":[{"text":1}]}', "/queries/0/text"),
     "text-long": (b'{"queries":[{"text":"' + MARK * 1000 + b'"}]}', "/queries/0/text"),
-    "image": (b'{"queries":[{"image":"aGVsbG8="}]}', "/queries/0/image"),
+    "image": (b'{"queries":[{"image":"no base64"}]}', "/queries/0/image"),
     "vector-empty": (b'{"queries":[{"vector":[]}]}', "/queries/0/vector"),
     "vector-nan": (b'{"queries":[{"vector":[1,NaN]}]}', "/queries/0/vector/1"),
     "vector-infinity": (b'{"queries":[{"vector":[-Infinity]}]}', "/queries/0/vector/0"),
@@ -83,7 +83,9 @@ INVALID = {
     "map-two": (b'{"queries":[{"text":"x"}],"map":{"entmax":1.5,"taylor":2}}', "/map"),
     "map-odd-taylor": (b'{"queries":[{"text":"x"}],"map":{"taylor":3}}', "/map"),
     "map-alpha": (b'{"queries":[{"text":"x"}],"map":{"entmax":0.5}}', "/map"),
-    "filter": (b'{"queries":[{"text":"x"}],"filter":{"a":1}}', "/filter"),
+    "filters": (b'{"queries":[{"text":"x"}],"filters":{"a":1}}', "/filters"),
+    "filter-list": (b'{"queries":[{"text":"x"}],"filter":[]}', "/filter"),
+    "filter-nan": (b'{"queries":[{"text":"x"}],"filter":{"a":NaN}}', "/filter"),
     "unknown-name": (b'{"queries":[{"text":"x"}],"a/b~c":1}', "/a~1b~0c"),
     "long-name": (b'{"queries":[{"text":"x"}],"' + MARK * 1000 + b'":1}', None),
     "many-queries": (b'{"queries":[' + b'{"text":"x"},' * 50 + b'{"text":"x"}]}', "/queries"),
@@ -124,13 +126,22 @@ def test_an_invalid_request_names_the_place_and_repeats_nothing(
 
 
 def test_the_message_for_an_unknown_member_names_it(api: httpx2.Client) -> None:
-    reply = api.post("/v1/search", json={"queries": [{"text": "x"}], "filter": {}})
-    assert "'filter'" in reply.json()["detail"]
+    reply = api.post("/v1/search", json={"queries": [{"text": "x"}], "filters": {}})
+    assert "'filters'" in reply.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"a": {"near": 1}}, {"and": 1}, {"a": {"in": 5}}, {"not": {"a": {"gt": []}}}], ids=str
+)
+def test_a_wrong_filter_is_refused_with_its_place(api: httpx2.Client, wrong: dict[str, object]) -> None:
+    reply = api.post("/v1/search", json={"queries": [{"text": "x"}], "filter": wrong})
+    assert reply.status_code == 422
+    assert "filter." in str(problem(reply, "invalid-request")["detail"])
 
 
 def test_a_picture_is_told_that_the_collection_holds_text(api: httpx2.Client) -> None:
     reply = api.post("/v1/search", json={"queries": [{"image": "aGk="}]})
-    assert "holds text" in reply.json()["detail"]
+    assert "holds texts" in reply.json()["detail"]
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,27 @@ def test_vectors_can_be_written_in_both_forms_and_many_deleted(api: httpx2.Clien
     assert deleted.json()["deleted"] == 2
 
 
+def test_filters_choose_what_is_shown_and_what_is_deleted(api: httpx2.Client, collection: Path) -> None:
+    made = [
+        {"id": f"f{at}", "label": "light_on", "text": "brighten lamp hall", "metadata": {"size": at, "lang": lang}}
+        for at, lang in enumerate(("en", "de", "en"))
+    ]
+    assert put(api, *made).json()["written"] == 3
+
+    def shown(filter: Any) -> set[str]:
+        asked = {"queries": [{"text": "brighten lamp hall"}], "k": 5, "filter": filter}
+        (answer,) = api.post("/v1/search", json=asked).json()["results"]
+        assert abs(sum(entry["probability"] for entry in answer["labels"]) + answer["no_match"] - 1) < 1e-6
+        return {hit["id"] for hit in answer["hits"]}
+
+    assert shown({"lang": "en", "size": {"gte": 1}}) == {"f2"}
+    assert shown({"$id": {"in": ["f0", "f1"]}}) == {"f0", "f1"}
+    deleted = api.post("/v1/items:delete", json={"filter": {"lang": {"exists": True}}})
+    assert deleted.json()["deleted"] == 3
+    for wrong in ({"filter": {}}, {"filter": {"a": 1}, "ids": ["a"]}, {}, {"filter": {"a": {"near": 1}}}):
+        assert api.post("/v1/items:delete", json=wrong).status_code == 422
+
+
 GOOD = {"id": "a", "text": "lamp"}
 BAD: dict[str, tuple[Any, str]] = {
     "no-items": ({"items": []}, "/items"),

@@ -160,3 +160,18 @@ def test_the_map_is_the_plane_of_most_variance(model: Path) -> None:
     places = np.array([[point["x"], point["y"]] for point in content["points"]])
     np.testing.assert_allclose(np.abs(places), np.abs(pca.transform(vectors)), atol=1e-2)
     assert {point["label"].removesuffix(HOSTILE) for point in content["points"]} == set(TOPICS)
+
+
+def test_a_sample_of_rows_is_called_one(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import training.assessment
+    from training.report import render_report
+
+    monkeypatch.setattr(training.assessment, "PAIRED", 20)
+    generator = np.random.default_rng(0)
+    vectors = generator.normal(size=(50, 4)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    rows = training.assessment.Embedded(["t"] * 50, vectors, np.arange(50) % 2, ["a", "b"])
+    evaluation = training.assessment.assess(rows, rows, None, np.array([25, 25]))
+    assert evaluation["seen"]["verification"]["rows"] == 20
+    record = json.loads((model / "training.json").read_text())
+    assert "20 <small>drawn of 50</small>" in render_report(record, evaluation)

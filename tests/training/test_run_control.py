@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 import training.trainer
 from index.errors import DataError, SettingsError
@@ -121,6 +122,52 @@ def test_an_interrupted_run_resumes_to_the_very_same_weights(
         assert weights_of(out) == weights_of(whole)
     curves = [json.loads((folder / "training.json").read_text())["metrics"]["loss"] for folder in (whole, out)]
     assert [p for p in curves[0] if "unseen_map_at_r" in p] == [p for p in curves[1] if "unseen_map_at_r" in p]
+
+
+def test_checkpointed_gradients_train_the_same_encoder_in_deterministic_mode(
+    tiny_transformer: Path, tmp_path: Path, write_csv: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = str(write_csv(sentences(10)))
+    command = [data, "--encoder", str(tiny_transformer), *RECIPE, "--loss", "am-softmax"]
+    modes, recomputed = [], []
+    original = training.trainer.EmbeddingTrainer.compute_loss
+
+    def compute_loss(self, model, *args, **kwargs):
+        modes.append(torch.are_deterministic_algorithms_enabled())
+        recomputed.append(model[0].auto_model.is_activation_checkpointing)
+        return original(self, model, *args, **kwargs)
+
+    monkeypatch.setattr(training.trainer.EmbeddingTrainer, "compute_loss", compute_loss)
+    assert train([*command, "--out", str(tmp_path / "plain")]) == 0
+    assert not any(modes + recomputed)
+    modes.clear(), recomputed.clear()
+    assert train([*command, "--out", str(tmp_path / "saving"), "--gradient-checkpointing", "--deterministic"]) == 0
+    assert all(modes + recomputed)
+    assert not torch.are_deterministic_algorithms_enabled()
+    for name in WEIGHTS:
+        plain, saving = (load_file(tmp_path / folder / name) for folder in ("plain", "saving"))
+        torch.testing.assert_close(saving, plain)
+
+
+def test_tensorboard_gets_the_curve(
+    tiny_encoder: Path, tmp_path: Path, write_csv: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    data = str(write_csv(sentences(10)))
+    command = [data, "--encoder", str(tiny_encoder), *RECIPE, "--epochs", "10", "--out", str(tmp_path / "m")]
+    assert train([*command, "--log-to", "tensorboard"]) == 0
+    (events,) = (tmp_path / "m.tensorboard").glob("events.out.tfevents.*")
+    assert b"train/loss" in events.read_bytes()
+    assert "TENSORBOARD_LOGGING_DIR" not in os.environ
+
+
+def test_a_logger_that_is_not_installed_is_named(tiny_encoder: Path, tmp_path: Path, write_csv: Write) -> None:
+    command = [str(write_csv(sentences(10))), "--encoder", str(tiny_encoder), "--out", str(tmp_path / "m")]
+    with pytest.raises(SettingsError, match=r"--log-to mlflow needs the package mlflow.*pip install mlflow"):
+        train([*command, "--log-to", "mlflow"])
+    with pytest.raises(SettingsError, match="static encoder has no activations"):
+        train([*command, "--gradient-checkpointing"])
+    assert not (tmp_path / "m").exists()
 
 
 def test_a_resume_with_other_data_or_settings_shows_what_differs(

@@ -1,0 +1,230 @@
+"""Labelled pictures: a folder per identity, a zip of such folders, or a table of paths and labels.
+
+They become the same `Row`s as texts. In place of the text stands the picture's SHA-256, so that duplicates, conflicting
+labels and rows an encoder was trained on are recognised wherever the files lie; the bytes stay where they are and are
+read when needed.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import stat
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from index.encoder_files import Modality
+from index.errors import DataError
+from index.images import LIMITS, SUFFIXES, decode, read_bytes
+from index.rows import SHOWN, Row, read_rows
+
+MAX_MEMBERS = 1_000_000
+MAX_TOTAL = 50_000_000_000
+"""Bytes that all members of a zip may have together, unpacked."""
+MAX_RATIO = 500
+"""How many times larger than in the zip a member may be: pictures hardly shrink, bombs do."""
+DIGEST = "sha256:"
+_SEEN_AS_NOTHING = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """Where a picture's bytes are: the file `path`, or the member `member` of the zip `path`; `name` is its id."""
+
+    path: Path
+    name: str
+    member: str | None = None
+
+    def read(self) -> bytes:
+        """The bytes of the file. Raises `DataError`."""
+        if self.member is None:
+            return read_bytes(self.path)
+        try:
+            with _opened(self.path, self.path.stat().st_mtime_ns).open(self.member) as file:
+                return file.read(LIMITS.bytes + 1)
+        except (
+            OSError,
+            zipfile.BadZipFile,
+            NotImplementedError,
+            RuntimeError,
+            KeyError,
+            EOFError,
+            ValueError,
+        ) as error:
+            raise DataError(f"{self}: cannot be unpacked ({error}). Make the zip again.") from error
+        except Exception as error:  # zlib, lzma and bz2 have errors of their own
+            raise DataError(f"{self}: cannot be unpacked ({error}). Make the zip again.") from error
+
+    def __str__(self) -> str:
+        return str(self.path) if self.member is None else f"{self.path}!{self.member}"
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(path: Path, changed: int) -> zipfile.ZipFile:
+    """The zip, kept open: its directory is read once, not once a picture. `changed` makes a new file a new zip."""
+    return zipfile.ZipFile(path)
+
+
+def picture_of(row: Row) -> Picture:
+    """The picture of a row that must have one. Raises `DataError`."""
+    if row.image is None:
+        raise DataError(f"{row.file}: line {row.line} is a text, but this encoder takes pictures.")
+    return row.image
+
+
+def read_content(modality: Modality, paths: Sequence[Path], **how: Any) -> list[Row]:
+    """`read_rows` or `read_pictures`, by what the encoder takes."""
+    return read_pictures(paths, **how) if modality == "image" else read_rows(paths, **how)
+
+
+def read_pictures(
+    paths: Sequence[Path],
+    *,
+    text: str,
+    label: str | None,
+    require_label: bool = True,
+    faulty: list[Row] | None = None,
+) -> list[Row]:
+    """All pictures of all folders, zips and tables, in order; the arguments mean what they mean in `read_rows`.
+
+    In a folder or zip, the label is the path of the folder a picture lies in, counted from the top. In a table, the
+    column `text` (or, where there is none, `path`) holds paths relative to the table. Every picture is decoded once;
+    those that cannot be are an error that names them, or go to `faulty` with the reason in `extra["fault"]`.
+    """
+    rows: list[Row] = []
+    broken: list[Row] = []
+    for path in paths:
+        for row in _found(path, text, label, require_label, faulty):
+            sound = _sound(row, unlabelled_ok=label is None or not require_label)
+            (broken if "fault" in sound.extra else rows).append(sound)
+    if broken and faulty is None:
+        named = "; ".join(f"{row.file}: {row.extra['fault']}" for row in broken[:SHOWN])
+        more = f" And {len(broken) - SHOWN} more files." if len(broken) > SHOWN else ""
+        raise DataError(f"{len(broken)} files cannot be used. {named}{more}")
+    if faulty is not None:
+        faulty += broken
+    if not rows and not broken and not faulty:
+        raise DataError(
+            f"{', '.join(map(str, paths)) or 'Nothing'}: no picture found. Give a folder with one folder of pictures "
+            "an identity, a zip of such folders, or a table of paths and labels."
+        )
+    return rows
+
+
+def _found(path: Path, text: str, label: str | None, require_label: bool, faulty: list[Row] | None) -> Iterator[Row]:
+    if path.is_dir():
+        yield from _folder(path)
+    elif path.suffix.lower() == ".zip":
+        yield from _zip(path)
+    else:
+        yield from _table(path, text, label, require_label, faulty)
+
+
+def _sound(row: Row, *, unlabelled_ok: bool) -> Row:
+    """`row` with the digest of its picture as text, or with the reason it cannot be used in `extra["fault"]`."""
+    if "fault" in row.extra or row.image is None:
+        return row
+    if row.label is None and not unlabelled_ok:
+        return _with_fault(row, "it lies in no folder that names its identity. Move it into one.")
+    try:
+        content = row.image.read()
+        decode(content)
+    except DataError as error:
+        return _with_fault(row, str(error))
+    return Row(DIGEST + hashlib.sha256(content).hexdigest(), row.label, row.file, row.line, row.extra, row.image)
+
+
+def _with_fault(row: Row, fault: str) -> Row:
+    return Row("", row.label, row.file, row.line, {**row.extra, "fault": fault}, row.image)
+
+
+def _picture_row(picture: Picture, name: PurePosixPath) -> Row:
+    label = None if name.parent == PurePosixPath(".") else name.parent.as_posix()
+    row = Row("", label, str(picture), 1, {}, picture)
+    if name.suffix.lower() not in SUFFIXES:
+        return _with_fault(row, f"not a picture by its name. Expected one of {', '.join(sorted(SUFFIXES))}.")
+    return row
+
+
+def _ignored(name: str) -> bool:
+    """What file managers leave behind."""
+    return name.startswith(".") or name.lower() in _SEEN_AS_NOTHING
+
+
+def _folder(folder: Path) -> Iterator[Row]:
+    for at, folders, files in os.walk(folder, followlinks=False):
+        folders[:] = sorted(name for name in folders if not _ignored(name))
+        for name in folders:
+            if Path(at, name).is_symlink():
+                raise DataError(f"{Path(at, name)}: a link to a folder, which is not followed. Put the folder there.")
+        for name in sorted(files):
+            if not _ignored(name):
+                place = Path(at, name)
+                relative = PurePosixPath(place.relative_to(folder).as_posix())
+                yield _picture_row(Picture(place, relative.as_posix()), relative)
+
+
+def _zip(path: Path) -> Iterator[Row]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [member for member in archive.infolist() if not member.is_dir()]
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise DataError(f"{path}: not readable as a zip ({error}). Make it again.") from error
+    _check_members(path, members)
+    members = [member for member in members if not any(map(_ignored, PurePosixPath(member.filename).parts))]
+    names = [PurePosixPath(member.filename) for member in members]
+    tops = {name.parts[0] for name in names}
+    # one folder around everything is how folders are usually zipped; it names no identity
+    wrapped = len(tops) == 1 and all(len(name.parts) > 2 for name in names)
+    for member, name in sorted(zip(members, names, strict=True), key=lambda pair: pair[1].parts):
+        inner = PurePosixPath(*name.parts[1:]) if wrapped else name
+        yield _picture_row(Picture(path, inner.as_posix(), member.filename), inner)
+
+
+def _check_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
+    """Raises `DataError` for a zip that is not simply a set of picture files. Nothing is unpacked for this."""
+    if len(members) > MAX_MEMBERS:
+        raise DataError(f"{path}: holds {len(members):,} files, at most {MAX_MEMBERS:,} are read. Split it.")
+    total = sum(member.file_size for member in members)
+    if total > MAX_TOTAL:
+        raise DataError(f"{path}: unpacks to {total:,} bytes, at most {MAX_TOTAL:,} are read. Split it.")
+    seen: set[str] = set()
+    for member in members:
+        name = member.filename
+        what = None
+        if name.startswith("/") or "\\" in name or ":" in name.split("/")[0] or ".." in name.split("/"):
+            what = "a path that leads out of the zip"
+        elif stat.S_ISLNK(member.external_attr >> 16):
+            what = "a link"
+        elif member.flag_bits & 1:
+            what = "an encrypted file"
+        elif name in seen:
+            what = "a second file of one name"
+        elif member.file_size > LIMITS.bytes:
+            what = f"a file of {member.file_size:,} bytes, over the limit of {LIMITS.bytes:,}"
+        elif member.file_size > MAX_RATIO * max(member.compress_size, 1) and member.file_size > 1_000_000:
+            what = f"a file that unpacks to more than {MAX_RATIO} times its size"
+        if what is not None:
+            raise DataError(f"{path}: {name!r} is {what}, so the zip is refused. Make it of plain picture files.")
+        seen.add(name)
+
+
+def _table(path: Path, text: str, label: str | None, require_label: bool, faulty: list[Row] | None) -> Iterator[Row]:
+    """Rows of a table with a column of paths; its own faults (empty cells) are those of any table."""
+    incomplete: list[Row] | None = None if faulty is None else []
+    column = text
+    try:
+        rows = read_rows([path], text=text, label=label, require_label=require_label, faulty=incomplete)
+    except DataError:
+        if text != "text":
+            raise
+        column = "path"  # the default for texts; tables of pictures call it so
+        rows = read_rows([path], text=column, label=label, require_label=require_label, faulty=incomplete)
+    for row in incomplete or []:
+        yield _with_fault(row, f"an empty cell in column '{column if not row.text.strip() else label}'. Fill it.")
+    for row in rows:
+        yield Row("", row.label, row.file, row.line, row.extra, Picture(path.parent / row.text, row.text))

@@ -1,0 +1,166 @@
+"""Decoding: what a picture may be, and that everything else is one clear error."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from index.errors import DataError
+from index.images import Limits, decode, read_image
+from tests.pictures import FILE_FORMATS, digit, mutations, packed
+
+
+@pytest.mark.parametrize("form", FILE_FORMATS)
+def test_every_format_decodes_to_what_was_saved(form: str) -> None:
+    picture = digit(3, 0)
+    options = {"lossless": True} if form == "WEBP" else {"quality": 100} if form == "JPEG" else {}
+    seen = decode(packed(picture, form, **options))
+    assert seen.size == picture.size
+    assert seen.mode in ("L", "RGB")
+    difference = np.abs(np.asarray(seen.convert("L"), int) - np.asarray(picture, int))
+    assert difference.max() <= (3 if form == "JPEG" else 1)
+
+
+def _colours() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8))
+
+
+def test_grey_stays_grey_and_colour_stays_colour() -> None:
+    assert decode(packed(digit(1, 0))).mode == "L"
+    assert decode(packed(digit(1, 0).convert("1"))).mode == "L"
+    assert np.array_equal(np.asarray(decode(packed(_colours()))), np.asarray(_colours()))
+    assert decode(packed(_colours().convert("CMYK"), "JPEG")).mode == "RGB"
+    assert decode(packed(_colours().quantize(8))).mode == "RGB"
+
+
+@pytest.mark.parametrize(("mode", "shown"), [("LA", "L"), ("RGBA", "RGB")])
+def test_what_is_transparent_is_white(mode: str, shown: str) -> None:
+    picture = Image.new(mode, (2, 1), 0)
+    picture.putpixel((1, 0), (0,) * (len(mode) - 1) + (255,))
+    seen = decode(packed(picture))
+    assert seen.mode == shown
+    assert np.asarray(seen).reshape(2, -1)[:, 0].tolist() == [255, 0]
+
+
+def test_sixteen_bits_keep_their_order_and_are_not_cut_to_white() -> None:
+    deep = Image.fromarray(np.array([[0, 256, 32768, 65535]], np.uint16))
+    assert np.asarray(decode(packed(deep))).tolist() == [[0, 1, 128, 255]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_stand_upright_as_their_camera_meant(orientation: int) -> None:
+    upright = Image.new("L", (8, 4))
+    upright.putpixel((0, 0), 255)
+    # how the sensor stores a picture that EXIF then turns upright
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = upright.transpose(undo[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    seen = np.asarray(decode(packed(stored, exif=exif)))
+    assert seen.shape == (4, 8)
+    assert seen[0, 0] == 255
+    assert seen.sum() == 255
+
+
+def test_numbers_without_a_range_are_refused() -> None:
+    with pytest.raises(DataError, match="floating-point"):
+        decode(packed(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"))
+
+
+def test_several_frames_are_refused() -> None:
+    frames = [digit(at, 0) for at in range(3)]
+    for form in ("GIF", "TIFF", "WEBP", "PNG"):
+        with pytest.raises(DataError, match="3 frames"):
+            decode(packed(frames[0], form, save_all=True, append_images=frames[1:]))
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "0 bytes"),
+        (b"GIF89a", "cannot be decoded"),
+        (b"%PDF-1.7 hello", "cannot be decoded"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "cannot be decoded"),
+        (packed(digit(1, 0))[:-30], "cannot be decoded"),
+        (packed(digit(1, 0), "JPEG")[:300], "cannot be decoded"),
+    ],
+)
+def test_what_is_no_whole_picture_is_refused(content: bytes, why: str) -> None:
+    with pytest.raises(DataError, match=why):
+        decode(content)
+
+
+def test_formats_that_start_other_programs_are_not_tried() -> None:
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    with pytest.raises(DataError, match="cannot be decoded"):
+        decode(postscript)
+
+
+def _bomb(width: int, height: int) -> bytes:
+    """A PNG of `width` x `height` white pixels: a few kilobytes for gigabytes."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    packer = zlib.compressobj(9)
+    rows = packer.compress(bytes(10_000_000)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def test_a_bomb_is_refused_by_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    def loaded(*_: object) -> None:
+        raise AssertionError("pixels were decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", loaded)
+    with pytest.raises(DataError, match="10000 x 10000 pixels; at most 40,000,000"):
+        decode(_bomb(10_000, 10_000))
+    with pytest.raises(DataError, match="10000000000 pixels"):
+        decode(_bomb(100_000, 100_000))
+    with pytest.raises(DataError, match="20,000 an edge"):
+        decode(_bomb(20_001, 1))
+
+
+def test_limits_are_exact() -> None:
+    content = packed(digit(1, 0, 32))
+    assert decode(content, Limits(bytes=len(content), pixels=1024, edge=32)).size == (32, 32)
+    for limits in (Limits(bytes=len(content) - 1), Limits(pixels=1023), Limits(edge=31)):
+        with pytest.raises(DataError, match="allowed"):
+            decode(content, limits)
+
+
+def test_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no")
+    with pytest.raises(DataError, match=r"a\.png: The picture cannot be decoded"):
+        read_image(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"b\.png: cannot be read \(No such file"):
+        read_image(tmp_path / "b.png")
+
+
+def test_damaged_pictures_are_pictures_or_data_errors() -> None:
+    """Whatever decodes is upright, small and of a mode encoders know; nothing else than a `DataError` escapes."""
+    decoded = 0
+    for content in mutations(600):
+        try:
+            seen = decode(content, Limits(pixels=1_000_000))
+        except DataError:
+            continue
+        decoded += 1
+        assert seen.mode in ("L", "RGB")
+        assert seen.width * seen.height <= 1_000_000
+        BytesIO().write(seen.tobytes())
+    assert decoded > 30, "hardly anything decodes: the mutations test only the first check"

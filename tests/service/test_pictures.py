@@ -1,0 +1,200 @@
+"""Pictures over HTTP and on the page: a real server on a collection of digits, three of which it has never heard of."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import psutil
+import pytest
+import torch
+from playwright.sync_api import Browser, expect, sync_playwright
+
+from index.build import Held, build_collection
+from index.image_network import ImageNetwork
+from index.pictures import read_pictures
+from index.rows import Row
+from tests.pictures import digit, mutations, packed, write_digits
+from tests.service.conftest import Server, serving
+
+FUZZED = int(os.environ.get("FUZZED_PICTURES", "150"))
+"""`make fuzz-images` sends more."""
+MEGABYTE = 2**20
+
+
+def rows(folder: Path, labels: range, scans: range) -> list[Row]:
+    return read_pictures([write_digits(folder, labels, scans)], text="text", label="label")
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits 0 to 6 enrolled, calibrated with more of them and with 7 and 8; 9 is a stranger to all of it.
+
+    The network is random: its convolutions tell scans of digits apart well enough, and no training is needed.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    folder = tmp_path_factory.mktemp("digits")
+    torch.manual_seed(1)
+    network = ImageNetwork(size=24, width=16, dimension=64)
+    SentenceTransformer(modules=[network], device="cpu").save_pretrained(
+        str(folder / "encoder"), create_model_card=False
+    )
+    held = Held(rows(folder / "known", range(7), range(30, 45)), rows(folder / "unknown", range(7, 9), range(60)))
+    build_collection(
+        str(folder / "encoder"), rows(folder / "enrolled", range(7), range(30)), folder / "digits", held=held
+    )
+    return folder / "digits"
+
+
+@pytest.fixture(scope="module")
+def server(collection: Path) -> Iterator[Server]:
+    with serving(collection) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def api(server: Server) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=server.url, timeout=60) as client:
+        yield client
+
+
+def query(content: bytes) -> dict[str, str]:
+    return {"image": base64.b64encode(content).decode()}
+
+
+def ask(api: httpx2.Client, *contents: bytes) -> httpx2.Response:
+    return api.post("/v1/search", json={"queries": [query(content) for content in contents]})
+
+
+def test_an_enrolled_picture_is_found_and_a_vector_gives_the_same(api: httpx2.Client) -> None:
+    reply = ask(api, packed(digit(3, 4)), packed(digit(5, 2), "BMP"))
+    assert reply.status_code == 200
+    first, second = reply.json()["results"]
+    assert (first["hits"][0]["id"], first["hits"][0]["label"], first["hits"][0]["text"]) == ("d3/004.png", "d3", None)
+    assert first["hits"][0]["score"] > 0.9999
+    assert second["hits"][0]["id"] == "d5/002.png"
+    assert first["calibrated"]
+    assert first["decision"]["label"] == "d3"
+
+
+def test_new_scans_are_recognised_and_strangers_are_refused_more_often(api: httpx2.Client) -> None:
+    known = ask(api, *(packed(digit(at % 7, 50 + at)) for at in range(35))).json()["results"]
+    right = [answer["decision"]["label"] == f"d{at % 7}" for at, answer in enumerate(known)]
+    strange = ask(api, *(packed(digit(9, at)) for at in range(35))).json()["results"]
+    refused = [answer["decision"]["label"] is None for answer in strange]
+    assert sum(right) > 14, "five would be right by chance"
+    assert sum(refused) > sum(answer["decision"]["label"] is None for answer in known)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [(b"", "0 bytes"), (b"GIF89a", "cannot be decoded"), (packed(digit(1, 0))[:-60], "cannot be decoded")],
+    ids=["empty", "no-picture", "truncated"],
+)
+def test_a_faulty_picture_is_named_by_its_place(api: httpx2.Client, content: bytes, why: str) -> None:
+    reply = ask(api, packed(digit(1, 0)), content)
+    assert reply.status_code == 422
+    problem = reply.json()
+    assert problem["type"] == "/problems/invalid-request"
+    assert why in problem["detail"]
+    assert problem["errors"][0]["pointer"] == "/queries/1/image"
+
+
+def test_several_frames_bombs_and_texts_are_refused(api: httpx2.Client) -> None:
+    moving = packed(digit(1, 0), "GIF", save_all=True, append_images=[digit(2, 0)])
+    assert ask(api, moving).status_code == 422
+    wide = packed(digit(1, 0).resize((7000, 7000)), "PNG")
+    assert "7000 x 7000 pixels" in ask(api, wide).json()["detail"]
+    reply = api.post("/v1/search", json={"queries": [{"text": "hello"}]})
+    assert reply.status_code == 422
+    assert "cannot be asked with a text" in reply.json()["detail"]
+    reply = api.post("/v1/search", json={"queries": [{"image": "no base64!"}]})
+    assert reply.json()["errors"][0]["pointer"] == "/queries/0/image"
+
+
+def test_damaged_pictures_never_shake_the_service(api: httpx2.Client, server: Server) -> None:
+    """No 5xx, the same process afterwards, memory bounded, and sound pictures answered as before."""
+    process = psutil.Process(server.process.pid)
+    before = ask(api, packed(digit(3, 4))).json()["results"]
+    resting = process.memory_info().rss
+    answered = 0
+    for content in mutations(FUZZED, seed=7):
+        reply = ask(api, content)
+        assert reply.status_code in (200, 422), f"{reply.status_code} for {content[:80]!r}... of {len(content)} bytes"
+        answered += reply.status_code == 200
+    assert answered > 0
+    assert server.process.poll() is None
+    assert process.memory_info().rss - resting < 700 * MEGABYTE
+    assert ask(api, packed(digit(3, 4))).json()["results"] == before
+
+
+# ---- the page
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium on this machine: the page was not tested")
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        launched = playwright.chromium.launch(executable_path=chromium, args=arguments)
+        yield launched
+        launched.close()
+
+
+DROP = """([name, type, content]) => {
+  const bytes = Uint8Array.from(atob(content), (c) => c.charCodeAt(0));
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], name, { type }));
+  const event = new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true });
+  document.getElementById("drop").dispatchEvent(event);
+}"""
+
+
+def test_a_dropped_picture_is_matched_and_a_stranger_is_not(
+    browser: Browser, server: Server, api: httpx2.Client
+) -> None:
+    strange = next(
+        content
+        for content in (packed(digit(9, at)) for at in range(60))
+        if ask(api, content).json()["results"][0]["decision"]["label"] is None
+    )
+    page = browser.new_context(base_url=server.url).new_page()
+    faults: list[str] = []
+    page.on("console", lambda message: faults.append(message.text))
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.goto("/")
+    expect(page.locator("#drop")).to_be_visible()
+    expect(page.locator("#ask-text")).to_be_hidden()
+
+    def drop(name: str, content: bytes, kind: str = "image/png") -> None:
+        with page.expect_response("**/v1/search"):
+            page.evaluate(DROP, [name, kind, base64.b64encode(content).decode()])
+
+    drop("three.png", packed(digit(3, 4)))
+    expect(page.locator("#verdict .kind")).to_have_text("Match")
+    expect(page.locator("#verdict h1")).to_have_text("d3")
+    expect(page.locator("#verdict .percent")).to_have_text(re.compile(r"^[\d.> ]+ %$"))
+    expect(page.locator("#hits .text").first).to_have_text("d3/004.png")
+    assert page.locator("#shown").evaluate("node => node.complete && node.naturalWidth") == 32
+
+    drop("nine.png", strange)
+    expect(page.locator("#verdict .kind")).to_have_text("No match")
+
+    with page.expect_response("**/v1/search"):
+        page.set_input_files(
+            "#file", {"name": "five.bmp", "mimeType": "image/bmp", "buffer": packed(digit(5, 2), "BMP")}
+        )
+    expect(page.locator("#hits .text").first).to_have_text("d5/002.png")
+
+    drop("broken.png", b"no picture")
+    expect(page.locator("#problem")).to_contain_text("cannot be decoded")
+    assert [fault for fault in faults if "422" not in fault] == []
+    page.context.close()
