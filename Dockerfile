@@ -4,7 +4,7 @@
 #   docker run --rm -p 127.0.0.1:8000:8000 -v "$PWD/collections/support:/collection:ro" surematch
 #
 # EXTRAS=onnx (default) serves collections of the static encoder and of neural encoders that were exported to ONNX when
-# the collection was built, which is the default there. `--build-arg EXTRAS=transformers` adds torch, which is larger than
+# the collection was built, which is the default there. `--build-arg EXTRAS=onnx,transformers` adds torch, larger than
 # all the rest, for collections built with `--backend torch`. Where pip's default torch carries CUDA libraries, pass the
 # CPU wheels' index of pytorch.org: `--build-arg TORCH_ARGS="--index-url ..."`.
 ARG PYTHON_IMAGE=python:3.11-slim
