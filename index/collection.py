@@ -383,6 +383,11 @@ class Collection:
             )
         return queries
 
+    def drift_report(self) -> dict[str, Any]:
+        """How far recent queries are from the calibration's, see `index.drift`."""
+        calibration = self.state.calibration
+        return self.drift.report(calibration.reference if calibration else None)
+
     def describe(self) -> dict[str, Any]:
         """What is served: counts, encoder, snapshot, and what the calibration rests on."""
         state = self._state
@@ -408,7 +413,7 @@ class Collection:
             "calibrated": state.uncalibrated() is None,
             "reason": state.uncalibrated(),
             "calibration": state.calibration.report if state.calibration else None,
-            "drift": self.drift.report(state.calibration.reference if state.calibration else None),
+            "drift": self.drift_report(),
             "warnings": [*state.warnings, *(state.calibration.warnings if state.calibration else [])],
         }
 

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from PIL import Image, ImageOps
 from index.encoder_files import fingerprint
 from index.encoders import Vectors
 from index.errors import DataError, EncoderError
-from index.image_encoder import Source, no_texts, opened, unit
+from index.image_encoder import PicturesOnly, Source, opened, unit
 
 SFACE_FILE = "face_recognition_sface_2021dec_int8bq.onnx"
 YUNET_FILE = "face_detection_yunet_2023mar_int8bq.onnx"
@@ -67,10 +67,9 @@ def write_sface(folder: Path) -> None:
     (folder / "modules.json").write_text(json.dumps(modules, indent=2), encoding="utf-8")
 
 
-class FaceEncoder:
+class FaceEncoder(PicturesOnly):
     """Photographs with one main face each to unit vectors of 128 dimensions."""
 
-    modality: Literal["image"] = "image"
     dimension = 128
 
     def __init__(self, folder: Path, align: Aligner | None = None) -> None:
@@ -84,14 +83,6 @@ class FaceEncoder:
         except cv2.error as error:
             raise EncoderError(f"{folder}: OpenCV cannot load the networks ({error}). Build it again.") from error
         self._lock = threading.Lock()  # an OpenCV network keeps its input between two calls
-
-    def encode(self, texts: Sequence[str]) -> Vectors:
-        if not len(texts):
-            return np.empty((0, self.dimension), np.float32)
-        raise no_texts()
-
-    def too_long(self, texts: Sequence[str]) -> list[int]:
-        return []
 
     def encode_images(self, images: Sequence[Source]) -> Vectors:
         """(n, 128) float32, rows of norm 1. Raises `DataError` for a picture without exactly one main face."""

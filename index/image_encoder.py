@@ -36,15 +36,23 @@ def image_encoder(encoder: Encoder) -> ImageEncoder:
     return cast(ImageEncoder, encoder)
 
 
-def no_texts() -> DataError:
-    """What an image encoder says to texts."""
-    return DataError("This collection holds pictures, so it cannot be asked with a text. Ask with a picture.")
-
-
-class NetworkEncoder:
-    """A folder whose network is `index.image_network.ImageNetwork`."""
+class PicturesOnly:
+    """What every picture encoder says to texts."""
 
     modality: Literal["image"] = "image"
+    dimension: int
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        if not len(texts):
+            return np.empty((0, self.dimension), np.float32)
+        raise DataError("This collection holds pictures, so it cannot be asked with a text. Ask with a picture.")
+
+    def too_long(self, texts: Sequence[str]) -> list[int]:
+        return []
+
+
+class NetworkEncoder(PicturesOnly):
+    """A folder whose network is `index.image_network.ImageNetwork`."""
 
     def __init__(self, folder: Path) -> None:
         need_torch()
@@ -57,14 +65,6 @@ class NetworkEncoder:
             raise EncoderError(f"{folder}: the encoder cannot be loaded ({error}). Train or copy it again.") from error
         self._model.eval()
         self.dimension = int(self._model.get_embedding_dimension() or 0)
-
-    def encode(self, texts: Sequence[str]) -> Vectors:
-        if not len(texts):
-            return np.empty((0, self.dimension), np.float32)
-        raise no_texts()
-
-    def too_long(self, texts: Sequence[str]) -> list[int]:
-        return []
 
     def encode_images(self, images: Sequence[Source]) -> Vectors:
         vectors = np.empty((len(images), self.dimension), np.float32)

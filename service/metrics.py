@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -72,8 +73,8 @@ class Metrics:
         )
         self.drift = Gauge(
             "surematch_drift",
-            "How far recent queries are from the calibration's, as the collection measures it",
-            ("measure",),
+            "How far recent queries are from the calibration's own: PSI and KS of best cosine and background",
+            ("of", "measure"),
             registry=registry,
             multiprocess_mode="max",
         )
@@ -89,6 +90,14 @@ class Metrics:
             matched = answer.decision.label is not None or answer.decision.id is not None
             self.outcomes.labels("match" if matched else "no_match").inc()
             self.probability.observe(1 - answer.no_match)
+
+    def drifted(self, report: dict[str, Any]) -> None:
+        """`Collection.drift_report`; nothing is shown while there are too few queries to say."""
+        self.drift.clear()
+        for of, measures in report.items():
+            if isinstance(measures, dict):
+                for measure, value in measures.items():
+                    self.drift.labels(of, measure).set(value)
 
     def text(self) -> bytes:
         """The exposition of all workers."""

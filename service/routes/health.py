@@ -44,4 +44,8 @@ async def readyz(request: Request) -> Response:
 )
 async def metrics(request: Request) -> Response:
     """Latency by route and stage, batch sizes, queue, outcomes, and the histogram of match probabilities."""
-    return Response(await to_thread.run_sync(request.app.state.metrics.text), media_type=CONTENT_TYPE)
+    metrics, current = request.app.state.metrics, request.app.state.current
+    if current is not None and current.serving is not None:
+        with current.serving.used() as serving:
+            metrics.drifted(await to_thread.run_sync(serving.collection.drift_report))
+    return Response(await to_thread.run_sync(metrics.text), media_type=CONTENT_TYPE)

@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from index.collection import Collection
+from index.drift import CHANGED, LEAST
 from service.schemas import EmbeddingsReply, ModelsReply
 from tests.service.conftest import Server
 from tests.service.gallery import KNOWN, UNKNOWN
@@ -145,3 +146,14 @@ def test_metrics_count_what_happened(api: httpx2.Client) -> None:
     after = value(searches), value(unmatched), value("surematch_match_probability_count")
     assert [a - b for a, b in zip(after, before, strict=True)] == [1, 1, 2]
     assert KNOWN[0][0] not in api.get("/metrics").text
+
+
+def test_drift_is_measured_on_what_was_asked(api: httpx2.Client) -> None:
+    queries = [{"text": text} for text in UNKNOWN[:8]]
+    for _ in range(-(-LEAST // len(queries))):
+        assert api.post("/v1/search", json={"queries": queries}).status_code == 200
+    lines = [line for line in api.get("/metrics").text.splitlines() if line.startswith("surematch_drift{")]
+    found = {line.partition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
+    # the same eight strangers again and again are not the mix that was calibrated for
+    assert found['surematch_drift{measure="psi",of="best_cosine"}'] > CHANGED
+    assert found['surematch_drift{measure="ks",of="best_cosine"}'] > 0.2
