@@ -12,7 +12,7 @@ near copies: an item's nearest neighbour is closer than a real query's, and with
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,7 @@ class Queries:
     an item, -1 otherwise: those items are hidden from all queries, or, with `leave_one_out`, each from its own query,
     with the items nearer to it than `NEAR_COPY`. `names` are the labels, as given, of the queries that are no items.
     `items_untrained` says that the encoder was trained on none of the items, so that they may help out as a prior.
+    The last of the queries are users' feedback: `feedback` (f,) gives the numbers of those notes.
     """
 
     vectors: Vectors
@@ -51,6 +52,7 @@ class Queries:
     leave_one_out: bool = False
     names: tuple[str | None, ...] = ()
     items_untrained: bool = False
+    feedback: Ints = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,21 @@ class KeptQueries:
     vectors: NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """What users said was right: numbers (n,) ascending, labels (None: none of the gallery's), query vectors (n, d)."""
+
+    numbers: NDArray[np.int64]
+    labels: list[str | None]
+    vectors: NDArray[np.float32]
+
+    def distinct(self) -> Feedback:
+        """One note a query vector: the last word on it counts, however often it was said."""
+        last = {vector.tobytes(): at for at, vector in enumerate(self.vectors)}
+        kept = sorted(last.values())
+        return Feedback(self.numbers[kept], [self.labels[at] for at in kept], self.vectors[kept])
+
+
 class ItemStore:
     """Items on disk. One connection writes, under a lock, in single transactions; a pool of others reads."""
 
@@ -311,10 +326,14 @@ class ItemStore:
             )
             return int(cursor.lastrowid or 0)
 
-    def feedback(self) -> tuple[list[str | None], NDArray[np.float32]]:
-        """Labels (None: nothing in the gallery) and query vectors (n, d) of all notes, in the order they came."""
-        found = self._read("SELECT label, vector FROM feedback ORDER BY number")
-        return [label for label, _ in found], self._matrix(vector for _, vector in found)
+    def feedback(self) -> Feedback:
+        """All notes, in the order they came."""
+        found = self._read("SELECT number, label, vector FROM feedback ORDER BY number")
+        return Feedback(
+            np.array([number for number, _, _ in found], np.int64),
+            [label for _, label, _ in found],
+            self._matrix(vector for _, _, vector in found),
+        )
 
     def _vectors(
         self, connection: sqlite3.Connection, condition: str, values: dict[str, Any]

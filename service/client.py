@@ -37,6 +37,8 @@ from service.schemas import (
     ReloadReply,
     SearchReply,
     SnapshotReply,
+    VersionReply,
+    VersionsReply,
 )
 
 R = TypeVar("R", bound=BaseModel)
@@ -169,6 +171,18 @@ class Calls:
         return Call("POST", "/v1/admin/snapshot", SnapshotReply)
 
     @staticmethod
+    def recalibrate() -> Call[VersionReply]:
+        return Call("POST", "/v1/admin/recalibrate", VersionReply)
+
+    @staticmethod
+    def calibrations() -> Call[VersionsReply]:
+        return Call("GET", "/v1/admin/calibrations", VersionsReply)
+
+    @staticmethod
+    def use_calibration(id: str) -> Call[VersionsReply]:
+        return Call("PUT", "/v1/admin/calibration", VersionsReply, {"id": id})
+
+    @staticmethod
     def health() -> Call[HealthReply]:
         return Call("GET", "/healthz", HealthReply)
 
@@ -270,6 +284,17 @@ class Client:
 
     def snapshot(self) -> SnapshotReply:
         return self.send(Calls.snapshot())
+
+    def recalibrate(self) -> VersionReply:
+        """Fits the probabilities again with users' feedback; `change` says what that changed."""
+        return self.send(Calls.recalibrate())
+
+    def calibrations(self) -> VersionsReply:
+        return self.send(Calls.calibrations())
+
+    def use_calibration(self, id: str) -> VersionsReply:
+        """Serves another of `calibrations()` from now on."""
+        return self.send(Calls.use_calibration(id))
 
     def ready(self) -> ReadyReply:
         return self.send(Calls.ready())

@@ -360,6 +360,34 @@ class SnapshotReply(Reply):
     snapshot: str = Field(description="name of the new snapshot, which serves now")
 
 
+class UseCalibrationRequest(Body):
+    """Which calibration to serve from now on."""
+
+    id: str = Field(min_length=1, max_length=64, description="from GET /v1/admin/calibrations")
+
+
+class VersionReply(Reply):
+    """One calibration of a collection."""
+
+    id: str
+    made: str = Field(description="when, ISO 8601")
+    cause: str = Field(description='"build or compaction", "feedback", or "refit"')
+    snapshot: str = Field(description="under which snapshot it was made")
+    sequence: int = Field(description="the last write its gallery had")
+    queries: dict[str, Any] = Field(description="what it was fitted on")
+    ece: float | None = Field(description="its calibration error on held-out queries")
+    change: dict[str, Any] | None = Field(
+        description="before and after, on feedback that neither calibration was fitted on; null without feedback"
+    )
+
+
+class VersionsReply(Reply):
+    """Oldest first."""
+
+    in_use: str | None = Field(description="null when the collection is not calibrated")
+    calibrations: list[VersionReply]
+
+
 class ReloadReply(Reply):
     """What serves now."""
 
@@ -388,6 +416,7 @@ class CalibrationReply(BaseModel):
 
     calibrated: bool
     reason: str | None = Field(description="why no probability can be shown")
+    version: str | None = Field(description="id of the calibration in use; null when there is none")
 
 
 class FaultReply(Reply):

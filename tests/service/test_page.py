@@ -225,7 +225,8 @@ def test_feedback_reaches_the_store(browser: Browser, collection: Path, tmp_path
         expect(page.locator("#feedback")).to_contain_text("Thank you")
         context.close()
     store = ItemStore(folder / "items.sqlite", 32)
-    labels, vectors = store.feedback()
+    notes = store.feedback()
+    labels, vectors = notes.labels, notes.vectors
     store.close()
     assert labels == [label, None]
     assert (vectors[0] == vectors[1]).all()
