@@ -214,6 +214,8 @@ def test_every_answer_is_that_of_a_state_which_existed(copied: Path, capsys: pyt
 
         return once
 
+    for collection in (live, follower):  # whatever is loaded at the first search is no wait for a writer
+        collection.search_vectors(unit(1, 16), k=K)
     quiet = Load(SECONDS / 4)
     for collection in (live, live, follower):
         quiet.start(reader(collection, "no writer"))
