@@ -186,6 +186,7 @@ def test_a_compaction_fits_anew_and_keeps_using_the_feedback_unless_it_was_rolle
     give(live)
     own = str(live.state.calibration_id)
     fed = live.recalibrate()
+    live.upsert([NewItem("new", "card", "my bank card chip")])
     live.snapshot()
     assert live.calibration is not None
     assert live.calibration.report["queries"]["feedback"]["queries"] == 5 * FEEDBACK
@@ -193,7 +194,7 @@ def test_a_compaction_fits_anew_and_keeps_using_the_feedback_unless_it_was_rolle
     assert listed[:2] == [own, fed.id]
     assert listed[-1] == live.state.calibration_id
     reader = Collection.open(live.path)
-    assert reader.state.calibration_id == live.state.calibration_id  # the choice was made under another snapshot
+    assert reader.state.calibration_id == live.state.calibration_id != fed.id  # the choice was made under another snapshot
     reader.close()
     live.use_calibration(own)
     live.snapshot()
