@@ -194,7 +194,9 @@ def test_a_compaction_fits_anew_and_keeps_using_the_feedback_unless_it_was_rolle
     assert listed[:2] == [own, fed.id]
     assert listed[-1] == live.state.calibration_id
     reader = Collection.open(live.path)
-    assert reader.state.calibration_id == live.state.calibration_id != fed.id  # the choice was made under another snapshot
+    assert (
+        reader.state.calibration_id == live.state.calibration_id != fed.id
+    )  # the choice was made under another snapshot
     reader.close()
     live.use_calibration(own)
     live.snapshot()
