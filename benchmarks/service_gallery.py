@@ -21,32 +21,30 @@ from index.build import Held, build_collection
 from index.rows import Row
 
 Vectors = NDArray[np.float32]
-CENTRES, LABELS = 1000, 10
-"""Neighbourhoods, and labels in each: the hundred nearest items of a query carry about ten labels."""
+Ints = NDArray[np.int64]
+CENTRES, LABELS, UNKNOWN = 1000, 10, 2
+"""Neighbourhoods, labels in each (the hundred nearest items of a query carry about ten), and labels in each of which
+the gallery has no item, while queries do."""
 HELD, ASKED = 2000, 2000
-UNKNOWN = 0.2
-"""Share of the queries around centres the gallery has not."""
 
 
 def vectors(size: int, dimension: int, seed: int = 0) -> tuple[Vectors, list[int], Vectors, list[int | None]]:
     """Unit vectors of the gallery (size, d) with their labels, and of HELD + ASKED queries with theirs (None: none)."""
     random = np.random.default_rng(seed)
-    extra = int(CENTRES * UNKNOWN)
-    centres = random.standard_normal((CENTRES + extra, dimension), dtype=np.float32)
-    centres = np.repeat(centres, LABELS, axis=0)
-    centres += 0.4 * random.standard_normal(centres.shape, dtype=np.float32)
-    of_items = random.integers(0, CENTRES * LABELS, size)
-    of_queries = random.integers(0, CENTRES * LABELS, HELD + ASKED)
-    unknown = random.random(len(of_queries)) < UNKNOWN
-    of_queries[unknown] = random.integers(CENTRES * LABELS, len(centres), int(unknown.sum()))
+    centres = random.standard_normal((CENTRES, 1, dimension), dtype=np.float32)
+    means = centres + 0.4 * random.standard_normal((CENTRES, LABELS + UNKNOWN, dimension), dtype=np.float32)
 
-    def around(label: NDArray[np.int64]) -> Vectors:
-        found = centres[label] + 0.6 * random.standard_normal((len(label), dimension), dtype=np.float32)
-        found /= np.linalg.norm(found, axis=1, keepdims=True)
-        return np.asarray(found, np.float32)
+    def around(centre: Ints, label: Ints) -> Vectors:
+        found = means[centre, label] + 0.6 * random.standard_normal((len(label), dimension), dtype=np.float32)
+        return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True), np.float32)
 
-    labels = [None if hidden else int(label) for label, hidden in zip(of_queries, unknown, strict=True)]
-    return around(of_items), of_items.tolist(), around(of_queries), labels
+    of_items = random.integers(0, CENTRES, size), random.integers(0, LABELS, size)
+    count = HELD + ASKED
+    of_queries = random.integers(0, CENTRES, count), random.integers(0, LABELS + UNKNOWN, count)
+    names = [
+        None if label >= LABELS else int(LABELS * centre + label) for centre, label in zip(*of_queries, strict=True)
+    ]
+    return around(*of_items), (LABELS * of_items[0] + of_items[1]).tolist(), around(*of_queries), names
 
 
 def write_encoder(folder: Path, table: dict[str, NDArray[np.float32]]) -> Path:

@@ -168,10 +168,10 @@ def _examples(answer: Answer) -> list[str]:
 
 
 def _warm_up(collection: Collection) -> Answer:
-    if collection.encoder.modality == "text":
-        return collection.search([WARM_UP], k=TOP_K)[0]
     try:
+        if collection.encoder.modality == "text":
+            return collection.search([WARM_UP], k=TOP_K)[0]
         return collection.search_images([blank()], k=TOP_K)[0]
-    except DataError:  # no face in it, says a face encoder, which has loaded and run its detector by then
+    except DataError:  # no word it knows, says a text encoder, or no face in it; it has loaded and run by then
         vector = np.eye(1, collection.encoder.dimension, dtype=np.float32)
         return collection.search_vectors(vector, k=TOP_K)[0]
