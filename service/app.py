@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from service import problems
 from service.access import Access
+from service.direct import direct
 from service.item_schemas import limited_items
 from service.keys import Keys
 from service.limits import LOOPBACK_NAMES, BodyLimit, KnownHosts, SecurityHeaders
@@ -70,6 +71,7 @@ def create_app(settings: ServeSettings, serving: Serving | None = None) -> FastA
     app.add_middleware(RequestLog)
     routers = [module.router for module in (search, embeddings, items, collection, admin, health, page)]
     app.state.routes = [route for router in routers for route in router.routes]
+    app.router.routes.extend(route for module in (search, embeddings) for route in direct(module.router))
     for router in routers:
         app.include_router(router)
     page.mount(app)
