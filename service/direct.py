@@ -1,7 +1,7 @@
 """Routes without FastAPI's way to them, for what is asked thousands of times a second.
 
-FastAPI resolves dependencies and opens two exit stacks for every request; a route that reads its own body and writes its
-own answer needs neither. The declared route stays for the OpenAPI document, and is what the log and the metrics name.
+FastAPI resolves dependencies and opens two exit stacks for every request; a route that reads its own body and writes
+its own answer needs neither. The declared route stays for the OpenAPI document.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ class _Direct(Route):
     """Answers for a declared route."""
 
     def __init__(self, declared: APIRoute) -> None:
-        super().__init__(declared.path, declared.endpoint, methods=sorted(declared.methods), include_in_schema=False)
-        self.methods = set(declared.methods)  # without the HEAD that Starlette adds
+        methods = declared.methods or set()
+        super().__init__(declared.path, declared.endpoint, methods=sorted(methods), include_in_schema=False)
+        self.methods = set(methods)  # without the HEAD that Starlette adds
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         match, child = super().matches(scope)

@@ -16,6 +16,7 @@ from index.collection import Collection
 from index.errors import CollectionError, DataError, ReadOnly, SurematchError
 from index.evidence import TOP_K
 from index.images import blank
+from service.fleet import Fleet
 from service.metrics import Metrics
 from service.searcher import Searcher
 from service.settings import ServeSettings
@@ -91,6 +92,8 @@ class Current:
         self.settings = settings
         self.metrics = metrics
         self.serving = serving
+        self.fleet: Fleet | None = None
+        """The other workers, where there are several."""
         self.degraded = False
         """The last reload was refused: an older version serves than the one on disk."""
         self._reloading = asyncio.Lock()
@@ -144,6 +147,14 @@ class Current:
                 self._retiring.add(task)
                 task.add_done_callback(self._retiring.discard)
             return new
+
+    async def reload_everywhere(self) -> Serving:
+        """`reload` in every worker. Raises `SurematchError` when one of them refuses the new version."""
+        if self.fleet is None:
+            return await self.reload()
+        await self.fleet.reload()
+        assert self.serving is not None
+        return self.serving
 
     def _open_undamaged(self) -> Serving:
         """A start makes the best of a damaged collection; a reload has something better: the version that serves."""
