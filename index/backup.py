@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from index import versions
 from index.collection import CONFIG, ENCODER, ITEMS, SNAPSHOTS, Collection, read_config
 from index.errors import CollectionError, Damaged, DiskFull, SettingsError
 from index.items import ItemStore
@@ -81,6 +82,7 @@ def _copy_state(source: Path, folder: Path, dimension: int) -> None:
                 if (source / SNAPSHOTS / str(name)).is_dir():
                     raise
                 continue  # removed by a compaction while it was copied
+            versions.copy(source, folder)
             store.copy_to(folder / ITEMS)
             found, _ = read_snapshot(folder / SNAPSHOTS)
             with closing(ItemStore(folder / ITEMS, dimension)) as copy:

@@ -25,7 +25,7 @@ from index.rows import Row, read_rows
 from index.settings import Settings, parse
 
 _BATCH = 1024
-_JSON = Field(False, alias="json", description="print one JSON object instead of words")
+JSON = Field(False, alias="json", description="print one JSON object instead of words")
 
 
 class AddSettings(Settings):
@@ -38,7 +38,7 @@ class AddSettings(Settings):
     text: str = Field("text", description="column that holds the text")
     label: str | None = Field(None, description="column that holds the label [default: the items carry none]")
     id: str | None = Field(None, description="column that holds the item's id [default: file name and line]")
-    json_: bool = _JSON
+    json_: bool = JSON
 
 
 class DeleteSettings(Settings):
@@ -49,7 +49,7 @@ class DeleteSettings(Settings):
     collection: CliPositionalArg[Path] = Field(description="folder of the collection")
     ids: CliPositionalArg[list[str]] = Field([], description="ids of the items")
     where: str | None = Field(None, description='filter instead of ids, as JSON: {"brand": "acme"}')
-    json_: bool = _JSON
+    json_: bool = JSON
 
 
 class CompactSettings(Settings):
@@ -58,7 +58,7 @@ class CompactSettings(Settings):
     model_config = SettingsConfigDict(cli_prog_name="surematch compact")
 
     collection: CliPositionalArg[Path] = Field(description="folder of the collection")
-    json_: bool = _JSON
+    json_: bool = JSON
 
 
 class BackupSettings(Settings):
@@ -68,7 +68,7 @@ class BackupSettings(Settings):
 
     collection: CliPositionalArg[Path] = Field(description="folder of the collection")
     dest: CliPositionalArg[Path] = Field(description="folder of the copy, which must not exist")
-    json_: bool = _JSON
+    json_: bool = JSON
 
 
 class RestoreSettings(Settings):
@@ -78,7 +78,7 @@ class RestoreSettings(Settings):
 
     src: CliPositionalArg[Path] = Field(description="folder of the back-up")
     dest: CliPositionalArg[Path] = Field(description="folder of the collection, which must not exist")
-    json_: bool = _JSON
+    json_: bool = JSON
 
 
 def add(argv: Sequence[str]) -> int:
@@ -96,7 +96,7 @@ def add(argv: Sequence[str]) -> int:
             written, replaced, sequence = written + receipt.written, replaced + receipt.replaced, receipt.sequence
             progress("adding", written, len(items))
         told = asdict(Receipt(sequence, written, replaced)) | _state(collection)
-    return _tell(told, f"{written} items written, {replaced} of them replaced.", settings.json_)
+    return tell(told, f"{written} items written, {replaced} of them replaced.", settings.json_)
 
 
 def delete(argv: Sequence[str]) -> int:
@@ -111,7 +111,7 @@ def delete(argv: Sequence[str]) -> int:
             receipt = collection.delete_where(_filter(settings.where))
         told = asdict(receipt) | _state(collection)
     words = f"{receipt.deleted} items deleted. `surematch compact {settings.collection}` erases them from every file."
-    return _tell(told, words, settings.json_)
+    return tell(told, words, settings.json_)
 
 
 def compact(argv: Sequence[str]) -> int:
@@ -126,7 +126,7 @@ def compact(argv: Sequence[str]) -> int:
         told = {"snapshot": name, "erased": erased} | _state(collection)
     words = f"Snapshot {name} of {told['items']} items. "
     words += f"What was deleted up to write {erased['sequence']} is in no file any more." if erased["at"] else ""
-    return _tell(told, f"{words}{_reason(told)}", settings.json_)
+    return tell(told, f"{words}{_reason(told)}", settings.json_)
 
 
 def backup(argv: Sequence[str]) -> int:
@@ -145,7 +145,7 @@ def _copy(source: Path, destination: Path, as_json: bool) -> int:
     with console.progress(quiet=as_json) as progress:
         copied = copy_collection(source, destination, progress)
     words = f"{destination}: {copied.items} items as of write {copied.sequence}, verified."
-    return _tell(asdict(copied), words, as_json)
+    return tell(asdict(copied), words, as_json)
 
 
 def _batches(items: Sequence[NewItem]) -> Iterator[list[NewItem]]:
@@ -178,7 +178,8 @@ def _reason(told: dict[str, Any]) -> str:
     return "" if told["reason"] is None else f" Without probabilities: {told['reason']}"
 
 
-def _tell(told: dict[str, Any], words: str, as_json: bool) -> int:
+def tell(told: dict[str, Any], words: str, as_json: bool) -> int:
+    """Prints what a verb did, in words or as one JSON object."""
     if as_json:
         sys.stdout.write(json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     else:

@@ -3,7 +3,8 @@
 collection.json            name, format, encoder fingerprint and dimension
 encoder/                   the encoder's folder, so that a collection can be copied or mounted alone
 items.sqlite               the truth
-snapshots/, CURRENT        checksummed states of engine + calibration
+snapshots/                 checksummed states of engine + calibration
+calibrations/              every calibration there was, and which one was chosen
 writer.lock                held by the one process that writes
 
 Every read takes one immutable `State` and answers from it alone; every write is committed to the items first and then
@@ -16,6 +17,8 @@ import json
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -30,7 +33,7 @@ from index.drift import Drift
 from index.encoders import Encoder, load_encoder
 from index.engine import Engine
 from index.engines import recall_warning
-from index.errors import CollectionError, Damaged, DataError, DiskFull, ReadOnly
+from index.errors import CalibrationError, CollectionError, Damaged, DataError, DiskFull, ReadOnly
 from index.evidence import TOP_K
 from index.filters import Filter
 from index.gallery import Gallery as Gallery
@@ -44,9 +47,11 @@ from index.new_items import NewItem as NewItem
 from index.new_items import Receipt as Receipt
 from index.new_items import encoded
 from index.outcome import map_name
-from index.snapshot import clean, current_name
+from index.recalibrate import recalibrated
+from index.snapshot import clean, created, current_name
 from index.sources import Progress
 from index.state import State
+from index.versions import Version, Versions, chosen_calibration, dump, id_of
 from index.writer_lock import WriterLock
 
 FORMAT = 1
@@ -85,6 +90,8 @@ class Collection:
         self._swapping = threading.RLock()  # among writers; a reader takes `_state` as it stands
         self._compacting = threading.Lock()
         self._named = current_name(path / SNAPSHOTS)
+        self._versions = Versions(path)
+        self._chosen: str | None = None
 
     @classmethod
     def open(cls, path: Path, *, writable: bool = False) -> Collection:
@@ -115,6 +122,7 @@ class Collection:
     def _tidy(self) -> None:
         """What a killed writer left undone: half-written files, an erasure, a snapshot that is missing or damaged."""
         clean(self.path / SNAPSHOTS)
+        self._versions.clean()
         if self._state.snapshot_id.startswith("rebuilt-"):
             self._store.renew()  # no snapshot belongs to these items: none shall by chance of numbers ever
         if self._state.snapshot_id == current_name(self.path / SNAPSHOTS):
@@ -230,9 +238,19 @@ class Collection:
                 self._state = self._loaded()
             else:
                 self._catch_up()
-            return self._state is not before and (
-                (self._state.sequence, self._state.snapshot_id) != (before.sequence, before.snapshot_id)
-            )
+            self._follow_choice()
+            return _version(self._state) != _version(before)
+
+    def _follow_choice(self) -> None:
+        """Serves the calibration that another process chose."""
+        id = self._versions.chosen(self._state.snapshot_id)
+        if id in (self._chosen, self._state.calibration_id):
+            return
+        self._chosen = id  # should it be damaged, it is not tried again and again
+        found, _, faults = chosen_calibration(self._versions, self._state.snapshot_id)
+        if found is not None:
+            self._state = replace(self._state, calibration=found, calibration_id=id)
+        self._state = replace(self._state, warnings=(*self._state.warnings, *faults))
 
     def check_items(self) -> list[str]:
         """What is wrong with the item store by SQLite's own check of every page, or nothing; reads the whole file."""
@@ -246,6 +264,7 @@ class Collection:
         self._must_write()
         snapshots = self.path / SNAPSHOTS
         with self._compacting:
+            self._keep_served()
             fitting = compaction.Fitting.of(self._config.get("calibrate"), self.calibration)
             made = compaction.compact(
                 snapshots,
@@ -258,8 +277,84 @@ class Collection:
             )
             with self._swapping:
                 self._state = self._followed(made)
+            with suppress(DiskFull):  # it is in the snapshot, and is kept with the next one
+                self._keep_served()
+                self._versions.prune({made.calibration_id})
             compaction.erase(snapshots, self._store, made.base)
         return made.snapshot_id
+
+    def recalibrate(self, *, feedback: bool = True) -> Version:
+        """Fits the calibration again, for the items as they are and with what users said was right; serves it.
+
+        The index stays as it is. The version's `change` tells what it changed, see `index.recalibrate`. Raises
+        `CalibrationError` when there is too little feedback or no honest query, `ReadOnly`, `DiskFull`; then the old
+        calibration stays.
+        """
+        self._must_write()
+        with self._compacting:
+            state = self._with_snapshot()
+            fitting = replace(
+                compaction.Fitting.of(self._config.get("calibrate"), state.calibration), feedback=feedback
+            )
+            now = self._store.everything()
+            gallery = Gallery.of(now.born, now.labels, now.vectors)
+            found, change = recalibrated(self.path / ENCODER, self._store, now, gallery, fitting, state.calibration)
+            content = dump(found)
+            cause = "feedback" if feedback else "refit"
+            version = Version.of(found, id_of(content), _now(), cause, state.snapshot_id, now.sequence, change)
+            self._keep_served()
+            self._versions.keep(version, content)
+            self._choose(version.id, found)
+            self._versions.prune({version.id, state.calibration_id})
+            return version
+
+    def calibrations(self) -> list[Version]:
+        """Every calibration that is kept, oldest first; `state.calibration_id` is the one in use.
+
+        Damaged ones are left out, and told of in `warnings` once they are asked for.
+        """
+        found, _ = self._versions.listed()
+        served = self._served_version()
+        return found if served is None or served.id in {version.id for version in found} else [*found, served]
+
+    def use_calibration(self, id: str) -> None:
+        """Serves the calibration of this id, until another is chosen or a compaction fits a new one.
+
+        Raises `NotFound`, `ReadOnly`, `DiskFull`, and `CalibrationError` for one that no longer fits the gallery.
+        """
+        self._must_write()
+        with self._compacting:
+            self._with_snapshot()
+            self._keep_served()
+            found = self._versions.load(id)
+            stale = found.stale(self.size, self.gallery.label_count)
+            if stale is not None:
+                raise CalibrationError(f"{stale} It was not put in use: recalibrate instead.")
+            self._choose(id, found)
+
+    def _with_snapshot(self) -> State:
+        if self._state.snapshot_id.startswith("rebuilt-"):
+            raise CollectionError(f"{self.path}: has no intact snapshot to go with a calibration. Compact it first.")
+        return self._state
+
+    def _choose(self, id: str, found: Calibration) -> None:
+        self._versions.choose(self._state.snapshot_id, id)
+        with self._swapping:
+            self._state = replace(self._state, calibration=found, calibration_id=id)
+
+    def _served_version(self) -> Version | None:
+        state = self._state
+        if state.calibration is None or state.calibration_id is None:
+            return None
+        made = created(self.path / SNAPSHOTS, state.snapshot_id)
+        cause = "build or compaction"
+        return Version.of(state.calibration, state.calibration_id, made, cause, state.snapshot_id, state.base, None)
+
+    def _keep_served(self) -> None:
+        """The calibration inside the snapshot joins the others, so that there is a way back to it."""
+        served = self._served_version()
+        if served is not None and self._state.calibration is not None:
+            self._versions.keep(served, dump(self._state.calibration))
 
     def _due(self) -> bool:
         state = self._state
@@ -278,6 +373,16 @@ class Collection:
         found = caught_up(state, self._store)
         return self._loaded() if found is None else found
 
+    def _newer(self, state: State) -> State:
+        """For a reader whose state's items another process erased: it follows by itself, and waits for nobody."""
+        newer = self._followed(state)
+        if self._swapping.acquire(blocking=False):
+            try:
+                self._state = newer if self._state is state else self._state
+            finally:
+                self._swapping.release()
+        return newer
+
     def _loaded(self) -> State:
         return load_state(self.path / SNAPSHOTS, self._config["encoder"], self._store, self._config.get("uncalibrated"))
 
@@ -294,18 +399,25 @@ class Collection:
         coverage: float | None = None,
         coverage_for: CoverageFor = "mixed",
         filter: dict[str, Any] | None = None,
+        explain: bool = False,
     ) -> list[Answer]:
         """One answer a text. Raises `DataError` for an empty text, k out of range or an unknown map.
 
         `coverage` asks for prediction sets; `coverage_for` "known-unknown" makes it hold for known and unknown queries
         apart, not only for their mix. `filter` (see `index.filters`) says which items may be shown and which labels
-        answered; a label of which nothing passes counts as no match.
+        answered; a label of which nothing passes counts as no match. `explain` adds why, see `index.explain`.
         """
         for at, text in enumerate(texts):
             if not text.strip():
                 raise DataError(f"Query {at + 1} is an empty text. Ask with at least one word.")
         return self.search_vectors(
-            self.encoder.encode(texts), k=k, map=map, coverage=coverage, coverage_for=coverage_for, filter=filter
+            self.encoder.encode(texts),
+            k=k,
+            map=map,
+            coverage=coverage,
+            coverage_for=coverage_for,
+            filter=filter,
+            explain=explain,
         )
 
     def search_images(self, images: Sequence[Source], **how: Any) -> list[Answer]:
@@ -324,6 +436,7 @@ class Collection:
         coverage: float | None = None,
         coverage_for: CoverageFor = "mixed",
         filter: dict[str, Any] | None = None,
+        explain: bool = False,
     ) -> list[Answer]:
         """One answer a row of `vectors` (n, d), unit vectors of this collection's encoder. Raises `DataError`."""
         queries = self._checked(vectors)
@@ -337,7 +450,7 @@ class Collection:
         condition = None if filter is None else Filter.parse(filter)
         if not len(queries):
             return []
-        found, state = self._found(queries, k, condition)
+        found, state = self._found(queries, k, condition, everything=explain)
         reason = state.uncalibrated()
         if reason is not None or state.calibration is None:
             told = [warning for warning in state.warnings if warning not in (reason or "")]
@@ -345,12 +458,19 @@ class Collection:
         self.drift.observe(found.scores, found.codes, state.calibration)
         warnings = [*state.warnings, *recall_warning(state.engine), *state.calibration.warnings]
         exact: Literal["all", "top", "no"] = "no" if not state.engine.exact else "all" if len(state) <= TOP_K else "top"
-        return respond.with_probabilities(found, k, state.calibration, name, coverage, coverage_for, exact, warnings)
+        return respond.with_probabilities(
+            found, k, state.calibration, name, coverage, coverage_for, exact, warnings, explain
+        )
 
-    def _found(self, queries: NDArray[np.float32], k: int, condition: Filter | None) -> tuple[respond.Found, State]:
-        """What one state finds. Should its items have been erased meanwhile, a newer state answers."""
+    def _found(
+        self, queries: NDArray[np.float32], k: int, condition: Filter | None, *, everything: bool
+    ) -> tuple[respond.Found, State]:
+        """What one state finds, with the items to be shown, or `everything` that makes the evidence.
+
+        Should its items have been erased meanwhile, a newer state answers.
+        """
+        state = self._state
         for _ in range(_TRIES):
-            state = self._state
             if not len(state):
                 raise DataError("This collection holds no items, so there is nothing to search. Index some rows first.")
             allowed = None if condition is None else self._store.rows_where(condition, state.sequence)
@@ -358,14 +478,13 @@ class Collection:
                 scores, rows = state.search(queries, TOP_K)
                 codes = state.gallery.codes_of(rows)
                 shown = None if allowed is None else _shown(state, queries, allowed)
-                wanted = _wanted(state, rows, codes, 0 if shown else k)
+                wanted = _wanted(state, rows, codes, TOP_K if everything else 0 if shown else k)
                 if shown is not None:
-                    wanted |= _wanted(state, shown.rows, shown.codes, k)
+                    wanted |= _wanted(state, shown.rows, shown.codes, TOP_K if everything else k)
                 items = self._store.get(wanted)
                 if len(items) == len(wanted):
                     return respond.Found(queries, scores, rows, codes, items, state.gallery, shown), state
-            if self._state is state:
-                self.refresh()
+            state = self._state if self._state is not state else self._newer(state)
         raise Damaged(f"{self.path / ITEMS}: items that the index knows are missing. Restore it from a backup.")
 
     def _checked(self, vectors: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -413,6 +532,7 @@ class Collection:
             "calibrated": state.uncalibrated() is None,
             "reason": state.uncalibrated(),
             "calibration": state.calibration.report if state.calibration else None,
+            "calibration_id": state.calibration_id,
             "drift": self.drift_report(),
             "warnings": [*state.warnings, *(state.calibration.warnings if state.calibration else [])],
         }
@@ -427,6 +547,14 @@ def _shown(state: State, queries: NDArray[np.float32], allowed: NDArray[np.int64
 def _wanted(state: State, rows: NDArray[np.int64], codes: NDArray[np.int64], k: int) -> set[int]:
     """Rows whose items an answer needs: the hits to be shown, and, wherever they stand, those named by their id."""
     return {*rows[:, :k].ravel().tolist(), *rows[codes >= len(state.gallery.names)].tolist()}
+
+
+def _version(state: State) -> tuple[int, str, str | None]:
+    return state.sequence, state.snapshot_id, state.calibration_id
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def _release(lock: WriterLock | None) -> None:

@@ -6,7 +6,6 @@ the tables, from the write-ahead log and from older snapshots.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,14 @@ from index.calibrate import DEFAULT, Calibration, calibrate
 from index.encoders import Encoder
 from index.engines import make_engine
 from index.errors import CalibrationError
-from index.examples import Queries, examples
+from index.examples import Examples, Queries, examples
 from index.gallery import Gallery
 from index.items import Changes, ItemStore, KeptQueries
 from index.loading import CALIBRATION, PROFILE
 from index.snapshot import clean, write_snapshot
 from index.sources import Progress, stored_queries
 from index.state import State
+from index.versions import dump, id_of
 
 UNKNOWN_SHARE = 0.2
 """Share of queries expected to match nothing, unless the user knows better."""
@@ -37,10 +37,14 @@ class Fitting:
     unknown_share: float = UNKNOWN_SHARE
     calibrator: str = DEFAULT
     seed: int = 0
+    feedback: bool = False
 
     @classmethod
     def of(cls, stored: Any, calibration: Calibration | None) -> Fitting:
-        """As `collection.json` has it; collections that did not keep it say most of it in their calibration."""
+        """As `collection.json` has it; collections that did not keep it say most of it in their calibration.
+
+        Feedback is used when the calibration in use was fitted on some: what was rolled back stays out.
+        """
         report = {} if calibration is None else calibration.report
         told = stored if isinstance(stored, dict) else {}
         share = report.get("queries", {}).get("unknown_share", UNKNOWN_SHARE)
@@ -48,12 +52,27 @@ class Fitting:
             float(told.get("unknown_share", share)),
             str(told.get("calibrator", report.get("calibrator", DEFAULT))),
             int(told.get("seed", 0)),
+            bool(report.get("queries", {}).get("feedback")),
         )
+
+    def queries(self, folder: Path, store: ItemStore, now: Changes, gallery: Gallery) -> tuple[Queries, list[str]]:
+        """See `index.sources.stored_queries`; users' feedback is among them where this fitting uses it."""
+        fed = store.feedback().distinct() if self.feedback else None
+        return stored_queries(folder, store, now, gallery, self.seed, fed)
 
     def calibration(self, queries: Queries, now: Changes, gallery: Gallery, warnings: list[str]) -> Calibration:
         """Fitted on `queries` against the gallery of the items `now`. Raises `CalibrationError`."""
-        made = examples(queries, now.vectors, gallery.codes, len(gallery.names), self.unknown_share)
-        return calibrate(
+        return self.fitted(self.examples(queries, now, gallery), queries, now, gallery, warnings)
+
+    def examples(self, queries: Queries, now: Changes, gallery: Gallery) -> Examples:
+        """Raises `CalibrationError`."""
+        return examples(queries, now.vectors, gallery.codes, len(gallery.names), self.unknown_share)
+
+    def fitted(
+        self, made: Examples, queries: Queries, now: Changes, gallery: Gallery, warnings: list[str]
+    ) -> Calibration:
+        """Fitted on the examples made of `queries`. Raises `CalibrationError`."""
+        found = calibrate(
             made,
             items=len(now.born),
             labels=gallery.label_count,
@@ -61,6 +80,12 @@ class Fitting:
             calibrator=self.calibrator,
             seed=self.seed,
         )
+        if len(queries.feedback):
+            found.report["queries"]["feedback"] = {
+                "queries": len(queries.feedback),
+                "upto": int(queries.feedback.max()),
+            }
+        return found
 
 
 def keep_queries(store: ItemStore, queries: Queries) -> None:
@@ -88,10 +113,10 @@ def compact(
     progress("calibrating", 0, 1)
     calibration, why_not, asked = None, None, None
     try:
-        queries, notes = stored_queries(folder, store, now, gallery, fitting.seed)
+        queries, notes = fitting.queries(folder, store, now, gallery)
         asked = own_questions(queries)
         calibration = fitting.calibration(queries, now, gallery, notes)
-        files[CALIBRATION] = json.dumps(calibration.to_json(), allow_nan=False).encode()
+        files[CALIBRATION] = dump(calibration)
     except CalibrationError as error:
         why_not = str(error)
     progress("building the index", 0, 1)
@@ -109,7 +134,8 @@ def compact(
             about={"store": store.id, "uncalibrated": why_not},
         )
     progress("writing", 1, 1)
-    return State.of(built, gallery, calibration, name, now.sequence, why_not=why_not)
+    id = id_of(files[CALIBRATION]) if calibration is not None else None
+    return State.of(built, gallery, calibration, name, now.sequence, why_not=why_not, calibration_id=id)
 
 
 def erase(snapshots: Path, store: ItemStore, upto: int) -> bool:

@@ -41,6 +41,10 @@ class Damaged(CollectionError):
     """Files of a collection that are not as they were written, and that nothing can stand in for."""
 
 
+class NotFound(CollectionError):
+    """Something asked for by its name that the collection does not have."""
+
+
 class CalibrationError(SurematchError):
     """No honest calibration is possible with the queries given."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from index.gallery import Gallery
 from index.items import ItemStore
 from index.snapshot import Snapshot, current_name, read_snapshot
 from index.state import State
+from index.versions import Versions, chosen_calibration, dump, id_of
 
 CALIBRATION, PROFILE = "calibration.json", "labels.safetensors"
 _TRIES = 5
@@ -44,13 +46,13 @@ def _load_once(snapshots: Path, encoder: str, store: ItemStore, why_not: str | N
     if snapshot is not None and (other := _foreign(snapshot, encoder, store)):
         warnings.append(other)
         snapshot = None
-    calibration = None if snapshot is None else _calibration(snapshot, warnings)
+    calibration, id = (None, None) if snapshot is None else _calibration(snapshot, snapshots.parent, warnings)
     if snapshot is not None:
         why_not = snapshot.manifest.get("uncalibrated", why_not)
         try:
             state = caught_up(_of_snapshot(snapshot, store, calibration, why_not, tuple(warnings)), store)
             if state is not None:
-                return state
+                return replace(state, calibration_id=id)
             warnings.append(f"{store.path} was compacted while it was opened.")
         except CollectionError as error:
             warnings.append(f"{error} The index was rebuilt from the items.")
@@ -65,6 +67,7 @@ def _load_once(snapshots: Path, encoder: str, store: ItemStore, why_not: str | N
         now.sequence,
         why_not=why_not,
         warnings=tuple(warnings),
+        calibration_id=id,
     )
 
 
@@ -93,14 +96,18 @@ def _foreign(snapshot: Snapshot, encoder: str, store: ItemStore) -> str | None:
     return None
 
 
-def _calibration(snapshot: Snapshot, warnings: list[str]) -> Calibration | None:
-    if CALIBRATION not in snapshot.files:
-        return None
+def _calibration(snapshot: Snapshot, folder: Path, warnings: list[str]) -> tuple[Calibration | None, str | None]:
+    """The calibration to serve with a snapshot of the collection `folder`, and its id: the chosen one, else its own."""
+    found, id, faults = chosen_calibration(Versions(folder), snapshot.name)
+    warnings += faults
+    if found is not None or CALIBRATION not in snapshot.files:
+        return found, id
     try:
-        return Calibration.from_json(json.loads(snapshot.content(CALIBRATION)))
+        own = Calibration.from_json(json.loads(snapshot.content(CALIBRATION)))
+        return own, id_of(dump(own))
     except CalibrationError as error:
         warnings.append(str(error))
-        return None
+        return None, None
 
 
 def _of_snapshot(

@@ -13,6 +13,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -66,12 +68,19 @@ def write_snapshot(
 
     `about` is added to the manifest. Raises `DiskFull` or another `CollectionError`, and leaves nothing half written.
     """
-    try:
+    with storing(root, "snapshot"):
         return _write(root, {"sequence": sequence, "engine": engine, "encoder": encoder, **(about or {})}, files)
+
+
+@contextmanager
+def storing(root: Path, what: str) -> Iterator[None]:
+    """Turns the system's errors of writing `what` below `root` into `DiskFull`, `ReadOnly` or `CollectionError`."""
+    try:
+        yield
     except OSError as error:
         kind = DiskFull if error.errno in NO_ROOM else ReadOnly if error.errno in _NO_RIGHT else CollectionError
         raise kind(
-            f"{root}: the snapshot could not be written ({error.strerror}). The one before is still served; writing "
+            f"{root}: the {what} could not be written ({error.strerror}). The one before is still served; writing "
             "works again once there is room and permission."
         ) from error
 
@@ -123,6 +132,14 @@ def current_name(root: Path) -> str | None:
         return (root / _CURRENT).read_text(encoding="utf-8").strip() or None
     except (OSError, UnicodeDecodeError):
         return None
+
+
+def created(root: Path, name: str) -> str:
+    """When the snapshot of this name was written, as its manifest says; "" when that cannot be read."""
+    try:
+        return str(json.loads((root / name / _MANIFEST).read_bytes())["created"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
 
 
 def point_to(root: Path, name: str) -> None:
@@ -201,14 +218,19 @@ def _digest_of(path: Path) -> str:
 
 
 def _switch(root: Path, name: str) -> None:
-    pointer = root / f".{_CURRENT}-{os.getpid()}"
+    replace_durably(root / _CURRENT, f"{name}\n".encode())
+
+
+def replace_durably(path: Path, content: bytes) -> None:
+    """Makes `content` the file's, all of it or, should anything fail, none: on disk when it returns."""
+    beside = path.with_name(f".{path.name}-{os.getpid()}")
     try:
-        _write_durably(pointer, f"{name}\n".encode())
-        pointer.replace(root / _CURRENT)
+        _write_durably(beside, content)
+        beside.replace(path)
     except BaseException:
-        pointer.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         raise
-    _sync(root)
+    _sync(path.parent)
 
 
 def _prune(root: Path, current: str) -> None:
@@ -222,6 +244,13 @@ def _discard(folder: Path) -> None:
     hidden = folder.with_name(_TEMPORARY + folder.name)
     folder.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)
+
+
+def make_folder(path: Path) -> None:
+    """Creates the folder unless it is there; its name is on disk when it returns."""
+    if not path.is_dir():
+        path.mkdir()
+        _sync(path.parent)
 
 
 def _write_durably(path: Path, content: bytes) -> None:

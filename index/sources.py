@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from index.calibration import FEW_QUERIES
 from index.encode import BATCH, blame, encode_batch
 from index.encoder_files import TRAINED_ROWS
 from index.encoders import Encoder
 from index.errors import CalibrationError, CollectionError, DataError
 from index.examples import Queries
 from index.gallery import Gallery
-from index.items import Changes, ItemStore
+from index.items import Changes, Feedback, ItemStore
 from index.rows import Row, text_key
 
 _GIVEN = "queries given with --calibrate"
@@ -88,23 +89,28 @@ def calibration_queries(
 
 
 def stored_queries(
-    encoder_folder: Path, store: ItemStore, now: Changes, gallery: Gallery, seed: int
+    encoder_folder: Path, store: ItemStore, now: Changes, gallery: Gallery, seed: int, fed: Feedback | None = None
 ) -> tuple[Queries, list[str]]:
     """The queries to calibrate a gallery with again: those the collection kept, else its own rows `now` as at first.
 
-    Labels are looked up anew: a query whose label has left the gallery is an unknown one now, and the other way round.
-    Raises `CalibrationError` when no honest query is left.
+    `fed` are what users said was right, and join them; where there is nothing but items left out one by one, enough
+    feedback takes their place, and they become its prior. Labels are looked up anew: a query whose label has left the
+    gallery is an unknown one now, and the other way round. Raises `CalibrationError` when no honest query is left.
     """
     trained = trained_rows(encoder_folder)
     kept = store.calibration_queries()
-    codes = gallery.encode_labels(kept.labels)
-    if kept.known.any():
+    labels, vectors, said = kept.labels, kept.vectors, 0
+    if fed is not None:
+        labels, vectors = [*labels, *fed.labels], np.concatenate([vectors, fed.vectors])
+        said = int((gallery.encode_labels(fed.labels) >= 0).sum())
+    codes = gallery.encode_labels(labels)
+    if kept.known.any() or (said >= FEW_QUERIES and not len(trained)):
         queries = Queries(
-            kept.vectors,
+            vectors,
             codes,
             np.full(len(codes), -1, np.int64),
-            _GIVEN,
-            names=tuple(kept.labels),
+            _GIVEN if kept.known.any() else "users' feedback",
+            names=tuple(labels),
             items_untrained=not len(trained),
         )
     else:
@@ -113,7 +119,9 @@ def stored_queries(
             of_row = store.texts(now.born.tolist())
             texts = (of_row[row] for row in now.born.tolist())
             keys = np.array([NO_TEXT if text is None else text_key(text) for text in texts], np.uint64)
-        queries = _own_rows(keys, now.vectors, gallery, kept.labels, kept.vectors, codes, trained, seed)
+        queries = _own_rows(keys, now.vectors, gallery, labels, vectors, codes, trained, seed)
+    if fed is not None:
+        queries = replace(queries, feedback=fed.numbers)
     return queries, _notes(queries, trained)
 
 

@@ -28,7 +28,7 @@ class State:
     """The base `engine` with its rows that are `dead` (sorted), the delta, and what turns hits into probabilities.
 
     `sequence` is the last write that is in it, `base` the one its snapshot was made at. `why_not` tells why there is
-    no calibration.
+    no calibration, `calibration_id` which of `index.versions` it is.
     """
 
     engine: Engine
@@ -42,6 +42,7 @@ class State:
     base: int
     sequence: int
     warnings: tuple[str, ...] = ()
+    calibration_id: str | None = None
 
     @classmethod
     def of(
@@ -54,10 +55,24 @@ class State:
         *,
         why_not: str | None = None,
         warnings: tuple[str, ...] = (),
+        calibration_id: str | None = None,
     ) -> State:
         """A state without a delta: the engine holds exactly the gallery's rows."""
         none, empty = np.empty(0, np.int64), np.empty((0, engine.dimension), np.float32)
-        return cls(engine, none, none, empty, gallery, calibration, why_not, snapshot_id, sequence, sequence, warnings)
+        return cls(
+            engine,
+            none,
+            none,
+            empty,
+            gallery,
+            calibration,
+            why_not,
+            snapshot_id,
+            sequence,
+            sequence,
+            warnings,
+            calibration_id,
+        )
 
     def __len__(self) -> int:
         return len(self.gallery.rows)

@@ -33,6 +33,8 @@ SUMMARIES = {
     "compact": "fold changes into a new index, recalibrate, erase what was deleted",
     "backup": "copy a collection while it is in use, verified",
     "restore": "put a back-up in place, verified",
+    "calibrations": "list a collection's calibrations, go back to an earlier one",
+    "recalibrate": "fit the probabilities again, with users' feedback",
     "serve": "serve a collection: REST API and web page",
     "keys": "make, list and remove the service's API keys",
     "demo": "train, index, calibrate, answer and serve an example",

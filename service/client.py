@@ -37,6 +37,8 @@ from service.schemas import (
     ReloadReply,
     SearchReply,
     SnapshotReply,
+    VersionReply,
+    VersionsReply,
 )
 
 R = TypeVar("R", bound=BaseModel)
@@ -96,9 +98,11 @@ class Calls:
         coverage: float | None = None,
         coverage_for: CoverageFor = "mixed",
         filter: dict[str, Any] | None = None,
+        explain: bool = False,
     ) -> Call[SearchReply]:
         how = {"k": k, "map": map, "coverage": coverage, "coverage_for": coverage_for, "filter": filter}
-        return Call("POST", "/v1/search", SearchReply, {"queries": [{"text": text} for text in texts], **how})
+        queries = [{"text": text} for text in texts]
+        return Call("POST", "/v1/search", SearchReply, {"queries": queries, **how, "explain": explain})
 
     @staticmethod
     def search_vectors(
@@ -169,6 +173,18 @@ class Calls:
         return Call("POST", "/v1/admin/snapshot", SnapshotReply)
 
     @staticmethod
+    def recalibrate() -> Call[VersionReply]:
+        return Call("POST", "/v1/admin/recalibrate", VersionReply)
+
+    @staticmethod
+    def calibrations() -> Call[VersionsReply]:
+        return Call("GET", "/v1/admin/calibrations", VersionsReply)
+
+    @staticmethod
+    def use_calibration(id: str) -> Call[VersionsReply]:
+        return Call("PUT", "/v1/admin/calibration", VersionsReply, {"id": id})
+
+    @staticmethod
     def health() -> Call[HealthReply]:
         return Call("GET", "/healthz", HealthReply)
 
@@ -215,9 +231,12 @@ class Client:
         coverage: float | None = None,
         coverage_for: CoverageFor = "mixed",
         filter: dict[str, Any] | None = None,
+        explain: bool = False,
     ) -> SearchReply:
-        """`results[i]` answers `texts[i]`; `filter` says which items may be shown."""
-        call = Calls.search(texts, k=k, map=map, coverage=coverage, coverage_for=coverage_for, filter=filter)
+        """`results[i]` answers `texts[i]`; `filter` says which items may be shown, `explain` asks why."""
+        call = Calls.search(
+            texts, k=k, map=map, coverage=coverage, coverage_for=coverage_for, filter=filter, explain=explain
+        )
         return self.send(call)
 
     def search_vectors(
@@ -271,6 +290,17 @@ class Client:
     def snapshot(self) -> SnapshotReply:
         return self.send(Calls.snapshot())
 
+    def recalibrate(self) -> VersionReply:
+        """Fits the probabilities again with users' feedback; `change` says what that changed."""
+        return self.send(Calls.recalibrate())
+
+    def calibrations(self) -> VersionsReply:
+        return self.send(Calls.calibrations())
+
+    def use_calibration(self, id: str) -> VersionsReply:
+        """Serves another of `calibrations()` from now on."""
+        return self.send(Calls.use_calibration(id))
+
     def ready(self) -> ReadyReply:
         return self.send(Calls.ready())
 
@@ -312,9 +342,12 @@ class AsyncClient:
         coverage: float | None = None,
         coverage_for: CoverageFor = "mixed",
         filter: dict[str, Any] | None = None,
+        explain: bool = False,
     ) -> SearchReply:
-        """`results[i]` answers `texts[i]`; `filter` says which items may be shown."""
-        call = Calls.search(texts, k=k, map=map, coverage=coverage, coverage_for=coverage_for, filter=filter)
+        """`results[i]` answers `texts[i]`; `filter` says which items may be shown, `explain` asks why."""
+        call = Calls.search(
+            texts, k=k, map=map, coverage=coverage, coverage_for=coverage_for, filter=filter, explain=explain
+        )
         return await self.send(call)
 
     async def close(self) -> None:

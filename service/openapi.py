@@ -14,7 +14,7 @@ from index.collection import Collection
 from service.access import scope_needed
 from service.item_schemas import FeedbackRequest
 from service.problems import documented
-from service.schemas import VISIBLE, EmbeddingsRequest, ProblemReply
+from service.schemas import VISIBLE, EmbeddingsRequest, ProblemReply, UseCalibrationRequest
 from service.settings import ServeSettings
 
 REF = "#/components/schemas/{model}"
@@ -27,6 +27,7 @@ def openapi(app: FastAPI) -> dict[str, Any]:
     _, own = models_json_schema(
         [
             *((model, "validation") for model in (app.state.request_model, EmbeddingsRequest, FeedbackRequest)),
+            (UseCalibrationRequest, "validation"),
             *((model, "validation") for model in (app.state.put_model, app.state.delete_model)),
             (ProblemReply, "serialization"),
         ],

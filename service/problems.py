@@ -43,6 +43,7 @@ KINDS = {
         Kind("forbidden", 403, "The key may not do this", "Use a key with that scope: `surematch keys add`."),
         Kind("not-found", 404, "There is nothing at this address", "See /docs for the addresses that exist."),
         Kind("no-such-item", 404, "There is no such item", "Check the id; an item that was deleted is gone."),
+        Kind("no-such-calibration", 404, "There is no such calibration", "See GET /v1/admin/calibrations."),
         Kind("no-such-query", 404, "There is no such query", "Only recent ones are remembered; ask again."),
         Kind("method-not-allowed", 405, "This address does not know the method", "Use a method of the Allow header."),
         Kind("slow-body", 408, "The body did not arrive in time", "Send it faster, or in smaller requests."),

@@ -6,10 +6,10 @@ import asyncio
 
 from fastapi import APIRouter, Request, Response
 
-from index.errors import SurematchError
+from index.errors import CalibrationError, NotFound, SurematchError
 from service.problems import Problem, documented
-from service.routes.state import current_of, json_response, serving_of
-from service.schemas import ReloadReply, SnapshotReply
+from service.routes.state import body_of, current_of, json_body, json_response, serving_of, validated
+from service.schemas import ReloadReply, SnapshotReply, UseCalibrationRequest, VersionReply, VersionsReply
 
 router = APIRouter(prefix="/v1/admin", tags=["admin"])
 
@@ -48,3 +48,64 @@ async def snapshot(request: Request) -> Response:
     with serving_of(request) as serving:
         name = await asyncio.to_thread(serving.collection.snapshot)
     return json_response({"snapshot": name})
+
+
+@router.post(
+    "/recalibrate",
+    summary="Fit the probabilities again with users' feedback",
+    response_model=VersionReply,
+    responses=documented("conflict", "not-ready", "disk-full", "unavailable"),
+)
+async def recalibrate(request: Request) -> Response:
+    """Makes a new calibration and serves it; the index stays. At least 50 different queries with feedback are needed,
+    known and unknown, else 409. `change` says what it changed, measured on feedback that was not fitted on."""
+    with serving_of(request) as serving:
+        try:
+            version = await asyncio.to_thread(serving.collection.recalibrate)
+        except CalibrationError as error:
+            raise Problem("conflict", str(error)) from None
+    return json_response(version)
+
+
+@router.get(
+    "/calibrations",
+    summary="Every calibration there was",
+    response_model=VersionsReply,
+    responses=documented("not-ready"),
+)
+async def calibrations(request: Request) -> Response:
+    """The last twenty, oldest first, and which is in use."""
+    with serving_of(request) as serving:
+        listed = await asyncio.to_thread(serving.collection.calibrations)
+        return json_response({"in_use": serving.collection.state.calibration_id, "calibrations": listed})
+
+
+@router.put(
+    "/calibration",
+    summary="Go to another calibration",
+    response_model=VersionsReply,
+    responses=documented(
+        "conflict",
+        "not-ready",
+        "disk-full",
+        "unavailable",
+        "no-such-calibration",
+        "invalid-request",
+        "not-json",
+        "body-too-large",
+        "slow-body",
+        "unsupported-media-type",
+    ),
+    openapi_extra=body_of("UseCalibrationRequest"),
+)
+async def use_calibration(request: Request) -> Response:
+    """Serves the calibration of this id until another is chosen or a compaction fits a new one."""
+    asked = validated(UseCalibrationRequest, await json_body(request))
+    with serving_of(request) as serving:
+        try:
+            await asyncio.to_thread(serving.collection.use_calibration, asked.id)
+        except NotFound:
+            raise Problem("no-such-calibration", "The collection has no calibration of this id.") from None
+        except CalibrationError as error:
+            raise Problem("conflict", str(error)) from None
+    return await calibrations(request)

@@ -37,4 +37,5 @@ async def calibration(request: Request) -> Response:
     with serving_of(request) as serving:
         described: dict[str, Any] = serving.collection.describe()
     shown = {name: described[name] for name in ("calibrated", "reason", "warnings")}
-    return json_response({**(described["calibration"] or {}), **shown})
+    version = described["calibration_id"]
+    return json_response({**(described["calibration"] or {}), **shown, "version": version})

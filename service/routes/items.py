@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ValidationError
 
 from index.collection import Receipt
 from service.item_schemas import (
@@ -17,11 +16,10 @@ from service.item_schemas import (
     ItemReply,
     WrittenReply,
 )
-from service.problems import Fault, Problem, documented, from_validation
-from service.routes.state import json_body, json_response, serving_of
+from service.problems import Fault, Problem, documented
+from service.routes.state import body_of, json_body, json_response, serving_of, validated
 
 router = APIRouter(prefix="/v1", tags=["items"])
-B = TypeVar("B", bound=BaseModel)
 _READ = documented("invalid-request", "not-ready")
 _WRITE = documented("conflict", "invalid-request", "not-json", "busy", "not-ready", "disk-full")
 _BODY = documented("body-too-large", "slow-body", "unsupported-media-type")
@@ -35,8 +33,7 @@ _WAIT = {
 
 
 def _body(model: str) -> dict[str, Any]:
-    schema = {"schema": {"$ref": f"#/components/schemas/{model}"}}
-    return {"requestBody": {"required": True, "content": {"application/json": schema}}, "parameters": [_WAIT]}
+    return {**body_of(model), "parameters": [_WAIT]}
 
 
 @router.put(
@@ -52,7 +49,7 @@ async def put_items(request: Request) -> Response:
     An item has a text, which is encoded here, or a vector of the collection's model.
     """
     _check_wait(request)
-    asked = _validated(request.app.state.put_model, await json_body(request))
+    asked = validated(request.app.state.put_model, await json_body(request))
     items = [item.new() for item in asked.items]
     with serving_of(request) as serving:
         receipt = await serving.writer.run(lambda: serving.collection.upsert(items), len(items))
@@ -69,7 +66,7 @@ async def put_items(request: Request) -> Response:
 async def delete_items(request: Request) -> Response:
     """Those that exist are not searchable when it is answered; compaction erases them from all files."""
     _check_wait(request)
-    asked = _validated(request.app.state.delete_model, await json_body(request))
+    asked = validated(request.app.state.delete_model, await json_body(request))
     with serving_of(request) as serving:
         collection = serving.collection
 
@@ -114,11 +111,11 @@ async def delete_item(request: Request, id: str) -> Response:
     summary="Say what was right",
     response_model=FeedbackReply,
     responses={**_WRITE, **_BODY, **documented("no-such-query")},
-    openapi_extra={"requestBody": _body("FeedbackRequest")["requestBody"]},
+    openapi_extra=body_of("FeedbackRequest"),
 )
 async def feedback(request: Request) -> Response:
     """Keeps the right label of a recent query, null for "nothing here matches", for the next recalibration."""
-    asked = _validated(FeedbackRequest, await json_body(request))
+    asked = validated(FeedbackRequest, await json_body(request))
     with serving_of(request) as serving:
         vector = serving.recent.get(asked.query_id)
         if vector is None:
@@ -128,13 +125,6 @@ async def feedback(request: Request) -> Response:
             raise Problem("invalid-request", f"{fault.pointer}: {fault.detail}.", [fault])
         await serving.writer.run(lambda: serving.collection.feedback(vector, asked.label, asked.query_id))
     return json_response({"kept": True})
-
-
-def _validated(model: type[B], body: bytes) -> B:
-    try:
-        return model.model_validate_json(body)
-    except ValidationError as error:
-        raise from_validation(error) from None
 
 
 def _check_wait(request: Request) -> None:

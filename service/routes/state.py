@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from fastapi import Request, Response
+from pydantic import BaseModel, ValidationError
 
-from service.problems import Problem
+from service.problems import Problem, from_validation
 from service.serving import Current, Serving
+
+B = TypeVar("B", bound=BaseModel)
 
 
 def current_of(request: Request) -> Current:
@@ -44,6 +47,20 @@ async def json_body(request: Request) -> bytes:
     if media_type(request) != "application/json":
         raise Problem("unsupported-media-type", f"Got {media_type(request)[:80] or 'no Content-Type'!r}.")
     return await request.body()
+
+
+def body_of(model: str) -> dict[str, Any]:
+    """`openapi_extra` of a route that parses a JSON body of this model itself."""
+    schema = {"schema": {"$ref": f"#/components/schemas/{model}"}}
+    return {"requestBody": {"required": True, "content": {"application/json": schema}}}
+
+
+def validated(model: type[B], body: bytes) -> B:
+    """Raises `Problem`."""
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise from_validation(error) from None
 
 
 def json_response(content: Any) -> Response:

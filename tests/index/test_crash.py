@@ -95,7 +95,7 @@ def test_kill_nine_at_any_moment(copied: Path, tmp_path: Path) -> None:
     )
     with_writer = Collection.open(copied, writable=True)
     with_writer.snapshot()
-    assert len(with_writer._store.feedback()[0]) == 0
+    assert len(with_writer._store.feedback().labels) == 0
     kept = {name: with_writer.item(name) for name in model}
     assert all(kept.values())
     gone = {f"i{number}" for number in range(120)} - set(model)

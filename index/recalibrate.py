@@ -1,0 +1,116 @@
+"""Fitting a live collection's calibration again, users' feedback included, and telling what that changed.
+
+Feedback is what people said was right for a query they had asked (a label, or nothing in the gallery). Before and after
+are both measured on it, and neither on what it was fitted on: the new calibration by cross-fitting, the old one on the
+notes that came after it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index import metrics
+from index.calibrate import Calibration
+from index.calibration import FEW_QUERIES, MIN_QUERIES
+from index.compaction import Fitting
+from index.errors import CalibrationError
+from index.evidence import Floats
+from index.examples import Examples, Queries, select
+from index.gallery import Gallery
+from index.items import Changes, ItemStore
+from index.outcome import distribution, table
+
+_DRAWS = 500
+
+
+def recalibrated(
+    folder: Path, store: ItemStore, now: Changes, gallery: Gallery, fitting: Fitting, served: Calibration | None
+) -> tuple[Calibration, dict[str, Any] | None]:
+    """A calibration for the items `now` as `fitting` says, and, with feedback, what it changes against that `served`.
+
+    The change: `queries` compared (`known`, `unknown`), and `before` and `after` with the ECE and NLL of "the top hit's
+    label is right" on them, known and unknown weighted to the share expected in use; `nll_change` with its 95 % paired
+    bootstrap interval. Where nothing honest can be compared, `why_not` says why. Raises `CalibrationError`.
+    """
+    if fitting.feedback:
+        _check_enough(store, gallery)
+    queries, notes = fitting.queries(folder, store, now, gallery)
+    made = fitting.examples(queries, now, gallery)
+    found = fitting.fitted(made, queries, now, gallery, notes)
+    return found, _change(made, queries, found, served) if fitting.feedback else None
+
+
+def _check_enough(store: ItemStore, gallery: Gallery) -> None:
+    codes = gallery.encode_labels(store.feedback().distinct().labels)
+    known = int((codes >= 0).sum())
+    if len(codes) < MIN_QUERIES or known < FEW_QUERIES or known == len(codes):
+        raise CalibrationError(
+            f"There is feedback on {len(codes)} different queries, {known} with a label of this collection and "
+            f"{len(codes) - known} without; to recalibrate, at least {MIN_QUERIES} are needed, of which at least "
+            f"{FEW_QUERIES} with and one without. Collect more (POST /v1/feedback), then try again."
+        )
+
+
+def _change(made: Examples, queries: Queries, found: Calibration, served: Calibration | None) -> dict[str, Any]:
+    at = _compared(made, queries, served)
+    known = made.codes[at] >= 0
+    counts = {"queries": len(at), "known": int(known.sum()), "unknown": int((~known).sum())}
+    if served is None:
+        return {**counts, "why_not": "The collection had no calibration before."}
+    if len(at) < MIN_QUERIES or known.all() or not known.any():
+        return {
+            **counts,
+            "why_not": "The calibration in use was itself fitted on all but these feedback queries; "
+            f"{MIN_QUERIES} newer ones, known and unknown, are needed to measure it honestly.",
+        }
+    weight = np.where(known, (1 - made.unknown_share) / known.sum(), made.unknown_share / (~known).sum()) * len(at)
+    evidence, right = select(made.evidence, at), found.held_out.right[at]
+    before = distribution(table(evidence, *served.calibrator.logits(evidence)), "softmax", 1.0)[:, 1]
+    after = found.held_out.probability[at]
+    return {
+        **counts,
+        "before": _measured(before, right, weight),
+        "after": _measured(after, right, weight),
+        "nll_change": _nll_change(before, after, right, weight),
+    }
+
+
+def _compared(made: Examples, queries: Queries, served: Calibration | None) -> NDArray[np.int64]:
+    """Examples of feedback that neither calibration was fitted on: newer than the served one, and with no copy.
+
+    The examples that hide nothing come first, one a query; a copy among the other queries would be in the fit.
+    """
+    first = len(queries.codes) - len(queries.feedback)
+    used = (served.report.get("queries", {}).get("feedback") or {}) if served is not None else {}
+    others = {vector.tobytes() for vector in queries.vectors[:first]}
+    of_feedback = np.flatnonzero(made.group[: len(queries.codes)] >= first)
+    kept = [
+        example
+        for example in of_feedback
+        if queries.feedback[made.group[example] - first] > int(used.get("upto", 0))
+        and queries.vectors[made.group[example]].tobytes() not in others
+    ]
+    return np.array(kept, np.int64)
+
+
+def _measured(probability: Floats, right: NDArray[np.bool_], weight: Floats) -> dict[str, float | None]:
+    return {
+        "ece": metrics.ece(probability, right, weight),
+        "ece_floor": metrics.ece_floor(probability, weight),
+        "nll": metrics.finite(metrics.event_nll(probability, right, weight)),
+    }
+
+
+def _nll_change(before: Floats, after: Floats, right: NDArray[np.bool_], weight: Floats) -> dict[str, Any] | None:
+    """Mean of after - before and its 95 % interval, queries drawn anew; None where an impossible thing happened."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gain = np.log(np.where(right, before, 1 - before)) - np.log(np.where(right, after, 1 - after))
+    if not np.isfinite(gain).all():
+        return None
+    drawn = np.random.default_rng(0).integers(len(gain), size=(_DRAWS, len(gain)))
+    low, high = np.percentile((gain * weight)[drawn].sum(axis=1) / weight[drawn].sum(axis=1), [2.5, 97.5])
+    return {"mean": float(np.average(gain, weights=weight)), "interval": [float(low), float(high)]}

@@ -1,0 +1,383 @@
+"""Calibrations have versions to list, to choose and to go back to; feedback makes a new one, measured honestly."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from index import cli_calibrations, recalibrate, snapshot, versions
+from index.backup import copy_collection
+from index.build import build_collection
+from index.collection import Collection, NewItem
+from index.errors import CalibrationError, DiskFull, NotFound, ReadOnly
+from index.evidence import gather
+from index.outcome import distribution, table
+from tests.index.conftest import KNOWN, OTHER
+from tests.index.helpers import sentences
+
+FEEDBACK = 40
+
+
+@pytest.fixture
+def live(copied: Path) -> Iterator[Collection]:
+    opened = Collection.open(copied, writable=True)
+    yield opened
+    opened.close()
+
+
+def give(opened: Collection, *, known: int = FEEDBACK, unknown: int = FEEDBACK, seed: int = 50) -> np.ndarray:
+    """Feedback on sentences nobody has seen, so many of each label; returns the queries."""
+    asked = [*sentences(known, KNOWN, seed), *((text, None) for text, _ in sentences(unknown, OTHER, seed))]
+    vectors = opened.encoder.encode([text for text, _ in asked])
+    for vector, (_, label) in zip(vectors, asked, strict=True):
+        opened.feedback(vector, label)
+    return vectors
+
+
+def answers(opened: Collection) -> list[float | None]:
+    return [answer.no_match for answer in opened.search(["my bank card", "a song today", "the hotel"])]
+
+
+def test_feedback_makes_a_version_that_serves_and_survives(live: Collection) -> None:
+    give(live)
+    before, own = answers(live), live.state.calibration_id
+    version = live.recalibrate()
+    after = answers(live)
+    assert after != before
+    assert live.state.calibration_id == version.id != own
+    assert [entry.id for entry in live.calibrations()] == [own, version.id]
+    assert (version.cause, version.snapshot) == ("feedback", live.snapshot_id)
+    assert live.calibration is not None
+    assert live.calibration.report["queries"]["feedback"]["queries"] == 5 * FEEDBACK
+    assert live.describe()["calibration_id"] == version.id
+    live.close()
+    reader = Collection.open(live.path)
+    assert (answers(reader), reader.state.calibration_id, reader.warnings) == (after, version.id, [])
+    reader.close()
+
+
+def test_rolling_back_restores_every_answer_and_forward_again(live: Collection) -> None:
+    give(live)
+    before, own = answers(live), str(live.state.calibration_id)
+    version = live.recalibrate()
+    after = answers(live)
+    live.use_calibration(own)
+    assert answers(live) == before
+    live.use_calibration(version.id)
+    assert answers(live) == after
+
+
+def test_a_reader_elsewhere_follows_the_choice(live: Collection) -> None:
+    reader = Collection.open(live.path)
+    give(live)
+    own = str(live.state.calibration_id)
+    live.recalibrate()
+    reader.refresh()
+    assert answers(reader) == answers(live)
+    assert reader.refresh() is False
+    live.use_calibration(own)
+    assert reader.refresh() is True
+    assert (answers(reader), reader.state.calibration_id) == (answers(live), own)
+    reader.close()
+
+
+def test_the_change_is_measured_on_rows_neither_was_fitted_on(live: Collection) -> None:
+    """Before: the served numbers on the feedback. After: fits that leave the fold out, done here by hand."""
+    give(live)
+    served = live.calibration
+    assert served is not None
+    version = live.recalibrate()
+    change = version.change
+    assert change is not None
+    notes = live._store.feedback()
+    kept = {vector.tobytes() for vector in live._store.calibration_queries().vectors}
+    new = np.array([vector.tobytes() not in kept for vector in notes.vectors])
+    assert change["queries"] == new.sum() == 199  # one was a calibration query already
+    right, before = (values[new] for values in asked(live, served))
+    known = np.array([label is not None for label in notes.labels])[new]
+    weight = np.where(known, 0.6 / known.sum(), 0.4 / (~known).sum())
+
+    def nll(p: np.ndarray) -> float:
+        return float(-np.average(np.log(np.where(right, p, 1 - p)), weights=weight))
+
+    assert change["before"]["nll"] == pytest.approx(nll(before))
+    assert live.calibration is not None
+    held = live.calibration.held_out
+    # each query's group is its place among the queries, of which feedback comes last; what hides nothing comes first
+    first = held.group.max() + 1 - len(new)
+    after = {group: p for group, p in zip(held.group[::-1], held.probability[::-1], strict=True) if group >= first}
+    assert change["after"]["nll"] == pytest.approx(nll(np.array([after[first + at] for at in np.flatnonzero(new)])))
+    assert change["after"]["nll"] != pytest.approx(nll(asked(live, live.calibration)[1][new]), abs=1e-9)
+    low, high = change["nll_change"]["interval"]
+    assert low < change["nll_change"]["mean"] < high
+    assert change["nll_change"]["mean"] == pytest.approx(change["after"]["nll"] - change["before"]["nll"])
+
+
+def asked(opened: Collection, calibration: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Whether the top label was right, and the probability that it is, of every note of feedback, by hand."""
+    notes = opened._store.feedback()
+    scores, rows = opened.state.search(notes.vectors, 100)
+    codes = opened.gallery.codes_of(rows)
+    evidence = gather(scores, codes, notes.vectors, opened.gallery.profile)
+    p = distribution(table(evidence, *calibration.calibrator.logits(evidence)), "softmax", 1.0)[:, 1]
+    return np.array([opened.gallery.names[c[0]] == label for c, label in zip(codes, notes.labels, strict=True)]), p
+
+
+def test_feedback_that_contradicts_the_calibration_improves_it(live: Collection) -> None:
+    """In use half of what looks known matches nothing: the old probabilities are too sure, the new ones are not."""
+    vectors = live.encoder.encode([text for text, _ in sentences(100, KNOWN, 77)])
+    for at, (vector, (_, label)) in enumerate(zip(vectors, sentences(100, KNOWN, 77), strict=True)):
+        live.feedback(vector, label if at % 2 else None)
+    change = live.recalibrate().change
+    assert change is not None
+    assert change["after"]["nll"] < change["before"]["nll"]
+    assert change["nll_change"]["interval"][1] < 0
+    assert change["after"]["ece"] < change["before"]["ece"]
+
+
+@pytest.mark.parametrize(("known", "unknown"), [(0, 0), (5, 15), (20, 0), (0, 30), (6, 16)])
+def test_too_little_feedback_is_refused_and_changes_nothing(live: Collection, known: int, unknown: int) -> None:
+    give(live, known=known, unknown=unknown)
+    before = answers(live)
+    with pytest.raises(CalibrationError, match=f"{3 * known} with a .* and {2 * unknown} without.*at least 50"):
+        live.recalibrate()
+    assert answers(live) == before
+    assert len(live.calibrations()) == 1
+
+
+def test_a_query_counts_once_and_its_last_word_wins(live: Collection) -> None:
+    vectors = give(live, known=10, unknown=10)
+    for _ in range(9):
+        live.feedback(vectors[0], None)
+    fed = live._store.feedback().distinct()
+    assert len(fed.labels) == 50
+    assert sum(label is not None for label in fed.labels) == 29
+    assert fed.numbers[-1] == 59
+    live.recalibrate()
+    assert live.calibration is not None
+    assert live.calibration.report["queries"]["feedback"] == {"queries": 50, "upto": 59}
+
+
+def test_a_second_time_only_newer_feedback_can_be_compared(live: Collection) -> None:
+    give(live)
+    live.recalibrate()
+    change = live.recalibrate().change
+    assert change is not None
+    assert change["queries"] == 0
+    assert "before" not in change
+    assert "itself fitted" in change["why_not"]
+    give(live, known=20, unknown=10, seed=60)
+    change = live.recalibrate().change
+    assert change is not None
+    assert change["queries"] == 80
+    assert change["before"]["nll"] > 0
+
+
+def test_a_compaction_fits_anew_and_keeps_using_the_feedback_unless_it_was_rolled_back(live: Collection) -> None:
+    give(live)
+    own = str(live.state.calibration_id)
+    fed = live.recalibrate()
+    live.upsert([NewItem("new", "card", "my bank card chip")])
+    live.snapshot()
+    assert live.calibration is not None
+    assert live.calibration.report["queries"]["feedback"]["queries"] == 5 * FEEDBACK
+    listed = [entry.id for entry in live.calibrations()]
+    assert listed[:2] == [own, fed.id]
+    assert listed[-1] == live.state.calibration_id
+    reader = Collection.open(live.path)
+    assert (
+        reader.state.calibration_id == live.state.calibration_id != fed.id
+    )  # the choice was made under another snapshot
+    reader.close()
+    live.use_calibration(own)
+    live.snapshot()
+    assert "feedback" not in live.calibration.report["queries"]
+
+
+def test_without_feedback_the_stored_queries_are_fitted_against_the_items_as_they_are(live: Collection) -> None:
+    live.upsert([NewItem(f"new{at}", "card", text) for at, (text, _) in enumerate(sentences(30, ["card"], 9))])
+    version = live.recalibrate(feedback=False)
+    assert (version.cause, version.change) == ("refit", None)
+    assert live.calibration is not None
+    assert live.calibration.gallery_items == 210
+    assert live.state.pending == 30
+
+
+def test_feedback_is_enough_for_a_collection_without_any_query(world: Any, tmp_path: Path) -> None:
+    build_collection(str(world.encoder), world.rows(world.items), tmp_path / "bare")
+    opened = Collection.open(tmp_path / "bare", writable=True)
+    assert opened.calibration is not None
+    assert any("left out" in warning for warning in opened.calibration.warnings)
+    give(opened)
+    change = opened.recalibrate().change
+    assert change is not None
+    assert change["before"]["nll"] is not None
+    assert opened.calibration.report["queries"]["source"] == "users' feedback"
+    assert not any("left out" in warning for warning in opened.calibration.warnings)
+    opened.close()
+
+
+def test_an_unknown_id_and_one_that_no_longer_fits_are_refused(live: Collection) -> None:
+    with pytest.raises(NotFound, match="'nobody'"):
+        live.use_calibration("nobody")
+    own = str(live.state.calibration_id)
+    live.upsert([NewItem(f"n{at}", "card", text) for at, (text, _) in enumerate(sentences(300, ["card"], 9))])
+    live.snapshot()
+    with pytest.raises(CalibrationError, match=r"180 items.*not put in use"):
+        live.use_calibration(own)
+    assert live.state.calibration_id != own
+
+
+@pytest.mark.parametrize("place", [0.001, 0.5, 0.999])
+def test_a_damaged_choice_gives_way_to_the_snapshots_own_and_says_so(live: Collection, place: float) -> None:
+    give(live)
+    before = answers(live)
+    version = live.recalibrate()
+    live.close()
+    (file,) = (live.path / "calibrations").glob(f"{version.id}-*.json")
+    content = bytearray(file.read_bytes())
+    content[int(place * len(content))] ^= 1
+    file.write_bytes(content)
+    reader = Collection.open(live.path)
+    assert any("damaged" in warning and "own calibration" in warning for warning in reader.warnings)
+    assert answers(reader) == before
+    assert version.id not in [entry.id for entry in reader.calibrations()]
+    reader.close()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"snapshot": 3}', b"\xff"])
+def test_a_choice_that_cannot_be_read_is_none(live: Collection, content: bytes) -> None:
+    live._versions.choose("x", "y")
+    (live.path / "calibrations" / "CURRENT").write_bytes(content)
+    assert live._versions.chosen("x") is None
+
+
+def test_a_reader_cannot_choose(collection: Collection) -> None:
+    for write in (collection.recalibrate, lambda: collection.use_calibration("x")):
+        with pytest.raises(ReadOnly):
+            write()
+
+
+@pytest.mark.parametrize("step", ["_write_durably", "_sync"])
+@pytest.mark.parametrize("nth", range(6))
+def test_a_full_disk_at_any_step_leaves_a_whole_calibration(
+    live: Collection, monkeypatch: pytest.MonkeyPatch, step: str, nth: int
+) -> None:
+    give(live)
+    before = answers(live)
+    real, count = getattr(snapshot, step), iter(range(99))
+
+    def full(*arguments: Any) -> None:
+        if next(count) == nth:
+            raise OSError(errno.ENOSPC, "no room")
+        real(*arguments)
+
+    monkeypatch.setattr(snapshot, step, full)
+    try:
+        live.recalibrate()
+    except DiskFull:
+        assert answers(live) == before
+    monkeypatch.undo()
+    reader = Collection.open(live.path)
+    found = answers(reader)
+    assert not reader.warnings
+    reader.close()
+    live.recalibrate()
+    assert found in (before, answers(live))
+
+
+def test_old_versions_go_but_never_the_one_in_use(live: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "KEPT", 2)
+    own = str(live.state.calibration_id)
+    give(live)
+    for at in range(3):
+        give(live, known=2, unknown=2, seed=80 + at)
+        live.recalibrate()
+        live.use_calibration(own)
+    listed = [entry.id for entry in live.calibrations()]
+    assert own in listed
+    assert len(listed) == 3
+    assert len(list((live.path / "calibrations").glob("*.json"))) == 3
+
+
+def test_a_backup_carries_the_versions_and_the_choice(live: Collection, tmp_path: Path) -> None:
+    give(live)
+    version = live.recalibrate()
+    copy_collection(live.path, tmp_path / "copy", lambda *_: None)
+    opened = Collection.open(tmp_path / "copy")
+    assert opened.state.calibration_id == version.id
+    assert [entry.id for entry in opened.calibrations()] == [entry.id for entry in live.calibrations()]
+    opened.close()
+
+
+def test_a_killed_writer_leaves_a_whole_calibration(copied: Path, tmp_path: Path) -> None:
+    """kill -9 at every durable step of a recalibration: old or new, never a mixture, never a warning."""
+    opened = Collection.open(copied, writable=True)
+    give(opened)
+    before = answers(opened)
+    opened.close()
+    seen = set()
+    for nth in range(0, 8, 2):
+        path = Path(shutil.copytree(copied, tmp_path / f"killed-{nth}"))
+        code = (
+            "import os, signal, sys; from pathlib import Path; from index import snapshot\n"
+            "from index.collection import Collection\n"
+            "real, left = snapshot._sync, [int(sys.argv[2])]\n"
+            "def dying(folder):\n"
+            "    if left[0] == 0: os.kill(os.getpid(), signal.SIGKILL)\n"
+            "    left[0] -= 1; real(folder)\n"
+            "opened = Collection.open(Path(sys.argv[1]), writable=True)\n"
+            "snapshot._sync = dying; opened.recalibrate(); print('done')\n"
+        )
+        subprocess.run([sys.executable, "-c", code, str(path), str(nth)], check=False, capture_output=True)
+        reader = Collection.open(path)
+        assert not reader.warnings
+        seen.add(answers(reader) == before)
+        reader.close()
+        again = Collection.open(path, writable=True)
+        assert not list((path / "calibrations").glob(".*"))
+        again.close()
+    assert seen == {True, False}
+
+
+def test_the_verbs(live: Collection, capsys: pytest.CaptureFixture[str]) -> None:
+    give(live)
+    own = str(live.state.calibration_id)
+    live.close()
+    assert cli_calibrations.recalibrate([str(live.path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["change"]["after"]["ece"] < 0.2
+    assert cli_calibrations.calibrations([str(live.path)]) == 0
+    said = capsys.readouterr().out
+    assert own in said
+    assert told["id"] in said
+    assert cli_calibrations.calibrations([str(live.path), "--use", own]) == 0
+    capsys.readouterr()
+    assert cli_calibrations.calibrations([str(live.path), "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["in_use"] == own
+    assert [entry["id"] for entry in listed["calibrations"]] == [own, told["id"]]
+    assert cli_calibrations.recalibrate([str(live.path), "--no-feedback"]) == 0
+    assert "fitted again" in capsys.readouterr().out
+
+
+def test_the_interval_of_a_change_is_that_of_paired_draws() -> None:
+    random = np.random.default_rng(0)
+    right = random.random(400) < 0.7
+    before, after = np.full(400, 0.5), np.full(400, 0.7)
+    found = recalibrate._nll_change(before, after, right, np.ones(400))
+    assert found is not None
+    exact = np.where(right, np.log(0.5) - np.log(0.7), np.log(0.5) - np.log(0.3))
+    assert found["mean"] == pytest.approx(exact.mean())
+    half = 1.96 * exact.std() / 20
+    np.testing.assert_allclose(found["interval"], [exact.mean() - half, exact.mean() + half], atol=0.01)
+    assert recalibrate._nll_change(before, np.where(right, 1.0, 0.0) * 0, right, np.ones(400)) is None
