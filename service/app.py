@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from service import problems
 from service.access import Access
+from service.audit import AuditLog
 from service.item_schemas import limited_items
 from service.keys import Keys
 from service.limits import LOOPBACK_NAMES, BodyLimit, KnownHosts, SecurityHeaders
@@ -42,6 +43,8 @@ def create_app(settings: ServeSettings, serving: Serving | None = None) -> FastA
         finally:
             app.state.current = None
             await current.stop()
+            if app.state.audit is not None:
+                app.state.audit.close()
 
     app = FastAPI(
         title="surematch",
@@ -54,6 +57,7 @@ def create_app(settings: ServeSettings, serving: Serving | None = None) -> FastA
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.keys = Keys(settings.keys) if settings.keys else None
+    app.state.audit = AuditLog(settings.audit_log) if settings.audit_log else None
     app.state.current = None
     app.state.draining = False
     app.state.request_model = limited(settings)
