@@ -44,13 +44,57 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class Contribution:
+    """One of a label's items among the nearest, and its part of the label's pooled evidence at each sharpness."""
+
+    id: str
+    score: float
+    share_8: float
+    share_32: float
+
+
+@dataclass(frozen=True, slots=True)
+class LabelEvidence:
+    """Why a label has its probability, see `index.explain`.
+
+    `evidence` are cosines: best, pooled_8, pooled_32, centroid, cohesion; `terms`, which sum to `logit`, what each adds
+    (None: this calibrator has no such terms). `logit` None: the calibrator cannot speak of this label. `answerable`:
+    some item of it passes the filter; `hidden_items` of those that count do not.
+    """
+
+    label: str | None
+    id: str | None
+    probability: float
+    logit: float | None
+    evidence: dict[str, float]
+    terms: dict[str, float] | None
+    answerable: bool
+    items: list[Contribution]
+    hidden_items: int
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why an answer says what it says: the map of `logit`s over `temperature` gives the probabilities.
+
+    `background` is what "close" means around the query, and with `no_match_terms` makes the logit of no match.
+    """
+
+    temperature: float
+    background: float
+    no_match_logit: float
+    no_match_terms: dict[str, float] | None
+    labels: list[LabelEvidence]
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """One query's answer.
 
     `labels` (descending, only nonzero entries) and `no_match` sum to 1. `prediction_set` holds the labels that contain
     the truth with probability >= `coverage`; `set_has_no_match` says whether "no match" belongs to it, and an empty set
     is an abstention. `certified`: proven equal to the answer over the whole gallery. When `calibrated` is False every
-    probability is None, `decision` too, and `reason` says why and what to do.
+    probability is None, `decision` too, and `reason` says why and what to do. `explanation` is there when asked for.
     """
 
     hits: list[Hit]
@@ -64,3 +108,4 @@ class Answer:
     calibrated: bool
     reason: str | None = None
     warnings: list[str] = field(default_factory=list)
+    explanation: Explanation | None = None

@@ -118,6 +118,7 @@ class SearchSettings(Settings):
     coverage_for: CoverageFor = Field(
         "mixed", description="promise the coverage to all queries together, or to known and unknown ones apart"
     )
+    explain: bool = Field(False, description="also tell why: the evidence and the items behind the likeliest outcomes")
     filter: str | None = Field(
         None, description='only show items that pass, as JSON: {"brand": "acme", "price": {"lt": 20}}'
     )
@@ -240,7 +241,7 @@ def search(argv: Sequence[str]) -> int:
     condition = None if settings.filter is None else read_filter(settings.filter)
     collection = Collection.open(settings.collection)
     try:
-        how: dict[str, Any] = settings.model_dump(include={"k", "map", "coverage", "coverage_for"})
+        how: dict[str, Any] = settings.model_dump(include={"k", "map", "coverage", "coverage_for", "explain"})
         how["filter"] = condition
         if collection.encoder.modality == "image":
             answers = collection.search_images([Path(name) for name in settings.texts], **how)

@@ -373,6 +373,16 @@ class Collection:
         found = caught_up(state, self._store)
         return self._loaded() if found is None else found
 
+    def _newer(self, state: State) -> State:
+        """For a reader whose state's items another process erased: it follows by itself, and waits for nobody."""
+        newer = self._followed(state)
+        if self._swapping.acquire(blocking=False):
+            try:
+                self._state = newer if self._state is state else self._state
+            finally:
+                self._swapping.release()
+        return newer
+
     def _loaded(self) -> State:
         return load_state(self.path / SNAPSHOTS, self._config["encoder"], self._store, self._config.get("uncalibrated"))
 
@@ -389,18 +399,25 @@ class Collection:
         coverage: float | None = None,
         coverage_for: CoverageFor = "mixed",
         filter: dict[str, Any] | None = None,
+        explain: bool = False,
     ) -> list[Answer]:
         """One answer a text. Raises `DataError` for an empty text, k out of range or an unknown map.
 
         `coverage` asks for prediction sets; `coverage_for` "known-unknown" makes it hold for known and unknown queries
         apart, not only for their mix. `filter` (see `index.filters`) says which items may be shown and which labels
-        answered; a label of which nothing passes counts as no match.
+        answered; a label of which nothing passes counts as no match. `explain` adds why, see `index.explain`.
         """
         for at, text in enumerate(texts):
             if not text.strip():
                 raise DataError(f"Query {at + 1} is an empty text. Ask with at least one word.")
         return self.search_vectors(
-            self.encoder.encode(texts), k=k, map=map, coverage=coverage, coverage_for=coverage_for, filter=filter
+            self.encoder.encode(texts),
+            k=k,
+            map=map,
+            coverage=coverage,
+            coverage_for=coverage_for,
+            filter=filter,
+            explain=explain,
         )
 
     def search_images(self, images: Sequence[Source], **how: Any) -> list[Answer]:
@@ -419,6 +436,7 @@ class Collection:
         coverage: float | None = None,
         coverage_for: CoverageFor = "mixed",
         filter: dict[str, Any] | None = None,
+        explain: bool = False,
     ) -> list[Answer]:
         """One answer a row of `vectors` (n, d), unit vectors of this collection's encoder. Raises `DataError`."""
         queries = self._checked(vectors)
@@ -432,7 +450,7 @@ class Collection:
         condition = None if filter is None else Filter.parse(filter)
         if not len(queries):
             return []
-        found, state = self._found(queries, k, condition)
+        found, state = self._found(queries, k, condition, everything=explain)
         reason = state.uncalibrated()
         if reason is not None or state.calibration is None:
             told = [warning for warning in state.warnings if warning not in (reason or "")]
@@ -440,12 +458,19 @@ class Collection:
         self.drift.observe(found.scores, found.codes, state.calibration)
         warnings = [*state.warnings, *recall_warning(state.engine), *state.calibration.warnings]
         exact: Literal["all", "top", "no"] = "no" if not state.engine.exact else "all" if len(state) <= TOP_K else "top"
-        return respond.with_probabilities(found, k, state.calibration, name, coverage, coverage_for, exact, warnings)
+        return respond.with_probabilities(
+            found, k, state.calibration, name, coverage, coverage_for, exact, warnings, explain
+        )
 
-    def _found(self, queries: NDArray[np.float32], k: int, condition: Filter | None) -> tuple[respond.Found, State]:
-        """What one state finds. Should its items have been erased meanwhile, a newer state answers."""
+    def _found(
+        self, queries: NDArray[np.float32], k: int, condition: Filter | None, *, everything: bool
+    ) -> tuple[respond.Found, State]:
+        """What one state finds, with the items to be shown, or `everything` that makes the evidence.
+
+        Should its items have been erased meanwhile, a newer state answers.
+        """
+        state = self._state
         for _ in range(_TRIES):
-            state = self._state
             if not len(state):
                 raise DataError("This collection holds no items, so there is nothing to search. Index some rows first.")
             allowed = None if condition is None else self._store.rows_where(condition, state.sequence)
@@ -453,14 +478,13 @@ class Collection:
                 scores, rows = state.search(queries, TOP_K)
                 codes = state.gallery.codes_of(rows)
                 shown = None if allowed is None else _shown(state, queries, allowed)
-                wanted = _wanted(state, rows, codes, 0 if shown else k)
+                wanted = _wanted(state, rows, codes, TOP_K if everything else 0 if shown else k)
                 if shown is not None:
-                    wanted |= _wanted(state, shown.rows, shown.codes, k)
+                    wanted |= _wanted(state, shown.rows, shown.codes, TOP_K if everything else k)
                 items = self._store.get(wanted)
                 if len(items) == len(wanted):
                     return respond.Found(queries, scores, rows, codes, items, state.gallery, shown), state
-            if self._state is state:
-                self.refresh()
+            state = self._state if self._state is not state else self._newer(state)
         raise Damaged(f"{self.path / ITEMS}: items that the index knows are missing. Restore it from a backup.")
 
     def _checked(self, vectors: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -14,11 +14,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from index.answer import Answer
+from index.answer import Answer, Explanation
 from index.sources import Progress
 from index.thresholds import Threshold
 
 _BAR = 20
+_EXPLAINED = 5
 
 
 @contextmanager
@@ -79,8 +80,26 @@ def show_answer(out: Console, text: str, answer: Answer) -> None:
         names = [entry.label or entry.id or "" for entry in answer.prediction_set]
         names += ["no match"] if answer.set_has_no_match else []
         out.print(f"  {answer.coverage:.0%} set: {escape(', '.join(names)) or 'empty: abstain'}", highlight=False)
+    if answer.explanation is not None:
+        _show_explanation(out, answer.explanation)
     for warning in answer.warnings:
         out.print(f"  [yellow]{escape(warning)}[/yellow]", highlight=False)
+
+
+def _show_explanation(out: Console, why: Explanation) -> None:
+    """The likeliest outcomes, their evidence, and the items that made it."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    for heading in ("why", "logit", "best", "pooled", "centroid", "items (share of the pooled evidence)"):
+        table.add_column(heading, justify="left" if heading[0] in "wi" else "right", overflow="fold")
+    for entry in why.labels[:_EXPLAINED]:
+        items = ", ".join(f"{item.id} {item.share_32:.0%}" for item in entry.items[:3])
+        logit = "none" if entry.logit is None else f"{entry.logit:.2f}"
+        evidence = (f"{entry.evidence[name]:.3f}" for name in ("best", "pooled_32", "centroid"))
+        table.add_row(escape(entry.label or entry.id or ""), logit, *evidence, escape(items))
+    table.add_row(
+        "[italic]no match[/italic]", f"{why.no_match_logit:.2f}", "", "", "", f"background {why.background:.3f}"
+    )
+    out.print(table, highlight=False)
 
 
 def show_collection(out: Console, built: dict[str, Any], path: Path) -> None:

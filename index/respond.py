@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from index.answer import Answer, Decision, Hit, LabelProbability
 from index.calibrate import Calibration
+from index.calibrators import Calibrator
 from index.conformal import CoverageFor, nonconformity
 from index.errors import CalibrationError, DataError
 from index.evidence import SHARPNESS, Evidence, Floats, gather, joined
+from index.explain import explain
 from index.items import Item
 from index.outcome import distribution, interpolated, table
 
@@ -75,6 +77,14 @@ class Found:
         ]
 
 
+@dataclass(frozen=True, slots=True)
+class Why:
+    """What an explanation needs besides the evidence."""
+
+    calibrator: Calibrator
+    temperature: float
+
+
 def without_probabilities(found: Found, k: int, reason: str, warnings: list[str]) -> list[Answer]:
     """Hits with scores only, and why."""
     return [
@@ -92,6 +102,7 @@ def with_probabilities(
     coverage_for: CoverageFor,
     exact: Literal["all", "top", "no"],
     warnings: list[str],
+    explained: bool = False,
 ) -> list[Answer]:
     """Calibrated answers under the map `name`. `exact` says whether the hits are the whole gallery, or its true top.
 
@@ -111,8 +122,11 @@ def with_probabilities(
         evidence = joined(evidence, gather(shown.scores, shown.codes, found.queries, found.gallery.profile))
         logits = table(evidence, *calibration.calibrator.logits(evidence))
     p = distribution(logits, name, temperature)
+    why = Why(calibration.calibrator, temperature) if explained else None
     return [
-        _answer(found, query, k, evidence, logits[query], p[query], cut, coverage, bool(certified[query]), warnings)
+        _answer(
+            found, query, k, evidence, logits[query], p[query], cut, coverage, bool(certified[query]), warnings, why
+        )
         for query in range(len(found.scores))
     ]
 
@@ -151,6 +165,7 @@ def _answer(
     coverage: float | None,
     certified: bool,
     warnings: list[str],
+    why: Why | None,
 ) -> Answer:
     codes = evidence.codes[evidence.starts[query] : evidence.starts[query + 1]]
     p, logits = p[: len(codes) + 1], logits[: len(codes) + 1]
@@ -175,6 +190,9 @@ def _answer(
         certified=certified,
         calibrated=True,
         warnings=warnings,
+        explanation=None
+        if why is None
+        else explain(found, query, evidence, why.calibrator, logits, p, barred, why.temperature),
     )
 
 

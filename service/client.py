@@ -98,9 +98,11 @@ class Calls:
         coverage: float | None = None,
         coverage_for: CoverageFor = "mixed",
         filter: dict[str, Any] | None = None,
+        explain: bool = False,
     ) -> Call[SearchReply]:
         how = {"k": k, "map": map, "coverage": coverage, "coverage_for": coverage_for, "filter": filter}
-        return Call("POST", "/v1/search", SearchReply, {"queries": [{"text": text} for text in texts], **how})
+        queries = [{"text": text} for text in texts]
+        return Call("POST", "/v1/search", SearchReply, {"queries": queries, **how, "explain": explain})
 
     @staticmethod
     def search_vectors(
@@ -229,9 +231,12 @@ class Client:
         coverage: float | None = None,
         coverage_for: CoverageFor = "mixed",
         filter: dict[str, Any] | None = None,
+        explain: bool = False,
     ) -> SearchReply:
-        """`results[i]` answers `texts[i]`; `filter` says which items may be shown."""
-        call = Calls.search(texts, k=k, map=map, coverage=coverage, coverage_for=coverage_for, filter=filter)
+        """`results[i]` answers `texts[i]`; `filter` says which items may be shown, `explain` asks why."""
+        call = Calls.search(
+            texts, k=k, map=map, coverage=coverage, coverage_for=coverage_for, filter=filter, explain=explain
+        )
         return self.send(call)
 
     def search_vectors(
@@ -337,9 +342,12 @@ class AsyncClient:
         coverage: float | None = None,
         coverage_for: CoverageFor = "mixed",
         filter: dict[str, Any] | None = None,
+        explain: bool = False,
     ) -> SearchReply:
-        """`results[i]` answers `texts[i]`; `filter` says which items may be shown."""
-        call = Calls.search(texts, k=k, map=map, coverage=coverage, coverage_for=coverage_for, filter=filter)
+        """`results[i]` answers `texts[i]`; `filter` says which items may be shown, `explain` asks why."""
+        call = Calls.search(
+            texts, k=k, map=map, coverage=coverage, coverage_for=coverage_for, filter=filter, explain=explain
+        )
         return await self.send(call)
 
     async def close(self) -> None:

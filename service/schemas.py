@@ -178,6 +178,7 @@ class SearchRequest(Body):
         description="whom the coverage is promised to: all queries together, or known and unknown ones apart",
     )
     filter: ItemFilter | None = Field(None, description=FILTER, examples=[{"lang": "en"}])
+    explain: bool = Field(False, description="also answer why: the evidence and the items behind each probability")
 
     @property
     def map_spec(self) -> str | dict[str, float]:
@@ -185,7 +186,7 @@ class SearchRequest(Body):
 
     def how(self) -> str:
         """Equal for requests that ask in the same way, whatever their queries: these can share a batch."""
-        return repr((self.k, self.map_spec, self.coverage, self.coverage_for, self.filter))
+        return repr((self.k, self.map_spec, self.coverage, self.coverage_for, self.filter, self.explain))
 
 
 def limited(settings: ServeSettings) -> type[SearchRequest]:
@@ -261,6 +262,41 @@ class DecisionReply(Reply):
     probability: float = Field(ge=0, le=1)
 
 
+class ContributionReply(Reply):
+    """One of a label's items among the query's 100 nearest."""
+
+    id: str
+    score: float
+    share_8: float = Field(description="its part of the label's pooled evidence at sharpness 8")
+    share_32: float = Field(description="its part at sharpness 32")
+
+
+class LabelEvidenceReply(Reply):
+    """Why a label has its probability."""
+
+    label: str | None
+    id: str | None
+    probability: float
+    logit: float | None = Field(description="null: this calibrator cannot speak of the label")
+    evidence: dict[str, float] = Field(description="cosines: best, pooled_8, pooled_32, centroid, cohesion")
+    terms: dict[str, float] | None = Field(
+        description="what each adds, summing to `logit`; null where the calibrator has no such terms"
+    )
+    answerable: bool = Field(description="some item of it passes the filter; else its mass counts as no match")
+    items: list[ContributionReply] = Field(description="the items that made the evidence, closest first")
+    hidden_items: int = Field(description="how many more did, and do not pass the filter")
+
+
+class ExplanationReply(Reply):
+    """The map of all logits, over the temperature, gives the probabilities."""
+
+    temperature: float
+    background: float = Field(description="what is close around this query: mean cosine of the other labels' hits")
+    no_match_logit: float
+    no_match_terms: dict[str, float] | None = Field(description="intercept and background, summing to the logit")
+    labels: list[LabelEvidenceReply] = Field(description="every candidate, likeliest first")
+
+
 class AnswerReply(Reply):
     """One query's answer. `labels` and `no_match` sum to 1."""
 
@@ -275,6 +311,7 @@ class AnswerReply(Reply):
     calibrated: bool = Field(description="false: every probability is null, and `reason` says why")
     reason: str | None
     warnings: list[str]
+    explanation: ExplanationReply | None = Field(description="with `explain`; null when uncalibrated")
 
 
 class TimingsReply(Reply):

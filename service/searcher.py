@@ -205,6 +205,7 @@ class Searcher:
                     coverage=asked.coverage,
                     coverage_for=asked.coverage_for,
                     filter=asked.filter,
+                    explain=asked.explain,
                 )
                 # all of an answer comes from one state; which one it was is known unless a new snapshot came between
                 if self.collection.snapshot_id == state.snapshot_id:

@@ -52,6 +52,7 @@ _PARAMETERS = [
             {"type": "string", "enum": list(get_args(CoverageFor)), "default": "mixed"},
             "whom the coverage is promised to",
         ),
+        ("explain", {"type": "boolean", "default": False}, "also answer why"),
     )
 ]
 _NAMES = tuple(str(parameter["name"]) for parameter in _PARAMETERS)
@@ -75,7 +76,7 @@ async def post_search(request: Request) -> Response:
     """Hits, label distribution, no-match share, decision and prediction set for each query, in the given order.
 
     The body is JSON; or `application/octet-stream`: the vectors' little-endian float32 numbers, one after another, with
-    k, map, coverage and coverage_for in the query string.
+    k, map, coverage, coverage_for and explain in the query string.
     """
     if media_type(request) == OCTETS:
         return await _answer_vectors(request, await request.body())
@@ -169,6 +170,11 @@ def _from_query_string(raw: bytes, required: tuple[str, ...]) -> dict[str, Any]:
             body[name] = kind(given[name])
         elif name in given:
             faults.append(Fault(name, "expected " + ("a whole number" if kind is int else "a number between 0 and 1")))
+    if "explain" in given:
+        if given["explain"] in ("true", "false"):
+            body["explain"] = given["explain"] == "true"
+        else:
+            faults.append(Fault("explain", "expected true or false"))
     if "map" in given:
         name, _, value = given["map"].partition(":")
         if value and re.fullmatch(r"\d{1,3}(\.\d{1,20})?", value, re.ASCII):

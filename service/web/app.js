@@ -2,6 +2,7 @@
 
 import { call, read } from "/web/api.js";
 import { offerFeedback } from "/web/feedback.js";
+import { offerReasons } from "/web/why.js";
 
 const $ = (id) => document.getElementById(id);
 const SHOWN_LABELS = 6;
@@ -53,7 +54,7 @@ async function search() {
       method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal,
     });
     const content = await reply.json();
-    if (reply.ok) showAnswer(content);
+    if (reply.ok) showAnswer(content, body);
     else showProblem(content.title, content.detail);
   } catch (error) {
     if (error.name === "AbortError") return;
@@ -104,7 +105,7 @@ function showProblem(title, detail) {
   $("welcome").hidden = $("answer").hidden = true;
 }
 
-function showAnswer(reply) {
+function showAnswer(reply, body) {
   const [answer] = reply.results;
   $("welcome").hidden = $("problem").hidden = true;
   $("answer").hidden = false;
@@ -113,6 +114,7 @@ function showAnswer(reply) {
   offerFeedback($("feedback"), reply.query_ids?.[0], answer);
   showLabels(answer);
   showSet(answer);
+  offerReasons($("why"), $("reasons"), body);
   showHits(answer);
   const { timings } = reply;
   $("footer").replaceChildren(

@@ -186,12 +186,18 @@ def test_a_compaction_fits_anew_and_keeps_using_the_feedback_unless_it_was_rolle
     give(live)
     own = str(live.state.calibration_id)
     fed = live.recalibrate()
+    live.upsert([NewItem("new", "card", "my bank card chip")])
     live.snapshot()
     assert live.calibration is not None
     assert live.calibration.report["queries"]["feedback"]["queries"] == 5 * FEEDBACK
     listed = [entry.id for entry in live.calibrations()]
     assert listed[:2] == [own, fed.id]
     assert listed[-1] == live.state.calibration_id
+    reader = Collection.open(live.path)
+    assert (
+        reader.state.calibration_id == live.state.calibration_id != fed.id
+    )  # the choice was made under another snapshot
+    reader.close()
     live.use_calibration(own)
     live.snapshot()
     assert "feedback" not in live.calibration.report["queries"]
@@ -231,14 +237,15 @@ def test_an_unknown_id_and_one_that_no_longer_fits_are_refused(live: Collection)
     assert live.state.calibration_id != own
 
 
-def test_a_damaged_choice_gives_way_to_the_snapshots_own_and_says_so(live: Collection) -> None:
+@pytest.mark.parametrize("place", [0.001, 0.5, 0.999])
+def test_a_damaged_choice_gives_way_to_the_snapshots_own_and_says_so(live: Collection, place: float) -> None:
     give(live)
     before = answers(live)
     version = live.recalibrate()
     live.close()
     (file,) = (live.path / "calibrations").glob(f"{version.id}-*.json")
     content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[int(place * len(content))] ^= 1
     file.write_bytes(content)
     reader = Collection.open(live.path)
     assert any("damaged" in warning and "own calibration" in warning for warning in reader.warnings)

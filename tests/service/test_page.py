@@ -182,6 +182,22 @@ def test_the_page_says_when_nothing_is_calibrated(browser: Browser, uncalibrated
         page.close()
 
 
+def test_why_shows_the_evidence_behind_the_answer(page: Page, server: Server) -> None:
+    text, label = KNOWN[0]
+    ask(page, text)
+    page.get_by_text("Why?").click()
+    reasons = page.locator("#reasons")
+    expect(reasons.locator("section h3").first).to_contain_text(label)
+    asked = {"queries": [{"text": text}], "explain": True}
+    why = httpx2.post(f"{server.url}/v1/search", json=asked).json()["results"][0]["explanation"]
+    best = why["labels"][0]
+    expect(reasons.locator("section").first).to_contain_text(f"{best['evidence']['best']:.3f}")
+    expect(reasons.locator("section").first).to_contain_text(best["items"][0]["id"])
+    expect(reasons).to_contain_text(f"no match: score {why['no_match_logit']:.2f}")
+    ask(page, UNKNOWN[0])
+    expect(reasons).to_be_hidden()
+
+
 def test_the_calibration_page_draws_what_was_measured(page: Page, server: Server) -> None:
     report = httpx2.get(f"{server.url}/v1/calibration").json()
     page.goto("/")
@@ -189,7 +205,7 @@ def test_the_calibration_page_draws_what_was_measured(page: Page, server: Server
     expect(page.locator("#diagram circle")).to_have_count(len(report["reliability"]))
     expect(page.locator("#rows tr")).to_have_count(len(report["reliability"]))
     expect(page.locator("#numbers dt")).to_have_count(11)
-    expect(page.locator("#banner")).to_be_hidden()
+    expect(page.locator("#banner")).to_contain_text("told apart without one error")  # these topics are
     heights = page.eval_on_selector_all(
         "#diagram circle", "nodes => nodes.map((node) => Number(node.getAttribute('cy')))"
     )

@@ -146,3 +146,19 @@ def test_without_calibration_there_is_no_probability_and_a_reason(uncalibrated: 
     assert answer["reason"]
     assert answer["labels"] is answer["no_match"] is answer["decision"] is answer["prediction_set"] is None
     assert {hit["probability"] for hit in answer["hits"]} == {None}
+
+
+def test_explain_tells_why_and_changes_nothing_else(api: httpx2.Client) -> None:
+    plain = ask(api, KNOWN[0][0])["results"][0]
+    reply = api.post("/v1/search", json={"queries": [{"text": text} for text, _ in KNOWN[:3]], "explain": True})
+    SearchReply.model_validate(reply.json(), strict=True)
+    told = reply.json()["results"][0]
+    why = told["explanation"]
+    assert plain["explanation"] is None
+    assert {**told, "explanation": None} == plain
+    assert math.isclose(why["labels"][0]["probability"], told["labels"][0]["probability"])
+    assert why["labels"][0]["items"][0]["id"] == told["hits"][0]["id"]
+    by_get = api.get("/v1/search", params={"text": KNOWN[0][0], "explain": "true"})
+    assert by_get.json()["results"][0]["explanation"] == why
+    for wrong in ("1", "True", ""):
+        assert api.get("/v1/search", params={"text": "x", "explain": wrong}).status_code == 422
