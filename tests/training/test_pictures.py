@@ -115,8 +115,8 @@ def test_the_classes_of_turned_pictures_are_learned_and_not_kept(tmp_path: Path)
     weight, labels = load_head(tmp_path / "m")
     assert labels == ["d0", "d1", "d2"]
     assert len(weight) == 3
+    settings = TrainSettings(data=[_texts(tmp_path)], out=tmp_path / "t", quarter_turns=True)
     with pytest.raises(SettingsError, match="only pictures"):
-        settings = TrainSettings(data=[_texts(tmp_path)], out=tmp_path / "t", quarter_turns=True)
         train_encoder(settings, Console(file=StringIO()))
 
 
