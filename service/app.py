@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from service import problems
 from service.access import Access
+from service.audit import AuditLog
 from service.direct import direct
 from service.fleet import Fleet
 from service.item_schemas import limited_items
@@ -53,6 +54,8 @@ def create_app(settings: ServeSettings, serving: Serving | None = None, pipe: Co
             if current.fleet is not None:
                 current.fleet.leave()
             await current.stop()
+            if app.state.audit is not None:
+                app.state.audit.close()
 
     app = FastAPI(
         title="surematch",
@@ -65,6 +68,7 @@ def create_app(settings: ServeSettings, serving: Serving | None = None, pipe: Co
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.keys = Keys(settings.keys) if settings.keys else None
+    app.state.audit = AuditLog(settings.audit_log) if settings.audit_log else None
     app.state.current = None
     app.state.draining = False
     app.state.request_model = limited(settings)
