@@ -241,7 +241,7 @@ def part_hnsw(work: Work) -> dict[str, Any]:
     index = faiss.deserialize_index(np.frombuffer(file.read_bytes(), np.uint8)[settings["padding"] :])
     beams = {}
     for k in (K, 100):
-        beams[k] = faiss.SearchParametersHNSW(efSearch=max(settings["parameters"]["ef_search"], 2 * k))
+        beams[k] = faiss.SearchParametersHNSW(efSearch=max(settings["parameters"]["ef_search"], k))
     faiss.omp_set_num_threads(1)
     raw = {
         f"raw FAISS, {k} hits, beam {beam.efSearch}": in_process(
