@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -11,13 +11,14 @@ from fastapi import FastAPI
 
 from service import problems
 from service.access import Access
+from service.by_name import ByName
 from service.item_schemas import limited_items
 from service.keys import Keys
 from service.limits import LOOPBACK_NAMES, BodyLimit, KnownHosts, SecurityHeaders
 from service.logs import RequestLog
 from service.metrics import Metrics, RequestMetrics
 from service.openapi import openapi
-from service.routes import admin, collection, embeddings, health, items, page, search
+from service.routes import admin, collection, collections, embeddings, health, items, page, search
 from service.schemas import limited
 from service.serving import Current, Serving
 from service.settings import ServeSettings
@@ -28,20 +29,23 @@ Similarity search that knows how sure it is. Every answer carries calibrated mat
 they are never the same field. Errors are `application/problem+json` (RFC 9457)."""
 
 
-def create_app(settings: ServeSettings, serving: Serving | None = None) -> FastAPI:
-    """The ASGI application. Its lifespan opens and warms the collection of `settings`, unless `serving` is given."""
-    metrics = serving.searcher.metrics if serving else Metrics()
+def create_app(settings: ServeSettings, servings: Mapping[str, Serving] | None = None) -> FastAPI:
+    """The ASGI application. Its lifespan opens and warms the collections of `settings`, unless `servings` has them."""
+    opened = dict(servings or {})
+    metrics = next(iter(opened.values())).searcher.metrics if opened else Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        current = Current(settings, metrics, serving)
-        await current.start()
-        app.state.current = current
+        currents = {name: Current(settings, metrics, name, opened.get(name)) for name in settings.folders}
+        for current in currents.values():
+            await current.start()
+        app.state.currents = currents
         try:
             yield
         finally:
-            app.state.current = None
-            await current.stop()
+            app.state.currents = {}
+            for current in currents.values():
+                await current.stop()
 
     app = FastAPI(
         title="surematch",
@@ -54,7 +58,7 @@ def create_app(settings: ServeSettings, serving: Serving | None = None) -> FastA
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.keys = Keys(settings.keys) if settings.keys else None
-    app.state.current = None
+    app.state.currents = {}
     app.state.draining = False
     app.state.request_model = limited(settings)
     app.state.put_model, app.state.delete_model = limited_items(settings)
@@ -68,7 +72,8 @@ def create_app(settings: ServeSettings, serving: Serving | None = None) -> FastA
     app.add_middleware(SecurityHeaders)
     app.add_middleware(RequestMetrics, metrics=metrics)
     app.add_middleware(RequestLog)
-    routers = [module.router for module in (search, embeddings, items, collection, admin, health, page)]
+    app.add_middleware(ByName)
+    routers = [module.router for module in (search, embeddings, items, collection, collections, admin, health, page)]
     app.state.routes = [route for router in routers for route in router.routes]
     for router in routers:
         app.include_router(router)
@@ -76,8 +81,8 @@ def create_app(settings: ServeSettings, serving: Serving | None = None) -> FastA
     documents: dict[str, dict[str, Any]] = {}
 
     def cached() -> dict[str, Any]:
-        serving = app.state.current and app.state.current.serving
-        served = serving.collection.name + serving.collection.model_id if serving else ""
+        open_now = [current.serving.collection for current in app.state.currents.values() if current.serving]
+        served = repr([(collection.name, collection.model_id) for collection in open_now])
         if served not in documents:
             documents.clear()
             documents[served] = openapi(app)

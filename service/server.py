@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from types import FrameType
 
 import uvicorn
@@ -52,9 +53,9 @@ class _Server(uvicorn.Server):
             sys.stdout.flush()
 
 
-def run(settings: ServeSettings, serving: Serving, listening: socket.socket) -> None:
+def run(settings: ServeSettings, servings: Mapping[str, Serving], listening: socket.socket) -> None:
     """Serve on a bound socket until a signal; requests under way get `DRAIN_SECONDS` to finish."""
-    app = create_app(settings, serving)
+    app = create_app(settings, servings)
     config = uvicorn.Config(
         app,
         http=type("Protocol", (PatientProtocol,), {"head_seconds": settings.receive_seconds}),
@@ -70,19 +71,20 @@ def run(settings: ServeSettings, serving: Serving, listening: socket.socket) -> 
     # uvicorn raises the signal once more after draining; handled here, so that a requested stop exits with 0.
     before = {number: signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        greeting = _greeting(serving, listening)
+        greeting = _greeting(servings, listening)
         _Server(config, app, greeting, settings.drain_notice_seconds).run(sockets=[listening])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _greeting(serving: Serving, listening: socket.socket) -> str:
+def _greeting(servings: Mapping[str, Serving], listening: socket.socket) -> str:
     host, port = listening.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    collection = serving.collection
+    opened = [(name, serving.collection) for name, serving in servings.items()]
+    named = [(name if len(opened) > 1 else collection.name, collection.size) for name, collection in opened]
     return (
-        f"Serving {collection.name} ({collection.size:,} items) at http://{host}:{port}/  "
+        f"Serving {', '.join(f'{name} ({size:,} items)' for name, size in named)} at http://{host}:{port}/  "
         f"(API: http://{host}:{port}/docs). Ctrl-C stops.\n"
     )
 
