@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection
 from typing import Any
 
 from fastapi import FastAPI
@@ -12,6 +13,8 @@ from fastapi import FastAPI
 from service import problems
 from service.access import Access
 from service.by_name import ByName
+from service.direct import direct
+from service.fleet import Fleet
 from service.item_schemas import limited_items
 from service.keys import Keys
 from service.limits import LOOPBACK_NAMES, BodyLimit, KnownHosts, SecurityHeaders
@@ -29,8 +32,13 @@ Similarity search that knows how sure it is. Every answer carries calibrated mat
 they are never the same field. Errors are `application/problem+json` (RFC 9457)."""
 
 
-def create_app(settings: ServeSettings, servings: Mapping[str, Serving] | None = None) -> FastAPI:
-    """The ASGI application. Its lifespan opens and warms the collections of `settings`, unless `servings` has them."""
+def create_app(
+    settings: ServeSettings, servings: Mapping[str, Serving] | None = None, pipe: Connection | None = None
+) -> FastAPI:
+    """The ASGI application. Its lifespan opens and warms the collections of `settings`, unless `servings` has them.
+
+    `pipe` leads to the supervisor, where this is one of several workers.
+    """
     opened = dict(servings or {})
     metrics = next(iter(opened.values())).searcher.metrics if opened else Metrics()
 
@@ -40,10 +48,17 @@ def create_app(settings: ServeSettings, servings: Mapping[str, Serving] | None =
         for current in currents.values():
             await current.start()
         app.state.currents = currents
+        fleet = None if pipe is None else Fleet(pipe, lambda name: currents[name].reload())
+        if fleet is not None:
+            for current in currents.values():
+                current.fleet = fleet
+            fleet.join()
         try:
             yield
         finally:
             app.state.currents = {}
+            if fleet is not None:
+                fleet.leave()
             for current in currents.values():
                 await current.stop()
 
@@ -75,6 +90,7 @@ def create_app(settings: ServeSettings, servings: Mapping[str, Serving] | None =
     app.add_middleware(ByName)
     routers = [module.router for module in (search, embeddings, items, collection, collections, admin, health, page)]
     app.state.routes = [route for router in routers for route in router.routes]
+    app.router.routes.extend(route for module in (search, embeddings) for route in direct(module.router))
     for router in routers:
         app.include_router(router)
     page.mount(app)

@@ -33,6 +33,9 @@ class ServeSettings(Settings):
     writable: bool = Field(
         False, description="take writes (/v1/items, feedback, snapshots) too; one process can write to a collection"
     )
+    workers: int = Field(
+        1, ge=1, le=64, description="processes that answer, sharing port and index; several only without --writable"
+    )
     host: str = Field("127.0.0.1", description="address to listen on; anything but loopback needs --public")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 lets the system choose one")
     keys: Path | None = Field(

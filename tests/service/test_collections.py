@@ -161,3 +161,15 @@ def test_names(tmp_path: Path) -> None:
     assert names("A=x") == {"a-x": Path("A=x")}  # a folder of that name: A is no name
     with pytest.raises(SettingsError, match="Two collections are called a: x and y"):
         names("a=x", "a=y")
+
+
+def test_several_workers_reload_the_one_that_was_named(collection: Path, tmp_path: Path) -> None:
+    one, two = (shutil.copytree(collection, tmp_path / name) for name in ("one", "two"))
+    with serving(one, str(two), "--workers", "2") as server, httpx2.Client(base_url=server.url, timeout=30) as api:
+        (two / "encoder" / "model.safetensors").write_bytes(b"x")
+        assert api.post("/v1/collections/one/admin/reload").status_code == 200
+        assert api.post("/v1/collections/two/admin/reload").status_code == 409
+        for _ in range(6):
+            with httpx2.Client(base_url=server.url, timeout=30) as fresh:
+                listed = fresh.get("/v1/collections").json()["collections"]
+                assert [entry["degraded"] for entry in listed] == [False, True]
