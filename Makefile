@@ -30,13 +30,13 @@ test: check  ## the whole test suite, lint and types included
 
 .PHONY: test-crash test-damage test-concurrency
 test-crash: $(VENV)/ready  ## kill -9 a writer 200 times, and run out of disk at every size: nothing lost, nothing half there
-	SUREMATCH_KILLS=200 $(BIN)/python -m pytest -s tests/index/test_crash.py tests/index/test_faults.py $(ARGS)
+	SUREMATCH_KILLS=$${SUREMATCH_KILLS:-200} $(BIN)/python -m pytest -s tests/index/test_crash.py tests/index/test_faults.py $(ARGS)
 
 test-damage: $(VENV)/ready  ## open a collection with each of 1,200 mutated snapshot files: all refused, no wrong answer
-	SUREMATCH_MUTATIONS=1200 $(BIN)/python -m pytest tests/index/test_damage.py $(ARGS)
+	SUREMATCH_MUTATIONS=$${SUREMATCH_MUTATIONS:-1200} $(BIN)/python -m pytest tests/index/test_damage.py $(ARGS)
 
 test-concurrency: $(VENV)/ready  ## readers, writers, deleters and compaction together for two minutes
-	SUREMATCH_SECONDS=120 $(BIN)/python -m pytest tests/index/test_concurrency.py $(ARGS)
+	OMP_NUM_THREADS=1 SUREMATCH_SECONDS=120 $(BIN)/python -m pytest tests/index/test_concurrency.py $(ARGS)
 
 check: $(VENV)/ready  ## lint, types, and who may import whom
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from service import problems
 from service.access import Access
+from service.audit import AuditLog
 from service.by_name import ByName
 from service.direct import direct
 from service.fleet import Fleet
@@ -61,6 +62,8 @@ def create_app(
                 fleet.leave()
             for current in currents.values():
                 await current.stop()
+            if app.state.audit is not None:
+                app.state.audit.close()
 
     app = FastAPI(
         title="surematch",
@@ -73,6 +76,7 @@ def create_app(
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.keys = Keys(settings.keys) if settings.keys else None
+    app.state.audit = AuditLog(settings.audit_log) if settings.audit_log else None
     app.state.currents = {}
     app.state.draining = False
     app.state.request_model = limited(settings)

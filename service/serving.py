@@ -35,6 +35,8 @@ class Serving:
     searcher: Searcher
     examples: list[str]
     writer: Writer
+    name: str
+    """What the service calls the collection."""
     recent: RecentQueries = field(default_factory=RecentQueries)
     users: int = 0
     unused: asyncio.Event = field(default_factory=asyncio.Event)
@@ -56,7 +58,7 @@ class Serving:
         metrics = (metrics or Metrics()).named(name)
         metrics.items.labels(name).set(collection.size)
         searcher = Searcher(collection, settings, metrics)
-        return cls(collection, searcher, settings.examples or _examples(answer), Writer(4 * settings.max_items))
+        return cls(collection, searcher, settings.examples or _examples(answer), Writer(4 * settings.max_items), name)
 
     @classmethod
     def open_all(cls, settings: ServeSettings, metrics: Metrics | None = None) -> dict[str, Serving]:

@@ -53,6 +53,11 @@ class ServeSettings(Settings):
         [], max_length=8, description="questions the web page offers as a start; none: texts of a few items"
     )
     access_log: bool = Field(False, description="log a line of JSON a request: route, status, time, key; never a text")
+    audit_log: Path | None = Field(
+        None,
+        description="file that gets a line of JSON for each search and write: when, which key, which ids and labels, "
+        "what was decided; never a text, a vector or a picture. What cannot be logged is refused",
+    )
     max_body_bytes: int = Field(8 * 2**20, ge=1024, description="largest request body; larger ones get 413")
     max_queries: int = Field(256, ge=1, le=4096, description="most queries in one request")
     max_text_chars: int = Field(10_000, ge=1, description="longest text of a query, in characters")

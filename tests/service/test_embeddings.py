@@ -141,9 +141,9 @@ def test_metrics_count_what_happened(api: httpx2.Client) -> None:
 
     searches = 'surematch_requests_total{method="POST",route="/v1/search",status="200"}'
     unmatched = 'surematch_answers_total{collection="home",outcome="no_match"}'
-    before = value(searches), value(unmatched), value("surematch_match_probability_count")
+    before = value(searches), value(unmatched), value('surematch_match_probability_count{collection="home"}')
     assert api.post("/v1/search", json={"queries": [{"text": UNKNOWN[0]}, {"text": KNOWN[0][0]}]}).status_code == 200
-    after = value(searches), value(unmatched), value("surematch_match_probability_count")
+    after = value(searches), value(unmatched), value('surematch_match_probability_count{collection="home"}')
     assert [a - b for a, b in zip(after, before, strict=True)] == [1, 1, 2]
     assert KNOWN[0][0] not in api.get("/metrics").text
 
