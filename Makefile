@@ -84,3 +84,7 @@ fuzz-images: $(VENV)/ready  ## 1,500 damaged pictures through the service: no 5x
 
 clean:  ## remove the environment and everything the demo made
 	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache
+
+.PHONY: bench-service test-overload test-soak
+bench-service: $(VENV)/ready  ## the service over HTTP beside raw FAISS and other vector databases (ARGS="--part hnsw")
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_service.py $(ARGS)
