@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import random
+import re
 import sqlite3
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from index.build import build_collection
 from index.collection import Collection
-from index.items import ItemStore
+from index.items import Item, ItemStore
 from index.new_items import NewItem
 from tests.index.conftest import World
 from tests.index.helpers import unit
@@ -29,6 +32,32 @@ def test_an_older_snapshot_that_holds_what_was_deleted_goes(copied: Path, monkey
     assert {path.name for path in (copied / "snapshots").iterdir()} == {newer, "CURRENT"}
     assert older != newer
     assert not any(vector.tobytes() in path.read_bytes() for path in copied.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_rows_that_moved_between_pages_leave_nothing_behind(seed: int, tmp_path: Path) -> None:
+    """Writes and deletions at random, erased now and then: SQLite's own overwriting left one of these rows each."""
+    store, choose, living = ItemStore(tmp_path / "items.sqlite", 16), random.Random(seed), dict[str, int]()
+    vectors = iter(np.tile(unit(500, 16), (10, 1)))
+    store.upsert([Item(f"base{number}", "x", "filler text " * 3, next(vectors)) for number in range(180)])
+    for step in range(400):
+        names = [f"i{number}" for number in choose.sample(range(120), choose.randint(1, 8))]
+        if choose.random() < 0.3:
+            store.delete(names)
+            living = {name: at for name, at in living.items() if name not in names}
+        else:
+            store.upsert([Item(name, "l", f"text of {name}/{step}/", next(vectors)) for name in names])
+            living.update(dict.fromkeys(names, step))
+        if step % 7 == 0:
+            store.purge(store.sequence)
+        if step % 21 == 0:
+            store.scrub(store.sequence)
+    store.purge(store.sequence)
+    assert store.scrub(store.sequence)
+    content = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    found = {(name.decode(), int(at)) for name, at in re.findall(rb"text of (i\d+)/(\d+)/", content)}
+    assert found == set(living.items())
+    store.close()
 
 
 def test_a_compacted_snapshot_is_bound_to_its_items(copied: Path) -> None:
