@@ -255,7 +255,9 @@ class FaissHNSW(FaissEngine):
         return size * (4 * dimension + 8 * cls.links + 16)
 
     def _search_parameters(self, k: int, share: float, **selector: Any) -> Any:
-        wanted = max(self.parameters["ef_search"], 2 * k)  # a beam no wider than k misses its last hits
+        # a beam as wide as k misses some of its last hits (recall@100 .992 against .996 at twice the time), which weigh
+        # least in the evidence; the first ones it finds as well as the beam that was tuned for them
+        wanted = max(self.parameters["ef_search"], k)
         return faiss.SearchParametersHNSW(efSearch=int(wanted / share), **selector)
 
     def _vectors(self, positions: Rows) -> Vectors:
