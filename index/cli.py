@@ -56,7 +56,7 @@ class IndexSettings(Settings):
     model_config = SettingsConfigDict(cli_prog_name="surematch index")
 
     model: CliPositionalArg[str] = Field(
-        description="trained encoder's folder, `static`, `minilm`, `sface`, or a hub id"
+        description="trained encoder's folder, `static`, `minilm`, `sface`, a picture encoder's ONNX file, or a hub id"
     )
     data: CliPositionalArg[list[Path]] = Field(
         description="items: CSV, TSV, JSONL or Parquet files; of pictures also zips, or a folder of folders"

@@ -30,7 +30,7 @@ def usable(encoder: Encoder, rows: Sequence[Row], faulty: list[Row], progress: P
 
 def left_out(faulty: Sequence[Row]) -> list[dict[str, str]]:
     """What is said of pictures that were left out."""
-    return [{"file": row.file, "reason": str(row.extra["fault"])} for row in faulty]
+    return [{"file": str(row.image or row.file), "reason": str(row.extra["fault"])} for row in faulty]
 
 
 def summary(faulty: Sequence[Row]) -> str:
