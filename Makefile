@@ -28,15 +28,20 @@ demo: $(VENV)/ready  ## train, index, calibrate, answer three questions, then se
 test: check  ## the whole test suite, lint and types included
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
-.PHONY: test-crash test-damage test-concurrency
+.PHONY: test-crash test-damage test-concurrency test-optimized
 test-crash: $(VENV)/ready  ## kill -9 a writer 200 times, and run out of disk at every size: nothing lost, nothing half there
-	SUREMATCH_KILLS=200 $(BIN)/python -m pytest -s tests/index/test_crash.py tests/index/test_faults.py $(ARGS)
+	SUREMATCH_KILLS=$${SUREMATCH_KILLS:-200} $(BIN)/python -m pytest -s tests/index/test_crash.py tests/index/test_faults.py $(ARGS)
 
 test-damage: $(VENV)/ready  ## open a collection with each of 1,200 mutated snapshot files: all refused, no wrong answer
-	SUREMATCH_MUTATIONS=1200 $(BIN)/python -m pytest tests/index/test_damage.py $(ARGS)
+	SUREMATCH_MUTATIONS=$${SUREMATCH_MUTATIONS:-1200} $(BIN)/python -m pytest tests/index/test_damage.py $(ARGS)
 
 test-concurrency: $(VENV)/ready  ## readers, writers, deleters and compaction together for two minutes
-	SUREMATCH_SECONDS=120 $(BIN)/python -m pytest tests/index/test_concurrency.py $(ARGS)
+	OMP_NUM_THREADS=1 SUREMATCH_SECONDS=120 $(BIN)/python -m pytest tests/index/test_concurrency.py $(ARGS)
+
+UNSEEN := ignore:assertions not in test modules
+test-optimized: $(VENV)/ready  ## the tests of the index room under `python -O`: no check may be an assert
+	PYTHONOPTIMIZE=1 PYTHONWARNINGS="$(UNSEEN)" OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest -n $(WORKERS) -W "$(UNSEEN):pytest.PytestConfigWarning" tests/index $(ARGS)
 
 check: $(VENV)/ready  ## lint, types, and who may import whom
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -82,3 +87,7 @@ fuzz-images: $(VENV)/ready  ## 1,500 damaged pictures through the service: no 5x
 
 clean:  ## remove the environment and everything the demo made
 	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache
+
+.PHONY: bench-service test-overload test-soak
+bench-service: $(VENV)/ready  ## the service over HTTP beside raw FAISS and other vector databases (ARGS="--part hnsw")
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_service.py $(ARGS)

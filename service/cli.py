@@ -134,6 +134,7 @@ def _version() -> str:
 def serve(argv: Sequence[str]) -> int:
     """`surematch serve`: open the collection, then answer until Ctrl-C or SIGTERM; what is under way is finished."""
     settings = parse(ServeSettings, argv)
+    settings.folders  # noqa: B018 (two of one name are refused before anything is opened)
     _check_exposure(settings)
     # Imported late, so that `serve --help` and wrong flags answer at once.
     from service.server import run
@@ -149,7 +150,7 @@ def serve(argv: Sequence[str]) -> int:
             from service.workers import Supervisor
 
             return Supervisor(settings, listening).run()
-        run(settings, Serving.open(settings), listening)
+        run(settings, Serving.open_all(settings), listening)
     return 0
 
 

@@ -25,10 +25,12 @@ from pydantic import BaseModel, ValidationError
 from index.answer import MapSpec
 from index.conformal import CoverageFor
 from index.errors import SurematchError
+from service.by_name import ALONE, BELOW
 from service.item_schemas import DeletedReply, FeedbackReply, ItemReply, WrittenReply
 from service.schemas import (
     CalibrationReply,
     CollectionReply,
+    CollectionsReply,
     EmbeddingsReply,
     HealthReply,
     ModelsReply,
@@ -67,6 +69,12 @@ class Call(Generic[R]):
     json: Any = None
     content: bytes | None = None
     params: dict[str, str] = field(default_factory=dict)
+
+    def of(self, collection: str | None) -> str:
+        """The path, of the default collection or of one by its name."""
+        if collection is None or not self.path.startswith("/v1/") or self.path.startswith(ALONE):
+            return self.path
+        return f"{BELOW}{quote(collection, safe='')}{self.path.removeprefix('/v1')}"
 
     def arguments(self) -> dict[str, Any]:
         headers = {"Content-Type": "application/octet-stream"} if self.content is not None else {}
@@ -161,6 +169,10 @@ class Calls:
         return Call("GET", "/v1/collection", CollectionReply)
 
     @staticmethod
+    def collections() -> Call[CollectionsReply]:
+        return Call("GET", "/v1/collections", CollectionsReply)
+
+    @staticmethod
     def calibration() -> Call[CalibrationReply]:
         return Call("GET", "/v1/calibration", CalibrationReply)
 
@@ -206,16 +218,28 @@ def _pause(response: httpx2.Response, attempts_left: int) -> float | None:
 
 
 class Client:
-    """Sync client; safe from several threads. `retries` attempts follow a 503 that names a time."""
+    """Sync client of the default collection, or of the one named; safe from several threads.
 
-    def __init__(self, url: str, *, key: str | None = None, timeout: float = 30.0, retries: int = 2) -> None:
+    `retries` attempts follow a 503 that names a time.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str | None = None,
+        collection: str | None = None,
+        timeout: float = 30.0,
+        retries: int = 2,
+    ) -> None:
+        self._collection = collection
         self._http = httpx2.Client(base_url=url, headers=_headers(key), timeout=timeout)
         self._retries = retries
 
     def send(self, call: Call[R]) -> R:
         """Any call of `Calls`. Raises `ServiceProblem`, and httpx2's errors when the service cannot be reached."""
         for left in range(self._retries, -1, -1):
-            response = self._http.request(call.method, call.path, **call.arguments())
+            response = self._http.request(call.method, call.of(self._collection), **call.arguments())
             pause = _pause(response, left)
             if pause is None:
                 return call.read(response)
@@ -281,6 +305,10 @@ class Client:
     def collection(self) -> CollectionReply:
         return self.send(Calls.collection())
 
+    def collections(self) -> CollectionsReply:
+        """What the service serves; `Client(..., collection=name)` asks one of them."""
+        return self.send(Calls.collections())
+
     def calibration(self) -> CalibrationReply:
         return self.send(Calls.calibration())
 
@@ -319,14 +347,23 @@ class Client:
 class AsyncClient:
     """Async client: `await api.send(Calls.search(["..."]))`; every operation is a call of `Calls`."""
 
-    def __init__(self, url: str, *, key: str | None = None, timeout: float = 30.0, retries: int = 2) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str | None = None,
+        collection: str | None = None,
+        timeout: float = 30.0,
+        retries: int = 2,
+    ) -> None:
+        self._collection = collection
         self._http = httpx2.AsyncClient(base_url=url, headers=_headers(key), timeout=timeout)
         self._retries = retries
 
     async def send(self, call: Call[R]) -> R:
         """Any call of `Calls`. Raises `ServiceProblem`, and httpx2's errors when the service cannot be reached."""
         for left in range(self._retries, -1, -1):
-            response = await self._http.request(call.method, call.path, **call.arguments())
+            response = await self._http.request(call.method, call.of(self._collection), **call.arguments())
             pause = _pause(response, left)
             if pause is None:
                 return call.read(response)
