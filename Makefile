@@ -8,7 +8,7 @@ ARGS ?=
 # test processes, of one thread each; some tests hold rows of ten million scores, so more take more memory
 WORKERS ?= 2
 
-.PHONY: help demo test check format clean audit test-contract bench-bulk bench-calibration bench-heads bench-index bench-simplex bench-training bench-images fuzz-images
+.PHONY: help demo test check format clean audit test-contract bench-bulk bench-calibration bench-heads bench-index bench-simplex bench-training bench-images bench-faces fuzz-images
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -78,6 +78,9 @@ audit: $(VENV)/ready  ## known vulnerabilities of the pinned dependencies (asks 
 
 bench-images: $(VENV)/ready  ## pictures of identities never seen: margin, plain and Taylor softmax, PCA (ARGS="--data DIR")
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_images.py $(ARGS)
+
+bench-faces: $(VENV)/ready  ## whole photographs: detect, align, encode, index, identify; promises against held-back ones (ARGS="--data PEOPLE")
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_faces.py $(ARGS)
 
 fuzz-images: $(VENV)/ready  ## 1,500 damaged pictures through the service: no 5xx, no crash, memory bounded
 	FUZZED_PICTURES=1500 $(BIN)/python -m pytest tests/service/test_pictures.py -k damaged $(ARGS)
