@@ -17,12 +17,13 @@ from service.by_name import ByName
 from service.direct import direct
 from service.fleet import Fleet
 from service.item_schemas import limited_items
+from service.jobs import Jobs
 from service.keys import Keys
 from service.limits import LOOPBACK_NAMES, BodyLimit, KnownHosts, SecurityHeaders
 from service.logs import RequestLog
 from service.metrics import Metrics, RequestMetrics
 from service.openapi import openapi
-from service.routes import admin, collection, collections, embeddings, health, items, page, search
+from service.routes import admin, collection, collections, embeddings, health, items, jobs, page, search
 from service.schemas import limited
 from service.serving import Current, Serving
 from service.settings import ServeSettings
@@ -50,6 +51,9 @@ def create_app(
             await current.start()
         app.state.currents = currents
         fleet = None if pipe is None else Fleet(pipe, lambda name: currents[name].reload())
+        app.state.jobs = None if settings.jobs is None else Jobs(settings.jobs, settings.job_memory)
+        if app.state.jobs is not None:
+            await app.state.jobs.start()
         if fleet is not None:
             for current in currents.values():
                 current.fleet = fleet
@@ -58,6 +62,8 @@ def create_app(
             yield
         finally:
             app.state.currents = {}
+            if app.state.jobs is not None:
+                await app.state.jobs.stop()
             if fleet is not None:
                 fleet.leave()
             for current in currents.values():
@@ -78,6 +84,7 @@ def create_app(
     app.state.keys = Keys(settings.keys) if settings.keys else None
     app.state.audit = AuditLog(settings.audit_log) if settings.audit_log else None
     app.state.currents = {}
+    app.state.jobs = None
     app.state.draining = False
     app.state.request_model = limited(settings)
     app.state.put_model, app.state.delete_model = limited_items(settings)
@@ -92,7 +99,9 @@ def create_app(
     app.add_middleware(RequestMetrics, metrics=metrics)
     app.add_middleware(RequestLog)
     app.add_middleware(ByName)
-    routers = [module.router for module in (search, embeddings, items, collection, collections, admin, health, page)]
+    routers = [
+        module.router for module in (search, embeddings, items, collection, collections, admin, jobs, health, page)
+    ]
     app.state.routes = [route for router in routers for route in router.routes]
     app.router.routes.extend(route for module in (search, embeddings) for route in direct(module.router))
     for router in routers:

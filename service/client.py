@@ -27,6 +27,7 @@ from index.conformal import CoverageFor
 from index.errors import SurematchError
 from service.by_name import ALONE, BELOW
 from service.item_schemas import DeletedReply, FeedbackReply, ItemReply, WrittenReply
+from service.job_schemas import JobReply, JobsReply
 from service.schemas import (
     CalibrationReply,
     CollectionReply,
@@ -197,6 +198,26 @@ class Calls:
         return Call("PUT", "/v1/admin/calibration", VersionsReply, {"id": id})
 
     @staticmethod
+    def start_job(kind: str, settings: dict[str, Any]) -> Call[JobReply]:
+        return Call("POST", "/v1/jobs", JobReply, {"kind": kind, "settings": settings})
+
+    @staticmethod
+    def jobs() -> Call[JobsReply]:
+        return Call("GET", "/v1/jobs", JobsReply)
+
+    @staticmethod
+    def job(id: str) -> Call[JobReply]:
+        return Call("GET", f"/v1/jobs/{quote(id, safe='')}", JobReply)
+
+    @staticmethod
+    def cancel_job(id: str) -> Call[JobReply]:
+        return Call("DELETE", f"/v1/jobs/{quote(id, safe='')}", JobReply)
+
+    @staticmethod
+    def promote_job(id: str, collection: str | None = None) -> Call[JobReply]:
+        return Call("POST", f"/v1/jobs/{quote(id, safe='')}/promote", JobReply, {"collection": collection})
+
+    @staticmethod
     def health() -> Call[HealthReply]:
         return Call("GET", "/healthz", HealthReply)
 
@@ -335,6 +356,20 @@ class Client:
     def use_calibration(self, id: str) -> VersionsReply:
         """Serves another of `calibrations()` from now on."""
         return self.send(Calls.use_calibration(id))
+
+    def start_job(self, kind: str, settings: dict[str, Any]) -> JobReply:
+        """Queues a job, "train", "index" or "recalibrate"; `job(id)` tells how far it is."""
+        return self.send(Calls.start_job(kind, settings))
+
+    def job(self, id: str) -> JobReply:
+        return self.send(Calls.job(id))
+
+    def cancel_job(self, id: str) -> JobReply:
+        return self.send(Calls.cancel_job(id))
+
+    def promote_job(self, id: str, collection: str | None = None) -> JobReply:
+        """Serves what a job made, in place of the default collection or of the one named."""
+        return self.send(Calls.promote_job(id, collection))
 
     def ready(self) -> ReadyReply:
         return self.send(Calls.ready())
