@@ -91,3 +91,9 @@ clean:  ## remove the environment and everything the demo made
 .PHONY: bench-service test-overload test-soak
 bench-service: $(VENV)/ready  ## the service over HTTP beside raw FAISS and other vector databases (ARGS="--part hnsw")
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_service.py $(ARGS)
+
+test-overload: $(VENV)/ready  ## four times the capacity for a minute: who is accepted waits little longer, the rest get 503
+	PYTHONPATH=. $(BIN)/python benchmarks/overload.py $(ARGS)
+
+test-soak: $(VENV)/ready  ## searches, writes, snapshots and reloads for SOAK_MINUTES (20): no failure, no growth of memory
+	PYTHONPATH=. SOAK_MINUTES=$(or $(SOAK_MINUTES),20) $(BIN)/python benchmarks/soak.py $(ARGS)

@@ -241,6 +241,13 @@ def _pause(response: httpx2.Response, attempts_left: int) -> float | None:
 class Client:
     """Sync client of the default collection, or of the one named; safe from several threads.
 
+        api = Client("http://127.0.0.1:8000")
+        vectors = api.embeddings(["is it warm"], model=api.models().data[0].id)
+        found = api.search_vectors(vectors, k=1)
+        api.put_items([{"id": "a1", "text": "is it warm", "label": "temperature"}])
+        api.feedback(api.search(["is it warm"]).query_ids[0], "temperature")
+        api.close()
+
     `retries` attempts follow a 503 that names a time.
     """
 
@@ -380,7 +387,13 @@ class Client:
 
 
 class AsyncClient:
-    """Async client: `await api.send(Calls.search(["..."]))`; every operation is a call of `Calls`."""
+    """Async client; every operation is a call of `Calls`.
+
+        async with AsyncClient("http://127.0.0.1:8000") as api:
+            answer = (await api.send(Calls.search(["is it warm"], k=3))).results[0]
+
+    It is made of what `Client` is made of.
+    """
 
     def __init__(
         self,
