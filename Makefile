@@ -8,7 +8,7 @@ ARGS ?=
 # test processes, of one thread each; some tests hold rows of ten million scores, so more take more memory
 WORKERS ?= 2
 
-.PHONY: help demo test check format clean audit test-contract bench-bulk bench-calibration bench-heads bench-index bench-simplex bench-training bench-images fuzz-images
+.PHONY: help demo test check format clean audit test-contract bench-bulk bench-calibration bench-heads bench-index bench-simplex bench-training bench-images bench-faces fuzz-images
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -79,6 +79,9 @@ audit: $(VENV)/ready  ## known vulnerabilities of the pinned dependencies (asks 
 bench-images: $(VENV)/ready  ## pictures of identities never seen: margin, plain and Taylor softmax, PCA (ARGS="--data DIR")
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_images.py $(ARGS)
 
+bench-faces: $(VENV)/ready  ## whole photographs: detect, align, encode, index, identify; promises against held-back ones (ARGS="--data PEOPLE")
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_faces.py $(ARGS)
+
 fuzz-images: $(VENV)/ready  ## 1,500 damaged pictures through the service: no 5xx, no crash, memory bounded
 	FUZZED_PICTURES=1500 $(BIN)/python -m pytest tests/service/test_pictures.py -k damaged $(ARGS)
 
@@ -88,3 +91,9 @@ clean:  ## remove the environment and everything the demo made
 .PHONY: bench-service test-overload test-soak
 bench-service: $(VENV)/ready  ## the service over HTTP beside raw FAISS and other vector databases (ARGS="--part hnsw")
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_service.py $(ARGS)
+
+test-overload: $(VENV)/ready  ## four times the capacity for a minute: who is accepted waits little longer, the rest get 503
+	PYTHONPATH=. $(BIN)/python benchmarks/overload.py $(ARGS)
+
+test-soak: $(VENV)/ready  ## searches, writes, snapshots and reloads for SOAK_MINUTES (20): no failure, no growth of memory
+	PYTHONPATH=. SOAK_MINUTES=$(or $(SOAK_MINUTES),20) $(BIN)/python benchmarks/soak.py $(ARGS)

@@ -145,6 +145,8 @@ def serve(argv: Sequence[str]) -> int:
             f"--workers {settings.workers} and --writable: a collection has one writer, so what writes is one process. "
             "Serve reads from a second service with --workers; it follows the writes within --refresh-seconds."
         )
+    if settings.workers > 1 and settings.jobs is not None:
+        raise SettingsError("--workers and --jobs: one process looks after the jobs. Leave one of the two away.")
     with _listen(settings) as listening:
         if settings.workers > 1:
             from service.workers import Supervisor

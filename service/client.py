@@ -27,6 +27,7 @@ from index.conformal import CoverageFor
 from index.errors import SurematchError
 from service.by_name import ALONE, BELOW
 from service.item_schemas import DeletedReply, FeedbackReply, ItemReply, WrittenReply
+from service.job_schemas import JobReply, JobsReply
 from service.schemas import (
     CalibrationReply,
     CollectionReply,
@@ -197,6 +198,26 @@ class Calls:
         return Call("PUT", "/v1/admin/calibration", VersionsReply, {"id": id})
 
     @staticmethod
+    def start_job(kind: str, settings: dict[str, Any]) -> Call[JobReply]:
+        return Call("POST", "/v1/jobs", JobReply, {"kind": kind, "settings": settings})
+
+    @staticmethod
+    def jobs() -> Call[JobsReply]:
+        return Call("GET", "/v1/jobs", JobsReply)
+
+    @staticmethod
+    def job(id: str) -> Call[JobReply]:
+        return Call("GET", f"/v1/jobs/{quote(id, safe='')}", JobReply)
+
+    @staticmethod
+    def cancel_job(id: str) -> Call[JobReply]:
+        return Call("DELETE", f"/v1/jobs/{quote(id, safe='')}", JobReply)
+
+    @staticmethod
+    def promote_job(id: str, collection: str | None = None) -> Call[JobReply]:
+        return Call("POST", f"/v1/jobs/{quote(id, safe='')}/promote", JobReply, {"collection": collection})
+
+    @staticmethod
     def health() -> Call[HealthReply]:
         return Call("GET", "/healthz", HealthReply)
 
@@ -219,6 +240,13 @@ def _pause(response: httpx2.Response, attempts_left: int) -> float | None:
 
 class Client:
     """Sync client of the default collection, or of the one named; safe from several threads.
+
+        api = Client("http://127.0.0.1:8000")
+        vectors = api.embeddings(["is it warm"], model=api.models().data[0].id)
+        found = api.search_vectors(vectors, k=1)
+        api.put_items([{"id": "a1", "text": "is it warm", "label": "temperature"}])
+        api.feedback(api.search(["is it warm"]).query_ids[0], "temperature")
+        api.close()
 
     `retries` attempts follow a 503 that names a time.
     """
@@ -329,6 +357,20 @@ class Client:
         """Serves another of `calibrations()` from now on."""
         return self.send(Calls.use_calibration(id))
 
+    def start_job(self, kind: str, settings: dict[str, Any]) -> JobReply:
+        """Queues a job, "train", "index" or "recalibrate"; `job(id)` tells how far it is."""
+        return self.send(Calls.start_job(kind, settings))
+
+    def job(self, id: str) -> JobReply:
+        return self.send(Calls.job(id))
+
+    def cancel_job(self, id: str) -> JobReply:
+        return self.send(Calls.cancel_job(id))
+
+    def promote_job(self, id: str, collection: str | None = None) -> JobReply:
+        """Serves what a job made, in place of the default collection or of the one named."""
+        return self.send(Calls.promote_job(id, collection))
+
     def ready(self) -> ReadyReply:
         return self.send(Calls.ready())
 
@@ -345,7 +387,13 @@ class Client:
 
 
 class AsyncClient:
-    """Async client: `await api.send(Calls.search(["..."]))`; every operation is a call of `Calls`."""
+    """Async client; every operation is a call of `Calls`.
+
+        async with AsyncClient("http://127.0.0.1:8000") as api:
+            answer = (await api.send(Calls.search(["is it warm"], k=3))).results[0]
+
+    It is made of what `Client` is made of.
+    """
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ from index.collection import Collection
 from service.access import scope_needed
 from service.by_name import ALONE
 from service.item_schemas import FeedbackRequest
+from service.job_schemas import JobRequest, PromoteRequest
 from service.problems import documented
 from service.schemas import VISIBLE, EmbeddingsRequest, ProblemReply, UseCalibrationRequest
 from service.settings import ServeSettings
@@ -29,7 +30,7 @@ def openapi(app: FastAPI) -> dict[str, Any]:
     _, own = models_json_schema(
         [
             *((model, "validation") for model in (app.state.request_model, EmbeddingsRequest, FeedbackRequest)),
-            (UseCalibrationRequest, "validation"),
+            *((model, "validation") for model in (UseCalibrationRequest, JobRequest, PromoteRequest)),
             *((model, "validation") for model in (app.state.put_model, app.state.delete_model)),
             (ProblemReply, "serialization"),
         ],
@@ -122,6 +123,10 @@ _TAGS = [
     {"name": "collection", "description": "What is served, and how far its probabilities can be trusted."},
     {"name": "items", "description": "Change what is searched, and say what was right (`surematch serve --writable`)."},
     {"name": "embeddings", "description": "The collection's encoder, as OpenAI's API has it."},
+    {
+        "name": "jobs",
+        "description": "Train, index, recalibrate beside the service (`--jobs DIR`); scope admin.",
+    },
     {"name": "admin", "description": "For operators; needs the scope admin where keys are used."},
     {"name": "health", "description": "For supervisors and load balancers."},
 ]

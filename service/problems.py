@@ -46,6 +46,7 @@ KINDS = {
         Kind("no-such-item", 404, "There is no such item", "Check the id; an item that was deleted is gone."),
         Kind("no-such-collection", 404, "There is no such collection", "See GET /v1/collections for their names."),
         Kind("no-such-calibration", 404, "There is no such calibration", "See GET /v1/admin/calibrations."),
+        Kind("no-such-job", 404, "There is no such job", "See GET /v1/jobs."),
         Kind("no-such-query", 404, "There is no such query", "Only recent ones are remembered; ask again."),
         Kind("method-not-allowed", 405, "This address does not know the method", "Use a method of the Allow header."),
         Kind("slow-body", 408, "The body did not arrive in time", "Send it faster, or in smaller requests."),
