@@ -51,6 +51,7 @@ from index.outcome import map_name
 from index.recalibrate import recalibrated
 from index.snapshot import clean, created, current_name
 from index.sources import Progress
+from index.stages import stage
 from index.state import State
 from index.versions import Version, Versions, chosen_calibration, dump, id_of
 from index.writer_lock import WriterLock
@@ -460,9 +461,10 @@ class Collection:
         self.drift.observe(found.scores, found.codes, state.calibration)
         warnings = [*state.warnings, *recall_warning(state.engine), *state.calibration.warnings]
         exact: Literal["all", "top", "no"] = "no" if not state.engine.exact else "all" if len(state) <= TOP_K else "top"
-        return respond.with_probabilities(
-            found, k, state.calibration, name, coverage, coverage_for, exact, warnings, explain
-        )
+        with stage("calibrate"):
+            return respond.with_probabilities(
+                found, k, state.calibration, name, coverage, coverage_for, exact, warnings, explain
+            )
 
     def _found(
         self, queries: NDArray[np.float32], k: int, condition: Filter | None, *, everything: bool
