@@ -44,6 +44,7 @@ from index.loading import CALIBRATION as CALIBRATION
 from index.loading import PROFILE as PROFILE
 from index.loading import caught_up, load_state
 from index.maintenance import Maintenance
+from index.milvus_engine import leave
 from index.new_items import NewItem as NewItem
 from index.new_items import Receipt as Receipt
 from index.new_items import encoded
@@ -124,7 +125,7 @@ class Collection:
 
     def _tidy(self) -> None:
         """What a killed writer left undone: half-written files, an erasure, a snapshot that is missing or damaged."""
-        clean(self.path / SNAPSHOTS)
+        clean(self.path / SNAPSHOTS, leaving=leave)
         self._versions.clean()
         if self._state.snapshot_id.startswith("rebuilt-"):
             self._store.renew()  # no snapshot belongs to these items: none shall by chance of numbers ever
@@ -453,7 +454,13 @@ class Collection:
         condition = None if filter is None else Filter.parse(filter)
         if not len(queries):
             return []
-        found, state = self._found(queries, k, condition, everything=explain)
+        before = self._state
+        try:
+            found, state = self._found(queries, k, condition, everything=explain)
+        except CollectionError:  # an index that lies elsewhere (Milvus), and went with a compaction?
+            if self._state is before and not self.refresh():
+                raise
+            found, state = self._found(queries, k, condition, everything=explain)
         reason = state.uncalibrated()
         if reason is not None or state.calibration is None:
             told = [warning for warning in state.warnings if warning not in (reason or "")]

@@ -191,6 +191,31 @@ class MilvusEngine:
         return cls(uri, name, dimension, rows, None if recall is None else float(recall))
 
 
+def leave(snapshot: Path) -> None:
+    """Drops the Milvus collection of a snapshot (its folder) that is about to be removed, unless another names it too.
+
+    Its vectors would else stay on the server for ever, deleted items' among them. Raises `CollectionError`.
+    """
+    left = _named(snapshot)
+    if left is None or left in {_named(other) for other in snapshot.parent.iterdir() if other != snapshot}:
+        return
+    uri, name = left
+    try:
+        if _client(uri).has_collection(name):
+            _client(uri).drop_collection(name)
+    except _milvus().MilvusException as error:
+        raise _failed(uri, name, error) from error
+
+
+def _named(snapshot: Path) -> tuple[str, str] | None:
+    """Address and name of a snapshot's Milvus collection; None where it has none, or cannot be read."""
+    try:
+        told = json.loads((snapshot / _ENGINE_FILE).read_bytes())
+        return os.environ.get(URI) or str(told["uri"]), str(told["collection"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _content(file: bytes | Path) -> bytes:
     return file.read_bytes() if isinstance(file, Path) else file
 
