@@ -91,7 +91,8 @@ def _auto(vectors: Vectors, rows: Rows, budget: int, sample: _Sample) -> Engine:
     for kind in ("ivf-pq", "hnsw", "sq8", "flat"):
         if kind in fits:
             built.append(_tuned(FAISS[kind].build(vectors, rows), sample))
-            if (built[-1].recall or 0.0) >= TARGET:
+            found = sample.recall(built[-1])
+            if found is not None and found.reached:
                 return built[-1]
     if not built:
         least = min(engine.memory(size, dimension) for engine in FAISS.values())
