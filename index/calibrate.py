@@ -18,8 +18,8 @@ from index.calibrators import CALIBRATORS, Calibrator, Fit, calibrator_from_json
 from index.conformal import CoverageFor, most, nonconformity, threshold
 from index.drift import Reference
 from index.errors import CalibrationError
-from index.evidence import SHARPNESS, TOP_K, Floats, Ints
-from index.examples import Examples, join
+from index.evidence import SHARPNESS, TOP_K, Evidence, Floats, Ints
+from index.examples import Examples, enough, join
 from index.outcome import ALPHAS, NAMED, column, distribution, fit_temperature, table
 
 Flags = NDArray[np.bool_]
@@ -186,7 +186,7 @@ def calibrate(
         items,
         labels,
         {"calibrator": calibrator, **_report(made, rows, temperatures, scores, seed)},
-        [*warnings, *few],
+        [*warnings, *few, *_told_apart(p, made.evidence, right)],
         Reference.of(
             made.evidence.features[made.evidence.starts[:-1], 0],
             made.evidence.background,
@@ -197,7 +197,8 @@ def calibrate(
 
 
 def _affordable(calibrator: str, known: int, *, prior: bool) -> tuple[str, list[str]]:
-    """The calibrator that so many known queries can pay for, and what to say about it."""
+    """The calibrator that so many known queries can pay for, and what to say about it. Raises `CalibrationError`."""
+    enough(known)
     if known >= MIN_QUERIES:
         return calibrator, []
     if prior:
@@ -210,6 +211,20 @@ def _affordable(calibrator: str, known: int, *, prior: bool) -> tuple[str, list[
         f"Calibrated on only {known} queries with their label in the gallery, by {FALLBACK} on the best cosine"
         f"{instead}: only the top hit's label gets a probability, and it is rough. Give at least {MIN_QUERIES} with "
         "--calibrate FILE."
+    ]
+
+
+def _told_apart(p: Floats, evidence: Evidence, right: Flags) -> list[str]:
+    """A warning where right and wrong answers never overlap, in `p` held out or in the best cosine alone.
+
+    A separable sample puts no bound on how steep the curve may be: the priors do.
+    """
+    best = evidence.features[evidence.starts[:-1], 0]
+    if metrics.auroc(p, right) != 1 and metrics.auroc(best, right) != 1:
+        return []
+    return [
+        f"On the {len(right)} calibration examples right and wrong answers are told apart without one error, so how "
+        "often the surest are wrong was not seen, only assumed. Give harder queries, or more, with --calibrate FILE."
     ]
 
 

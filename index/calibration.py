@@ -28,6 +28,10 @@ MIN_QUERIES = 50
 """Known queries below which seven numbers cannot be fitted honestly: Platt's two stand in."""
 FEW_QUERIES = 20
 """Known queries below which nothing can be fitted honestly."""
+COSINES = (FEATURES.index("best"), FEATURES.index("centroid"), FEATURES.index("cohesion"))
+"""The features that are cosines themselves; pooled evidence may exceed 1."""
+ROUNDING, SAME = 1e-3, 1e-6
+"""What a cosine may exceed 1 by, and what scores differ by that do not differ."""
 NO_MATCH = -1
 """Target of a query whose label is not among the candidates."""
 
@@ -129,16 +133,33 @@ def nll(
     return value, np.concatenate([residual @ x, [residual0.sum(), residual0 @ phi]])
 
 
-def check_finite(evidence: Evidence) -> None:
-    """Raises `CalibrationError` for evidence no calibrator can be fitted to."""
+def check_scores(evidence: Evidence) -> None:
+    """Raises `CalibrationError` for evidence no calibrator can be fitted to: not finite, or beyond what a cosine is."""
     if not (np.isfinite(evidence.features).all() and np.isfinite(evidence.background).all()):
         raise CalibrationError("Calibration queries have scores that are not finite. Encode them again.")
+    cosines = np.concatenate([evidence.features[:, COSINES].ravel(), evidence.background])
+    if (worst := float(np.abs(cosines).max(initial=0.0))) > 1 + ROUNDING:
+        raise CalibrationError(
+            f"Calibration queries have a score of size {worst:.4g}, beyond what a cosine can be (-1 to 1): their "
+            "vectors are not of norm 1. Encode them with the collection's own encoder."
+        )
+
+
+def check_differs(scores: Floats) -> None:
+    """Raises `CalibrationError` when the scores (n, ...) are the same for every query."""
+    if not len(scores) or float(np.ptp(scores, axis=0).max()) < SAME:
+        raise CalibrationError(
+            "All calibration queries have the same scores, so nothing can be learned about when a match is right. "
+            "Check that they are different texts, and that the encoder tells them apart."
+        )
 
 
 def check(evidence: Evidence, target: Ints, weight: Floats) -> None:
     """Raises `CalibrationError` for evidence that no distribution can be fitted to, see `fit`."""
     n = len(evidence)
-    check_finite(evidence)
+    check_scores(evidence)
+    top = evidence.starts[:-1]
+    check_differs(np.column_stack([evidence.features[top], evidence.background]))
     if n < MIN_QUERIES:
         raise CalibrationError(
             f"{n} calibration queries; at least {MIN_QUERIES} are needed for probabilities that mean something. Give "

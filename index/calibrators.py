@@ -164,8 +164,9 @@ def _two_columns(cosines: Floats) -> Floats:
 
 
 def _best(evidence: Evidence, target: Ints) -> tuple[Floats, NDArray[np.bool_]]:
-    calibration.check_finite(evidence)
+    calibration.check_scores(evidence)
     top = evidence.starts[:-1]
+    calibration.check_differs(evidence.features[top, 0])
     right = target == top
     if right.all() or not right.any():
         raise CalibrationError(

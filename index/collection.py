@@ -373,6 +373,16 @@ class Collection:
         found = caught_up(state, self._store)
         return self._loaded() if found is None else found
 
+    def _newer(self, state: State) -> State:
+        """For a reader whose state's items another process erased: it follows by itself, and waits for nobody."""
+        newer = self._followed(state)
+        if self._swapping.acquire(blocking=False):
+            try:
+                self._state = newer if self._state is state else self._state
+            finally:
+                self._swapping.release()
+        return newer
+
     def _loaded(self) -> State:
         return load_state(self.path / SNAPSHOTS, self._config["encoder"], self._store, self._config.get("uncalibrated"))
 
@@ -459,8 +469,8 @@ class Collection:
 
         Should its items have been erased meanwhile, a newer state answers.
         """
+        state = self._state
         for _ in range(_TRIES):
-            state = self._state
             if not len(state):
                 raise DataError("This collection holds no items, so there is nothing to search. Index some rows first.")
             allowed = None if condition is None else self._store.rows_where(condition, state.sequence)
@@ -474,8 +484,7 @@ class Collection:
                 items = self._store.get(wanted)
                 if len(items) == len(wanted):
                     return respond.Found(queries, scores, rows, codes, items, state.gallery, shown), state
-            if self._state is state:
-                self.refresh()
+            state = self._state if self._state is not state else self._newer(state)
         raise Damaged(f"{self.path / ITEMS}: items that the index knows are missing. Restore it from a backup.")
 
     def _checked(self, vectors: NDArray[np.floating]) -> NDArray[np.float32]:

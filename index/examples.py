@@ -80,7 +80,7 @@ def examples(queries: Queries, gallery: Vectors, codes: Ints, labels: int, unkno
     """
     known = np.flatnonzero(queries.codes >= 0)
     real = np.flatnonzero(queries.codes < 0)
-    _enough(len(known))
+    enough(len({vector.tobytes() for vector in queries.vectors[known]}))
     prior = _prior(queries, len(known), gallery, codes, labels, unknown_share)
     # the prior has imitated unknown queries of its own, so that a few real ones need no help
     removed = known[:0] if len(real) >= (MIN_QUERIES if prior is None else 1) else known
@@ -88,7 +88,7 @@ def examples(queries: Queries, gallery: Vectors, codes: Ints, labels: int, unkno
     asked = ((known, "nothing"), (real, "nothing"), (removed, "own label"), (removed, "labels around"))
     evidence = concatenate([_evidence(queries, part, view, hidden) for part, hidden in asked if len(part)])
     of_known = _truth(queries, known, view)
-    _enough(int((of_known >= 0).sum()))
+    enough(int((of_known >= 0).sum()))
     truth = np.concatenate([of_known, np.full(len(real) + 2 * len(removed), -1)])
     target = np.where(truth >= 0, evidence.candidate(truth), NO_MATCH)
     return Examples(
@@ -132,11 +132,12 @@ def join(made: Examples, part: Ints, worth: float) -> tuple[Evidence, Ints, Floa
     return evidence, np.concatenate([target, of_prior]), np.concatenate([weight, scaled])
 
 
-def _enough(known: int) -> None:
+def enough(known: int) -> None:
+    """Raises `CalibrationError` for fewer known queries than can be fitted to honestly; copies of one count once."""
     if known < FEW_QUERIES:
         raise CalibrationError(
-            f"{known} calibration queries have their label in the gallery; at least {FEW_QUERIES} are needed for "
-            f"probabilities that mean something, and {MIN_QUERIES} for good ones. Give more labelled queries with "
+            f"{known} different calibration queries have their label in the gallery; at least {FEW_QUERIES} are needed "
+            f"for probabilities that mean something, and {MIN_QUERIES} for good ones. Give more labelled queries with "
             "--calibrate FILE."
         )
 

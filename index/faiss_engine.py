@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from index import exact
+from index import exact, faiss_file
 from index.engine import Rows, Scores, Selection, Vectors, check_queries, check_vectors
 from index.errors import CollectionError
 from index.native_faiss import faiss
@@ -147,9 +147,15 @@ class FaissEngine:
         }
 
     def dump(self) -> dict[str, bytes]:
-        settings = {"kind": self.kind, "parameters": self.parameters, "recall_at_10": self.recall}
+        content, padding = faiss_file.write(self._index)
+        settings = {
+            "kind": self.kind,
+            "parameters": self.parameters,
+            "recall_at_10": self.recall,
+            "padding": padding,
+        }
         return {
-            _INDEX_FILE: faiss.serialize_index(self._index).tobytes(),
+            _INDEX_FILE: content,
             _ROWS_FILE: self._rows.astype("<i8").tobytes(),
             _ENGINE_FILE: json.dumps(settings, allow_nan=False).encode(),
         }
@@ -161,10 +167,10 @@ class FaissEngine:
         Raises `CollectionError`.
         """
         try:
-            index = _read_index(files[_INDEX_FILE])
-            rows = np.frombuffer(_content(files[_ROWS_FILE]), "<i8").astype(np.int64)
             # the first snapshots held a flat index and no settings
             settings = json.loads(_content(files.get(_ENGINE_FILE, b"{}")))
+            index = faiss_file.read(files[_INDEX_FILE], int(settings.get("padding", 0)))
+            rows = np.frombuffer(_content(files[_ROWS_FILE]), "<i8").astype(np.int64)
             parameters = {str(name): int(value) for name, value in settings.get("parameters", {}).items()}
             recall = None if settings.get("recall_at_10") is None else float(settings["recall_at_10"])
         except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
@@ -183,12 +189,6 @@ class FaissEngine:
 
 def _content(file: bytes | Path) -> bytes:
     return file.read_bytes() if isinstance(file, Path) else file
-
-
-def _read_index(file: bytes | Path) -> Any:
-    if isinstance(file, Path):
-        return faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
-    return faiss.deserialize_index(np.frombuffer(file, np.uint8))
 
 
 class FaissFlat(FaissEngine):
@@ -242,7 +242,7 @@ class FaissHNSW(FaissEngine):
         return faiss.SearchParametersHNSW(efSearch=int(wanted / share), **selector)
 
     def _vectors(self, positions: Rows) -> Vectors:
-        return _flat_vectors(self._index.storage)[positions]
+        return _flat_vectors(self._index)[positions]
 
 
 class FaissIVF(FaissEngine):
@@ -319,7 +319,7 @@ class FaissIVFPQ(FaissEngine):
         return faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=lists)
 
     def _vectors(self, positions: Rows) -> Vectors:
-        return _flat_vectors(self._index.refine_index)[positions]
+        return _flat_vectors(self._index)[positions]
 
 
 class FaissSQ8(FaissEngine):
@@ -355,7 +355,8 @@ def _own(index: Any, quantizer: Any) -> None:
 
 
 def _flat_vectors(index: Any) -> Vectors:
-    """The vectors (size, d) of a flat index where FAISS keeps them, without a copy."""
-    flat = faiss.downcast_index(index)
+    """The whole vectors (size, d) that an index holds, where FAISS keeps them, without a copy."""
+    flat = faiss_file.flat_part(index)
+    assert flat is not None
     vectors: Vectors = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
     return vectors

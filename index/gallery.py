@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ VectorsOf = Callable[[Iterable[int]], tuple[Ints, Vectors]]
 """Rows and vectors of those of the rows asked for that the store holds, see `ItemStore.vectors_of`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Gallery:
     """Labels of the live rows. Codes below `len(names)` are labels; an unlabelled row has a code of its own."""
 
@@ -81,12 +82,12 @@ class Gallery:
         code = {name: at for at, name in enumerate(self.names)}
         return np.array([-1 if label is None else code.get(label, -1) for label in labels], np.int64).reshape(-1)
 
-    @property
+    @cached_property
     def label_count(self) -> int:
-        """Distinct identities: labels, and unlabelled items."""
-        return len(np.unique(self.codes))
+        """Distinct identities: labels (each has an item), and unlabelled items."""
+        return len(self.names) + int(np.count_nonzero(self.codes >= len(self.names)))
 
-    @property
+    @cached_property
     def largest(self) -> int:
         """Items of the most frequent label."""
         return int(np.bincount(self.codes).max(initial=0))

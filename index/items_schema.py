@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 import uuid
 
-VERSION = 2
+VERSION = 3
 NEVER = -1
 """`erased` of a store whose earlier deletions were not overwritten."""
 LIVE_AT = "sequence <= :at AND (died IS NULL OR died > :at)"
@@ -24,8 +24,14 @@ CREATE TABLE items (
     metadata TEXT NOT NULL,
     vector BLOB NOT NULL,
     sequence INTEGER NOT NULL,
-    died INTEGER
+    died INTEGER,
+    checksum INTEGER              -- of label and vector, NULL in rows from before version 3
 );
+"""
+_TOMBSTONES = """
+-- rows that are erased: for processes that follow from a state in which they were alive
+CREATE TABLE tombstones (row INTEGER PRIMARY KEY, sequence INTEGER NOT NULL, died INTEGER NOT NULL);
+CREATE INDEX tombstones_died ON tombstones (died);
 """
 # made after old rows were copied, so that each is sorted once
 _REST = """
@@ -37,7 +43,8 @@ CREATE TABLE state (
     sequence INTEGER NOT NULL,    -- of the last transaction
     purged INTEGER NOT NULL,      -- rows that died up to this transaction are gone from the tables
     erased INTEGER NOT NULL,      -- ... and from every file of the collection
-    erased_at TEXT
+    erased_at TEXT,
+    forgotten INTEGER NOT NULL DEFAULT 0    -- deaths up to this transaction are not among the tombstones any more
 );
 -- queries given for the calibration that are no items, so that it can be fitted again
 CREATE TABLE calibration_queries (
@@ -61,13 +68,13 @@ def create(connection: sqlite3.Connection) -> None:
     """Makes the tables of an empty database, unless another process was faster."""
     connection.execute("BEGIN IMMEDIATE")
     if _version(connection) == 0:
-        _run(connection, _ITEMS + _REST)
+        _run(connection, _ITEMS + _REST + _TOMBSTONES)
         _first_state(connection, 0, 0)
     connection.execute("COMMIT")
 
 
 def migrate(connection: sqlite3.Connection) -> None:
-    """Brings a version 1 store to this version in one transaction: all of it or nothing."""
+    """Brings a store of an older version to this one in one transaction: all of it or nothing."""
     connection.execute("BEGIN IMMEDIATE")
     if _version(connection) == 1:
         sequence = connection.execute("SELECT sequence FROM state").fetchone()[0]
@@ -77,14 +84,21 @@ def migrate(connection: sqlite3.Connection) -> None:
             "ALTER TABLE items RENAME TO old_items; DROP INDEX items_by_sequence; DROP TABLE state;" + _ITEMS,
         )
         connection.execute(
-            "INSERT INTO items SELECT row, id, label, text, metadata, vector, sequence, NULL FROM old_items"
+            "INSERT INTO items SELECT row, id, label, text, metadata, vector, sequence, NULL, NULL FROM old_items"
         )
-        _run(connection, "DROP TABLE old_items; DROP TABLE tombstones;" + _REST)
+        _run(connection, "DROP TABLE old_items; DROP TABLE tombstones;" + _REST + _TOMBSTONES)
         # a row number once used stays used, even where its item was the last one and is gone
         connection.execute("DELETE FROM sqlite_sequence WHERE name = 'items'")
         connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('items', ?)", used)
         # what version 1 deleted may still lie in free pages of the file
         _first_state(connection, sequence, NEVER)
+    elif _version(connection) == 2:
+        _run(
+            connection,
+            "ALTER TABLE items ADD COLUMN checksum INTEGER;"
+            "ALTER TABLE state ADD COLUMN forgotten INTEGER NOT NULL DEFAULT 0;"
+            "UPDATE state SET forgotten = purged;" + _TOMBSTONES + f"PRAGMA user_version = {VERSION}",
+        )
     connection.execute("COMMIT")
 
 
@@ -93,7 +107,9 @@ def _version(connection: sqlite3.Connection) -> int:
 
 
 def _first_state(connection: sqlite3.Connection, sequence: int, erased: int) -> None:
-    connection.execute("INSERT INTO state VALUES (?, ?, ?, ?, NULL)", (uuid.uuid4().hex, sequence, sequence, erased))
+    connection.execute(
+        "INSERT INTO state VALUES (?, ?, ?, ?, NULL, ?)", (uuid.uuid4().hex, sequence, sequence, erased, sequence)
+    )
     connection.execute(f"PRAGMA user_version = {VERSION}")
 
 

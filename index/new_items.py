@@ -86,4 +86,12 @@ def _images(items: Sequence[NewItem], which: list[int], encoder: Encoder) -> Seq
             f"Item {items[which[0]].id[:40]!r} is an image, but this collection's encoder reads texts. Send a text or "
             "a vector, or use a collection of images."
         )
-    return list(encode([items[at].image for at in which]))
+    try:
+        return list(encode([items[at].image for at in which]))
+    except DataError:
+        for at in which:
+            try:
+                encode([items[at].image])
+            except DataError as error:
+                raise DataError(f"Item {items[at].id[:40]!r}: {error}") from error
+        raise

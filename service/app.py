@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection
 from typing import Any
 
 from fastapi import FastAPI
 
 from service import problems
 from service.access import Access
+from service.audit import AuditLog
+from service.direct import direct
+from service.fleet import Fleet
 from service.item_schemas import limited_items
 from service.keys import Keys
 from service.limits import LOOPBACK_NAMES, BodyLimit, KnownHosts, SecurityHeaders
@@ -28,8 +32,11 @@ Similarity search that knows how sure it is. Every answer carries calibrated mat
 they are never the same field. Errors are `application/problem+json` (RFC 9457)."""
 
 
-def create_app(settings: ServeSettings, serving: Serving | None = None) -> FastAPI:
-    """The ASGI application. Its lifespan opens and warms the collection of `settings`, unless `serving` is given."""
+def create_app(settings: ServeSettings, serving: Serving | None = None, pipe: Connection | None = None) -> FastAPI:
+    """The ASGI application. Its lifespan opens and warms the collection of `settings`, unless `serving` is given.
+
+    `pipe` leads to the supervisor, where this is one of several workers.
+    """
     metrics = serving.searcher.metrics if serving else Metrics()
 
     @asynccontextmanager
@@ -37,11 +44,18 @@ def create_app(settings: ServeSettings, serving: Serving | None = None) -> FastA
         current = Current(settings, metrics, serving)
         await current.start()
         app.state.current = current
+        if pipe is not None:
+            current.fleet = Fleet(pipe, current.reload)
+            current.fleet.join()
         try:
             yield
         finally:
             app.state.current = None
+            if current.fleet is not None:
+                current.fleet.leave()
             await current.stop()
+            if app.state.audit is not None:
+                app.state.audit.close()
 
     app = FastAPI(
         title="surematch",
@@ -54,6 +68,7 @@ def create_app(settings: ServeSettings, serving: Serving | None = None) -> FastA
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.keys = Keys(settings.keys) if settings.keys else None
+    app.state.audit = AuditLog(settings.audit_log) if settings.audit_log else None
     app.state.current = None
     app.state.draining = False
     app.state.request_model = limited(settings)
@@ -70,6 +85,7 @@ def create_app(settings: ServeSettings, serving: Serving | None = None) -> FastA
     app.add_middleware(RequestLog)
     routers = [module.router for module in (search, embeddings, items, collection, admin, health, page)]
     app.state.routes = [route for router in routers for route in router.routes]
+    app.router.routes.extend(route for module in (search, embeddings) for route in direct(module.router))
     for router in routers:
         app.include_router(router)
     page.mount(app)

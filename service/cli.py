@@ -139,8 +139,16 @@ def serve(argv: Sequence[str]) -> int:
     from service.server import run
     from service.serving import Serving
 
-    listening = _listen(settings)
-    with listening:
+    if settings.workers > 1 and settings.writable:
+        raise SettingsError(
+            f"--workers {settings.workers} and --writable: a collection has one writer, so what writes is one process. "
+            "Serve reads from a second service with --workers; it follows the writes within --refresh-seconds."
+        )
+    with _listen(settings) as listening:
+        if settings.workers > 1:
+            from service.workers import Supervisor
+
+            return Supervisor(settings, listening).run()
         run(settings, Serving.open(settings), listening)
     return 0
 

@@ -11,7 +11,7 @@ from pydantic.functional_validators import AfterValidator
 from pydantic_core import PydanticCustomError
 
 from index.collection import NewItem
-from service.schemas import FILTER, VISIBLE, Base64Query, Body, ItemFilter, Reply
+from service.schemas import FILTER, VISIBLE, Base64Query, Body, ImageQuery, ItemFilter, Reply
 from service.settings import ServeSettings
 
 MAX_ID = 512
@@ -36,12 +36,16 @@ def _short_id(name: str) -> str:
 
 
 class ItemBody(Body):
-    """One item: an id, what it is (`text`, or a vector of the collection's model), and to whom it belongs (`label`)."""
+    """One item: an id, what it is (`text`, `image`, or a vector of the collection's model), and whose it is (`label`).
+
+    An image is the bytes of a picture file in base64, for collections of pictures. It is encoded and not kept.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={
             "anyOf": [
                 {"properties": {"text": {"type": "string"}}, "required": ["text"]},
+                {"properties": {"image": {"type": "string"}}, "required": ["image"]},
                 {"properties": {"vector": {"type": "array"}}, "required": ["vector"]},
                 {"properties": {"vector_base64": {"type": "string"}}, "required": ["vector_base64"]},
             ]
@@ -51,6 +55,7 @@ class ItemBody(Body):
     id: Annotated[str, AfterValidator(_short_id)] = Field(min_length=1, max_length=MAX_ID)
     label: str | None = Field(None, min_length=1, max_length=MAX_LABEL, description="null: it stands for itself")
     text: str | None = Field(None, min_length=1)
+    image: str | None = Field(None, description="the bytes of a picture file in base64; encoded and not kept")
     vector: list[float] | None = Field(None, min_length=1, fail_fast=True)
     vector_base64: str | None = Field(None, description="little-endian float32 numbers in base64")
     metadata: Annotated[dict[str, Any], AfterValidator(_plain_json)] = Field(default_factory=dict)
@@ -61,8 +66,12 @@ class ItemBody(Body):
             raise PydanticCustomError("content", "An item has one vector: as a list or in base64")
         if self.text is not None and not self.text.strip():
             raise PydanticCustomError("content", "The text is empty; give at least one visible character")
-        if self.text is None and self.vector is None and self.vector_base64 is None:
-            raise PydanticCustomError("content", "An item needs a text or a vector")
+        if self.image is not None and (self.text, self.vector, self.vector_base64) != (None, None, None):
+            raise PydanticCustomError("content", "An item with an image has no text and no vector")
+        if (self.text, self.image, self.vector, self.vector_base64) == (None, None, None, None):
+            raise PydanticCustomError("content", "An item needs a text, an image or a vector")
+        if self.image is not None:
+            ImageQuery(image=self.image)
         if self.vector_base64 is not None:
             Base64Query(vector_base64=self.vector_base64)
         return self
@@ -74,7 +83,8 @@ class ItemBody(Body):
         elif self.vector is not None:
             with np.errstate(over="ignore"):  # beyond float32: refused by the collection as not finite
                 vector = np.array(self.vector, np.float32)
-        return NewItem(self.id, self.label, self.text, vector, metadata=self.metadata)
+        image = None if self.image is None else ImageQuery(image=self.image).content()
+        return NewItem(self.id, self.label, self.text, vector, image, self.metadata)
 
 
 class PutRequest(Body):

@@ -100,6 +100,8 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
+_RAW = tuple((name.lower().encode(), value.encode()) for name, value in HEADERS.items())
+_NO_STORE, _NO_CACHE = (b"cache-control", b"no-store"), (b"cache-control", b"no-cache")
 
 
 class SecurityHeaders:
@@ -111,12 +113,12 @@ class SecurityHeaders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers.setdefault(name, value)
-                headers.setdefault("Cache-Control", "no-store" if scope["path"].startswith("/v1/") else "no-cache")
+                own = message["headers"]
+                said = {name for name, _ in own}
+                caching = _NO_STORE if scope["path"].startswith("/v1/") else _NO_CACHE
+                message["headers"] = [*own, *(header for header in (*_RAW, caching) if header[0] not in said)]
                 if scope["app"].state.draining:  # so that a kept connection is made anew, to another process
-                    headers["Connection"] = "close"
+                    MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
         await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)

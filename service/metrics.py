@@ -33,6 +33,12 @@ class Metrics:
         self.requests = Counter(
             "surematch_requests", "Requests answered", ("method", "route", "status"), registry=registry
         )
+        self.of_worker = Gauge(
+            "surematch_worker_requests",
+            "Requests this process has answered; with several workers, one for each `pid` that lives",
+            registry=registry,
+            multiprocess_mode="liveall",
+        )
         self.latency = Histogram(
             "surematch_request_seconds",
             "From a request's header to its answer",
@@ -134,6 +140,7 @@ class RequestMetrics:
             route = route_of(scope)
             method = scope["method"] if scope["method"] in _METHODS else "other"
             self.metrics.requests.labels(method, route, status).inc()
+            self.metrics.of_worker.inc()
             self.metrics.latency.labels(route).observe(time.perf_counter() - began)
 
 

@@ -1,7 +1,7 @@
 """Searches off the event loop: one thread encodes, a few lanes search, both in micro-batches over all requests.
 
 One encoder thread, because concurrent forward passes fight over the same cores; one search lane for an exact engine,
-whose matrix products use all cores themselves.
+whose matrix products use all cores themselves. What takes about a millisecond is done in the event loop.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from index.answer import Answer
 from index.collection import Collection
+from index.encoders import StaticEncoder
 from index.errors import DataError, SurematchError
 from index.image_encoder import image_encoder
 from service.batching import Admission, Batcher
@@ -29,6 +30,11 @@ Vectors = NDArray[np.float32]
 MAX_BATCH = 256
 PICTURES = 16
 """Pictures encoded together; those of one request go one after the other, so that many callers take turns."""
+
+QUICK_ENGINES = ("hnsw", "ivf", "ivf-pq")
+QUICK_QUERIES, QUICK_CHARACTERS = 32, 10_000
+SMALL = 2**22
+"""Numbers in a gallery that is compared with a query in a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +74,11 @@ class Searcher:
         self._deadline = settings.deadline_seconds
         self._places = Admission(settings.max_pending)
         self._encoding: Batcher[list[str], tuple[Vectors, float]] = Batcher(
-            self._encode, name="encode", max_batch=MAX_BATCH, observe=metrics.batches.labels("encode").observe
+            self._encode,
+            name="encode",
+            max_batch=MAX_BATCH,
+            quick=_encoded_soon if isinstance(collection.encoder, StaticEncoder) else _not_soon,
+            observe=metrics.batches.labels("encode").observe,
         )
         self._picturing: Batcher[bytes, tuple[Vectors, float]] = Batcher(
             self._encode_pictures, name="picture", max_batch=PICTURES, observe=metrics.batches.labels("encode").observe
@@ -78,6 +88,7 @@ class Searcher:
             name="search",
             lanes=1 if collection.engine.exact else settings.search_threads,
             max_batch=MAX_BATCH,
+            quick=self._found_soon,
             observe=metrics.batches.labels("search").observe,
         )
 
@@ -180,6 +191,12 @@ class Searcher:
         ends = np.cumsum([len(texts) for texts in jobs])[:-1]
         return [(vectors, seconds) for vectors in np.split(made, ends)]
 
+    def _found_soon(self, jobs: list[_Job]) -> bool:
+        queries = sum(len(job.vectors) for job in jobs)
+        state = self.collection.state
+        quick = state.engine.kind in QUICK_ENGINES or len(state) * state.engine.dimension <= SMALL
+        return quick and queries <= QUICK_QUERIES and all(job.request.filter is None for job in jobs)
+
     def _search(self, jobs: list[_Job]) -> list[Found | Exception]:
         """Jobs that ask alike are one call to the collection."""
         results: list[Found | Exception] = [RuntimeError("unanswered")] * len(jobs)
@@ -225,6 +242,14 @@ class Searcher:
         self._encoding.close()
         self._picturing.close()
         self._searching.close()
+
+
+def _encoded_soon(jobs: list[list[str]]) -> bool:
+    return sum(len(text) for texts in jobs for text in texts) <= QUICK_CHARACTERS
+
+
+def _not_soon(jobs: list[list[str]]) -> bool:
+    return False
 
 
 class _Place:

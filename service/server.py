@@ -6,6 +6,8 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from types import FrameType
 
 import uvicorn
@@ -18,6 +20,8 @@ from service.serving import Serving
 from service.settings import ServeSettings
 
 DRAIN_SECONDS = 10
+WAITING = 2048
+"""Connections that may wait to be accepted."""
 
 
 class _Server(uvicorn.Server):
@@ -26,10 +30,12 @@ class _Server(uvicorn.Server):
     /readyz turns 503 at once, but a load balancer learns of it only when it asks: until then it sends requests here.
     """
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI, greeting: str, notice_seconds: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, app: FastAPI, announce: Callable[[], None], notice_seconds: float
+    ) -> None:
         super().__init__(config)
         self.app = app
-        self.greeting = greeting
+        self.announce = announce
         self.notice_seconds = notice_seconds
         self.leave_at: float | None = None
 
@@ -48,13 +54,26 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
         if self.started:
-            sys.stdout.write(self.greeting)
-            sys.stdout.flush()
+            self.announce()
 
 
-def run(settings: ServeSettings, serving: Serving, listening: socket.socket) -> None:
+def run(
+    settings: ServeSettings, serving: Serving, listening: socket.socket, supervisor: Connection | None = None
+) -> None:
     """Serve on a bound socket until a signal; requests under way get `DRAIN_SECONDS` to finish."""
-    app = create_app(settings, serving)
+    app = create_app(settings, serving, supervisor)
+    greeting = _greeting(serving, listening)
+
+    def announce() -> None:
+        # asyncio's backlog is also how many connections are accepted at a time: one, or the first of several workers
+        # to wake would take them all. Those that wait are the kernel's affair.
+        listening.listen(WAITING)
+        if supervisor is not None:
+            supervisor.send(("ready", greeting))
+            return
+        sys.stdout.write(greeting)
+        sys.stdout.flush()
+
     config = uvicorn.Config(
         app,
         http=type("Protocol", (PatientProtocol,), {"head_seconds": settings.receive_seconds}),
@@ -63,6 +82,7 @@ def run(settings: ServeSettings, serving: Serving, listening: socket.socket) -> 
         log_config=logs.configuration(access=settings.access_log),
         access_log=False,  # service/logs.py writes its own, without the addresses
         server_header=False,
+        backlog=1 if supervisor is not None else WAITING,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=DRAIN_SECONDS,
         h11_max_incomplete_event_size=64 * 1024,
@@ -70,8 +90,7 @@ def run(settings: ServeSettings, serving: Serving, listening: socket.socket) -> 
     # uvicorn raises the signal once more after draining; handled here, so that a requested stop exits with 0.
     before = {number: signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        greeting = _greeting(serving, listening)
-        _Server(config, app, greeting, settings.drain_notice_seconds).run(sockets=[listening])
+        _Server(config, app, announce, settings.drain_notice_seconds).run(sockets=[listening])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

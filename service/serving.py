@@ -16,6 +16,7 @@ from index.collection import Collection
 from index.errors import CollectionError, DataError, ReadOnly, SurematchError
 from index.evidence import TOP_K
 from index.images import blank
+from service.fleet import Fleet
 from service.metrics import Metrics
 from service.searcher import Searcher
 from service.settings import ServeSettings
@@ -91,6 +92,8 @@ class Current:
         self.settings = settings
         self.metrics = metrics
         self.serving = serving
+        self.fleet: Fleet | None = None
+        """The other workers, where there are several."""
         self.degraded = False
         """The last reload was refused: an older version serves than the one on disk."""
         self._reloading = asyncio.Lock()
@@ -145,6 +148,14 @@ class Current:
                 task.add_done_callback(self._retiring.discard)
             return new
 
+    async def reload_everywhere(self) -> Serving:
+        """`reload` in every worker. Raises `SurematchError` when one of them refuses the new version."""
+        if self.fleet is None:
+            return await self.reload()
+        await self.fleet.reload()
+        assert self.serving is not None
+        return self.serving
+
     def _open_undamaged(self) -> Serving:
         """A start makes the best of a damaged collection; a reload has something better: the version that serves."""
         new = Serving.open(self.settings, self.metrics)
@@ -168,10 +179,10 @@ def _examples(answer: Answer) -> list[str]:
 
 
 def _warm_up(collection: Collection) -> Answer:
-    if collection.encoder.modality == "text":
-        return collection.search([WARM_UP], k=TOP_K)[0]
     try:
+        if collection.encoder.modality == "text":
+            return collection.search([WARM_UP], k=TOP_K)[0]
         return collection.search_images([blank()], k=TOP_K)[0]
-    except DataError:  # no face in it, says a face encoder, which has loaded and run its detector by then
+    except DataError:  # no word it knows, says a text encoder, or no face in it; it has loaded and run by then
         vector = np.eye(1, collection.encoder.dimension, dtype=np.float32)
         return collection.search_vectors(vector, k=TOP_K)[0]

@@ -23,6 +23,9 @@ class ServeSettings(Settings):
     writable: bool = Field(
         False, description="take writes (/v1/items, feedback, snapshots) too; one process can write to a collection"
     )
+    workers: int = Field(
+        1, ge=1, le=64, description="processes that answer, sharing port and index; several only without --writable"
+    )
     host: str = Field("127.0.0.1", description="address to listen on; anything but loopback needs --public")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 lets the system choose one")
     keys: Path | None = Field(
@@ -40,6 +43,11 @@ class ServeSettings(Settings):
         [], max_length=8, description="questions the web page offers as a start; none: texts of a few items"
     )
     access_log: bool = Field(False, description="log a line of JSON a request: route, status, time, key; never a text")
+    audit_log: Path | None = Field(
+        None,
+        description="file that gets a line of JSON for each search and write: when, which key, which ids and labels, "
+        "what was decided; never a text, a vector or a picture. What cannot be logged is refused",
+    )
     max_body_bytes: int = Field(8 * 2**20, ge=1024, description="largest request body; larger ones get 413")
     max_queries: int = Field(256, ge=1, le=4096, description="most queries in one request")
     max_text_chars: int = Field(10_000, ge=1, description="longest text of a query, in characters")

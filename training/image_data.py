@@ -18,8 +18,11 @@ from index.pictures import picture_of
 from index.rows import Row
 from training.augment import AUGMENTATIONS, augment
 from training.config import TrainSettings
+from training.evaluation import Classes
 
 SIZE, WIDTH, DIMENSION = 64, 24, 128
+TURNS = 4
+"""Classes made of one by quarter turns."""
 
 
 def new_image_model(settings: TrainSettings, rows: Sequence[Row]) -> SentenceTransformer:
@@ -32,6 +35,17 @@ def new_image_model(settings: TrainSettings, rows: Sequence[Row]) -> SentenceTra
         backbone=backbone, size=settings.image_size or SIZE, channels=1 if grey else 3, width=WIDTH, dimension=DIMENSION
     )
     return SentenceTransformer(modules=[network], device="cpu")
+
+
+def with_quarter_turns(pictures: Sequence[Image.Image], classes: Classes, count: int) -> tuple[list[Any], Classes]:
+    """All pictures, then all turned by 90, 180 and 270 degrees, whose classes (n,) begin at 1, 2 and 3 times `count`.
+
+    A turned character is another character (Santoro et al., "Meta-Learning with Memory-Augmented Neural Networks",
+    2016, section 4.1).
+    """
+    turns = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
+    turned = [picture.transpose(turn) for turn in turns for picture in pictures]
+    return [*pictures, *turned], np.concatenate([classes + at * count for at in range(TURNS)])
 
 
 def canvases(model: SentenceTransformer, rows: Sequence[Row]) -> list[Image.Image]:

@@ -44,7 +44,7 @@ from training.data import (
 from training.evaluation import Classes, Retrieval, Vectors, nearest_class_mean, retrieval
 from training.folder import EVALUATION, FORMAT, REPORT, check_target, new_folder
 from training.heads import HEAD, class_means, load_head, save_head
-from training.image_data import PictureCollator, canvases, check_shape, new_image_model
+from training.image_data import TURNS, PictureCollator, canvases, check_shape, new_image_model, with_quarter_turns
 from training.objectives import OBJECTIVES, Objective, make_objective
 from training.pairs import rows_of_pairs
 from training.report import render_report
@@ -156,8 +156,11 @@ def _train(
     recipe = Recipe.resolve(settings, kind)
     if kind == "image":
         check_shape(recipe.loss, OBJECTIVES[recipe.loss].shape)
+    elif settings.quarter_turns:
+        raise SettingsError("--quarter-turns: only pictures can be turned. Leave it away for texts.")
+    learned = len(labels) * (TURNS if settings.quarter_turns else 1)
     check_processes(settings, recipe)
-    check_memory(recipe, len(labels), int(model.get_embedding_dimension() or 0))
+    check_memory(recipe, learned, int(model.get_embedding_dimension() or 0))
     _check_readable(model, kind, [*rows, *prepared.unseen])
     warnings = _cut_texts(model, kind, rows)
     for warning in warnings:
@@ -170,19 +173,21 @@ def _train(
         return retrieval(_encode(model, unseen_texts), unseen_classes)
 
     sample = _some_of_each(split.train, classes)
-    loss = make_objective(
-        recipe.loss, model, len(labels), scale=settings.scale, margin=settings.margin, **settings.options
-    )
+    loss = make_objective(recipe.loss, model, learned, scale=settings.scale, margin=settings.margin, **settings.options)
     console.print(f"Training '{settings.encoder}' with {recipe.loss}: {_describe(recipe)}.", highlight=False)
     before = _encode(model, [texts[at] for at in sample])
     metrics: dict[str, Any] = {"start": _evaluate(model, texts, classes, split, sample, before)}
     if unseen_texts:
         metrics["unseen_start"] = asdict(on_unseen())
+    train_texts, train_classes = [texts[at] for at in split.train], classes[split.train]
+    vectors, of_vectors = before, classes[sample]
+    if settings.quarter_turns:
+        turned, of_vectors = with_quarter_turns([texts[at] for at in sample], of_vectors, len(labels))
+        vectors = _encode(model, turned)
+        train_texts, train_classes = with_quarter_turns(train_texts, train_classes, len(labels))
     if isinstance(loss, Objective):
-        means = class_means(torch.from_numpy(before), torch.from_numpy(classes[sample]), len(labels))
+        means = class_means(torch.from_numpy(vectors), torch.from_numpy(of_vectors), learned)
         loss.imprint(_earlier_weights(settings.encoder, labels, means))
-
-    train_texts = [texts[at] for at in split.train]
     watched = bool(unseen_texts) and (settings.patience is not None or kind == "static")
     used = [*train_texts, *unseen_texts] if watched else train_texts
     with only_used_tokens(model, used) if kind == "static" else nullcontext():
@@ -190,9 +195,9 @@ def _train(
             model,
             loss,
             Rows(
-                [rows[at].text for at in split.train],
-                classes[split.train].tolist(),
-                lambda at: _name([rows[split.train[i]] for i in at]),
+                [rows[at].text for at in split.train] * (learned // len(labels)),
+                train_classes.tolist(),
+                lambda at: _name([rows[split.train[i % len(split.train)]] for i in at]),
                 PictureCollator(model, train_texts, settings) if kind == "image" else None,
             ),
             settings=settings,
@@ -295,7 +300,8 @@ def _write(
 ) -> None:
     model.save_pretrained(str(folder), create_model_card=False)
     if isinstance(loss, Objective):
-        save_head(folder, loss.class_weights(), [label for label in labels for _ in range(loss.centers)])
+        kept = loss.class_weights()[: len(labels) * loss.centers]  # not those of turned pictures
+        save_head(folder, kept, [label for label in labels for _ in range(loss.centers)])
     np.save(folder / TRAINED_ROWS, trained_row_keys(trained), allow_pickle=False)
 
 

@@ -27,7 +27,7 @@ async def reload(request: Request) -> Response:
     the old one serves on.
     """
     try:
-        new = await current_of(request).reload()
+        new = await current_of(request).reload_everywhere()
     except SurematchError as error:
         raise Problem("conflict", f"The new version is refused and the old one serves on. {error}") from None
     collection = new.collection

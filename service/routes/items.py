@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Request, Response
 
 from index.collection import Receipt
+from service.audit import AuditLog
 from service.item_schemas import (
     DeletedReply,
     FeedbackReply,
@@ -17,7 +20,8 @@ from service.item_schemas import (
     WrittenReply,
 )
 from service.problems import Fault, Problem, documented
-from service.routes.state import body_of, json_body, json_response, serving_of, validated
+from service.routes.state import audit_of, body_of, json_body, json_response, serving_of, validated
+from service.serving import Serving
 
 router = APIRouter(prefix="/v1", tags=["items"])
 _READ = documented("invalid-request", "not-ready")
@@ -46,12 +50,15 @@ def _body(model: str) -> dict[str, Any]:
 async def put_items(request: Request) -> Response:
     """All items or none. When it is answered they are on disk and searchable; an id that exists is replaced.
 
-    An item has a text, which is encoded here, or a vector of the collection's model.
+    An item has a text or an image, which are encoded here, or a vector of the collection's model.
     """
     _check_wait(request)
     asked = validated(request.app.state.put_model, await json_body(request))
     items = [item.new() for item in asked.items]
-    with serving_of(request) as serving:
+    with (
+        serving_of(request) as serving,
+        _audited(request, serving, lambda audit, name: audit.writing(request, name, items)),
+    ):
         receipt = await serving.writer.run(lambda: serving.collection.upsert(items), len(items))
     return json_response({"sequence": receipt.sequence, "written": receipt.written, "replaced": receipt.replaced})
 
@@ -73,7 +80,8 @@ async def delete_items(request: Request) -> Response:
         def delete() -> Receipt:
             return collection.delete(asked.ids) if asked.ids else collection.delete_where(asked.filter or {})
 
-        receipt = await serving.writer.run(delete, len(asked.ids or [0]))
+        with _audited(request, serving, lambda audit, name: audit.deleting(request, name, asked.ids, asked.filter)):
+            receipt = await serving.writer.run(delete, len(asked.ids or [0]))
     return json_response({"sequence": receipt.sequence, "deleted": receipt.deleted})
 
 
@@ -102,7 +110,8 @@ async def delete_item(request: Request, id: str) -> Response:
     with serving_of(request) as serving:
         if await asyncio.to_thread(lambda: serving.collection.item(id)) is None:
             raise _no_such_item()
-        receipt = await serving.writer.run(lambda: serving.collection.delete([id]))
+        with _audited(request, serving, lambda audit, name: audit.deleting(request, name, [id])):
+            receipt = await serving.writer.run(lambda: serving.collection.delete([id]))
     return json_response({"sequence": receipt.sequence, "deleted": receipt.deleted})
 
 
@@ -125,6 +134,21 @@ async def feedback(request: Request) -> Response:
             raise Problem("invalid-request", f"{fault.pointer}: {fault.detail}.", [fault])
         await serving.writer.run(lambda: serving.collection.feedback(vector, asked.label, asked.query_id))
     return json_response({"kept": True})
+
+
+@contextmanager
+def _audited(request: Request, serving: Serving, announce: Callable[[AuditLog, str], None]) -> Iterator[None]:
+    """Announces a write to the audit log, if there is one, and says there when it then fails."""
+    audit, name = audit_of(request), serving.collection.name
+    if audit is None:
+        yield
+        return
+    announce(audit, name)
+    try:
+        yield
+    except Exception:  # not cancellation: a write that has begun is finished, whoever hangs up
+        audit.failed(request, name)
+        raise
 
 
 def _check_wait(request: Request) -> None:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from index.conformal import CoverageFor
 from service.problems import Fault, Problem, documented, from_validation
-from service.routes.state import json_body, json_response, media_type, serving_of
+from service.routes.state import audit_of, json_body, json_response, media_type, serving_of
 from service.schemas import VISIBLE, SearchReply, SearchRequest
 
 router = APIRouter(prefix="/v1", tags=["search"])
@@ -128,6 +128,8 @@ async def _answer_vectors(request: Request, body: bytes) -> Response:
 async def _answer(request: Request, asked: SearchRequest, vectors: NDArray[np.float32] | None = None) -> Response:
     with serving_of(request) as serving:
         found, timings = await serving.searcher.search(asked, vectors)
+        if (audit := audit_of(request)) is not None:
+            audit.searched(request, serving.collection.name, found.answers)
         query_ids = serving.recent.remember(found.vectors) if serving.collection.writable else None
     return json_response(
         {

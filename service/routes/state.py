@@ -10,6 +10,7 @@ import orjson
 from fastapi import Request, Response
 from pydantic import BaseModel, ValidationError
 
+from service.audit import AuditLog
 from service.problems import Problem, from_validation
 from service.serving import Current, Serving
 
@@ -33,6 +34,12 @@ def serving_of(request: Request) -> AbstractContextManager[Serving]:
     if serving is None:
         raise Problem("not-ready", "No collection is open.", headers={"Retry-After": "1"})
     return serving.used()
+
+
+def audit_of(request: Request) -> AuditLog | None:
+    """The audit log, None where the service keeps none."""
+    audit: AuditLog | None = request.app.state.audit
+    return audit
 
 
 def media_type(request: Request) -> str:

@@ -184,7 +184,7 @@ def test_an_item_left_out_of_a_label_of_copies_is_an_unknown_query() -> None:
 
 
 def test_too_little_to_learn_from_is_refused() -> None:
-    with pytest.raises(CalibrationError, match="19 calibration queries"):
+    with pytest.raises(CalibrationError, match="19 different calibration queries"):
         examples(*world(known=19), 0.2)
     queries, gallery, _, _ = world()
     with pytest.raises(CalibrationError, match="Fewer than two labels"):

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index.errors import CollectionError, DataError
+from index.errors import CollectionError, Damaged, DataError
+from index.filters import Filter
 from index.items import MAX_ID_BYTES, Item, ItemStore
 from tests.index.helpers import unit
 
@@ -140,6 +141,74 @@ def test_a_failing_write_is_explained_and_leaves_nothing(store: ItemStore) -> No
     assert (set(everything(store)), store.sequence) == ({"x"}, 1)
     store._connection.execute("PRAGMA max_page_count = 1000000")
     assert store.upsert([item("y")]) == (2, 0)
+
+
+def edited(path: Path, *statements: str) -> None:
+    connection = sqlite3.connect(path)
+    for statement in statements:
+        connection.execute(statement)
+    connection.commit()
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "vector = CAST(substr(vector, 1, 15) || x'01' AS BLOB)",
+        "vector = substr(vector, 1, 12)",
+        "label = 'b'",
+        "label = NULL",
+    ],
+)
+def test_a_damaged_row_is_named_and_never_read_into_an_index(store: ItemStore, damage: str) -> None:
+    store.upsert([item("good", 0), item("bad", 1)])
+    edited(store.path, f"UPDATE items SET {damage} WHERE id = 'bad'")
+    for read in (store.everything, lambda: store.vectors_of([2]), lambda: store.changes(0)):
+        with pytest.raises(Damaged, match=r"items\.sqlite: the vector or the label of 'bad' \(row 2\)"):
+            read()
+    store.upsert([item("bad", 2)])
+    np.testing.assert_array_equal(store.everything().vectors, VECTORS[[0, 2]])
+
+
+def test_changes_are_known_beyond_an_erasure_as_long_as_the_tombstones_last(
+    store: ItemStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.upsert([item(name, at) for at, name in enumerate("abcde")])
+    for name in "abc":
+        store.delete([name])  # writes 2, 3, 4
+    store.purge(3)
+    store.purge(4)
+    for since, died in ((1, [1, 2, 3]), (2, [2, 3]), (4, [])):
+        changes = store.changes(since)
+        assert changes is not None
+        assert sorted(changes.died.tolist()) == died
+    assert store.rows_where(Filter.parse({"x": 1}), 1) is None
+    monkeypatch.setattr("index.items.TOMBSTONES", 2)
+    store.delete(["d"])
+    store.purge(5)
+    assert store.changes(2) is None, "the tombstones of write 3 and before are gone"
+    known = store.changes(3)
+    assert known is not None
+    assert sorted(known.died.tolist()) == [3, 4]
+
+
+def test_a_version_2_store_is_brought_up_to_date(store: ItemStore) -> None:
+    store.upsert([item("x", 0), item("y", 1)])
+    store.delete(["x"])
+    store.purge(2)
+    edited(
+        store.path,
+        "ALTER TABLE items DROP COLUMN checksum",
+        "ALTER TABLE state DROP COLUMN forgotten",
+        "DROP TABLE tombstones",
+        "PRAGMA user_version = 2",
+    )
+    again = ItemStore(store.path, D)
+    again.upsert([item("z", 2)])
+    np.testing.assert_array_equal(again.everything().vectors, VECTORS[1:3])
+    assert again.changes(1) is None
+    assert again.changes(2) is not None
+    again.close()
 
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:

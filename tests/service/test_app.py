@@ -128,6 +128,7 @@ def test_the_queue_is_bounded_and_recovers(collection: Path, monkeypatch: pytest
         return encode(texts)
 
     monkeypatch.setattr(serving.collection.encoder, "encode", slow)
+    monkeypatch.setattr("service.searcher.QUICK_CHARACTERS", 0)  # slow ones have a thread
     request = SearchRequest(queries=[TextQuery(text="turn on the kitchen light")])
 
     async def run() -> None:
@@ -162,6 +163,7 @@ def test_a_search_past_its_deadline_is_given_up_and_leaves_its_place(
         return encode(texts)
 
     monkeypatch.setattr(serving.collection.encoder, "encode", slow)
+    monkeypatch.setattr("service.searcher.QUICK_CHARACTERS", 0)  # slow ones have a thread
 
     async def ask(text: str) -> Any:
         return await serving.searcher.search(SearchRequest(queries=[TextQuery(text=text)]))

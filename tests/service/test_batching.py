@@ -111,6 +111,49 @@ def test_a_call_that_fails_fails_its_batch_and_the_next_one_runs() -> None:
     batcher.close()
 
 
+def test_what_is_quick_runs_in_the_loop_and_the_rest_in_threads() -> None:
+    threads: dict[int, bool] = {}
+
+    def call(items: list[int]) -> list[int | Exception]:
+        threads.update(dict.fromkeys(items, threading.current_thread() is threading.main_thread()))
+        return [ValueError(str(item)) if item < 0 else 2 * item for item in items]
+
+    batcher = Batcher(call, name="test", max_batch=2, quick=lambda items: max(items) < 10)
+
+    async def run() -> list[Any]:
+        together = await asyncio.gather(*(batcher.submit(item) for item in (1, -2, 10, 11)), return_exceptions=True)
+        return [*together, await batcher.submit(3)]
+
+    results = asyncio.run(run())
+    assert [result for result in results if not isinstance(result, Exception)] == [2, 20, 22, 6]
+    assert isinstance(results[1], ValueError)
+    assert threads == {1: True, -2: True, 10: False, 11: False, 3: True}
+    batcher.close()
+
+
+def test_a_queue_of_quick_batches_leaves_others_their_turn() -> None:
+    order: list[str] = []
+
+    def call(items: list[int]) -> list[int | Exception]:
+        order.append("batch")
+        return list(items)
+
+    batcher = Batcher(call, name="test", max_batch=1, quick=lambda items: True)
+
+    async def other() -> None:
+        for _ in range(3):
+            order.append("other")
+            await asyncio.sleep(0)
+
+    async def run() -> None:
+        await asyncio.gather(*(batcher.submit(at) for at in range(3)), other())
+
+    asyncio.run(run())
+    assert order.index("other") < len(order) - 1 - order[::-1].index("batch")
+    assert "batchbatch" not in "".join(order)
+    batcher.close()
+
+
 def test_lanes_run_side_by_side() -> None:
     together = threading.Barrier(2, timeout=30)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import re
 import shutil
@@ -132,6 +133,35 @@ def test_damaged_pictures_never_shake_the_service(api: httpx2.Client, server: Se
     assert server.process.poll() is None
     assert process.memory_info().rss - resting < 700 * MEGABYTE
     assert ask(api, packed(digit(3, 4))).json()["results"] == before
+
+
+def test_pictures_are_enrolled_over_http_found_and_not_kept(collection: Path, tmp_path: Path) -> None:
+    folder, log = Path(shutil.copytree(collection, tmp_path / "written")), tmp_path / "audit.jsonl"
+    new = {"id": "nine", "label": "d9", "image": query(packed(digit(9, 3)))["image"]}
+    with (
+        serving(folder, "--writable", "--audit-log", str(log)) as server,
+        httpx2.Client(base_url=server.url, timeout=60) as api,
+    ):
+        assert api.put("/v1/items", json={"items": [new]}).json()["written"] == 1
+        (answer,) = ask(api, packed(digit(9, 3))).json()["results"]
+        assert (answer["hits"][0]["id"], answer["hits"][0]["text"]) == ("nine", None)
+        assert answer["hits"][0]["score"] > 0.9999
+        assert api.get("/v1/items/nine").json() == {"id": "nine", "label": "d9", "text": None, "metadata": {}}
+        broken = {"id": "broken", "image": query(packed(digit(1, 0))[:-60])["image"]}
+        reply = api.put("/v1/items", json={"items": [new | {"id": "other"}, broken]})
+        assert reply.status_code == 422
+        assert "Item 'broken': " in reply.json()["detail"]
+        assert "cannot be decoded" in reply.json()["detail"]
+        assert api.get("/v1/items/other").status_code == 404, "all or none"
+        for wrong in ({"text": "nine"}, {"vector": [1.0]}, {"image": "no base64!"}):
+            assert api.put("/v1/items", json={"items": [new | wrong]}).status_code == 422
+    written = log.read_text()
+    assert [json.loads(line)["event"] for line in written.splitlines()] == ["enrol", "search", "enrol", "failed"]
+    picture = packed(digit(9, 3))
+    for file in (path for path in tmp_path.rglob("*") if path.is_file()):
+        content = file.read_bytes()
+        assert picture not in content
+        assert base64.b64encode(picture) not in content
 
 
 # ---- the page

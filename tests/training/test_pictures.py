@@ -22,7 +22,8 @@ from tests.pictures import digit, packed, write_digits
 from training.augment import AUGMENTATIONS, Changes, augment
 from training.config import TrainSettings
 from training.evaluation import retrieval
-from training.image_data import PictureCollator, new_image_model
+from training.heads import load_head
+from training.image_data import PictureCollator, new_image_model, with_quarter_turns
 from training.pipeline import train_encoder
 
 
@@ -96,6 +97,32 @@ def test_what_pictures_cannot_be_trained_with_is_said(tmp_path: Path) -> None:
     ):
         with pytest.raises(SettingsError, match=why):
             train(data, tmp_path / "m", **wrong)
+
+
+def test_quarter_turns_make_classes_of_their_own(tmp_path: Path) -> None:
+    squares = [digit(at % 2, at) for at in range(4)]
+    turned, classes = with_quarter_turns(squares, np.array([0, 1, 0, 1]), 2)
+    assert classes.tolist() == [0, 1, 0, 1, 2, 3, 2, 3, 4, 5, 4, 5, 6, 7, 6, 7]
+    for at, picture in enumerate(turned):
+        expected = np.rot90(np.asarray(squares[at % 4]), at // 4)
+        np.testing.assert_array_equal(np.asarray(picture), expected)
+
+
+def test_the_classes_of_turned_pictures_are_learned_and_not_kept(tmp_path: Path) -> None:
+    data = write_digits(tmp_path / "digits", range(3), range(8))
+    record = train(data, tmp_path / "m", epochs=1, quarter_turns=True)
+    assert record["objective"]["classes"] == 12  # type: ignore[index]
+    weight, labels = load_head(tmp_path / "m")
+    assert labels == ["d0", "d1", "d2"]
+    assert len(weight) == 3
+    settings = TrainSettings(data=[_texts(tmp_path)], out=tmp_path / "t", quarter_turns=True)
+    with pytest.raises(SettingsError, match="only pictures"):
+        train_encoder(settings, Console(file=StringIO()))
+
+
+def _texts(folder: Path) -> Path:
+    (folder / "rows.csv").write_text("text,label\n" + "".join(f"word{at},{at % 2}\n" for at in range(8)))
+    return folder / "rows.csv"
 
 
 def pictures(count: int = 16, channels: int = 3) -> torch.Tensor:

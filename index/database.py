@@ -1,0 +1,170 @@
+"""The SQLite file of a collection: one connection writes, under a lock, a pool of others reads and waits for no write.
+
+WAL mode, synchronous=FULL: what was committed survives kill -9 and a power cut. Whatever SQLite reports is raised as
+one of `index.errors`, naming the file.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from index import items_schema
+from index.errors import CollectionError, Damaged, DiskFull, ReadOnly
+
+
+class Database:
+    """`items.sqlite`, in the form of `index.items_schema`."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens or creates the file. Raises `CollectionError` when it is none of this version."""
+        self.path = path
+        self._lock = threading.Lock()
+        self._closed = False
+        self._readers: list[sqlite3.Connection] = []  # those that nobody uses now; append and pop are atomic
+        try:
+            self._connection = self._connect()
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+        try:
+            self._prepare()
+        except BaseException as error:
+            self.close()
+            if isinstance(error, sqlite3.Error):
+                raise self._unusable(error) from error
+            raise
+
+    def _connect(self) -> sqlite3.Connection:
+        found = sqlite3.connect(_uri(self.path), uri=True, check_same_thread=False, isolation_level=None, timeout=30)
+        try:
+            found.execute("PRAGMA synchronous = FULL")
+            found.execute("PRAGMA secure_delete = ON")
+        except BaseException:
+            found.close()
+            raise
+        return found
+
+    def _prepare(self) -> None:
+        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > items_schema.VERSION:
+            raise CollectionError(
+                f"{self.path}: written by a newer surematch (format {version}, this one reads "
+                f"{items_schema.VERSION}). Upgrade."
+            )
+        if version == items_schema.VERSION:
+            return
+        if "mode=ro" in _uri(self.path):
+            raise ReadOnly(
+                f"{self.path}: written by an older surematch (format {version}) and in a folder that cannot be written "
+                "to, so it cannot be brought up to date. Open the collection once where it is writable."
+            )
+        if version == 0:
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            items_schema.create(self._connection)
+        items_schema.migrate(self._connection)
+
+    def close(self) -> None:
+        """Closes every connection; a read that is under way ends first."""
+        self._closed = True
+        with self._lock:
+            self._connection.close()
+        while self._readers:
+            self._readers.pop().close()
+
+    def _identity(self) -> str:
+        """Whose snapshots are those of this file."""
+        return str(self._read("SELECT store FROM state")[0][0])
+
+    def _one(self, statement: str) -> int:
+        return int(self._guard(lambda: self._connection.execute(statement).fetchone()[0]))
+
+    def _read(self, statement: str, *values: Any) -> list[Any]:
+        with self._reader() as connection:
+            found: list[Any] = connection.execute(statement, values).fetchall()
+            return found
+
+    @contextmanager
+    def _reader(self) -> Iterator[sqlite3.Connection]:
+        """A connection in a transaction of its own: everything read through it is of one moment."""
+        try:
+            connection = self._readers.pop()
+        except IndexError:
+            connection = self._guard(self._connect)
+        try:
+            connection.execute("BEGIN")
+            yield connection
+            connection.execute("COMMIT")
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, sqlite3.Error):
+                raise self._failed(error) from error
+            raise
+        self._readers.append(connection)
+        if self._closed:
+            self.close()
+
+    @contextmanager
+    def _transaction(self, *, counts: bool = True) -> Iterator[tuple[sqlite3.Cursor, int]]:
+        """One that takes the next sequence number, unless it `counts` not, for changing no item."""
+        with self._lock:
+            cursor = self._guard(lambda: self._connection.execute("BEGIN IMMEDIATE"))
+            try:
+                sequence = cursor.execute(
+                    "UPDATE state SET sequence = sequence + ? RETURNING sequence", (int(counts),)
+                ).fetchone()[0]
+                yield cursor, sequence
+                cursor.execute("COMMIT")
+            except BaseException as error:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                if isinstance(error, sqlite3.Error):
+                    raise self._failed(error) from error
+                raise
+
+    def _guard(self, call: Any) -> Any:
+        try:
+            return call()
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+
+    def _unusable(self, error: sqlite3.Error) -> CollectionError:
+        return _kind(error)(
+            f"{self.path}: the item store cannot be opened ({error}). Check that the folder is writable, or restore it "
+            "from a backup."
+        )
+
+    def _failed(self, error: sqlite3.Error) -> CollectionError:
+        return _kind(error)(
+            f"{self.path}: {error}. Nothing was written. Free disk space or repair permissions, then try again; if the "
+            "file is damaged, restore it from a backup."
+        )
+
+
+def _kind(error: sqlite3.Error) -> type[CollectionError]:
+    code = getattr(error, "sqlite_errorcode", 0)
+    if code == sqlite3.SQLITE_FULL or code in (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE):
+        return DiskFull  # a file that may not grow (quota, limit) is an I/O error to SQLite
+    return {
+        sqlite3.SQLITE_READONLY: ReadOnly,
+        sqlite3.SQLITE_CORRUPT: Damaged,
+        sqlite3.SQLITE_NOTADB: Damaged,
+    }.get(code & 0xFF, CollectionError)
+
+
+def _uri(path: Path) -> str:
+    """A read-only folder (a container's mount) cannot hold SQLite's lock files: the store is then opened as it lies."""
+    location = path.absolute().as_uri()
+    if os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK)):
+        return location
+    log = path.with_name(path.name + "-wal")
+    if log.exists() and log.stat().st_size:
+        raise CollectionError(
+            f"{log}: holds writes not yet in {path.name}, and the folder is read-only, so they would be missed. Open "
+            "the collection once where it is writable (surematch search COLLECTION TEXT), then mount it again."
+        )
+    return location + "?mode=ro&immutable=1"

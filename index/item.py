@@ -1,0 +1,98 @@
+"""An item, what a store tells of its items, and what an item must be to be stored."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.errors import DataError
+
+MAX_ID_BYTES = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing in the gallery. `label` None: an item that stands for itself."""
+
+    id: str
+    label: str | None
+    text: str | None
+    vector: NDArray[np.float32]
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What happened from one sequence number to `sequence`: rows born (and still alive) with labels and vectors (n, d),
+    and rows that died."""
+
+    sequence: int
+    born: NDArray[np.int64]
+    labels: list[str | None]
+    vectors: NDArray[np.float32]
+    died: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class KeptQueries:
+    """Calibration queries that are no items: labels, whether each was `known` (n,) when given, vectors (n, d)."""
+
+    labels: list[str | None]
+    known: NDArray[np.bool_]
+    vectors: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """What users said was right: numbers (n,) ascending, labels (None: none of the gallery's), query vectors (n, d)."""
+
+    numbers: NDArray[np.int64]
+    labels: list[str | None]
+    vectors: NDArray[np.float32]
+
+    def distinct(self) -> Feedback:
+        """One note a query vector: the last word on it counts, however often it was said."""
+        last = {vector.tobytes(): at for at, vector in enumerate(self.vectors)}
+        kept = sorted(last.values())
+        return Feedback(self.numbers[kept], [self.labels[at] for at in kept], self.vectors[kept])
+
+
+def record(item: Item, dimension: int) -> tuple[str, str | None, str | None, str, bytes, int]:
+    """The columns of an item: id, label, text, metadata, vector, checksum. Raises `DataError` for what is unusable."""
+    vector = np.ascontiguousarray(item.vector, dtype="<f4")
+    if vector.shape != (dimension,):
+        raise DataError(
+            f"Item {item.id[:40]!r}: a vector of shape {vector.shape}, expected ({dimension},). Encode "
+            "it with this collection's encoder."
+        )
+    if not np.isfinite(vector).all() or abs(float(np.linalg.norm(vector)) - 1) > 1e-3:
+        raise DataError(f"Item {item.id[:40]!r}: the vector is not finite or not of norm 1. Encode the item again.")
+    try:
+        metadata = json.dumps(item.metadata, allow_nan=False, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"Item {item.id[:40]!r}: the metadata is not JSON ({error}). Use plain JSON values.") from error
+    for what, value in (("id", item.id), ("label", item.label), ("text", item.text), ("metadata", metadata)):
+        try:
+            (value or "").encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"Item {item.id[:40]!r}: the {what} holds half of a surrogate pair, which is not a character. "
+                "Repair its encoding."
+            ) from error
+    if "\0" in item.id or not 1 <= len(item.id.encode()) <= MAX_ID_BYTES:
+        raise DataError(
+            f"An id must have 1 to {MAX_ID_BYTES} bytes and no NUL, got {item.id[:40]!r} of "
+            f"{len(item.id.encode())}. Choose another one."
+        )
+    content = vector.tobytes()
+    return item.id, item.label, item.text, metadata, content, checksum(item.label, content)
+
+
+def checksum(label: str | None, vector: bytes) -> int:
+    """CRC-32 over what an index is built from. It tells damage, not tampering."""
+    return zlib.crc32(vector, 0 if label is None else zlib.crc32(label.encode()) ^ 1)

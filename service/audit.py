@@ -1,0 +1,86 @@
+"""The audit log: who asked and who changed what, one JSON object a line, for those who answer for people's data.
+
+It holds ids, labels and decisions, never a text, a vector or a picture. A line is on its way to the disk before the
+answer leaves or the write begins: what cannot be logged does not happen.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+from fastapi import Request
+
+from index.answer import Answer
+from index.collection import NewItem
+from index.errors import DiskFull, SettingsError
+
+
+class AuditLog:
+    """Appends to the file `path`, which only its owner may read. Raises `SettingsError` where it cannot be opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise SettingsError(
+                f"--audit-log {path}: cannot be written ({error.strerror}). Name another file."
+            ) from error
+
+    def searched(self, request: Request, collection: str, answers: Sequence[Answer]) -> None:
+        """One line a request: the decision on each query, and the ids that were shown."""
+        self._write(request, "search", collection, queries=[_decided(answer) for answer in answers])
+
+    def writing(self, request: Request, collection: str, items: Sequence[NewItem]) -> None:
+        """Before items are written."""
+        named = [{"id": item.id, "label": item.label} for item in items]
+        self._write(request, "enrol", collection, items=named)
+
+    def deleting(self, request: Request, collection: str, ids: Sequence[str] | None, filter: Any = None) -> None:
+        """Before items are deleted, by their ids or by a filter."""
+        self._write(request, "delete", collection, **({"filter": filter} if ids is None else {"ids": list(ids)}))
+
+    def failed(self, request: Request, collection: str) -> None:
+        """The write that was announced did not take place."""
+        self._write(request, "failed", collection)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def _write(self, request: Request, event: str, collection: str, **fields: Any) -> None:
+        state = request.scope.get("state", {})
+        line = orjson.dumps(
+            {
+                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "event": event,
+                "collection": collection,
+                "key": state.get("key"),
+                "client": request.client.host if request.client else None,
+                "request_id": state.get("request_id"),
+                **fields,
+            },
+            option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY,
+        )
+        try:
+            written = os.write(self._file, line)
+            if written != len(line):
+                raise OSError(f"{written} of {len(line)} bytes were written")
+        except OSError as error:
+            raise DiskFull(
+                f"{self.path}: the audit log cannot be written ({error}), so nothing is answered. Make room."
+            ) from error
+
+
+def _decided(answer: Answer) -> dict[str, Any]:
+    decision = answer.decision
+    return {
+        "label": None if decision is None else decision.label,
+        "id": None if decision is None else decision.id,
+        "probability": None if decision is None else decision.probability,
+        "shown": [hit.id for hit in answer.hits],
+    }

@@ -1,0 +1,211 @@
+"""What cannot honestly be calibrated: a fallback with a stated reason, or a refusal; never a silent number.
+
+Every case for every calibrator, through `calibrate`; and those a user can bring about through the whole build.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from index.build import build_collection
+from index.calibrate import calibrate
+from index.calibration import NO_MATCH
+from index.calibrators import CALIBRATORS
+from index.collection import Collection
+from index.errors import CalibrationError, DataError
+from index.evaluate import evaluate
+from index.evidence import Evidence
+from index.examples import Examples, Queries, examples
+from index.pairs import cross_fitted
+from index.rows import Row
+from index.sources import Held
+from index.thresholds import from_fpir, from_precision
+from tests.index.conftest import World
+from tests.index.helpers import unit
+from tests.index.test_calibrators import evidence_of
+
+N = 200
+Best, Target = NDArray[np.float64], NDArray[np.int64]
+
+
+def made(best: Best, right: NDArray[np.bool_], change: Callable[[Evidence], None] = lambda e: None) -> Examples:
+    """Two labels a query; the first is right, or nothing is."""
+    evidence = evidence_of(best)
+    change(evidence)
+    target = np.where(right, 2 * np.arange(len(best)), NO_MATCH)
+    codes = np.where(right, 0, -1)
+    return Examples(evidence, target, codes, np.ones(len(best)), np.arange(len(best)), 0.3, "made", "made")
+
+
+def spread(n: int = N) -> Best:
+    return np.random.default_rng(0).permutation(np.linspace(0.2, 0.95, n))
+
+
+def noisy(best: Best) -> NDArray[np.bool_]:
+    return np.random.default_rng(1).random(len(best)) < 1 / (1 + np.exp(-12 * (best - 0.6)))
+
+
+def constant(evidence: Evidence) -> None:
+    evidence.features[::2], evidence.features[1::2] = 0.6, 0.5
+    evidence.background[:] = 0.3
+
+
+def one(value: float) -> Callable[[Evidence], None]:
+    def change(evidence: Evidence) -> None:
+        evidence.features[6, 0] = value
+
+    return change
+
+
+REFUSED: dict[str, tuple[Examples, str]] = {
+    "too few": (made(spread(12), noisy(spread(12))), "12|at least 20|queries have their label"),
+    "all right": (made(spread(), np.ones(N, np.bool_)), "always right|all have their label"),
+    "all wrong": (
+        replace(made(spread(), np.zeros(N, np.bool_)), codes=np.full(N, 7)),
+        "never right|none have their label",
+    ),
+    "constant scores": (made(spread(), noisy(spread()), constant), "the same scores"),
+    "NaN": (made(spread(), noisy(spread()), one(np.nan)), "not finite"),
+    "infinity": (made(spread(), noisy(spread()), one(-np.inf)), "not finite"),
+    "beyond 1": (made(spread(), noisy(spread()), one(1.2)), "size 1.2, beyond what a cosine"),
+    "beyond -1": (made(spread(), noisy(spread()), one(-7)), "size 7, beyond what a cosine"),
+}
+
+
+@pytest.mark.parametrize("name", CALIBRATORS)
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_with_the_reason(case: str, name: str) -> None:
+    bad, said = REFUSED[case]
+    with pytest.raises(CalibrationError, match=said):
+        calibrate(bad, items=100, labels=2, warnings=[], calibrator=name)
+
+
+@pytest.mark.parametrize("name", CALIBRATORS)
+def test_separable_queries_give_finite_numbers_and_a_warning(name: str) -> None:
+    best = spread()
+    found = calibrate(made(best, best > 0.6), items=100, labels=2, warnings=[], calibrator=name)
+    stored = json.dumps(found.calibrator.to_json(), allow_nan=False)  # infinity would raise
+    numbers = np.hstack([np.ravel(x) for x in json.loads(stored).values() if not isinstance(x, str)])
+    assert np.abs(numbers).max(initial=0) < 1e4
+    for logits in found.calibrator.logits(evidence_of(np.linspace(-1, 1, 41))):
+        assert not np.isnan(logits).any()
+        assert not np.isposinf(logits).any()
+    inside = (found.held_out.probability > 0) & (found.held_out.probability < 1)
+    assert inside.all()
+    assert any("told apart without one error" in warning for warning in found.warnings)
+
+
+@pytest.mark.parametrize("name", CALIBRATORS)
+def test_overlapping_queries_give_no_such_warning(name: str) -> None:
+    best = spread()
+    assert calibrate(made(best, noisy(best)), items=100, labels=2, warnings=[], calibrator=name).warnings == []
+
+
+@pytest.mark.parametrize("known", [20, 49])
+@pytest.mark.parametrize("name", CALIBRATORS)
+def test_few_queries_fall_back_and_say_so(known: int, name: str) -> None:
+    best = spread(2 * known)
+    right = np.arange(2 * known) < known
+    right &= noisy(best) | (best > 0)
+    flipped = made(best, right)
+    found = calibrate(flipped, items=100, labels=2, warnings=[], calibrator=name)
+    assert found.report["calibrator"] == "platt"
+    assert f"only {known} queries" in found.warnings[0]
+
+
+def test_one_label_alone_cannot_be_told_from_anything() -> None:
+    vectors = unit(60, 8)
+    codes = np.zeros(40, np.int64)
+    queries = Queries(vectors[40:], np.zeros(20, np.int64), np.full(20, -1), "made")
+    with pytest.raises(CalibrationError, match="Fewer than two labels"):
+        examples(queries, vectors[:40], codes, 1, 0.3)
+
+
+def build(world: World, folder: Path, rows: list[Row], held: Held) -> Collection:
+    build_collection(str(world.encoder), rows, folder / "c", held=held, unknown_share=0.3)
+    return Collection.open(folder / "c")
+
+
+CASES = ("19 known", "one label", "one text", "no query and one label")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_through_the_build_the_answer_carries_scores_and_the_reason(world: World, tmp_path: Path, case: str) -> None:
+    rows, held = world.rows(world.items), Held(world.rows(world.held), world.rows(world.held_unknown))
+    if case == "19 known":
+        held = Held(held.known[:19], held.unknown)
+    elif case.endswith("one label"):
+        rows = [row for row in rows if row.label == "card"]
+        known = [row for row in held.known if row.label == "card"]
+        held = Held(known, held.unknown) if case == "one label" else Held()
+    else:
+        held = Held([Row("my card", "card", "q.csv", at) for at in range(60)])
+    opened = build(world, tmp_path, rows, held)
+    (answer,) = opened.search(["my card"], coverage=0.9)
+    reason = opened.uncalibrated()
+    opened.close()
+    assert reason
+    assert len(reason) > 40
+    assert (answer.calibrated, answer.reason) == (False, reason)
+    assert answer.hits[0].score > 0.5
+    assert {hit.probability for hit in answer.hits} == {None}
+    assert answer.labels is answer.no_match is answer.decision is answer.prediction_set is None
+
+
+def test_only_known_queries_are_helped_by_imitated_unknowns_and_the_report_says_so(
+    world: World, tmp_path: Path
+) -> None:
+    opened = build(world, tmp_path, world.rows(world.items), Held(world.rows(world.held)))
+    assert opened.calibration is not None
+    assert opened.calibration.report["queries"]["unknown"] == 240
+    assert "class-removed" in opened.calibration.report["queries"]["unknowns"]
+    (answer,) = opened.search(["a song and a storm"])
+    opened.close()
+    assert answer.no_match is not None
+    assert answer.no_match > 0.5
+
+
+@pytest.mark.parametrize("part", ["known", "unknown"])
+def test_measures_of_one_kind_alone_are_absent_not_zero(world: World, built: Path, part: str) -> None:
+    opened = Collection.open(built)
+    known, unknown = (world.rows(world.test), []) if part == "known" else ([], world.rows(world.test_unknown))
+    report = evaluate(opened, known, unknown, progress=lambda *_: None)
+    opened.close()
+    json.dumps(report, allow_nan=False)
+    assert report["auroc_known_unknown"] is report["fpr_at_95_tpr"] is None
+    assert report["warnings"]
+    if part == "unknown":
+        assert report["auroc_right_wrong"] is None
+        assert report.get("recall_at_1") is None
+
+
+def test_thresholds_and_pairs_refuse_what_is_of_one_kind(built: Path) -> None:
+    opened = Collection.open(built)
+    assert opened.calibration is not None
+    sample = opened.calibration.held_out
+    opened.close()
+    with pytest.raises(CalibrationError):
+        from_precision(sample, 0.99999)
+    with pytest.raises(CalibrationError):
+        from_fpir(sample, 1e-6)
+    cosine = np.linspace(0, 1, 200)
+    for same in (np.ones(200, np.bool_), np.zeros(200, np.bool_)):
+        with pytest.raises(CalibrationError, match="at least 50 of each"):
+            cross_fitted(cosine, same, np.arange(200))
+
+
+@pytest.mark.parametrize("fault", [np.nan, np.inf, 3.0, 0.0])
+def test_a_query_vector_that_is_no_unit_vector_is_refused(built: Path, fault: float) -> None:
+    opened = Collection.open(built)
+    vector = opened.encoder.encode(["my card"])
+    vector[0] = vector[0] * fault if fault in (0.0, 3.0) else fault
+    with pytest.raises(DataError, match="not finite or not of norm 1"):
+        opened.search_vectors(vector)
+    opened.close()

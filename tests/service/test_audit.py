@@ -1,0 +1,78 @@
+"""The audit log of a real server: every search and write leaves a line, and none holds what was asked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from index.errors import SettingsError
+from service.audit import AuditLog
+from tests.service.conftest import serving
+
+
+def lines(log: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def test_searches_and_writes_leave_a_line_each(collection: Path, tmp_path: Path) -> None:
+    folder, log = Path(shutil.copytree(collection, tmp_path / "home")), tmp_path / "audit.jsonl"
+    with (
+        serving(folder, "--writable", "--audit-log", str(log)) as server,
+        httpx2.Client(base_url=server.url, timeout=60) as api,
+    ):
+        text = "turn on lamp kitchen secretly"
+        reply = api.post("/v1/search", json={"queries": [{"text": text}, {"text": "score goal"}], "k": 2})
+        answered = lines(log)
+        assert len(answered) == 1, "the line is there when the answer is"
+        item = {"id": "new/1", "label": "light_on", "text": "brighten lamp attic", "metadata": {"n": 1}}
+        api.put("/v1/items", json={"items": [item]}, headers={"X-Request-Id": "mine-1"})
+        api.put("/v1/items", json={"items": [{"id": "bad", "vector": [1.0]}]})
+        api.delete("/v1/items/new/1")
+        api.request("POST", "/v1/items:delete", json={"ids": ["a", "b"]})
+        api.request("POST", "/v1/items:delete", json={"filter": {"n": 7}})
+        api.get("/v1/search", params={"text": text})
+        api.get("/v1/items/new/1")
+    (search,) = answered
+    assert search["event"] == "search"
+    assert search["collection"] == "home"
+    assert search["client"] == "127.0.0.1"
+    for logged, answer in zip(search["queries"], reply.json()["results"], strict=True):  # type: ignore[call-overload]
+        assert logged["shown"] == [hit["id"] for hit in answer["hits"]]
+        assert {name: logged[name] for name in ("label", "id", "probability")} == answer["decision"]
+    found = lines(log)
+    events = [line["event"] for line in found]
+    assert events == ["search", "enrol", "enrol", "failed", "delete", "delete", "delete", "search"]
+    assert found[1]["items"] == [{"id": "new/1", "label": "light_on"}]
+    assert found[1]["request_id"] == "mine-1"
+    assert [line.get("ids") for line in found[4:7]] == [["new/1"], ["a", "b"], None]
+    assert found[6]["filter"] == {"n": 7}
+    assert "secretly" not in log.read_text()
+    assert "attic" not in log.read_text()
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+
+
+def test_what_cannot_be_logged_is_refused(collection: Path, tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this machine: a full disk was not tried")
+    folder = Path(shutil.copytree(collection, tmp_path / "home"))
+    with (
+        serving(folder, "--writable", "--audit-log", "/dev/full") as server,
+        httpx2.Client(base_url=server.url, timeout=60) as api,
+    ):
+        for refused in (
+            api.post("/v1/search", json={"queries": [{"text": "turn on lamp"}]}),
+            api.put("/v1/items", json={"items": [{"id": "new", "text": "turn on lamp"}]}),
+            api.delete("/v1/items/intents.csv:2"),
+        ):
+            assert refused.status_code in (404, 507), refused.text
+        assert api.get("/v1/items/new").status_code == 404
+
+
+def test_a_log_that_cannot_be_opened_is_said_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"--audit-log .*cannot be written"):
+        AuditLog(tmp_path / "missing" / "audit.jsonl")

@@ -1,0 +1,142 @@
+"""Several workers at one address, as real processes: they share the load, the dead are replaced, all stop together."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx2
+import psutil
+import pytest
+
+from index.collection import Collection
+from tests.service.conftest import Server, serving
+from tests.service.gallery import KNOWN
+from tests.service.test_cli import run
+from tests.service.test_reload import QUERIES, Crowd, point
+
+
+@contextlib.contextmanager
+def fleet(collection: Path, *flags: str) -> Iterator[Server]:
+    with serving(collection, "--workers", "2", *flags) as server:
+        yield server
+
+
+def workers(server: Server) -> list[psutil.Process]:
+    """The processes that answer, without the one that multiprocessing keeps for itself."""
+    children = psutil.Process(server.process.pid).children()
+    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def counted(server: Server) -> dict[str, float]:
+    """Requests each worker has answered, by its pid, from one scrape of whichever answers."""
+    found = re.findall(r'^surematch_worker_requests{pid="(\d+)"} (\S+)', _metrics(server), re.MULTILINE)
+    return {pid: float(count) for pid, count in found}
+
+
+def _metrics(server: Server) -> str:
+    return httpx2.get(f"{server.url}/metrics").text
+
+
+def test_both_answer_metrics_tell_who_and_sum_up_and_a_killed_one_is_replaced(collection: Path) -> None:
+    with fleet(collection) as server:
+        first = {str(worker.pid) for worker in workers(server)}
+        assert len(first) == 2
+        asked = 0
+        while set(counted(server)) != first or min(counted(server).values()) < 2:  # each scrape a new connection
+            with Crowd(server, clients=4) as crowd:
+                crowd.answered(20)
+            assert not crowd.failed
+            assert {status for status, _, _ in crowd.seen} == {200}
+            asked += crowd.seen.total()
+            assert asked < 5000
+        (searches,) = re.findall(r'^surematch_requests_total{method="POST".*"200"} (\S+)', _metrics(server), re.M)
+        assert float(searches) == asked
+        victim = workers(server)[0]
+        victim.kill()
+        victim.wait(30)
+        until(lambda: len(workers(server)) == 2)
+        until(lambda: str(victim.pid) not in counted(server) and len(counted(server)) == 2)
+        assert httpx2.post(f"{server.url}/v1/search", json=QUERIES).status_code == 200
+        kept = workers(server)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(30) == 0
+        assert not any(worker.is_running() for worker in kept)
+
+
+def test_a_stop_answers_on_every_connection_it_has(collection: Path) -> None:
+    with fleet(collection, "--drain-notice-seconds", "1") as server, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(httpx2.Client(base_url=server.url, timeout=30)) for _ in range(8)]
+        for client in clients:
+            assert client.post("/v1/search", json=QUERIES).status_code == 200
+        server.process.send_signal(signal.SIGTERM)
+        for client in clients:
+            assert client.post("/v1/search", json=QUERIES).status_code == 200
+        assert server.process.wait(30) == 0
+
+
+def test_workers_end_when_their_supervisor_is_killed(collection: Path) -> None:
+    with fleet(collection) as server:
+        mine = workers(server)
+        server.process.kill()
+        for worker in mine:
+            worker.wait(30)
+
+
+def test_a_reload_is_every_workers(collection: Path, uncalibrated: Path, tmp_path: Path) -> None:
+    shutil.copytree(collection, tmp_path / "one")
+    shutil.copytree(uncalibrated, tmp_path / "two")
+    snapshots = {}
+    for version in ("one", "two"):
+        opened = Collection.open(tmp_path / version)
+        snapshots[version] = opened.snapshot_id
+        opened.close()
+    point(tmp_path, "one")
+
+    def served(server: Server) -> set[str]:
+        """By several new connections, so that no worker is left out."""
+        return {str(httpx2.post(f"{server.url}/v1/search", json=QUERIES).json()["snapshot"]) for _ in range(12)}
+
+    with fleet(tmp_path / "current") as server:
+        with Crowd(server) as crowd:
+            for version in ("two", "one", "two"):
+                point(tmp_path, version)
+                reply = httpx2.post(f"{server.url}/v1/admin/reload", timeout=60)
+                assert reply.status_code == 200, reply.text
+                assert reply.json()["snapshot"] == snapshots[version]
+                assert served(server) == {snapshots[version]}
+        assert not crowd.failed
+        assert set(crowd.seen) <= {(200, snapshots["one"], True), (200, snapshots["two"], False)}
+        (tmp_path / "current").unlink()
+        refused = httpx2.post(f"{server.url}/v1/admin/reload", timeout=60)
+        assert (refused.status_code, refused.json()["type"]) == (409, "/problems/conflict")
+        assert served(server) == {snapshots["two"]}
+
+
+@pytest.mark.parametrize(("flags", "said"), [(["--writable"], "one writer"), ([], "not a collection")])
+def test_what_cannot_be_served_by_several_is_said(tmp_path: Path, flags: list[str], said: str) -> None:
+    code = "from service.cli import main; main"
+    done = run("serve", str(tmp_path), "--port", "0", "--workers", "2", *flags, code=code)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_nothing_is_left_behind(collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with fleet(collection) as server:
+        assert len(list(tmp_path.iterdir())) == 1  # the workers' metrics
+        assert httpx2.post(f"{server.url}/v1/search", json={"queries": [{"text": KNOWN[0][0]}]}).status_code == 200
+    assert not list(tmp_path.iterdir())
