@@ -8,7 +8,7 @@ ARGS ?=
 # test processes, of one thread each; some tests hold rows of ten million scores, so more take more memory
 WORKERS ?= 2
 
-.PHONY: help demo test check format clean audit test-contract bench-bulk bench-calibration bench-heads bench-index bench-simplex bench-training bench-images fuzz-images
+.PHONY: help demo test check format clean audit test-contract bench-bulk bench-calibration bench-heads bench-index bench-simplex bench-training bench-images bench-faces fuzz-images
 .PHONY: bench bench-losses bench-first-answer
 
 help:  ## list the targets
@@ -29,15 +29,20 @@ demo: $(VENV)/ready  ## train, index, calibrate, answer three questions, then se
 test: check  ## the whole test suite, lint and types included
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
-.PHONY: test-crash test-damage test-concurrency
+.PHONY: test-crash test-damage test-concurrency test-optimized
 test-crash: $(VENV)/ready  ## kill -9 a writer 200 times, and run out of disk at every size: nothing lost, nothing half there
-	SUREMATCH_KILLS=200 $(BIN)/python -m pytest -s tests/index/test_crash.py tests/index/test_faults.py $(ARGS)
+	SUREMATCH_KILLS=$${SUREMATCH_KILLS:-200} $(BIN)/python -m pytest -s tests/index/test_crash.py tests/index/test_faults.py $(ARGS)
 
 test-damage: $(VENV)/ready  ## open a collection with each of 1,200 mutated snapshot files: all refused, no wrong answer
-	SUREMATCH_MUTATIONS=1200 $(BIN)/python -m pytest tests/index/test_damage.py $(ARGS)
+	SUREMATCH_MUTATIONS=$${SUREMATCH_MUTATIONS:-1200} $(BIN)/python -m pytest tests/index/test_damage.py $(ARGS)
 
 test-concurrency: $(VENV)/ready  ## readers, writers, deleters and compaction together for two minutes
-	SUREMATCH_SECONDS=120 $(BIN)/python -m pytest tests/index/test_concurrency.py $(ARGS)
+	OMP_NUM_THREADS=1 SUREMATCH_SECONDS=120 $(BIN)/python -m pytest tests/index/test_concurrency.py $(ARGS)
+
+UNSEEN := ignore:assertions not in test modules
+test-optimized: $(VENV)/ready  ## the tests of the index room under `python -O`: no check may be an assert
+	PYTHONOPTIMIZE=1 PYTHONWARNINGS="$(UNSEEN)" OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest -n $(WORKERS) -W "$(UNSEEN):pytest.PytestConfigWarning" tests/index $(ARGS)
 
 check: $(VENV)/ready  ## lint, types, and who may import whom
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -84,8 +89,21 @@ audit: $(VENV)/ready  ## known vulnerabilities of the pinned dependencies (asks 
 bench-images: $(VENV)/ready  ## pictures of identities never seen: margin, plain and Taylor softmax, PCA (ARGS="--data DIR")
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_images.py $(ARGS)
 
+bench-faces: $(VENV)/ready  ## whole photographs: detect, align, encode, index, identify; promises against held-back ones (ARGS="--data PEOPLE")
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_faces.py $(ARGS)
+
 fuzz-images: $(VENV)/ready  ## 1,500 damaged pictures through the service: no 5xx, no crash, memory bounded
 	FUZZED_PICTURES=1500 $(BIN)/python -m pytest tests/service/test_pictures.py -k damaged $(ARGS)
 
 clean:  ## remove the environment and everything the demo made
 	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache
+
+.PHONY: bench-service test-overload test-soak
+bench-service: $(VENV)/ready  ## the service over HTTP beside raw FAISS and other vector databases (ARGS="--part hnsw")
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_service.py $(ARGS)
+
+test-overload: $(VENV)/ready  ## four times the capacity for a minute: who is accepted waits little longer, the rest get 503
+	PYTHONPATH=. $(BIN)/python benchmarks/overload.py $(ARGS)
+
+test-soak: $(VENV)/ready  ## searches, writes, snapshots and reloads for SOAK_MINUTES (20): no failure, no growth of memory
+	PYTHONPATH=. SOAK_MINUTES=$(or $(SOAK_MINUTES),20) $(BIN)/python benchmarks/soak.py $(ARGS)

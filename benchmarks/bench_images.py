@@ -1,10 +1,11 @@
 """Pictures of identities never seen: AM-Softmax from scratch on the CPU beside plain softmax, Taylor softmax and PCA.
 
-    make bench-images ARGS="--data DIR --json out.json"       (ARGS="--only orl", "--only omniglot")
+    make bench-images ARGS="--data DIR --json out.json"       (ARGS="--part orl", "--part omniglot")
 
 DIR holds `orl_faces` (24 people train, 10 never seen, pairs file) and `omniglot` (136 characters train, 106 of other
 alphabets never seen). Every network is trained by `surematch train`'s own pipeline; finished ones are kept in --work
-and not trained again, so a stopped run goes on. The baselines are computed in the same run.
+and not trained again, and one that was stopped goes on from its last checkpoint. The baselines are computed in the same
+run.
 
     recall@1, one      one enrolled picture an identity, all others asked, mean over which one is enrolled
     recall@1, all      leave one out: one picture asked, all others enrolled
@@ -38,14 +39,21 @@ from training.verification_pairs import read_pairs, tar_at_far
 Vectors = NDArray[np.float32]
 FAR = 0.01
 ORL = {"epochs": 40.0, "batch_size": 32, "image_size": 64, "augment": "faces"}
-OMNIGLOT = {"epochs": 20.0, "batch_size": 64, "image_size": 32, "augment": "characters", "learning_rate": 3e-3}
+OMNIGLOT = {
+    "epochs": 8.0,
+    "batch_size": 64,
+    "image_size": 28,
+    "augment": "characters",
+    "quarter_turns": True,
+    "learning_rate": 3e-3,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--work", type=Path, default=Path("bench-images"), help="where trained networks are kept")
-    parser.add_argument("--only", choices=("orl", "omniglot"))
+    parser.add_argument("--part", choices=("orl", "omniglot"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
@@ -53,7 +61,7 @@ def main() -> None:
     report = {
         name: measure(chosen.data, chosen.work, chosen.seeds)
         for name, measure in (("orl", orl), ("omniglot", omniglot))
-        if chosen.only in (None, name)
+        if chosen.part in (None, name)
     }
     if chosen.json:
         chosen.json.write_text(json.dumps(report, indent=2) + "\n")
@@ -121,8 +129,8 @@ def trained(data: Path, out: Path, test: Sequence[Row], loss: str, seed: int, re
             loss=loss,
             seed=seed,
             held_out=0.0,
-            resume=False,
-            overwrite=True,
+            checkpoint_steps=100,
+            resume=any(out.with_name(f"{out.name}.run").glob("*/checkpoint-*")),
             **recipe,
         )  # type: ignore[arg-type]
         train_encoder(settings, Console(quiet=True))

@@ -1,7 +1,7 @@
 """Every engine beside raw FAISS of the same kind: build time, bytes, recall@10, and queries a second, as ratios.
 
     make bench-index                              100,000 x 384, clustered
-    make bench-index ARGS="--size 1000000 --dimension 128"
+    make bench-index ARGS="--size 1000000 --dimension 128 --engines hnsw --json big.json"    one engine of a long run
 
 Raw FAISS searches the very same index with the same parameters, in turns with ours; what is compared is what the engine
 adds: checks, row numbers, never fewer than k. `flat` is compared with `IndexFlatIP` as the wheel ships it, and with its
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -106,6 +107,15 @@ def measure(kind: str, vectors: Vectors, queries: Vectors, true: Any, seconds: f
     return result
 
 
+def earlier(path: Path | None, setting: dict[str, Any]) -> dict[str, Any]:
+    """The engines that a run of the same setting left in the file, so that a long run can be cut into parts."""
+    if path is None or not path.is_file():
+        return {}
+    told = json.loads(path.read_text())
+    engines: dict[str, Any] = told.pop("engines")
+    return engines if told == setting else {}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=100_000)
@@ -117,13 +127,13 @@ def main() -> None:
     args = parser.parse_args()
     vectors, queries = clustered(args.size, args.dimension, args.queries)
     _, true = exact.top(queries, vectors, K)
-    results = {}
+    setting = {"size": args.size, "dimension": args.dimension, "faiss": faiss.__version__, "cores": os.cpu_count()}
+    results = earlier(args.json, setting)
     for kind in args.engines:
         results[kind] = measure(kind, vectors, queries, true, args.seconds)
         print(json.dumps({kind: results[kind]}, indent=2), flush=True)
         if args.json:
-            told = {"size": args.size, "dimension": args.dimension, "faiss": faiss.__version__, "engines": results}
-            args.json.write_text(json.dumps(told, indent=2))
+            args.json.write_text(json.dumps({**setting, "engines": results}, indent=2))
 
 
 if __name__ == "__main__":

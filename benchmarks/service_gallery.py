@@ -44,7 +44,10 @@ def vectors(size: int, dimension: int, seed: int = 0) -> tuple[Vectors, list[int
     names = [
         None if label >= LABELS else int(LABELS * centre + label) for centre, label in zip(*of_queries, strict=True)
     ]
-    return around(*of_items), (LABELS * of_items[0] + of_items[1]).tolist(), around(*of_queries), names
+    labels = (LABELS * of_items[0] + of_items[1]).tolist()
+    indexed = set(labels)  # a small gallery has no item of some
+    truth = [name if name in indexed else None for name in names]
+    return around(*of_items), labels, around(*of_queries), truth
 
 
 def write_encoder(folder: Path, table: dict[str, NDArray[np.float32]]) -> Path:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import islice
@@ -34,6 +34,7 @@ from index.place import STATE, begin, building, prepare
 from index.rows import SHOWN, Row
 from index.snapshot import write_snapshot
 from index.sources import NO_QUERIES, Held, Progress, calibration_queries
+from index.writer_lock import WriterLock
 
 _CHUNK = 8
 """Batches that are stored in one transaction."""
@@ -72,14 +73,15 @@ def build_collection(
     `backend` says how the encoder is served, see `index.onnx_export`.
 
     Returns the description of `Collection.describe`. When no honest calibration is possible the collection is built
-    without one and says why; other faults raise `DataError`, `EncoderError` or `CollectionError`.
+    without one and says why; other faults raise `DataError`, `EncoderError` or `CollectionError`; `WriterBusy` while a
+    collection that would be replaced is written to.
     """
     if calibrator not in CALIBRATORS:
         raise SettingsError(f"--calibrator {calibrator}: there is none of this name. Use {', '.join(CALIBRATORS)}.")
     check_name(engine)
     check_out(out, overwrite)
     taken = take_in(rows, id_column, progress)
-    with encoder_folder(model) as source, building(out) as folder:
+    with encoder_folder(model) as source, _no_writer(out), building(out) as folder:
         inputs = {
             "encoder": fingerprint(source),
             "backend": backend,
@@ -203,6 +205,20 @@ def _cut_texts(rows: Iterable[Row], folder: Path) -> list[str]:
 
 def _encoder_name(model: str, folder: Path) -> str:
     return str(training_settings(folder).get("encoder", model))
+
+
+@contextmanager
+def _no_writer(out: Path) -> Iterator[None]:
+    """Keeps writers away from a collection that is being replaced: what they wrote would be lost with it.
+
+    Raises `WriterBusy` where one is at work.
+    """
+    lock = WriterLock(out) if out.exists() else None
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 def check_out(out: Path, overwrite: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,15 @@ from index.pictures import read_content
 from index.rows import Row, RowFiles, read_rows
 from index.settings import Settings, parse
 from index.sources import Held, trained_rows
+from index.usable import left_out, summary, usable
 
 _TEXT = Field("text", description="column that holds the text")
 _REPORT = Field(None, description="also write the calibration report, with pictures, to this HTML file")
+_SKIP = Field(
+    False,
+    description="leave out pictures that cannot be used (broken files; for face encoders those without exactly one "
+    "main face) and list them",
+)
 _JSON = Field(False, alias="json", description="print one JSON object instead of tables")
 
 
@@ -50,7 +56,7 @@ class IndexSettings(Settings):
     model_config = SettingsConfigDict(cli_prog_name="surematch index")
 
     model: CliPositionalArg[str] = Field(
-        description="trained encoder's folder, `static`, `minilm`, `sface`, or a hub id"
+        description="trained encoder's folder, `static`, `minilm`, `sface`, a picture encoder's ONNX file, or a hub id"
     )
     data: CliPositionalArg[list[Path]] = Field(
         description="items: CSV, TSV, JSONL or Parquet files; of pictures also zips, or a folder of folders"
@@ -66,6 +72,7 @@ class IndexSettings(Settings):
     )
     calibrator: str = Field(DEFAULT, description=f"what turns scores into probabilities: {', '.join(CALIBRATORS)}")
     engine: str = Field("auto", description=f"what finds the nearest items: {', '.join(NAMES)}")
+    skip_faulty: bool = _SKIP
     overwrite: bool = Field(False, description="replace the collection at --out")
     resume: bool | None = Field(None, description="continue an interrupted build of --out (--no-resume: start over)")
     backend: Backend = Field("auto", description="what runs a neural encoder; auto: onnx where it is installed")
@@ -98,6 +105,7 @@ class EvaluateSettings(Settings):
     unknown: list[Path] = Field([], description="files of queries that belong to no label of the gallery")
     text: str = _TEXT
     label: str | None = Field(None, description="column that holds the label [default: as in training]")
+    skip_faulty: bool = _SKIP
     map: str = Field("softmax", description="map to probabilities: softmax, sparsemax, entmax15 or taylor")
     report: Path | None = _REPORT
     json_: bool = _JSON
@@ -149,14 +157,24 @@ def index(argv: Sequence[str]) -> int:
     modality = modality_of(settings.model)
     label = settings.label or _trained_label(Path(settings.model), settings.data[0])
     columns: dict[str, Any] = {"text": settings.text, "label": label}
-    rows = (
-        RowFiles(settings.data, **columns) if modality == "text" else read_content(modality, settings.data, **columns)
+    faulty = _faulty(settings.skip_faulty, modality)
+    rows: Iterable[Row] = (
+        RowFiles(settings.data, **columns)
+        if modality == "text"
+        else read_content(modality, settings.data, faulty=faulty, **columns)
     )
     held = Held(
-        _read(modality, settings.calibrate, settings.text, label),
-        _read(modality, settings.unknown, settings.text, label, require_label=False),
+        _read(modality, settings.calibrate, settings.text, label, faulty),
+        _read(modality, settings.unknown, settings.text, label, faulty, require_label=False),
     )
     with console.progress(quiet=settings.json_) as progress:
+        if faulty is not None:
+            with encoder_folder(settings.model) as folder:
+                encoder = load_encoder(folder)
+                rows, *asked = (
+                    usable(encoder, list(some), faulty, progress) for some in (rows, held.known, held.unknown)
+                )
+                held = Held(*asked)
         built = build_collection(
             settings.model,
             rows,
@@ -177,8 +195,9 @@ def index(argv: Sequence[str]) -> int:
     if settings.report is not None:
         _write_fit(settings.out, settings.report)
     if settings.json_:
-        _print_json(built)
+        _print_json(built | _left_out(faulty))
     else:
+        _tell(faulty)
         console.show_collection(Console(), built, settings.out)
     return 0
 
@@ -201,17 +220,21 @@ def evaluate(argv: Sequence[str]) -> int:
         return _evaluate_pairs(settings, settings.pair_text)
     modality = modality_of(str(settings.collection / ENCODER))
     label = settings.label or _trained_label(settings.collection / ENCODER, settings.data[0])
-    known = _read(modality, settings.data, settings.text, label)
-    unknown = _read(modality, settings.unknown, settings.text, label, require_label=False)
+    faulty = _faulty(settings.skip_faulty, modality)
+    known = _read(modality, settings.data, settings.text, label, faulty)
+    unknown = _read(modality, settings.unknown, settings.text, label, faulty, require_label=False)
     collection = Collection.open(settings.collection)
     try:
         with console.progress(quiet=settings.json_) as progress:
+            if faulty is not None:
+                known, unknown = (usable(collection.encoder, some, faulty, progress) for some in (known, unknown))
             report = measure(collection, known, unknown, map=settings.map, progress=progress, page=settings.report)
     finally:
         collection.close()
     if settings.json_:
-        _print_json(report)
+        _print_json(report | _left_out(faulty))
     else:
+        _tell(faulty)
         console.show_evaluation(Console(), report)
     return 0
 
@@ -285,8 +308,34 @@ def threshold(argv: Sequence[str]) -> int:
     return 0
 
 
-def _read(modality: Modality, paths: list[Path], text: str, label: str, *, require_label: bool = True) -> list[Row]:
-    return read_content(modality, paths, text=text, label=label, require_label=require_label) if paths else []
+def _read(
+    modality: Modality,
+    paths: list[Path],
+    text: str,
+    label: str,
+    faulty: list[Row] | None = None,
+    *,
+    require_label: bool = True,
+) -> list[Row]:
+    if not paths:
+        return []
+    return read_content(modality, paths, text=text, label=label, require_label=require_label, faulty=faulty)
+
+
+def _faulty(skip: bool, modality: Modality) -> list[Row] | None:
+    """Where pictures that cannot be used are gathered; None: they are errors."""
+    if skip and modality == "text":
+        raise SettingsError("--skip-faulty: leaves out pictures only. Repair or delete the rows that are named.")
+    return [] if skip else None
+
+
+def _left_out(faulty: list[Row] | None) -> dict[str, Any]:
+    return {} if faulty is None else {"left_out": left_out(faulty)}
+
+
+def _tell(faulty: list[Row] | None) -> None:
+    if faulty:
+        Console(stderr=True).print(summary(faulty), highlight=False, markup=False)
 
 
 def _trained_label(encoder: Path, data: Path) -> str:

@@ -17,12 +17,15 @@ from rich.console import Console
 
 from index import console
 from index.backup import copy_collection
-from index.collection import Collection
+from index.collection import SNAPSHOTS, Collection, read_config
 from index.errors import SettingsError
 from index.intake import item_id
 from index.new_items import NewItem, Receipt
 from index.rows import Row, read_rows
 from index.settings import Settings, parse
+from index.signing import KEY, signing
+from index.snapshot import sign
+from index.writer_lock import WriterLock
 
 _BATCH = 1024
 JSON = Field(False, alias="json", description="print one JSON object instead of words")
@@ -58,6 +61,9 @@ class CompactSettings(Settings):
     model_config = SettingsConfigDict(cli_prog_name="surematch compact")
 
     collection: CliPositionalArg[Path] = Field(description="folder of the collection")
+    sign: bool = Field(
+        False, description=f"trust the folder as it lies, and sign its snapshot with the key that {KEY} names"
+    )
     json_: bool = JSON
 
 
@@ -117,6 +123,8 @@ def delete(argv: Sequence[str]) -> int:
 def compact(argv: Sequence[str]) -> int:
     """`surematch compact COLLECTION`"""
     settings = parse(CompactSettings, argv)
+    if settings.sign:
+        _sign(settings.collection)
     with (
         closing(Collection.open(settings.collection, writable=True)) as collection,
         console.progress(quiet=settings.json_) as progress,
@@ -127,6 +135,17 @@ def compact(argv: Sequence[str]) -> int:
     words = f"Snapshot {name} of {told['items']} items. "
     words += f"What was deleted up to write {erased['sequence']} is in no file any more." if erased["at"] else ""
     return tell(told, f"{words}{_reason(told)}", settings.json_)
+
+
+def _sign(path: Path) -> None:
+    if not signing():
+        raise SettingsError(f"--sign: {KEY} is not set. Name a file with a secret there, then sign.")
+    read_config(path)
+    lock = WriterLock(path)
+    try:
+        sign(path / SNAPSHOTS)
+    finally:
+        lock.release()
 
 
 def backup(argv: Sequence[str]) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +42,20 @@ def progress(*, quiet: bool = False) -> Iterator[Progress]:
             if what not in tasks:
                 # what an interrupted run had done is no measure of this one's speed
                 tasks[what] = bars.add_task(what, total=of, completed=done, rate="")
+            note_progress(what, done, of)
             speed = bars.tasks[tasks[what]].speed
             bars.update(tasks[what], completed=done, total=of, rate=f"{speed:,.0f}/s" if speed else "")
 
         yield report
+
+
+def note_progress(what: str, done: int, of: int) -> None:
+    """Leaves how far it is in the file that `SUREMATCH_PROGRESS` names, for who started this process."""
+    if file := os.environ.get("SUREMATCH_PROGRESS"):
+        beside = Path(f"{file}.{os.getpid()}")
+        with suppress(OSError):  # a full disk must not end the work because of a number
+            beside.write_text(json.dumps({"what": what, "done": done, "of": of}), encoding="utf-8")
+            beside.replace(file)
 
 
 def verdict(answer: Answer) -> str:

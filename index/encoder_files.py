@@ -28,7 +28,9 @@ Modality = Literal["text", "image"]
 """What an encoder takes."""
 SFACE = "sface"
 """The ready-made face encoder, see `index.faces`."""
-_IMAGE = (["ImageNetwork"], ["SFace"])
+ONNX_PICTURES = "OnnxPictures"
+"""The module of ready-made picture encoders given as ONNX files, see `index.onnx_pictures`."""
+_IMAGE = (["ImageNetwork"], ["SFace"], [ONNX_PICTURES])
 """The modules of encoders that take pictures."""
 ONNX_MODEL, ONNX_RECORD = "model.onnx", "onnx.json"
 """The exported model that stands in the place of the weights, and what it is: see `index.onnx_encoder`."""
@@ -193,7 +195,7 @@ def modality_of(name: str) -> Modality:
     """What the encoder called `name` takes, without loading it. Raises `EncoderError` for a damaged folder."""
     if Path(name).is_dir():
         return "image" if (Path(name) / "modules.json").is_file() and module_kinds(Path(name)) in _IMAGE else "text"
-    return "image" if name in ("image", SFACE) or name.startswith("timm:") else "text"
+    return "image" if name in ("image", SFACE) or name.startswith("timm:") or name.endswith(".onnx") else "text"
 
 
 def need_torch() -> None:

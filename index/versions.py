@@ -5,7 +5,8 @@
 
 An id is the digest of the calibration's own bytes, so the one inside a snapshot has it too. The choice holds for the
 snapshot it was made under: a compaction fits anew, and what it fits is served. Files are written beside their place,
-fsynced and renamed; their name carries the SHA-256 of all their bytes, which is checked before any is believed.
+fsynced and renamed; their name carries the SHA-256 of all their bytes, or where a key is set their signature
+(`index.signing`), which is checked before any is believed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from index import signing
 from index.calibrate import Calibration
 from index.errors import CalibrationError, CollectionError, NotFound
 from index.snapshot import make_folder, replace_durably, storing
@@ -98,7 +100,7 @@ class Versions:
         if any(path.name.startswith(f"{about.id}-") for path in self._files()):
             return
         whole = json.dumps(asdict(about), allow_nan=False).encode() + b"\n" + content
-        digest = hashlib.sha256(whole).hexdigest()[:_DIGEST]
+        digest = signing.seal(whole)[:_DIGEST]
         with storing(self.folder, "calibration"):
             make_folder(self.folder)
             replace_durably(self.folder / f"{about.id}-{digest}.json", whole)
@@ -157,7 +159,7 @@ def _read(path: Path) -> tuple[dict[str, Any], bytes]:
         raise CollectionError(f"{path}: cannot be read ({error.strerror}).") from error
     head, _, content = whole.partition(b"\n")
     id, _, digest = path.stem.partition("-")
-    if hashlib.sha256(whole).hexdigest()[:_DIGEST] != digest or id_of(content) != id:
+    if signing.seal(whole)[:_DIGEST] != digest or id_of(content) != id:
         raise CollectionError(f"{path}: is damaged: it does not match the digest in its name. Remove it.")
     about: dict[str, Any] = json.loads(head)
     return about, content

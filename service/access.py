@@ -5,13 +5,22 @@ from __future__ import annotations
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.by_name import address
 from service.keys import Keys
 from service.problems import Problem, response
 
 OPEN = ("/healthz", "/readyz", "/docs", "/calibration", "/openapi.json", "/favicon.ico", "/")
 """No key needed: they say nothing about what the collection holds. The page asks for a key and sends it along."""
 OPEN_BELOW = ("/web/", "/problems/")
-SEARCH = ("/v1/search", "/v1/embeddings", "/v1/models", "/v1/collection", "/v1/calibration", "/metrics")
+SEARCH = (
+    "/v1/search",
+    "/v1/embeddings",
+    "/v1/models",
+    "/v1/collection",
+    "/v1/collections",
+    "/v1/calibration",
+    "/metrics",
+)
 WRITE = ("/v1/items", "/v1/items:delete", "/v1/feedback")
 
 
@@ -40,7 +49,7 @@ class Access:
         if scope["type"] == "http" and self.keys is not None:
             problem = self._refusal(scope, self.keys)
             if problem is not None:
-                await response(problem, scope["path"])(scope, receive, send)
+                await response(problem, address(scope))(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 

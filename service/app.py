@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
@@ -13,15 +13,17 @@ from fastapi import FastAPI
 from service import problems
 from service.access import Access
 from service.audit import AuditLog
+from service.by_name import ByName
 from service.direct import direct
 from service.fleet import Fleet
 from service.item_schemas import limited_items
+from service.jobs import Jobs
 from service.keys import Keys
 from service.limits import LOOPBACK_NAMES, BodyLimit, KnownHosts, SecurityHeaders
 from service.logs import RequestLog
 from service.metrics import Metrics, RequestMetrics
 from service.openapi import openapi
-from service.routes import admin, collection, embeddings, health, items, page, search
+from service.routes import admin, collection, collections, embeddings, health, items, jobs, page, search
 from service.schemas import limited
 from service.serving import Current, Serving
 from service.settings import ServeSettings
@@ -32,28 +34,40 @@ Similarity search that knows how sure it is. Every answer carries calibrated mat
 they are never the same field. Errors are `application/problem+json` (RFC 9457)."""
 
 
-def create_app(settings: ServeSettings, serving: Serving | None = None, pipe: Connection | None = None) -> FastAPI:
-    """The ASGI application. Its lifespan opens and warms the collection of `settings`, unless `serving` is given.
+def create_app(
+    settings: ServeSettings, servings: Mapping[str, Serving] | None = None, pipe: Connection | None = None
+) -> FastAPI:
+    """The ASGI application. Its lifespan opens and warms the collections of `settings`, unless `servings` has them.
 
     `pipe` leads to the supervisor, where this is one of several workers.
     """
-    metrics = serving.searcher.metrics if serving else Metrics()
+    opened = dict(servings or {})
+    metrics = next(iter(opened.values())).searcher.metrics if opened else Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        current = Current(settings, metrics, serving)
-        await current.start()
-        app.state.current = current
-        if pipe is not None:
-            current.fleet = Fleet(pipe, current.reload)
-            current.fleet.join()
+        currents = {name: Current(settings, metrics, name, opened.get(name)) for name in settings.folders}
+        for current in currents.values():
+            await current.start()
+        app.state.currents = currents
+        fleet = None if pipe is None else Fleet(pipe, lambda name: currents[name].reload())
+        app.state.jobs = None if settings.jobs is None else Jobs(settings.jobs, settings.job_memory)
+        if app.state.jobs is not None:
+            await app.state.jobs.start()
+        if fleet is not None:
+            for current in currents.values():
+                current.fleet = fleet
+            fleet.join()
         try:
             yield
         finally:
-            app.state.current = None
-            if current.fleet is not None:
-                current.fleet.leave()
-            await current.stop()
+            app.state.currents = {}
+            if app.state.jobs is not None:
+                await app.state.jobs.stop()
+            if fleet is not None:
+                fleet.leave()
+            for current in currents.values():
+                await current.stop()
             if app.state.audit is not None:
                 app.state.audit.close()
 
@@ -69,7 +83,8 @@ def create_app(settings: ServeSettings, serving: Serving | None = None, pipe: Co
     app.state.metrics = metrics
     app.state.keys = Keys(settings.keys) if settings.keys else None
     app.state.audit = AuditLog(settings.audit_log) if settings.audit_log else None
-    app.state.current = None
+    app.state.currents = {}
+    app.state.jobs = None
     app.state.draining = False
     app.state.request_model = limited(settings)
     app.state.put_model, app.state.delete_model = limited_items(settings)
@@ -83,7 +98,10 @@ def create_app(settings: ServeSettings, serving: Serving | None = None, pipe: Co
     app.add_middleware(SecurityHeaders)
     app.add_middleware(RequestMetrics, metrics=metrics)
     app.add_middleware(RequestLog)
-    routers = [module.router for module in (search, embeddings, items, collection, admin, health, page)]
+    app.add_middleware(ByName)
+    routers = [
+        module.router for module in (search, embeddings, items, collection, collections, admin, jobs, health, page)
+    ]
     app.state.routes = [route for router in routers for route in router.routes]
     app.router.routes.extend(route for module in (search, embeddings) for route in direct(module.router))
     for router in routers:
@@ -92,8 +110,8 @@ def create_app(settings: ServeSettings, serving: Serving | None = None, pipe: Co
     documents: dict[str, dict[str, Any]] = {}
 
     def cached() -> dict[str, Any]:
-        serving = app.state.current and app.state.current.serving
-        served = serving.collection.name + serving.collection.model_id if serving else ""
+        open_now = [current.serving.collection for current in app.state.currents.values() if current.serving]
+        served = repr([(collection.name, collection.model_id) for collection in open_now])
         if served not in documents:
             documents.clear()
             documents[served] = openapi(app)

@@ -78,9 +78,11 @@ class AuditLog:
 
 def _decided(answer: Answer) -> dict[str, Any]:
     decision = answer.decision
+    explained = answer.explanation.labels if answer.explanation else []
+    shown = [hit.id for hit in answer.hits] + [item.id for label in explained for item in label.items]
     return {
         "label": None if decision is None else decision.label,
         "id": None if decision is None else decision.id,
         "probability": None if decision is None else decision.probability,
-        "shown": [hit.id for hit in answer.hits],
+        "shown": list(dict.fromkeys(shown)),
     }

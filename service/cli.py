@@ -134,6 +134,7 @@ def _version() -> str:
 def serve(argv: Sequence[str]) -> int:
     """`surematch serve`: open the collection, then answer until Ctrl-C or SIGTERM; what is under way is finished."""
     settings = parse(ServeSettings, argv)
+    settings.folders  # noqa: B018 (two of one name are refused before anything is opened)
     _check_exposure(settings)
     # Imported late, so that `serve --help` and wrong flags answer at once.
     from service.server import run
@@ -144,12 +145,14 @@ def serve(argv: Sequence[str]) -> int:
             f"--workers {settings.workers} and --writable: a collection has one writer, so what writes is one process. "
             "Serve reads from a second service with --workers; it follows the writes within --refresh-seconds."
         )
+    if settings.workers > 1 and settings.jobs is not None:
+        raise SettingsError("--workers and --jobs: one process looks after the jobs. Leave one of the two away.")
     with _listen(settings) as listening:
         if settings.workers > 1:
             from service.workers import Supervisor
 
             return Supervisor(settings, listening).run()
-        run(settings, Serving.open(settings), listening)
+        run(settings, Serving.open_all(settings), listening)
     return 0
 
 

@@ -25,10 +25,13 @@ from pydantic import BaseModel, ValidationError
 from index.answer import MapSpec
 from index.conformal import CoverageFor
 from index.errors import SurematchError
+from service.by_name import ALONE, BELOW
 from service.item_schemas import DeletedReply, FeedbackReply, ItemReply, WrittenReply
+from service.job_schemas import JobReply, JobsReply
 from service.schemas import (
     CalibrationReply,
     CollectionReply,
+    CollectionsReply,
     EmbeddingsReply,
     HealthReply,
     ModelsReply,
@@ -67,6 +70,12 @@ class Call(Generic[R]):
     json: Any = None
     content: bytes | None = None
     params: dict[str, str] = field(default_factory=dict)
+
+    def of(self, collection: str | None) -> str:
+        """The path, of the default collection or of one by its name."""
+        if collection is None or not self.path.startswith("/v1/") or self.path.startswith(ALONE):
+            return self.path
+        return f"{BELOW}{quote(collection, safe='')}{self.path.removeprefix('/v1')}"
 
     def arguments(self) -> dict[str, Any]:
         headers = {"Content-Type": "application/octet-stream"} if self.content is not None else {}
@@ -161,6 +170,10 @@ class Calls:
         return Call("GET", "/v1/collection", CollectionReply)
 
     @staticmethod
+    def collections() -> Call[CollectionsReply]:
+        return Call("GET", "/v1/collections", CollectionsReply)
+
+    @staticmethod
     def calibration() -> Call[CalibrationReply]:
         return Call("GET", "/v1/calibration", CalibrationReply)
 
@@ -185,6 +198,26 @@ class Calls:
         return Call("PUT", "/v1/admin/calibration", VersionsReply, {"id": id})
 
     @staticmethod
+    def start_job(kind: str, settings: dict[str, Any]) -> Call[JobReply]:
+        return Call("POST", "/v1/jobs", JobReply, {"kind": kind, "settings": settings})
+
+    @staticmethod
+    def jobs() -> Call[JobsReply]:
+        return Call("GET", "/v1/jobs", JobsReply)
+
+    @staticmethod
+    def job(id: str) -> Call[JobReply]:
+        return Call("GET", f"/v1/jobs/{quote(id, safe='')}", JobReply)
+
+    @staticmethod
+    def cancel_job(id: str) -> Call[JobReply]:
+        return Call("DELETE", f"/v1/jobs/{quote(id, safe='')}", JobReply)
+
+    @staticmethod
+    def promote_job(id: str, collection: str | None = None) -> Call[JobReply]:
+        return Call("POST", f"/v1/jobs/{quote(id, safe='')}/promote", JobReply, {"collection": collection})
+
+    @staticmethod
     def health() -> Call[HealthReply]:
         return Call("GET", "/healthz", HealthReply)
 
@@ -206,16 +239,35 @@ def _pause(response: httpx2.Response, attempts_left: int) -> float | None:
 
 
 class Client:
-    """Sync client; safe from several threads. `retries` attempts follow a 503 that names a time."""
+    """Sync client of the default collection, or of the one named; safe from several threads.
 
-    def __init__(self, url: str, *, key: str | None = None, timeout: float = 30.0, retries: int = 2) -> None:
+        api = Client("http://127.0.0.1:8000")
+        vectors = api.embeddings(["is it warm"], model=api.models().data[0].id)
+        found = api.search_vectors(vectors, k=1)
+        api.put_items([{"id": "a1", "text": "is it warm", "label": "temperature"}])
+        api.feedback(api.search(["is it warm"]).query_ids[0], "temperature")
+        api.close()
+
+    `retries` attempts follow a 503 that names a time.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str | None = None,
+        collection: str | None = None,
+        timeout: float = 30.0,
+        retries: int = 2,
+    ) -> None:
+        self._collection = collection
         self._http = httpx2.Client(base_url=url, headers=_headers(key), timeout=timeout)
         self._retries = retries
 
     def send(self, call: Call[R]) -> R:
         """Any call of `Calls`. Raises `ServiceProblem`, and httpx2's errors when the service cannot be reached."""
         for left in range(self._retries, -1, -1):
-            response = self._http.request(call.method, call.path, **call.arguments())
+            response = self._http.request(call.method, call.of(self._collection), **call.arguments())
             pause = _pause(response, left)
             if pause is None:
                 return call.read(response)
@@ -281,6 +333,10 @@ class Client:
     def collection(self) -> CollectionReply:
         return self.send(Calls.collection())
 
+    def collections(self) -> CollectionsReply:
+        """What the service serves; `Client(..., collection=name)` asks one of them."""
+        return self.send(Calls.collections())
+
     def calibration(self) -> CalibrationReply:
         return self.send(Calls.calibration())
 
@@ -301,6 +357,20 @@ class Client:
         """Serves another of `calibrations()` from now on."""
         return self.send(Calls.use_calibration(id))
 
+    def start_job(self, kind: str, settings: dict[str, Any]) -> JobReply:
+        """Queues a job, "train", "index" or "recalibrate"; `job(id)` tells how far it is."""
+        return self.send(Calls.start_job(kind, settings))
+
+    def job(self, id: str) -> JobReply:
+        return self.send(Calls.job(id))
+
+    def cancel_job(self, id: str) -> JobReply:
+        return self.send(Calls.cancel_job(id))
+
+    def promote_job(self, id: str, collection: str | None = None) -> JobReply:
+        """Serves what a job made, in place of the default collection or of the one named."""
+        return self.send(Calls.promote_job(id, collection))
+
     def ready(self) -> ReadyReply:
         return self.send(Calls.ready())
 
@@ -317,16 +387,31 @@ class Client:
 
 
 class AsyncClient:
-    """Async client: `await api.send(Calls.search(["..."]))`; every operation is a call of `Calls`."""
+    """Async client; every operation is a call of `Calls`.
 
-    def __init__(self, url: str, *, key: str | None = None, timeout: float = 30.0, retries: int = 2) -> None:
+        async with AsyncClient("http://127.0.0.1:8000") as api:
+            answer = (await api.send(Calls.search(["is it warm"], k=3))).results[0]
+
+    It is made of what `Client` is made of.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str | None = None,
+        collection: str | None = None,
+        timeout: float = 30.0,
+        retries: int = 2,
+    ) -> None:
+        self._collection = collection
         self._http = httpx2.AsyncClient(base_url=url, headers=_headers(key), timeout=timeout)
         self._retries = retries
 
     async def send(self, call: Call[R]) -> R:
         """Any call of `Calls`. Raises `ServiceProblem`, and httpx2's errors when the service cannot be reached."""
         for left in range(self._retries, -1, -1):
-            response = await self._http.request(call.method, call.path, **call.arguments())
+            response = await self._http.request(call.method, call.of(self._collection), **call.arguments())
             pause = _pause(response, left)
             if pause is None:
                 return call.read(response)

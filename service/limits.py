@@ -8,6 +8,7 @@ from collections.abc import Collection
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.by_name import address
 from service.problems import Problem, response
 
 
@@ -29,7 +30,7 @@ class BodyLimit:
             return
         # The server has checked that the header, if any, is digits.
         if int(Headers(scope=scope).get("content-length", "0")) > self.limit:
-            await response(self.too_large(), scope["path"])(scope, receive, send)
+            await response(self.too_large(), address(scope))(scope, receive, send)
             return
         seen = 0
         whole = False
@@ -76,7 +77,7 @@ class KnownHosts:
         host = Headers(scope=scope).get("host") if scope["type"] == "http" else None
         if host is not None and _without_port(host).lower() not in self.names:
             problem = Problem("unknown-host", "The Host header names another service.")
-            await response(problem, scope["path"])(scope, receive, send)
+            await response(problem, address(scope))(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 

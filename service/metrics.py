@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
+from copy import copy
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -24,9 +25,13 @@ PROBABILITIES = tuple(step / 20 for step in range(1, 21))
 
 
 class Metrics:
-    """What the service counts. Each has its own registry, so that several can live in one process."""
+    """What the service counts. Each has its own registry, so that several can live in one process.
 
-    def __init__(self) -> None:
+    What depends on the collection is counted under the name of one, `collection`; `named` is the same for another.
+    """
+
+    def __init__(self, collection: str = "default") -> None:
+        self.collection = collection
         # in several processes a value must not be in the answering registry too, or it would be counted twice
         registry = self.registry = CollectorRegistry()
         self._shared = "PROMETHEUS_MULTIPROC_DIR" in os.environ
@@ -65,25 +70,37 @@ class Metrics:
             "surematch_cache", "Texts looked up in the cache of vectors", ("found",), registry=registry
         )
         self.outcomes = Counter(
-            "surematch_answers", "Answers by decision: match, no_match, uncalibrated", ("outcome",), registry=registry
+            "surematch_answers",
+            "Answers by decision: match, no_match, uncalibrated",
+            ("collection", "outcome"),
+            registry=registry,
         )
         self.probability = Histogram(
             "surematch_match_probability",
             "1 - no_match of every calibrated answer; a shift against the calibration's own is drift",
+            ("collection",),
             buckets=PROBABILITIES,
             registry=registry,
         )
-        self.items = Gauge("surematch_items", "Items that can be found", registry=registry, multiprocess_mode="max")
+        self.items = Gauge(
+            "surematch_items", "Items that can be found", ("collection",), registry=registry, multiprocess_mode="max"
+        )
         self.reloads = Counter(
             "surematch_reloads", "Reloads, by whether the new version serves", ("result",), registry=registry
         )
         self.drift = Gauge(
             "surematch_drift",
             "How far recent queries are from the calibration's own: PSI and KS of best cosine and background",
-            ("of", "measure"),
+            ("collection", "of", "measure"),
             registry=registry,
             multiprocess_mode="max",
         )
+
+    def named(self, collection: str) -> Metrics:
+        """The same counters, for another collection."""
+        other = copy(self)
+        other.collection = collection
+        return other
 
     def observe(self, answers: Iterable[Answer], queue: float, encode: float, search: float) -> None:
         """Seconds of one search request and what it was answered."""
@@ -91,19 +108,20 @@ class Metrics:
             self.stages.labels(stage).observe(seconds)
         for answer in answers:
             if answer.no_match is None or answer.decision is None:
-                self.outcomes.labels("uncalibrated").inc()
+                self.outcomes.labels(self.collection, "uncalibrated").inc()
                 continue
             matched = answer.decision.label is not None or answer.decision.id is not None
-            self.outcomes.labels("match" if matched else "no_match").inc()
-            self.probability.observe(1 - answer.no_match)
+            self.outcomes.labels(self.collection, "match" if matched else "no_match").inc()
+            self.probability.labels(self.collection).observe(1 - answer.no_match)
 
     def drifted(self, report: dict[str, Any]) -> None:
         """`Collection.drift_report`; nothing is shown while there are too few queries to say."""
-        self.drift.clear()
+        if not self._shared:  # with several processes a gauge stays until it is set again
+            self.drift.remove_by_labels({"collection": self.collection})
         for of, measures in report.items():
             if isinstance(measures, dict):
                 for measure, value in measures.items():
-                    self.drift.labels(of, measure).set(value)
+                    self.drift.labels(self.collection, of, measure).set(value)
 
     def text(self) -> bytes:
         """The exposition of all workers."""

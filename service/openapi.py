@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from pydantic.json_schema import models_json_schema
 
 from index.collection import Collection
 from service.access import scope_needed
+from service.by_name import ALONE
 from service.item_schemas import FeedbackRequest
+from service.job_schemas import JobRequest, PromoteRequest
 from service.problems import documented
 from service.schemas import VISIBLE, EmbeddingsRequest, ProblemReply, UseCalibrationRequest
 from service.settings import ServeSettings
@@ -27,7 +30,7 @@ def openapi(app: FastAPI) -> dict[str, Any]:
     _, own = models_json_schema(
         [
             *((model, "validation") for model in (app.state.request_model, EmbeddingsRequest, FeedbackRequest)),
-            (UseCalibrationRequest, "validation"),
+            *((model, "validation") for model in (UseCalibrationRequest, JobRequest, PromoteRequest)),
             *((model, "validation") for model in (app.state.put_model, app.state.delete_model)),
             (ProblemReply, "serialization"),
         ],
@@ -37,10 +40,28 @@ def openapi(app: FastAPI) -> dict[str, Any]:
     _limit(document, app.state.settings)
     if app.state.keys is not None:
         _secure(document)
-    serving = app.state.current and app.state.current.serving
-    if serving:
-        _tailor(document["components"]["schemas"], serving.collection)
+    served = {name: now.serving.collection for name, now in app.state.currents.items() if now.serving}
+    if len({collection.model_id for collection in served.values()}) == 1:
+        _tailor(document["components"]["schemas"], list(served.values()))
+    if len(served) > 1:
+        _by_name(document["paths"], list(served))
     return document
+
+
+def _by_name(paths: dict[str, Any], names: list[str]) -> None:
+    """Where several collections are served, every operation on one has a twin at `/v1/collections/{name}/...`."""
+    which = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "enum": names}}
+    for path in [path for path in paths if path.startswith("/v1/") and not path.startswith(ALONE)]:
+        twins = deepcopy(paths[path])
+        for operation in twins.values():
+            operation["operationId"] += "_of_collection"
+            operation["parameters"] = [which, *operation.get("parameters", [])]
+            (missing,) = documented("no-such-collection").values()
+            also = operation["responses"].get("404")
+            if also is not None:
+                missing = {**also, "description": f"{also['description']}; {missing['description'].lower()}"}
+            operation["responses"]["404"] = missing
+        paths[f"/v1/collections/{{name}}{path.removeprefix('/v1')}"] = twins
 
 
 def _limit(document: dict[str, Any], settings: ServeSettings) -> None:
@@ -59,8 +80,9 @@ def _limit(document: dict[str, Any], settings: ServeSettings) -> None:
     }
 
 
-def _tailor(schemas: dict[str, Any], collection: Collection) -> None:
-    """What depends on the collection now served: its dimension, and the names of its model."""
+def _tailor(schemas: dict[str, Any], collections: list[Collection]) -> None:
+    """What depends on the collections now served, all of one model: its dimension, and its names."""
+    collection = collections[0]
     d = collection.encoder.dimension
     full, rest = divmod(4 * d, 3)
     tail = ("", "[A-Za-z0-9+/][AQgw]==", "[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=")[rest]
@@ -78,7 +100,7 @@ def _tailor(schemas: dict[str, Any], collection: Collection) -> None:
     item["vector"]["anyOf"][0] |= of_list
     item["vector_base64"]["anyOf"][0] |= of_base64
     embeddings = schemas["EmbeddingsRequest"]["properties"]
-    embeddings["model"] |= {"enum": list(dict.fromkeys((collection.name, collection.model_id)))}
+    embeddings["model"] |= {"enum": list(dict.fromkeys((*(one.name for one in collections), collection.model_id)))}
     embeddings["dimensions"] |= {"anyOf": [{"const": d}, {"type": "null"}]}
 
 
@@ -101,6 +123,10 @@ _TAGS = [
     {"name": "collection", "description": "What is served, and how far its probabilities can be trusted."},
     {"name": "items", "description": "Change what is searched, and say what was right (`surematch serve --writable`)."},
     {"name": "embeddings", "description": "The collection's encoder, as OpenAI's API has it."},
+    {
+        "name": "jobs",
+        "description": "Train, index, recalibrate beside the service (`--jobs DIR`); scope admin.",
+    },
     {"name": "admin", "description": "For operators; needs the scope admin where keys are used."},
     {"name": "health", "description": "For supervisors and load balancers."},
 ]

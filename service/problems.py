@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
 from index.errors import CalibrationError, DataError, DiskFull, ReadOnly, SettingsError, SurematchError, WriterBusy
+from service.by_name import address
 from service.schemas import QUERY_TAGS
 
 MEDIA_TYPE = "application/problem+json"
@@ -43,7 +44,9 @@ KINDS = {
         Kind("forbidden", 403, "The key may not do this", "Use a key with that scope: `surematch keys add`."),
         Kind("not-found", 404, "There is nothing at this address", "See /docs for the addresses that exist."),
         Kind("no-such-item", 404, "There is no such item", "Check the id; an item that was deleted is gone."),
+        Kind("no-such-collection", 404, "There is no such collection", "See GET /v1/collections for their names."),
         Kind("no-such-calibration", 404, "There is no such calibration", "See GET /v1/admin/calibrations."),
+        Kind("no-such-job", 404, "There is no such job", "See GET /v1/jobs."),
         Kind("no-such-query", 404, "There is no such query", "Only recent ones are remembered; ask again."),
         Kind("method-not-allowed", 405, "This address does not know the method", "Use a method of the Allow header."),
         Kind("slow-body", 408, "The body did not arrive in time", "Send it faster, or in smaller requests."),
@@ -144,7 +147,7 @@ def install(app: FastAPI) -> None:
 
     async def on_problem(request: Request, error: Exception) -> Response:
         assert isinstance(error, Problem)
-        return response(error, request.url.path)
+        return response(error, address(request.scope))
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -154,20 +157,22 @@ def install(app: FastAPI) -> None:
         if error.status_code == 405:
             headers["Allow"] = ", ".join(_methods(request))
         problem = Problem(slug, detail.get(error.status_code, f"{error.detail}."), headers=headers)
-        return response(problem, request.url.path)
+        return response(problem, address(request.scope))
 
     async def on_user_error(request: Request, error: Exception) -> Response:
         if isinstance(error, DataError | CalibrationError | SettingsError):
-            return response(Problem("invalid-request", str(error)), request.url.path)
+            return response(Problem("invalid-request", str(error)), address(request.scope))
         if isinstance(error, ReadOnly | WriterBusy):
-            return response(Problem("conflict", str(error)), request.url.path)
+            return response(Problem("conflict", str(error)), address(request.scope))
         if isinstance(error, DiskFull):
-            return response(Problem("disk-full", str(error)), request.url.path)
+            return response(Problem("disk-full", str(error)), address(request.scope))
         log.error("a request failed: %s", error)
-        return response(Problem("unavailable", "The collection or its encoder reported a fault."), request.url.path)
+        return response(
+            Problem("unavailable", "The collection or its encoder reported a fault."), address(request.scope)
+        )
 
     async def on_fault(request: Request, error: Exception) -> Response:
-        return response(Problem("internal", "Something unexpected happened."), request.url.path)
+        return response(Problem("internal", "Something unexpected happened."), address(request.scope))
 
     app.add_exception_handler(Problem, on_problem)
     app.add_exception_handler(HTTPException, on_http)

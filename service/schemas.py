@@ -446,6 +446,26 @@ class CollectionReply(BaseModel):
     examples: list[str] = Field(description="questions to start with")
 
 
+class ServedReply(Reply):
+    """One of the collections of a service."""
+
+    name: str = Field(description="as in /v1/collections/NAME/search")
+    items: int
+    model: str
+    snapshot: str
+    dimension: int
+    modality: Literal["text", "image"]
+    calibrated: bool
+    degraded: bool = Field(description="a newer version was refused; the log says why")
+
+
+class CollectionsReply(Reply):
+    """What a service serves."""
+
+    default: str = Field(description="the one that /v1/search and the others ask")
+    collections: list[ServedReply]
+
+
 class CalibrationReply(BaseModel):
     """How the probabilities were fitted and what they measured on held-out queries."""
 

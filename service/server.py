@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from types import FrameType
 
@@ -58,11 +58,14 @@ class _Server(uvicorn.Server):
 
 
 def run(
-    settings: ServeSettings, serving: Serving, listening: socket.socket, supervisor: Connection | None = None
+    settings: ServeSettings,
+    servings: Mapping[str, Serving],
+    listening: socket.socket,
+    supervisor: Connection | None = None,
 ) -> None:
     """Serve on a bound socket until a signal; requests under way get `DRAIN_SECONDS` to finish."""
-    app = create_app(settings, serving, supervisor)
-    greeting = _greeting(serving, listening)
+    app = create_app(settings, servings, supervisor)
+    greeting = _greeting(servings, listening)
 
     def announce() -> None:
         # asyncio's backlog is also how many connections are accepted at a time: one, or the first of several workers
@@ -96,12 +99,13 @@ def run(
             signal.signal(number, handler)
 
 
-def _greeting(serving: Serving, listening: socket.socket) -> str:
+def _greeting(servings: Mapping[str, Serving], listening: socket.socket) -> str:
     host, port = listening.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    collection = serving.collection
+    opened = [(name, serving.collection) for name, serving in servings.items()]
+    named = [(name if len(opened) > 1 else collection.name, collection.size) for name, collection in opened]
     return (
-        f"Serving {collection.name} ({collection.size:,} items) at http://{host}:{port}/  "
+        f"Serving {', '.join(f'{name} ({size:,} items)' for name, size in named)} at http://{host}:{port}/  "
         f"(API: http://{host}:{port}/docs). Ctrl-C stops.\n"
     )
 

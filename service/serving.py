@@ -35,25 +35,44 @@ class Serving:
     searcher: Searcher
     examples: list[str]
     writer: Writer
+    name: str
+    """What the service calls the collection."""
     recent: RecentQueries = field(default_factory=RecentQueries)
     users: int = 0
     unused: asyncio.Event = field(default_factory=asyncio.Event)
 
     @classmethod
-    def open(cls, settings: ServeSettings, metrics: Metrics | None = None) -> Serving:
-        """Open, verify and warm the collection. Raises `CollectionError` or `EncoderError`."""
+    def open(cls, settings: ServeSettings, metrics: Metrics | None = None, name: str | None = None) -> Serving:
+        """Open, verify and warm the collection of this name, the default one without. Raises `CollectionError` or
+        `EncoderError`."""
+        folders = settings.folders
+        name = next(iter(folders)) if name is None else name
         # a link to the current version may be pointed elsewhere while we read: all files come from where it points now
-        collection = Collection.open(settings.collection.resolve(), writable=settings.writable)
+        collection = Collection.open(folders[name].resolve(), writable=settings.writable)
         try:
             # The first query pays for lazy loading and compilation, and proves that encoder and gallery fit.
             answer = _warm_up(collection)
         except BaseException:
             collection.close()
             raise
-        metrics = metrics or Metrics()
-        metrics.items.set(collection.size)
+        metrics = (metrics or Metrics()).named(name)
+        metrics.items.labels(name).set(collection.size)
         searcher = Searcher(collection, settings, metrics)
-        return cls(collection, searcher, settings.examples or _examples(answer), Writer(4 * settings.max_items))
+        return cls(collection, searcher, settings.examples or _examples(answer), Writer(4 * settings.max_items), name)
+
+    @classmethod
+    def open_all(cls, settings: ServeSettings, metrics: Metrics | None = None) -> dict[str, Serving]:
+        """Every collection of the settings by its name, the default one first. Raises as `open` does."""
+        opened: dict[str, Serving] = {}
+        metrics = metrics or Metrics()
+        try:
+            for name in settings.folders:
+                opened[name] = cls.open(settings, metrics, name)
+        except BaseException:
+            for serving in opened.values():
+                serving.close()
+            raise
+        return opened
 
     def knows(self, label: str) -> bool:
         """Whether the collection has an item of this label."""
@@ -86,10 +105,11 @@ class Serving:
 
 
 class Current:
-    """The version that serves now, and how another takes its place."""
+    """The version of one collection that serves now, and how another takes its place."""
 
-    def __init__(self, settings: ServeSettings, metrics: Metrics, serving: Serving | None = None) -> None:
+    def __init__(self, settings: ServeSettings, metrics: Metrics, name: str, serving: Serving | None = None) -> None:
         self.settings = settings
+        self.name = name
         self.metrics = metrics
         self.serving = serving
         self.fleet: Fleet | None = None
@@ -101,7 +121,7 @@ class Current:
 
     async def start(self) -> None:
         if self.serving is None:
-            self.serving = await asyncio.to_thread(Serving.open, self.settings, self.metrics)
+            self.serving = await asyncio.to_thread(Serving.open, self.settings, self.metrics, self.name)
         self._following = asyncio.create_task(self._follow())
 
     async def _follow(self) -> None:
@@ -116,7 +136,7 @@ class Current:
                         await asyncio.to_thread(serving.collection.refresh)
                 except SurematchError as error:
                     log.error("what was written elsewhere cannot be followed: %s", error)
-                self.metrics.items.set(serving.collection.size)
+                self.metrics.items.labels(self.name).set(serving.collection.size)
 
     async def reload(self) -> Serving:
         """Serve what the collection's folder holds now: opened, verified and warm before the first request sees it.
@@ -152,13 +172,13 @@ class Current:
         """`reload` in every worker. Raises `SurematchError` when one of them refuses the new version."""
         if self.fleet is None:
             return await self.reload()
-        await self.fleet.reload()
+        await self.fleet.reload(self.name)
         assert self.serving is not None
         return self.serving
 
     def _open_undamaged(self) -> Serving:
         """A start makes the best of a damaged collection; a reload has something better: the version that serves."""
-        new = Serving.open(self.settings, self.metrics)
+        new = Serving.open(self.settings, self.metrics, self.name)
         if new.collection.warnings:
             new.close()
             raise CollectionError(" ".join(new.collection.warnings))

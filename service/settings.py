@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
+from index.errors import SettingsError
 from index.evidence import TOP_K
 from index.settings import Settings
 
+NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
+"""What a collection is called in addresses."""
+
 
 class ServeSettings(Settings):
-    """Serve one collection: a REST API under /v1, its documentation at /docs, and a web page at /.
+    """Serve collections: a REST API under /v1, its documentation at /docs, and a web page at /.
+
+    Several are served by names, `NAME=FOLDER`; the first is the default one.
 
     Example: surematch serve collections/support --port 8080
     """
 
     model_config = SettingsConfigDict(env_prefix="SUREMATCH_")
 
-    collection: CliPositionalArg[Path] = Field(description="folder of the collection, made by `surematch index`")
+    collection: CliPositionalArg[Path] = Field(
+        description="folder of the collection, made by `surematch index`; or NAME=FOLDER"
+    )
+    more: CliPositionalArg[list[Path]] = Field([], description="further collections, by names: NAME=FOLDER")
     writable: bool = Field(
         False, description="take writes (/v1/items, feedback, snapshots) too; one process can write to a collection"
     )
@@ -42,6 +52,10 @@ class ServeSettings(Settings):
     examples: list[str] = Field(
         [], max_length=8, description="questions the web page offers as a start; none: texts of a few items"
     )
+    jobs: Path | None = Field(
+        None, description="folder of jobs and their data: lets admins train, index and recalibrate over HTTP"
+    )
+    job_memory: int = Field(8 * 2**30, ge=2**28, description="bytes of memory that a job's process may take")
     access_log: bool = Field(False, description="log a line of JSON a request: route, status, time, key; never a text")
     audit_log: Path | None = Field(
         None,
@@ -69,3 +83,19 @@ class ServeSettings(Settings):
     drain_notice_seconds: float = Field(
         2, ge=0, le=60, description="after SIGTERM, seconds of answering still, with /readyz at 503, before the end"
     )
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """Folder of each collection by its name, the default one first. Raises `SettingsError`."""
+        found: dict[str, Path] = {}
+        for given in (self.collection, *self.more):
+            name, equals, folder = str(given).partition("=")
+            if not equals or not re.fullmatch(NAME, name):
+                folder = str(given)
+                name = re.sub(r"[^a-z0-9_-]", "-", Path(folder).absolute().name.lower())[:64].lstrip("_-") or "default"
+            if name in found:
+                raise SettingsError(
+                    f"Two collections are called {name}: {found[name]} and {folder}. Name them: {name}-2={folder}"
+                )
+            found[name] = Path(folder)
+        return found

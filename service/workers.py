@@ -4,8 +4,9 @@ Each is started anew (spawned, not forked: a forked copy of threads and locks un
 for itself and shares the mapped index and the listening socket with the others. Only readers: a collection has one
 writer.
 
-They talk over one pipe each. A worker says "ready" and its greeting, asks for a "reload" of all of them, and answers
-one with "reloaded" and what was wrong, or None; the supervisor passes "reload" on, and "done" back to who asked.
+They talk over one pipe each. A worker says "ready" and its greeting, asks for a "reload" of a collection by all of
+them, and answers each, in the order they came, with "reloaded" and what was wrong, or None; the supervisor passes
+"reload" on, and "done" back to who asked.
 """
 
 from __future__ import annotations
@@ -151,7 +152,7 @@ class Supervisor:
             asked = [one.pipe for one in self._workers if one.ready]
             self._reloads.append(_Reload(worker.pipe, list(asked)))
             for pipe in asked:
-                _send(pipe, "reload", None)
+                _send(pipe, "reload", said)
         elif what == "reloaded":
             for reload in [one for one in self._reloads if worker.pipe in one.waiting][:1]:
                 reload.faults += [said] if said else []
@@ -183,7 +184,7 @@ def _work(settings: ServeSettings, listening: socket.socket, pipe: Connection) -
     """One worker, from the first to the last line."""
     os.setsid()  # Ctrl-C in a terminal goes to the supervisor alone, which passes it on
     try:
-        run(settings, Serving.open(settings), listening, pipe)
+        run(settings, Serving.open_all(settings), listening, pipe)
     except SurematchError as error:
         sys.stderr.write(f"surematch serve: {error}\n")
         sys.exit(2)

@@ -25,6 +25,7 @@ from torch.utils.data import BatchSampler
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
+from index.console import note_progress
 from index.errors import DataError, SettingsError
 from training import distributed
 from training.checkpoints import ObjectiveCheckpoint
@@ -59,6 +60,7 @@ class ProgressBar(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._task is not None:
             self._progress.update(self._task, completed=state.global_step)
+            note_progress("training", state.global_step, state.max_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if self._task is not None and logs and "loss" in logs:

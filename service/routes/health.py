@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from service.metrics import CONTENT_TYPE
 from service.problems import Problem, documented
-from service.routes.state import current_of, json_response, serving_of
+from service.routes.state import currents_of, json_response, serving_of
 from service.schemas import HealthReply, ReadyReply
 
 router = APIRouter(tags=["health"])
@@ -31,7 +31,7 @@ async def readyz(request: Request) -> Response:
                 "collection": serving.collection.name,
                 "model": serving.collection.model_id,
                 "snapshot": serving.collection.snapshot_id,
-                "degraded": current_of(request).degraded,
+                "degraded": any(current.degraded for current in currents_of(request).values()),
             }
         )
 
@@ -44,8 +44,9 @@ async def readyz(request: Request) -> Response:
 )
 async def metrics(request: Request) -> Response:
     """Latency by route and stage, batch sizes, queue, outcomes, and the histogram of match probabilities."""
-    metrics, current = request.app.state.metrics, request.app.state.current
-    if current is not None and current.serving is not None:
-        with current.serving.used() as serving:
-            metrics.drifted(await to_thread.run_sync(serving.collection.drift_report))
-    return Response(await to_thread.run_sync(metrics.text), media_type=CONTENT_TYPE)
+    for current in request.app.state.currents.values():
+        if current.serving is not None:
+            with current.serving.used() as serving:
+                report = await to_thread.run_sync(serving.collection.drift_report)
+                serving.searcher.metrics.drifted(report)
+    return Response(await to_thread.run_sync(request.app.state.metrics.text), media_type=CONTENT_TYPE)

@@ -139,7 +139,7 @@ async def feedback(request: Request) -> Response:
 @contextmanager
 def _audited(request: Request, serving: Serving, announce: Callable[[AuditLog, str], None]) -> Iterator[None]:
     """Announces a write to the audit log, if there is one, and says there when it then fails."""
-    audit, name = audit_of(request), serving.collection.name
+    audit, name = audit_of(request), serving.name
     if audit is None:
         yield
         return

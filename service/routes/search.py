@@ -129,7 +129,7 @@ async def _answer(request: Request, asked: SearchRequest, vectors: NDArray[np.fl
     with serving_of(request) as serving:
         found, timings = await serving.searcher.search(asked, vectors)
         if (audit := audit_of(request)) is not None:
-            audit.searched(request, serving.collection.name, found.answers)
+            audit.searched(request, serving.name, found.answers)
         query_ids = serving.recent.remember(found.vectors) if serving.collection.writable else None
     return json_response(
         {

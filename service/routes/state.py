@@ -17,12 +17,26 @@ from service.serving import Current, Serving
 B = TypeVar("B", bound=BaseModel)
 
 
-def current_of(request: Request) -> Current:
-    """Raises `Problem` "not-ready" outside the application's lifespan."""
-    current: Current | None = request.app.state.current
-    if current is None:
+def currents_of(request: Request) -> dict[str, Current]:
+    """By name, the default one first. Raises `Problem` "not-ready" outside the application's lifespan."""
+    currents: dict[str, Current] = request.app.state.currents
+    if not currents:
         raise Problem("not-ready", "No collection is open.", headers={"Retry-After": "1"})
-    return current
+    return currents
+
+
+def current_of(request: Request) -> Current:
+    """The collection that the address names, the default one otherwise.
+
+    Raises `Problem` "not-ready" as `currents_of`, and "no-such-collection".
+    """
+    currents = currents_of(request)
+    name = request.scope["state"].get("collection")
+    if name is None:
+        return next(iter(currents.values()))
+    if name not in currents:
+        raise Problem("no-such-collection", "This service has no collection of this name.")
+    return currents[name]
 
 
 def serving_of(request: Request) -> AbstractContextManager[Serving]:

@@ -1,13 +1,29 @@
 // Requests to the service. Where it asks for a key, so does the page; the key is kept for this tab only.
 
 const KEPT = "surematch-key";
+const CHOSEN = new URLSearchParams(location.search).get("collection"); // of several, named in the page's address
+
+/** The address of `path` for the collection this page is about. */
+const of = (path) => CHOSEN === null || path === "/v1/collections" || !path.startsWith("/v1/") ? path
+  : `/v1/collections/${encodeURIComponent(CHOSEN)}${path.slice(3)}`;
+
+/** Where a service has several collections, fills `select` with their names; choosing one loads the page for it. */
+export async function offerCollections(select) {
+  const served = await read("/v1/collections");
+  if (!served || served.collections.length < 2) return;
+  for (const { name } of served.collections) select.append(new Option(name, name));
+  select.value = CHOSEN ?? served.default;
+  select.hidden = false;
+  select.addEventListener("change", () => { location.search = new URLSearchParams({ collection: select.value }); });
+  for (const link of document.querySelectorAll("a.same")) link.search = location.search;
+}
 
 /** As fetch; asks for a key when the service does, and tries again with it. */
 export async function call(path, options = {}) {
   for (;;) {
     const key = sessionStorage.getItem(KEPT);
     const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
-    const reply = await fetch(path, { ...options, headers });
+    const reply = await fetch(of(path), { ...options, headers });
     if (reply.status !== 401 || !(await askForKey(key !== null))) return reply;
   }
 }

@@ -1,6 +1,6 @@
 // The search page. Everything from the service is set as text, never as markup.
 
-import { call, read } from "/web/api.js";
+import { call, offerCollections, read } from "/web/api.js";
 import { offerFeedback } from "/web/feedback.js";
 import { offerReasons } from "/web/why.js";
 
@@ -270,4 +270,5 @@ function fromAddress() {
   if (asked) { $("text").value = asked; search(); }
 }
 addEventListener("hashchange", fromAddress);
+offerCollections($("collection"));
 showCollection().finally(fromAddress);

@@ -1,6 +1,6 @@
 // How far the probabilities can be trusted: the figures of /v1/calibration and their reliability diagram.
 
-import { read } from "/web/api.js";
+import { offerCollections, read } from "/web/api.js";
 
 const $ = (id) => document.getElementById(id);
 const SIZE = 320;
@@ -82,4 +82,5 @@ async function show() {
   $("calibration").hidden = false;
 }
 
+offerCollections($("collection"));
 show();

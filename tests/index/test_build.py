@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 from index import build as module
 from index.build import build_collection
 from index.collection import Collection
-from index.errors import CollectionError, DataError, EncoderError, SurematchError
+from index.errors import CollectionError, DataError, EncoderError, SurematchError, WriterBusy
+from index.new_items import NewItem
 from index.rows import Row, text_key
 from index.sources import Held
 from tests.index.conftest import World
@@ -21,7 +23,8 @@ from tests.index.helpers import sentences
 
 
 def listing(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    # the writers' lock stays where it was ever taken, and says nothing of the collection
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.name != "writer.lock")
 
 
 def test_a_collection_is_whole_and_self_contained(built: Path) -> None:
@@ -110,6 +113,7 @@ def test_bad_input_leaves_nothing_behind(
 def test_a_crash_at_any_step_leaves_the_old_collection(
     world: World, copied: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
+    Collection.open(copied, writable=True).close()  # where a writer was, its lock's file stays
     before = {path: path.read_bytes() for path in copied.parent.rglob("*") if path.is_file()}
 
     def crash(*arguments: object, **options: object) -> None:
@@ -235,3 +239,27 @@ def test_texts_longer_than_the_encoder_reads_are_named(
     described = build_collection(str(world.encoder), rows, tmp_path / "C")
     (said,) = [warning for warning in described["warnings"] if "their ends are ignored" in warning]
     assert f"{rows[1].file} line {rows[1].line}, {rows[3].file} line {rows[3].line}" in said
+
+
+def test_a_collection_that_is_written_to_is_not_replaced(world: World, copied: Path) -> None:
+    live = Collection.open(copied, writable=True)
+    before = live.snapshot_id
+    with pytest.raises(WriterBusy, match=f"process {os.getpid()} is writing to it"):
+        build_collection(str(world.encoder), world.rows(world.items), copied, overwrite=True)
+    assert live.upsert([NewItem("kept", "card", "bank card")]).written == 1
+    live.close()
+    again = Collection.open(copied)
+    assert (again.snapshot_id, again.item("kept") is not None) == (before, True)
+    again.close()
+    refused: list[bool] = []
+
+    def meanwhile(what: str, done: int, of: int) -> None:
+        with pytest.raises(WriterBusy):
+            Collection.open(copied, writable=True)
+        refused.append(True)
+
+    build_collection(str(world.encoder), world.rows(world.items), copied, overwrite=True, progress=meanwhile)
+    assert len(refused) > 1, "what is written while the replacement is built would be lost"
+    replaced = Collection.open(copied, writable=True)
+    assert replaced.item("kept") is None
+    replaced.close()

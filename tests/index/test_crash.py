@@ -1,6 +1,6 @@
 """kill -9 at random moments of writing, deleting and compacting: every acknowledged write is there, none is half there.
 
-A few kills in the suite; `make test-crash` asks for more with SUREMATCH_KILLS.
+A few kills in the suite; `make test-crash` asks for more with SUREMATCH_KILLS, and SUREMATCH_SEED chooses other ones.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tests.index.crash_writer import vector_of
 from tests.index.helpers import unit
 
 KILLS = int(os.environ.get("SUREMATCH_KILLS", "10"))
+SEED = int(os.environ.get("SUREMATCH_SEED", "7"))
 Model = dict[str, int]
 
 
@@ -67,12 +68,14 @@ def check(path: Path, *possible: Model) -> Model:
 def test_kill_nine_at_any_moment(copied: Path, tmp_path: Path) -> None:
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["tests.index.crash_writer"])
-    choose = random.Random(7)
+    choose = random.Random(SEED)
     model: Model = {}
     acknowledged, cut, names = 0, 0, set[str]()
     for number in range(KILLS):
         journal = tmp_path / f"journal-{number}"
-        writer = processes.Process(target=crash_writer.work, args=(copied, journal, number), daemon=True)
+        writer = processes.Process(
+            target=crash_writer.work, args=(copied, journal, SEED * 10_000 + number), daemon=True
+        )
         writer.start()
         what, count = (b"stage", choose.randint(1, 12)) if number % 2 else (b"\n", choose.randint(1, 60))
         until = time.monotonic() + 10

@@ -1,6 +1,7 @@
 """Damaged snapshot files: each is refused by its name, something intact serves, and no answer is wrong.
 
-A few mutations in the suite; `make test-damage` asks for more with SUREMATCH_MUTATIONS.
+A few mutations in the suite; `make test-damage` asks for more with SUREMATCH_MUTATIONS, and for
+other ones with SUREMATCH_SEED.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pytest
 from index.collection import Collection, NewItem
 
 MUTATIONS = int(os.environ.get("SUREMATCH_MUTATIONS", "60"))
+SEED = int(os.environ.get("SUREMATCH_SEED", "11"))
 Random = np.random.Generator
 
 
@@ -69,7 +71,7 @@ def test_every_mutated_file_is_refused_by_name_and_no_answer_is_wrong(
     labels = {items[row].id: items[row].label for row in now.born.tolist()}
     truth = [dict(zip([items[row].id for row in now.born.tolist()], of_query, strict=True)) for of_query in cosines]
     whole.close()
-    random = np.random.default_rng(11)
+    random = np.random.default_rng(SEED)
     files = sorted(newest.iterdir())
     served = {"older": 0, "rebuilt": 0}
     for number in range(MUTATIONS // 2):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -37,11 +38,13 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(collection: Path, *flags: str) -> Iterator[Server]:
-    """`surematch serve` on a free port, from its announcement to its end."""
+def serving(collection: Path, *words: str) -> Iterator[Server]:
+    """`surematch serve` on a free port, from its announcement to its end. `words`: more collections, then flags."""
+    more = list(takewhile(lambda word: not word.startswith("-"), words))
+    flags = words[len(more) :]
     command = [sys.executable, "-c", "import sys; from service.cli import serve; sys.exit(serve(sys.argv[1:]))"]
     process = subprocess.Popen(
-        [*command, str(collection), "--port", "0", "--drain-notice-seconds", "0", *flags],
+        [*command, str(collection), *more, "--port", "0", "--drain-notice-seconds", "0", *flags],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,

@@ -140,10 +140,10 @@ def test_metrics_count_what_happened(api: httpx2.Client) -> None:
         return float(found[0].rpartition(" ")[2]) if found else 0.0
 
     searches = 'surematch_requests_total{method="POST",route="/v1/search",status="200"}'
-    unmatched = 'surematch_answers_total{outcome="no_match"}'
-    before = value(searches), value(unmatched), value("surematch_match_probability_count")
+    unmatched = 'surematch_answers_total{collection="home",outcome="no_match"}'
+    before = value(searches), value(unmatched), value('surematch_match_probability_count{collection="home"}')
     assert api.post("/v1/search", json={"queries": [{"text": UNKNOWN[0]}, {"text": KNOWN[0][0]}]}).status_code == 200
-    after = value(searches), value(unmatched), value("surematch_match_probability_count")
+    after = value(searches), value(unmatched), value('surematch_match_probability_count{collection="home"}')
     assert [a - b for a, b in zip(after, before, strict=True)] == [1, 1, 2]
     assert KNOWN[0][0] not in api.get("/metrics").text
 
@@ -155,5 +155,5 @@ def test_drift_is_measured_on_what_was_asked(api: httpx2.Client) -> None:
     lines = [line for line in api.get("/metrics").text.splitlines() if line.startswith("surematch_drift{")]
     found = {line.partition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
     # the same eight strangers again and again are not the mix that was calibrated for
-    assert found['surematch_drift{measure="psi",of="best_cosine"}'] > CHANGED
-    assert found['surematch_drift{measure="ks",of="best_cosine"}'] > 0.2
+    assert found['surematch_drift{collection="home",measure="psi",of="best_cosine"}'] > CHANGED
+    assert found['surematch_drift{collection="home",measure="ks",of="best_cosine"}'] > 0.2

@@ -49,7 +49,7 @@ def page(browser: Browser, server: Server) -> Iterator[Page]:
 
 def ask(page: Page, text: str) -> None:
     page.fill("#text", text)
-    with page.expect_response("**/v1/search"):
+    with page.expect_response("**/search"):
         page.press("#text", "Enter")
 
 
@@ -96,7 +96,7 @@ def test_scripts_from_elsewhere_or_inline_are_forbidden(page: Page) -> None:
 def test_maps_and_coverage_ask_again(page: Page) -> None:
     ask(page, KNOWN[0][0])
     for control, value in (("#map", "sparsemax"), ("#coverage", ""), ("#k", "5")):
-        with page.expect_request("**/v1/search") as sent:
+        with page.expect_request("**/search") as sent:
             page.select_option(control, value)
     assert sent.value.post_data_json == {"queries": [{"text": KNOWN[0][0]}], "k": 5, "map": "sparsemax"}
     expect(page.locator("#set")).to_be_hidden()
@@ -168,6 +168,27 @@ def test_the_api_documentation_needs_nothing_from_elsewhere(browser: Browser, se
     expect(page.locator(".live-responses-table td.response-col_status").nth(1)).to_contain_text("200")
     page.close()
     assert faults == []
+
+
+def test_the_page_offers_the_collections_by_name(browser: Browser, collection: Path, uncalibrated: Path) -> None:
+    with serving(Path(f"one={collection}"), f"two={uncalibrated}") as server:
+        context = browser.new_context(base_url=server.url)
+        page = context.new_page()
+        page.goto("/")
+        chosen = page.get_by_label("Collection")
+        expect(chosen).to_have_value("one")
+        chosen.select_option("two")
+        expect(chosen).to_have_value("two")
+        ask(page, KNOWN[0][0])
+        expect(page.locator("#banner")).to_contain_text("not calibrated")
+        page.get_by_role("link", name="Calibration").click()
+        expect(chosen).to_have_value("two")
+        expect(page.locator("#calibration")).to_be_hidden()
+        page.get_by_role("link", name="Search").click()
+        chosen.select_option("one")
+        ask(page, KNOWN[0][0])
+        expect(page.locator("#verdict h1")).to_have_text(KNOWN[0][1])
+        context.close()
 
 
 def test_the_page_says_when_nothing_is_calibrated(browser: Browser, uncalibrated: Path) -> None:

@@ -1,0 +1,334 @@
+"""The service over HTTP beside raw FAISS and other vector databases: same vectors, same machine, same run.
+
+    make bench-service                       # all parts, one after the other
+    make bench-service ARGS="--part hnsw"    # flat, hnsw, text or peers
+
+100,000 clustered vectors of 384 dimensions, calibrated; every answer of ours carries ten hits, the label distribution
+and the no-match share. `wrk` (Debian: apt-get install wrk) asks with 1, 8 and 32 connections, each query in a request
+of its own; what has no server is asked in process by as many threads, which is to its advantage. Peers are installed
+into environments of their own under --cache. The median of --rounds is shown; runs of what is compared alternate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import numpy as np
+import psutil
+
+from benchmarks.service_gallery import HELD, build
+from index import exact
+from index.native_faiss import faiss
+
+HERE = Path(__file__).parent
+SIZE, DIMENSION, K = 100_000, 384, 10
+CLIENTS = (1, 8, 32)
+CORES = len(os.sched_getaffinity(0))
+Load = Callable[[int], dict[str, Any]]
+"""From a number of clients to requests a second and milliseconds."""
+
+
+def wrk(url: str, path: str, bodies: Path, size: int, kind: str, seconds: float) -> Load:
+    """A load that posts the bodies in turn; answers other than 2xx stop the benchmark."""
+    where = {"BODIES": str(bodies), "SIZE": str(size), "PATH_": path, "TYPE": kind}
+    command = ["wrk", "-t1", f"-d{seconds:g}s", "--timeout", "30s", "-s", str(HERE / "rotate.lua"), url]
+
+    def run(clients: int) -> dict[str, Any]:
+        done = subprocess.run(
+            [*command, f"-c{clients}"], env=os.environ | where, capture_output=True, text=True, check=True
+        )
+        found = json.loads(done.stdout.splitlines()[-1])
+        if found["bad_status"] or found["broken"]:
+            sys.exit(f"{url}{path}: {found}")
+        return {
+            "requests": found["requests"],
+            "per_second": round(found["requests"] / found["seconds"], 1),
+            "p50_ms": found["p50_ms"],
+            "p99_ms": found["p99_ms"],
+        }
+
+    return run
+
+
+def in_process(call: Callable[[int], Any], seconds: float) -> Load:
+    """A load of threads that call with the number of a query each."""
+
+    def run(clients: int) -> dict[str, Any]:
+        over = time.perf_counter() + seconds
+        taken: list[float] = []
+
+        def ask(first: int) -> None:
+            at = first
+            while (began := time.perf_counter()) < over:
+                call(at)
+                taken.append(time.perf_counter() - began)
+                at += clients
+
+        began = time.perf_counter()
+        with ThreadPoolExecutor(clients) as pool:
+            list(pool.map(ask, range(clients)))
+        return _figures(taken, time.perf_counter() - began)
+
+    return run
+
+
+def _figures(taken: list[float], seconds: float) -> dict[str, Any]:
+    p50, p99 = np.percentile(taken, [50, 99]) * 1000
+    return {
+        "requests": len(taken),
+        "per_second": round(len(taken) / seconds, 1),
+        "p50_ms": round(p50, 3),
+        "p99_ms": round(p99, 3),
+    }
+
+
+def _cpu(pid: int) -> float:
+    """Seconds of processor time that a process and its children have taken."""
+    members = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    return sum(sum(member.cpu_times()[:2]) for member in members)
+
+
+def costing(load: Load, pid: int) -> Load:
+    """The load, and the processor time that a request takes: it tells less of what else the machine does."""
+
+    def run(clients: int) -> dict[str, Any]:
+        before = _cpu(pid)
+        found = load(clients)
+        return {**found, "cpu_ms": round(1000 * (_cpu(pid) - before) / found["requests"], 3)}
+
+    return run
+
+
+@contextmanager
+def serving(collection: Path, *flags: str) -> Iterator[tuple[str, int]]:
+    """The address and the process of `surematch serve` on the collection."""
+    command = [str(Path(sys.executable).with_name("surematch")), "serve", str(collection), "--port", "0", *flags]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    try:
+        greeting = process.stdout.readline()
+        if "http://" not in greeting:
+            sys.exit("surematch serve did not start")
+        yield "http://" + greeting.partition("http://")[2].partition("/")[0], process.pid
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def alternate(loads: dict[str, Load], rounds: int) -> dict[str, Any]:
+    """{name: {clients: figures}}, medians over rounds; in every round each is asked once."""
+    found: dict[str, dict[int, list[dict[str, Any]]]] = {name: {n: [] for n in CLIENTS} for name in loads}
+    for clients in CLIENTS:
+        for _ in range(rounds):
+            for name, load in loads.items():
+                found[name][clients].append(load(clients))
+    medians = {
+        name: {
+            str(clients): {key: round(statistics.median(run[key] for run in runs), 3) for key in runs[0]}
+            for clients, runs in by.items()
+        }
+        for name, by in found.items()
+    }
+    for name, by in medians.items():
+        figures = "   ".join(f"{n}: {f['per_second']:8.1f}/s {f['p50_ms']:8.2f} ms" for n, f in by.items())
+        cost = f"   ({by['32']['cpu_ms']} ms of processor each)" if "cpu_ms" in by["32"] else ""
+        print(f"  {name:<34}{figures}{cost}", flush=True)
+    return medians
+
+
+class Work:
+    """What all parts share: the gallery, the queries as bodies, and how long to ask."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.cache: Path = args.cache
+        self.seconds: float = args.seconds
+        self.rounds: int = args.rounds
+        self.cache.mkdir(parents=True, exist_ok=True)
+
+    def collection(self, engine: str) -> Path:
+        out, self.items, self.queries = build(self.cache, engine, SIZE, DIMENSION)
+        return out
+
+    def ours(self, served: tuple[str, int], *kinds: str) -> dict[str, Load]:
+        """Loads of our API: `binary`, `base64`, `json` (lists) and `text`."""
+        made = {}
+        url, pid = served
+        for kind in kinds:
+            file = self.cache / f"queries.{kind}"
+            if kind == "binary":
+                file.write_bytes(self.queries.astype("<f4").tobytes())
+            else:
+                file.write_text("".join(json.dumps({"queries": [query]}) + "\n" for query in self._bodies(kind)))
+            size, type_ = (4 * DIMENSION, "application/octet-stream") if kind == "binary" else (0, "application/json")
+            made[f"surematch, {kind}"] = costing(wrk(url, "/v1/search", file, size, type_, self.seconds), pid)
+        return made
+
+    def _bodies(self, kind: str) -> Iterator[dict[str, Any]]:
+        for at, vector in enumerate(self.queries):
+            if kind == "json":
+                yield {"vector": [round(float(x), 7) for x in vector]}
+            elif kind == "base64":
+                yield {"vector_base64": base64.b64encode(vector.astype("<f4").tobytes()).decode()}
+            else:  # never the same text twice within a cache's length
+                yield {"text": " ".join(f"q{HELD + (at + step) % len(self.queries)}" for step in range(8))}
+
+    def recall(self, rows: list[list[int]], truth: Any) -> float:
+        """Recall@10 of found rows against exact search."""
+        return round(float(np.mean([len(set(a) & set(b)) / K for a, b in zip(rows, truth.tolist(), strict=True)])), 4)
+
+    def our_recall(self, url: str, some: int = 300) -> float:
+        rows = []
+        for start in range(0, some, 100):
+            body = json.dumps({"queries": [{"vector": v.tolist()} for v in self.queries[start : start + 100]]})
+            request = Request(f"{url}/v1/search", body.encode(), {"Content-Type": "application/json"})
+            with urlopen(request) as reply:
+                answers = json.load(reply)["results"]
+            assert all(answer["calibrated"] and answer["labels"] for answer in answers)
+            rows += [[int(hit["id"].rpartition(":")[2]) for hit in answer["hits"]] for answer in answers]
+        return self.recall(rows, self.truth(some))
+
+    def truth(self, some: int = 300) -> Any:
+        return exact.top(self.queries[:some], self.items, K)[1]
+
+
+def part_flat(work: Work) -> dict[str, Any]:
+    """Exact search: ours against IndexFlatIP in process, which gets the queries of all clients in one call."""
+    collection = work.collection("flat")
+    index = faiss.IndexFlatIP(DIMENSION)
+    index.add(work.items)
+    queries = work.queries
+
+    def batches(blas_from: int) -> Load:
+        """What so many clients would get at best: their queries in one call, its BLAS used from so many numbers on."""
+
+        def run(clients: int) -> dict[str, Any]:
+            faiss.cvar.distance_compute_blas_threshold = blas_from
+            found = in_process(lambda at: index.search(queries[at * clients % 1900 :][:clients], K), work.seconds)(1)
+            return {**found, "per_second": clients * found["per_second"]}
+
+        return run
+
+    raw = {"raw FAISS as shipped": batches(128_000), "raw FAISS, BLAS from 2 queries": batches(2 * DIMENSION)}
+    with serving(collection) as served:
+        found = alternate({**work.ours(served, "binary", "json"), **raw}, work.rounds)
+        recall = work.our_recall(served[0])
+    best = max(found[name]["32"]["per_second"] for name in raw)
+    ratio = round(found["surematch, binary"]["32"]["per_second"] / best, 2)
+    return {"loads": found, "recall_at_10": recall, **gate("flat, 32 clients, times raw FAISS", ratio, 0.6)}
+
+
+def part_hnsw(work: Work) -> dict[str, Any]:
+    """HNSW with two workers, against raw FAISS with the same graph and beam in two threads."""
+    collection = work.collection("hnsw")
+    file = next((collection / "snapshots").glob("*/vectors.faiss"))
+    settings = json.loads(file.with_name("engine.json").read_text())
+    index = faiss.deserialize_index(np.frombuffer(file.read_bytes(), np.uint8)[settings["padding"] :])
+    beams = {}
+    for k in (K, 100):
+        beams[k] = faiss.SearchParametersHNSW(efSearch=max(settings["parameters"]["ef_search"], k))
+    faiss.omp_set_num_threads(1)
+    raw = {
+        f"raw FAISS, {k} hits, beam {beam.efSearch}": in_process(
+            lambda at, k=k, beam=beam: index.search(work.queries[at % 1900 :][:1], k, params=beam), work.seconds
+        )
+        for k, beam in beams.items()
+    }
+    with serving(collection, "--workers", str(CORES)) as served:
+        found = alternate({**work.ours(served, "binary", "base64", "json"), **raw}, work.rounds)
+        recall = work.our_recall(served[0])
+    most = max(by["per_second"] for by in found["surematch, binary"].values())
+    return {"loads": found, "recall_at_10": recall, **gate("hnsw, requests a second", most, 1000)}
+
+
+def part_text(work: Work) -> dict[str, Any]:
+    """Texts: a static encoder of our gallery, and MiniLM exported to ONNX int8 against sentence-transformers."""
+    collection = work.collection("hnsw")
+    with serving(collection, "--workers", str(CORES), "--cache-bytes", "0") as served:
+        print("static encoder, texts of 8 words, no cache:")
+        found = alternate(work.ours(served, "text"), work.rounds)
+    most = max(by["per_second"] for by in found["surematch, text"].values())
+    result = {"static": found, **gate("static text, requests a second", most, 1000)}
+    from benchmarks.service_text import minilm
+
+    told = minilm(work.cache, work.seconds, work.rounds, serving, wrk)
+    print(f"  minilm int8 over HTTP p50 {told['ours_p50_ms']} ms, encode alone {told['theirs_p50_ms']} ms", flush=True)
+    ratio = round(told["ours_p50_ms"] / told["theirs_p50_ms"], 3)
+    return {**result, "minilm": told, **gate("minilm int8 p50, times sentence-transformers", ratio, 0.25, below=True)}
+
+
+def part_peers(work: Work) -> dict[str, Any]:
+    """The others, each on the same vectors, beside ours at that moment."""
+    from benchmarks.service_peers import PEERS
+
+    collection = work.collection("hnsw")
+    result: dict[str, Any] = {}
+    with serving(collection, "--workers", str(CORES)) as served:
+        ours = {"surematch, json": work.ours(served, "json")["surematch, json"]}
+        recall = work.our_recall(served[0])
+        for name, start in PEERS.items():
+            print(f"{name}:", flush=True)
+            try:
+                with start(work.cache, work.items, work.queries, work.seconds, wrk) as peer:
+                    found = alternate({**ours, name: peer.load}, work.rounds)
+                    told = {"version": peer.version, "recall_at_10": work.recall(peer.rows(300), work.truth())}
+            except (OSError, subprocess.SubprocessError) as error:
+                print(f"  not measured: {error}", flush=True)
+                result[name] = {"not measured": str(error)[-500:]}
+                continue
+            times = {
+                n: round(found["surematch, json"][n]["per_second"] / found[name][n]["per_second"], 2)
+                for n in found[name]
+            }
+            print(f"  recall@10 {told['recall_at_10']} (ours {recall}); ours answers {times} times as many", flush=True)
+            result[name] = {**told, "ours": {"recall_at_10": recall}, "loads": found, "times": times}
+            result |= gate(f"requests a second at 32 clients, times {name}", times["32"], 1.0)
+    return result
+
+
+def gate(what: str, got: float, wanted: float, *, below: bool = False) -> dict[str, Any]:
+    met = got <= wanted if below else got >= wanted
+    print(f"  {'met' if met else 'NOT MET'}: {what}: {got} (wanted {'<=' if below else '>='} {wanted})", flush=True)
+    return {f"gate: {what}": {"got": got, "wanted": wanted, "met": bool(met)}}
+
+
+PARTS = {"flat": part_flat, "hnsw": part_hnsw, "text": part_text, "peers": part_peers}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=PARTS, action="append", help="only this part; may stand several times")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each load")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "surematch-bench-service")
+    parser.add_argument("--json", type=Path, help="also write the figures here; parts already there are kept")
+    args = parser.parse_args()
+    if shutil.which("wrk") is None:
+        sys.exit("wrk is not installed. On Debian or Ubuntu: apt-get install -y wrk; on macOS: brew install wrk")
+    work = Work(args)
+    told = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
+    told["machine"] = {"cores": CORES, "python": platform.python_version(), "faiss": version("faiss-cpu")}
+    for part in args.part or PARTS:
+        print(f"{part} ({PARTS[part].__doc__})  load average {os.getloadavg()[0]:.1f}", flush=True)
+        told[part] = {**PARTS[part](work), "load_average": round(os.getloadavg()[0], 1)}
+        if args.json:
+            args.json.write_text(json.dumps(told, indent=2))
+
+
+if __name__ == "__main__":
+    main()

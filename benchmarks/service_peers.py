@@ -1,0 +1,100 @@
+"""Installs and starts the peers of `bench_service.py`, each in an environment of its own under the cache folder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import sysconfig
+import venv
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PACKAGES = {
+    "chroma": ["chromadb"],
+    "txtai": ["txtai[api]"],
+    "milvus-lite": ["pymilvus>=3.0", "milvus-lite>=3.2"],
+    "qdrant-edge": ["qdrant-edge-py"],
+}
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One that runs: what it is, how to load it, and the rows it finds for the first queries."""
+
+    version: str
+    load: Callable[[int], dict[str, Any]]
+    rows: Callable[[int], list[list[int]]]
+
+
+def environment(folder: Path, packages: list[str]) -> Path:
+    """The Python of an environment with these packages, and with ours where theirs ask for nothing else."""
+    python = folder / "bin" / "python"
+    if not (folder / "ready").exists():
+        venv.create(folder, with_pip=True, clear=True)
+        site = subprocess.run(
+            [python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        # torch, above all, need not be downloaded again
+        ours = dict.fromkeys([sysconfig.get_paths()["purelib"], *(p for p in sys.path if "site-packages" in p)])
+        (Path(site) / "ours.pth").write_text("\n".join(ours) + "\n")
+        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages]
+        subprocess.run(install, check=True, stdout=sys.stderr)
+        (folder / "ready").touch()
+    return python
+
+
+@contextmanager
+def start(name: str, cache: Path, items: Any, queries: Any, seconds: float, wrk: Callable[..., Any]) -> Iterator[Peer]:
+    """Raises `subprocess.SubprocessError` when it cannot be installed or does not start."""
+    folder = cache / "peers" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "items.npy", items)
+    np.save(folder / "queries.npy", queries)
+    python = environment(folder / "venv", PACKAGES[name])
+    program = [python, Path(__file__).with_name("peer_programs.py"), name, folder]
+    process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin
+    assert process.stdout
+
+    def ask(line: str) -> Any:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(line + "\n")
+        process.stdin.flush()
+        if not (answer := process.stdout.readline()):
+            raise subprocess.SubprocessError(f"{name} ended")
+        return json.loads(answer)
+
+    try:
+        if not (told := process.stdout.readline()):
+            raise subprocess.SubprocessError(f"{name} did not start")
+        about = json.loads(told)
+        if "url" in about:
+            load = wrk(about["url"], about["path"], Path(about["bodies"]), 0, "application/json", seconds)
+        else:
+            load = partial(_load, ask, seconds)
+        yield Peer(about["version"], load, lambda some: ask(f"rows {some}"))
+    finally:
+        process.stdin.close()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _load(ask: Callable[[str], Any], seconds: float, clients: int) -> Any:
+    return ask(f"load {clients} {seconds:g}")
+
+
+Start = Callable[..., AbstractContextManager[Peer]]
+PEERS: dict[str, Start] = {name: partial(start, name) for name in PACKAGES}

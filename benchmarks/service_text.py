@@ -1,0 +1,54 @@
+"""The text part of `bench_service.py` that needs MiniLM: our service on its int8 export, and sentence-transformers."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.bench_bulk import texts
+from index.build import Held, build_collection
+from index.encoder_files import open_sentence_transformer
+from index.rows import Row
+
+ROWS, ASKED = 1500, 1000
+
+
+def minilm(cache: Path, seconds: float, rounds: int, serving: Callable[..., Any], wrk: Callable[..., Any]) -> Any:
+    """p50 in milliseconds, in turns: ours over HTTP with one client, theirs for `encode` alone at batch 1."""
+    out = cache / "minilm-int8"
+    asked = [text.partition(", reference")[0] for text, _ in texts(ASKED, seed=9)]
+    if not out.exists():
+        rows = [Row(text, label, "made", at) for at, (text, label) in enumerate(texts(ROWS))]
+        known = [Row(text, label, "held", at) for at, (text, label) in enumerate(texts(200, seed=5))]
+        build_collection("minilm", rows, out, held=Held(known), backend="onnx-int8", workers=1)
+    bodies = cache / "minilm.text"
+    bodies.write_text("".join(json.dumps({"queries": [{"text": text}]}) + "\n" for text in asked))
+    model = open_sentence_transformer("minilm")
+    model.encode(asked[:3])
+
+    def theirs() -> float:
+        taken = []
+        over = time.perf_counter() + seconds
+        for text in asked:
+            began = time.perf_counter()
+            model.encode([text])
+            taken.append(time.perf_counter() - began)
+            if began > over:
+                break
+        return float(np.median(taken)) * 1000
+
+    found: dict[str, list[float]] = {"ours_p50_ms": [], "theirs_p50_ms": []}
+    with serving(out, "--cache-bytes", "0") as served:
+        ours = wrk(served[0], "/v1/search", bodies, 0, "application/json", seconds)
+        for _ in range(rounds):
+            found["ours_p50_ms"].append(ours(1)["p50_ms"])
+            found["theirs_p50_ms"].append(theirs())
+        many = ours(32)
+    medians = {name: round(statistics.median(values), 3) for name, values in found.items()}
+    return {**medians, "texts": "12 words of support messages", "32 clients": many}

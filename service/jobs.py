@@ -1,0 +1,285 @@
+"""Jobs: training, indexing and recalibration in processes of their own, one after another, beside a service.
+
+DIR/.lock                 held by the one service that runs these jobs
+DIR/<id>/job.json         the job as it stands, replaced whole
+DIR/<id>/log.txt          what its process said, result.json what it answered, progress.json how far it is
+DIR/<id>/out              the model or collection, there once the job has succeeded
+
+A job survives its service: one that was interrupted, by a stop or by a kill, is continued at the next start, from its
+last checkpoint where it has one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import sys
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from index.errors import DataError, SettingsError
+from index.snapshot import replace_durably, storing
+from service.job_schemas import IndexJob, RecalibrateJob, TrainJob
+
+QUEUE = 100
+"""Jobs that may wait."""
+TAIL = 64 * 1024
+GRACE = 20.0
+"""Seconds between being asked to stop and being killed."""
+ENDED = ("succeeded", "failed", "cancelled")
+log = logging.getLogger("surematch.service")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One job as it stands, see `service.job_schemas.JobReply`."""
+
+    id: str
+    kind: str
+    settings: dict[str, Any]
+    created: str
+    state: str = "queued"
+    started: str | None = None
+    ended: str | None = None
+    attempts: int = 0
+    progress: dict[str, Any] | None = None
+    error: str | None = None
+    result: str | None = None
+    promoted: bool = False
+    source: str | None = field(default=None)
+
+    def told(self) -> dict[str, Any]:
+        """Without what is the service's own affair."""
+        return {name: value for name, value in asdict(self).items() if name != "source"}
+
+
+class Jobs:
+    """The jobs below `folder`. Use it from one event loop, between `start` and `stop`."""
+
+    def __init__(self, folder: Path, memory: int) -> None:
+        """Raises `SettingsError` when the folder cannot be used, or another service runs its jobs."""
+        self.folder = folder.resolve()
+        self.memory = memory
+        self._jobs: dict[str, Job] = {}
+        self._changed = asyncio.Condition()
+        self._process: asyncio.subprocess.Process | None = None
+        self._running: str | None = None
+        self._cancelled: set[str] = set()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SettingsError(f"--jobs {folder}: another service runs the jobs there. Name another one.") from error
+        except OSError as error:
+            raise SettingsError(f"--jobs {folder}: cannot be used ({error.strerror}). Name another one.") from error
+
+    async def start(self) -> None:
+        """Continues what was interrupted."""
+        for path in sorted(self.folder.glob("*/job.json")):
+            try:
+                job = Job(**json.loads(path.read_bytes()))
+            except (OSError, ValueError, TypeError) as error:
+                log.error("a job cannot be read and is left alone: %s", error)
+                continue
+            if job.state not in ENDED:
+                job = replace(job, state="queued" if job.state == "queued" else "interrupted")
+            self._jobs[job.id] = job
+        self._jobs = dict(sorted(self._jobs.items(), key=lambda entry: entry[1].created))
+        self._worker = asyncio.create_task(self._work())
+
+    async def stop(self) -> None:
+        """Interrupts what runs; it is continued at the next start."""
+        self._worker.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._worker
+        if self._process is not None:
+            await self._end(self._process)
+            if self._running is not None:
+                await self._put(replace(self._jobs[self._running], state="interrupted"))
+        async with self._changed:
+            self._changed.notify_all()
+        os.close(self._lock)
+
+    def all(self) -> list[Job]:
+        """Oldest first."""
+        return [self._now(job) for job in self._jobs.values()]
+
+    def get(self, id: str) -> Job | None:
+        job = self._jobs.get(id)
+        return None if job is None else self._now(job)
+
+    def log(self, job: Job) -> bytes:
+        """The end of what its process said."""
+        try:
+            with (self.folder / job.id / "log.txt").open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+                return file.read()
+        except OSError:
+            return b""
+
+    async def add(self, asked: TrainJob | IndexJob | RecalibrateJob, source: Path | None) -> Job:
+        """Queues a job; `source` is the collection that a recalibration copies. Raises `DataError` for a path that
+        leaves the folder or does not exist, `DiskFull`."""
+        id = f"{datetime.now(UTC):%Y%m%d%H%M%S}-{secrets.token_hex(4)}"
+        job = Job(id, asked.kind, asked.settings.model_dump(), _now(), source=None if source is None else str(source))
+        self._commands(job)  # raises for paths that are wrong
+        with storing(self.folder, "job"):
+            (self.folder / id).mkdir()
+        await self._put(job)
+        return job
+
+    def waiting(self) -> int:
+        return sum(job.state == "queued" for job in self._jobs.values())
+
+    async def cancel(self, job: Job) -> Job:
+        """Stops a job that has not ended; nothing of its result stays."""
+        if job.id == self._running and self._process is not None:
+            self._cancelled.add(job.id)
+            await self._end(self._process)
+            async with self._changed:
+                await self._changed.wait_for(lambda: self._jobs[job.id].state in ENDED)
+        else:
+            await self._put(replace(job, state="cancelled", ended=_now()))
+        shutil.rmtree(self.folder / job.id / "out", ignore_errors=True)
+        return self._now(self._jobs[job.id])
+
+    async def promoted(self, job: Job) -> Job:
+        """Notes that its result is in service."""
+        await self._put(replace(job, promoted=True))
+        return self._jobs[job.id]
+
+    async def change(self, id: str, seconds: float) -> Job | None:
+        """The job after its next change of state, or after so many seconds."""
+        state = self._jobs[id].state
+        async with self._changed:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._changed.wait_for(lambda: self._jobs[id].state != state)
+        return self.get(id)
+
+    async def _work(self) -> None:
+        while True:
+            waiting = [job for job in self._jobs.values() if job.state in ("queued", "interrupted")]
+            if waiting:
+                await self._run(waiting[0])
+                continue
+            async with self._changed:
+                await self._changed.wait()
+
+    async def _run(self, job: Job) -> None:
+        folder = self.folder / job.id
+        job = replace(job, state="running", started=job.started or _now(), attempts=job.attempts + 1)
+        try:
+            commands = self._commands(job)
+        except DataError as error:
+            await self._put(replace(job, state="failed", ended=_now(), error=str(error)))
+            return
+        self._running = job.id
+        await self._put(job)
+        environment = os.environ | {"SUREMATCH_PROGRESS": str(folder / "progress.json"), "HF_HUB_OFFLINE": "1"}
+        words = [str(self.memory), json.dumps(commands), str(os.getpid())]
+        with (folder / "log.txt").open("ab") as said, (folder / "result.json").open("wb") as answered:
+            # from the event loop's own thread: the process is told to end when the thread that made it does
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "service.job_process",
+                *words,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=answered,
+                stderr=said,
+                env=environment,
+                start_new_session=True,
+                cwd=folder,
+            )
+            code = await self._process.wait()
+        self._process = None
+        await self._put(self._finished(self._now(self._jobs[job.id]), code))
+        self._running = None
+
+    def _finished(self, job: Job, code: int) -> Job:
+        if job.id in self._cancelled:
+            return replace(job, state="cancelled", ended=_now())
+        if code == 0 and (self.folder / job.id / "out").is_dir():
+            return replace(job, state="succeeded", ended=_now(), result=f"{job.id}/out")
+        said = self.log(job).decode(errors="replace").strip()[-2000:]
+        return replace(job, state="failed", ended=_now(), error=said or f"The process ended with {code}.")
+
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            async with asyncio.timeout(GRACE):
+                await process.wait()
+        except TimeoutError:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+
+    async def _put(self, job: Job) -> None:
+        with storing(self.folder, "job"):
+            replace_durably(self.folder / job.id / "job.json", json.dumps(asdict(job), allow_nan=False).encode())
+        self._jobs[job.id] = job
+        async with self._changed:
+            self._changed.notify_all()
+
+    def _now(self, job: Job) -> Job:
+        """With its progress, which its process writes."""
+        try:
+            told = json.loads((self.folder / job.id / "progress.json").read_bytes())
+            return replace(job, progress={"what": str(told["what"]), "done": int(told["done"]), "of": int(told["of"])})
+        except (OSError, ValueError, KeyError, TypeError):
+            return job
+
+    def _commands(self, job: Job) -> list[list[str]]:
+        """Words for `surematch`. Flags carry their value in one word, so that no value is taken for a flag."""
+        return {"train": self._train, "index": self._index, "recalibrate": self._recalibrate}[job.kind](job)
+
+    def _train(self, job: Job) -> list[list[str]]:
+        asked, out = job.settings, self.folder / job.id / "out"
+        flags = [f"--{name.replace('_', '-')}={asked[name]}" for name in _TRAIN if asked[name] is not None]
+        again = ["--resume"] if list(out.parent.glob("out.run/checkpoints/checkpoint-*/objective.safetensors")) else []
+        return [["train", *self._inside(asked["data"], "data"), *flags, f"--out={out}", "--json", *again]]
+
+    def _index(self, job: Job) -> list[list[str]]:
+        asked, out = job.settings, self.folder / job.id / "out"
+        flags = [f"--{name.replace('_', '-')}={asked[name]}" for name in _INDEX if asked[name] is not None]
+        for name in ("calibrate", "unknown"):
+            flags += [f"--{name}={file}" for file in self._inside(asked[name], name)]
+        model = asked["model"]
+        if model not in ("static", "minilm"):
+            (model,) = self._inside([model], "model")
+        return [["index", model, *self._inside(asked["data"], "data"), *flags, f"--out={out}", "--json", "--resume"]]
+
+    def _recalibrate(self, job: Job) -> list[list[str]]:
+        out = self.folder / job.id / "out"
+        shutil.rmtree(out, ignore_errors=True)  # of an attempt that was interrupted
+        return [["backup", str(job.source), str(out)], ["recalibrate", str(out), "--json"]]
+
+    def _inside(self, paths: list[str], name: str) -> list[str]:
+        """The files, absolute. Raises `DataError` for one that is not below the folder, wherever links lead."""
+        found = []
+        for at, path in enumerate(paths):
+            whole = (self.folder / path).resolve() if "\0" not in path else self.folder
+            if not whole.is_relative_to(self.folder) or whole == self.folder or not whole.exists():
+                raise DataError(f"/settings/{name}/{at}: there is no such file below the folder of --jobs.")
+            found.append(str(whole))
+        return found
+
+
+_TRAIN = ("text", "label", "encoder", "loss", "epochs", "held_out", "seed")
+_INDEX = ("text", "label", "id", "unknown_share", "engine", "seed")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

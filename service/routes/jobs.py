@@ -1,0 +1,179 @@
+"""`/v1/jobs`: training, indexing and recalibration beside the service; what they make is served once it is promoted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import orjson
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
+
+from index.errors import SurematchError
+from service.job_schemas import JobReply, JobRequest, JobsReply, PromoteRequest, RecalibrateJob
+from service.jobs import ENDED, QUEUE, Job, Jobs
+from service.problems import Problem, documented
+from service.routes.state import body_of, currents_of, json_body, json_response, validated
+from service.serving import Current
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented("conflict", "not-ready"))
+_BODY = documented("invalid-request", "not-json", "body-too-large", "slow-body", "unsupported-media-type", "disk-full")
+_ONE = documented("no-such-job")
+EVENT_SECONDS = 0.5
+"""Between two looks at a job's progress."""
+
+
+@router.post(
+    "",
+    summary="Train, index or recalibrate",
+    response_model=JobReply,
+    responses={**_BODY, **documented("busy", "no-such-collection")},
+    openapi_extra=body_of("JobRequest"),
+)
+async def start_job(request: Request) -> Response:
+    """Queues a job. They run one after another, each in a process of its own with a limit on its memory; a job that the
+    service's end interrupts is continued when it starts again."""
+    jobs = _jobs(request)
+    asked = validated(JobRequest, await json_body(request)).root
+    if jobs.waiting() >= QUEUE:
+        raise Problem("busy", f"{QUEUE} jobs wait already.", headers={"Retry-After": "60"})
+    source = None
+    if isinstance(asked, RecalibrateJob):
+        name, current = _named(request, asked.settings.collection)
+        source = current.settings.folders[name].resolve()
+    return json_response((await jobs.add(asked, source)).told())
+
+
+@router.get("", summary="All jobs", response_model=JobsReply)
+async def list_jobs(request: Request) -> Response:
+    """Oldest first."""
+    return json_response({"jobs": [job.told() for job in _jobs(request).all()]})
+
+
+@router.get("/{id}", summary="One job", response_model=JobReply, responses=_ONE)
+async def get_job(request: Request, id: str) -> Response:
+    """Its state, and how far it is."""
+    return json_response(_job(_jobs(request), id).told())
+
+
+@router.get(
+    "/{id}/log",
+    summary="What a job said",
+    response_class=Response,
+    responses={**_ONE, 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def job_log(request: Request, id: str) -> Response:
+    """The last 64 KiB of its process' messages."""
+    jobs = _jobs(request)
+    return Response(jobs.log(_job(jobs, id)), media_type="text/plain; charset=utf-8")
+
+
+@router.get(
+    "/{id}/events",
+    summary="A job's progress as server-sent events",
+    response_class=Response,
+    responses={**_ONE, 200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+)
+async def job_events(request: Request, id: str) -> Response:
+    """The job, as `GET /v1/jobs/{id}` has it, now and at every change, until it has ended."""
+    jobs = _jobs(request)
+    _job(jobs, id)
+
+    async def events() -> AsyncIterator[bytes]:
+        told = None
+        while True:
+            job = jobs.get(id)
+            if job is None:
+                return
+            if (now := job.told()) != told:
+                yield b"data: " + orjson.dumps(now) + b"\n\n"
+                told = now
+            if job.state in ENDED or request.app.state.draining:
+                return
+            await jobs.change(id, EVENT_SECONDS)
+
+    return StreamingResponse(events(), media_type="text/event-stream")
+
+
+@router.delete("/{id}", summary="Cancel a job", response_model=JobReply, responses={**_ONE, **documented("disk-full")})
+async def cancel_job(request: Request, id: str) -> Response:
+    """Ends its process; nothing of its result stays. 409 for a job that has ended."""
+    jobs = _jobs(request)
+    job = _job(jobs, id)
+    if job.state in ENDED:
+        raise Problem("conflict", f"The job has ended already: {job.state}.")
+    return json_response((await jobs.cancel(job)).told())
+
+
+@router.post(
+    "/{id}/promote",
+    summary="Serve what a job made",
+    response_model=JobReply,
+    responses={**_ONE, **_BODY, **documented("no-such-collection")},
+    openapi_extra=body_of("PromoteRequest"),
+)
+async def promote_job(request: Request, id: str) -> Response:
+    """Points the served collection's link at the job's collection and reloads it: no request fails, and a collection
+    that is damaged is refused and the link put back. The collection must be served by a link (`ln -s`), so that a
+    restart serves the same."""
+    jobs = _jobs(request)
+    asked = validated(PromoteRequest, await json_body(request))
+    job = _job(jobs, id)
+    name, current = _named(request, asked.collection)
+    if job.state != "succeeded" or job.kind == "train" or job.result is None:
+        what = "A model is not served: index with it." if job.kind == "train" else f"The job is {job.state}."
+        raise Problem("conflict", f"There is no finished collection. {what}")
+    await asyncio.to_thread(_check_unchanged, jobs, job, current)
+    link = current.settings.folders[name]
+    if not link.is_symlink():
+        raise Problem("conflict", f"The collection {name} is served from a folder, not from a link that can be moved.")
+    before = link.readlink()
+    _point(link, jobs.folder / job.result)
+    try:
+        await current.reload_everywhere()
+    except SurematchError as error:
+        _point(link, before)
+        raise Problem("conflict", f"The new collection is refused and the old one serves on. {error}") from None
+    return json_response((await jobs.promoted(job)).told())
+
+
+def _check_unchanged(jobs: Jobs, job: Job, current: Current) -> None:
+    """Raises `Problem` when a recalibrated copy lacks writes that the served collection has had since."""
+    if job.kind != "recalibrate" or current.serving is None:
+        return
+    copied = orjson.loads((jobs.folder / job.id / "result.json").read_bytes())["sequence"]
+    if (
+        str(current.settings.folders[current.name].resolve()) != job.source
+        or current.serving.collection.sequence > copied
+    ):
+        raise Problem("conflict", "The collection has changed since it was copied. Recalibrate it again.")
+
+
+def _point(link: Path, target: Path) -> None:
+    beside = link.with_name(f".{link.name}-promoted")
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(target)
+    beside.replace(link)
+
+
+def _named(request: Request, name: str | None) -> tuple[str, Current]:
+    currents = currents_of(request)
+    name = next(iter(currents)) if name is None else name
+    if name not in currents:
+        raise Problem("no-such-collection", "This service has no collection of this name.")
+    return name, currents[name]
+
+
+def _jobs(request: Request) -> Jobs:
+    jobs: Jobs | None = request.app.state.jobs
+    if jobs is None:
+        raise Problem("conflict", "This service runs no jobs: it was started without --jobs DIR.")
+    return jobs
+
+
+def _job(jobs: Jobs, id: str) -> Job:
+    job = jobs.get(id)
+    if job is None:
+        raise Problem("no-such-job", "There is no job of this id.")
+    return job

@@ -1,0 +1,286 @@
+"""Jobs over a socket, in real processes: run, watched, cancelled, killed with the service and continued, promoted."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from index.collection import Collection
+from service import keys
+from service.client import Calls, Client, ServiceProblem
+from service.job_schemas import JobReply
+from tests.service.conftest import ROOT, Server, serving
+from tests.service.gallery import CALIBRATION, GALLERY, KNOWN, UNKNOWN, write_encoder
+from tests.service.test_hostile import problem
+
+INDEX = {
+    "model": "encoder",
+    "data": ["data/items.csv"],
+    "calibrate": ["data/known.csv"],
+    "unknown": ["data/unknown.csv"],
+}
+
+
+def write(path: Path, rows: Sequence[tuple[str, str | None]]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("text", "label"), *((text, label or "") for text, label in rows)])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of jobs with data and an encoder in it."""
+    jobs = tmp_path / "jobs"
+    jobs.mkdir()
+    write_encoder(jobs / "encoder")
+    write(jobs / "data" / "items.csv", GALLERY)
+    write(jobs / "data" / "known.csv", [row for row in CALIBRATION if row[1]])
+    write(jobs / "data" / "unknown.csv", [row for row in CALIBRATION if not row[1]])
+    return jobs
+
+
+@pytest.fixture
+def link(collection: Path, tmp_path: Path) -> Path:
+    """What is served: a link to a copy of the collection."""
+    shutil.copytree(collection, tmp_path / "home")
+    (tmp_path / "current").symlink_to(tmp_path / "home")
+    return tmp_path / "current"
+
+
+def until(api: Client, id: str, done: Callable[[JobReply], bool], seconds: float = 90) -> JobReply:
+    deadline = time.monotonic() + seconds
+    while not done(job := api.job(id)):
+        assert job.state in ("queued", "running", "interrupted"), job
+        assert time.monotonic() < deadline, job
+        time.sleep(0.05)
+    return job
+
+
+def ended(job: JobReply) -> bool:
+    return job.state in ("succeeded", "failed", "cancelled")
+
+
+def test_an_indexed_collection_is_served_once_it_is_promoted(folder: Path, link: Path) -> None:
+    with serving(link, "--jobs", str(folder)) as server, Client(server.url, timeout=60) as api:
+        before = api.collection()
+        started = api.start_job("index", INDEX)
+        assert started.state in ("queued", "running")
+        events = []
+        with httpx2.stream("GET", f"{server.url}/v1/jobs/{started.id}/events", timeout=60) as stream:
+            assert stream.headers["content-type"].startswith("text/event-stream")
+            for line in stream.iter_lines():
+                if line:
+                    assert line.startswith("data: ")
+                    events.append(JobReply.model_validate_json(line.removeprefix("data: "), strict=True))
+        job = api.job(started.id)
+        assert events[-1] == job
+        assert (job.state, job.error, job.attempts, job.result) == ("succeeded", None, 1, f"{job.id}/out")
+        assert job.progress is not None
+        assert {entry.state for entry in events} >= {"running", "succeeded"}
+        assert api.collection().snapshot == before.snapshot, "nothing is served before it is promoted"
+        assert api.promote_job(job.id).promoted
+        after = api.collection()
+        assert after.snapshot != before.snapshot
+        assert link.resolve() == folder / job.id / "out"
+        answer = api.search([KNOWN[0][0]]).results[0]
+        assert answer.decision is not None
+        assert answer.decision.label == KNOWN[0][1]
+    with serving(link, "--jobs", str(folder)) as server, Client(server.url) as api:
+        assert api.collection().snapshot == after.snapshot
+        assert api.job(job.id).promoted
+
+
+def test_a_damaged_result_is_refused_and_the_link_put_back(folder: Path, link: Path) -> None:
+    with serving(link, "--jobs", str(folder)) as server, Client(server.url, timeout=60) as api:
+        before, target = api.collection().snapshot, link.readlink()
+        job = until(api, api.start_job("index", INDEX).id, ended)
+        (folder / job.id / "out" / "encoder" / "model.safetensors").write_bytes(b"x")
+        with pytest.raises(ServiceProblem, match="refused and the old one serves on") as refused:
+            api.promote_job(job.id)
+        assert refused.value.status == 409
+        assert (link.readlink(), api.collection().snapshot, api.job(job.id).promoted) == (target, before, False)
+
+
+def test_feedback_recalibrates_a_copy_that_is_promoted_unless_writes_came_between(folder: Path, link: Path) -> None:
+    texts: list[tuple[str, str | None]] = [*KNOWN, *((text, None) for text in UNKNOWN)]
+    texts += [(f"{text} hall", label) for text, label in texts]
+    opened = Collection.open(link, writable=True)
+    for vector, (_, label) in zip(opened.encoder.encode([text for text, _ in texts]), texts, strict=True):
+        opened.feedback(vector, label)
+    opened.close()
+    with serving(link, "--jobs", str(folder), "--refresh-seconds", "0.05") as server, Client(server.url) as api:
+        own = api.calibration().version
+        first = until(api, api.start_job("recalibrate", {}).id, ended)
+        assert first.state == "succeeded", first.error
+        opened = Collection.open(link, writable=True)
+        written = opened.delete(["rows.csv:2"]).sequence
+        opened.close()
+        while api.search([KNOWN[0][0]]).sequence < written:
+            time.sleep(0.05)
+        with pytest.raises(ServiceProblem, match="changed since it was copied"):
+            api.promote_job(first.id)
+        second = until(api, api.start_job("recalibrate", {"collection": None}).id, ended)
+        assert api.promote_job(second.id).promoted
+        assert api.calibration().version not in (own, None)
+        assert api.collection().items == 81
+
+
+def test_a_killed_service_takes_its_job_along_and_the_next_one_continues_it(folder: Path, collection: Path) -> None:
+    write(folder / "data" / "many.csv", [(f"{text} {at}", label) for at in range(300) for text, label in GALLERY])
+    with serving(collection, "--jobs", str(folder)) as server, Client(server.url) as api:
+        id = api.start_job("index", {**INDEX, "data": ["data/many.csv"]}).id
+        waiting = api.start_job("index", INDEX).id
+        until(
+            api, id, lambda job: job.progress is not None and job.progress.what == "encoding" and job.progress.done > 0
+        )
+        server.process.send_signal(signal.SIGKILL)
+        server.process.wait()
+    assert json.loads((folder / id / "job.json").read_text())["state"] == "running"
+    with serving(collection, "--jobs", str(folder)) as server, Client(server.url) as api:
+        job = until(api, id, ended)
+        assert (job.state, job.attempts) == ("succeeded", 2), job.error
+        assert until(api, waiting, ended).state == "succeeded"
+        opened = Collection.open(folder / id / "out")
+        assert opened.size == 300 * len(GALLERY)
+        opened.close()
+
+
+def test_a_stopped_service_interrupts_and_a_cancelled_job_leaves_nothing(folder: Path, collection: Path) -> None:
+    write(folder / "data" / "many.csv", [(f"{text} {at}", label) for at in range(300) for text, label in GALLERY])
+    with serving(collection, "--jobs", str(folder)) as server, Client(server.url) as api:
+        id = api.start_job("index", {**INDEX, "data": ["data/many.csv"]}).id
+        waiting = api.start_job("index", INDEX).id
+        until(api, id, lambda job: job.state == "running" and job.progress is not None)
+    assert json.loads((folder / id / "job.json").read_text())["state"] == "interrupted"
+    with serving(collection, "--jobs", str(folder)) as server, Client(server.url) as api:
+        assert api.cancel_job(waiting).state == "cancelled"
+        until(api, id, lambda job: job.state == "running")
+        assert api.cancel_job(id).state == "cancelled"
+        assert not (folder / id / "out").exists()
+        with pytest.raises(ServiceProblem, match="ended already"):
+            api.cancel_job(id)
+        with pytest.raises(ServiceProblem, match="The job is cancelled"):
+            api.promote_job(id)
+        assert [(job.id, job.state) for job in api.send(module_jobs()).jobs] == [
+            (id, "cancelled"),
+            (waiting, "cancelled"),
+        ]
+
+
+def module_jobs() -> Any:
+
+    return Calls.jobs()
+
+
+def test_a_job_that_fails_says_why_and_hurts_nobody(folder: Path, collection: Path) -> None:
+    write(folder / "data" / "bad.csv", [("", "light_on")])
+    with serving(collection, "--jobs", str(folder)) as server, Client(server.url) as api:
+        job = until(api, api.start_job("index", {**INDEX, "data": ["data/bad.csv"]}).id, ended)
+        assert job.state == "failed"
+        assert job.error is not None
+        assert "line 2" in job.error
+        said = httpx2.get(f"{server.url}/v1/jobs/{job.id}/log")
+        assert "line 2" in said.text
+        assert said.headers["content-type"].startswith("text/plain")
+        assert api.search([KNOWN[0][0]]).results[0].calibrated
+
+
+@pytest.fixture(scope="module")
+def refusing(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A service whose folder of jobs has a link out of it."""
+    base = tmp_path_factory.mktemp("refusing")
+    for name in ("elsewhere", "jobs"):
+        write(base / name / "x.csv", GALLERY)
+    (base / "jobs" / "way-out").symlink_to(base / "elsewhere")
+    with serving(collection, "--jobs", str(base / "jobs")) as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["../elsewhere/x.csv", "/etc/passwd", "no.csv", "", ".", "x/../..", "way-out/x.csv", "x.csv\0y", "--config=x.csv"],
+)
+def test_paths_stay_inside(refusing: Server, path: str) -> None:
+    fine = {"model": "static", "data": ["x.csv"]}
+    for settings in ({**fine, "data": [path]}, {**fine, "model": path}, {**fine, "calibrate": [path]}):
+        reply = httpx2.post(f"{refusing.url}/v1/jobs", json={"kind": "index", "settings": settings})
+        problem(reply, "invalid-request")
+    assert httpx2.get(f"{refusing.url}/v1/jobs").json() == {"jobs": []}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"kind": "train", "settings": {"data": ["x.csv"], "encoder": "someone/on-the-hub"}},
+        {"kind": "train", "settings": {"data": ["x.csv"], "loss": "--overwrite"}},
+        {"kind": "train", "settings": {"data": ["x.csv"], "out": "/tmp/x"}},
+        {"kind": "shell", "settings": {}},
+        {"kind": "index", "settings": {"data": ["x.csv"]}},
+        {"kind": "recalibrate", "settings": {"collection": "../x"}},
+        {},
+    ],
+)
+def test_what_is_no_job_is_refused(refusing: Server, body: dict[str, Any]) -> None:
+    problem(httpx2.post(f"{refusing.url}/v1/jobs", json=body), "invalid-request")
+
+
+def test_jobs_are_off_unless_a_folder_is_given_and_need_an_admin(
+    collection: Path, folder: Path, tmp_path: Path
+) -> None:
+    with serving(collection) as server:
+        for method, path in (("GET", ""), ("POST", ""), ("GET", "/x"), ("DELETE", "/x"), ("GET", "/x/events")):
+            reply = httpx2.request(method, f"{server.url}/v1/jobs{path}", json={} if method == "POST" else None)
+            problem(reply, "conflict")
+    file = tmp_path / "keys.json"
+    writer, admin = (keys.add(file, name, [name]) for name in ("write", "admin"))
+    with serving(collection, "--jobs", str(folder), "--keys", str(file)) as server:
+        for key, status in ((writer, 403), (admin, 200)):
+            assert httpx2.get(f"{server.url}/v1/jobs", headers={"X-Api-Key": key}).status_code == status
+        assert httpx2.get(f"{server.url}/v1/jobs").status_code == 401
+        command = [sys.executable, "-m", "service.cli", "serve", str(collection), "--port", "0", "--jobs", str(folder)]
+        other = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+        assert other.returncode != 0
+        assert "another service runs the jobs there" in other.stderr
+
+
+def test_a_trained_model_is_indexed_by_the_next_job(folder: Path, link: Path) -> None:
+    with serving(link, "--jobs", str(folder)) as server, Client(server.url, timeout=60) as api:
+        started = api.start_job("train", {"data": ["data/items.csv"], "epochs": 1.0})
+        model = until(api, started.id, ended, seconds=240)
+        assert model.state == "succeeded", model.error
+        assert model.progress is not None
+        assert model.progress.what == "training"
+        with pytest.raises(ServiceProblem, match="A model is not served: index with it"):
+            api.promote_job(model.id)
+        job = until(api, api.start_job("index", {**INDEX, "model": model.result}).id, ended)
+        assert job.state == "succeeded", job.error
+        assert api.promote_job(job.id).promoted
+        assert api.search([KNOWN[0][0]]).results[0].hits
+
+
+@pytest.mark.parametrize(("size", "works"), [(10**7, True), (10**9, False)])
+def test_a_jobs_memory_is_bounded(tmp_path: Path, size: int, works: bool) -> None:
+    code = f"""
+import os, sys
+from service import job_process
+job_process.main = lambda words: len(bytearray({size})) * 0
+sys.exit(job_process.run(2**28, [["train"]], os.getppid()))
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode == 0) is works, done.stderr
+    assert ("MemoryError" in done.stderr) is not works

@@ -1,0 +1,77 @@
+"""Pictures from a folder to a served answer with the commands and flags of texts: train, index, evaluate, serve."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from index import cli
+from index.errors import DataError, SettingsError
+from tests.pictures import digit, packed, write_digits
+from tests.service.conftest import serving
+from training.cli import train
+
+
+def run(capsys: pytest.CaptureFixture[str], verb: Any, *words: object) -> dict[str, Any]:
+    capsys.readouterr()
+    assert verb([*map(str, words), "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_the_commands_of_texts_work_on_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    people, model, out = tmp_path / "people", tmp_path / "model", tmp_path / "collection"
+    write_digits(people, range(6), range(20))
+    known = write_digits(tmp_path / "known", range(6), range(20, 45))
+    asked = write_digits(tmp_path / "asked", range(6), range(45, 75))
+    strangers = write_digits(tmp_path / "strangers", range(6, 8), range(60))
+    others = write_digits(tmp_path / "others", range(8, 10), range(30))
+    flags = ("--encoder", "image", "--image-size", 24, "--augment", "characters", "--epochs", 4, "--seed", 1)
+    trained = run(capsys, train, people, "--out", model, *flags)
+    assert trained["recipe"]["kind"] == "image"
+
+    built = run(capsys, cli.index, model, people, "--calibrate", known, "--unknown", strangers, "--out", out)
+    assert built["items"] == 120
+    report = run(capsys, cli.evaluate, out, asked, "--unknown", others)
+    assert report["queries"] == {"known": 180, "unknown": 60}
+    assert report["recall@1"] > 0.8
+    assert report["calibrated"]
+    assert 0 < report["ece_floor"] <= 0.1
+    assert 0 <= report["ece"] <= 0.3
+    assert report["fnir"] < 0.5
+    assert report["fpir"] < 0.9
+    assert [entry["coverage"] for entry in report["sets"]] == [0.9, 0.95, 0.99]
+    assert report["sets"][0]["measured"] > 0.75
+
+    with serving(out) as server, httpx2.Client(base_url=server.url, timeout=60) as api:
+        query = {"image": base64.b64encode(packed(digit(4, 3))).decode()}
+        (answer,) = api.post("/v1/search", json={"queries": [query]}).json()["results"]
+    assert (answer["hits"][0]["id"], answer["decision"]["label"]) == ("d4/003.png", "d4")
+
+
+def test_faulty_pictures_are_left_out_where_asked_and_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    people = write_digits(tmp_path / "people", range(4), range(12))
+    (people / "d1" / "cut.png").write_bytes(packed(digit(1, 30))[:-60])
+    run(capsys, train, write_digits(tmp_path / "small", range(3), range(4)), "--out", tmp_path / "model",
+        "--encoder", "image", "--image-size", 16, "--epochs", 1)  # fmt: skip
+    command = (tmp_path / "model", people, "--out", tmp_path / "collection")
+    with pytest.raises(DataError, match=r"cut\.png"):
+        cli.index([str(word) for word in command])
+    built = run(capsys, cli.index, *command, "--skip-faulty")
+    assert built["items"] == 48
+    (fault,) = built["left_out"]
+    assert fault["file"].endswith("cut.png")
+    assert "cannot be decoded" in fault["reason"]
+    report = run(capsys, cli.evaluate, tmp_path / "collection", people, "--skip-faulty")
+    assert len(report["left_out"]) == 1
+    assert report["queries"]["known"] == 48
+    with pytest.raises(SettingsError, match="leaves out pictures only"):
+        cli.index(["static", str(tmp_path / "rows.csv"), "--label", "label", "--out", str(tmp_path / "c"),
+                   "--skip-faulty"])  # fmt: skip
