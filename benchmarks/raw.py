@@ -1,4 +1,4 @@
-"""Outcomes of benchmarks whose JSON is their own, because they continue from it: index, images, bulk."""
+"""Outcomes of benchmarks whose JSON is their own, because they continue from it: index, images, bulk, service."""
 
 from __future__ import annotations
 
@@ -69,7 +69,39 @@ def bulk(raw: dict[str, Any]) -> Outcome:
     return Outcome("bulk", "A million texts", [Table("surematch index", ["", "measured"], rows)], figures=raw)
 
 
-READERS: dict[str, Callable[[dict[str, Any]], Outcome]] = {"index": index, "images": images, "bulk": bulk}
+def service(raw: dict[str, Any]) -> Outcome:
+    """Requests a second over HTTP: ours, raw FAISS in process, and the peers."""
+    tables, against, versions = [], [], {"faiss-cpu": raw["machine"]["faiss"]}
+    loads = {part: raw[part]["loads"] for part in ("flat", "hnsw") if part in raw}
+    if "text" in raw:
+        loads["text"] = raw["text"]["static"]
+    for name, found in raw.get("peers", {}).items():
+        if "loads" in found:
+            loads[name] = found["loads"]
+            versions[name] = found["version"]
+    for part, found in loads.items():
+        clients = list(next(iter(found.values())))
+        rows: list[list[Cell]] = [
+            [name, *(by[count][key] for count in clients for key in ("per_second", "p50_ms"))]
+            for name, by in found.items()
+        ]
+        columns = ["", *(f"{what}, {count} clients" for count in clients for what in ("requests/s", "p50 ms"))]
+        tables.append(Table(part, columns, rows))
+        ours = next(name for name in found if name.startswith("surematch"))
+        for name, by in found.items():
+            if not name.startswith("surematch"):
+                for count in clients:
+                    what = f"{part}: requests a second, {count} clients"
+                    against.append(Against(what, found[ours][count]["per_second"], name, by[count]["per_second"]))
+    return Outcome("service", "The service over HTTP", tables, against, versions, raw)
+
+
+READERS: dict[str, Callable[[dict[str, Any]], Outcome]] = {
+    "index": index,
+    "images": images,
+    "bulk": bulk,
+    "service": service,
+}
 
 
 def read(name: str, path: Path) -> Outcome:
