@@ -45,6 +45,7 @@ class Part:
         return f"make {target}" + (f' ARGS="{" ".join(self.arguments)}"' if self.arguments else "")
 
 
+MILLION = ("--size", "1000000", "--dimension", "128", "--engines", "flat", "ivf", "ivf-pq", "sq8")
 PARTS = (
     Part("simplex", "bench_simplex.py"),
     Part("training-static", "bench_training.py"),
@@ -54,6 +55,7 @@ PARTS = (
     Part("images", "bench_images.py"),
     Part("calibration", "bench_calibration.py"),
     Part("index", "bench_index.py"),
+    Part("index-million", "bench_index.py", MILLION),
     Part("service", "bench_service.py"),
     Part("bulk", "bench_bulk.py"),
     Part("first-answer", "bench_first_answer.py"),
