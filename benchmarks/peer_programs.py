@@ -50,8 +50,9 @@ def start(command: list[str], url: str, **environment: str) -> None:
             return
         except OSError:
             if process.poll() is not None:
-                sys.exit((folder / "server.log").read_text()[-2000:])
+                break
             time.sleep(0.2)
+    sys.exit((folder / "server.log").read_text()[-2000:] or f"{url} does not answer")
 
 
 def post(url: str, body: Any) -> Any:
@@ -106,7 +107,8 @@ def txtai() -> Ask:
         stored = made.config
         stored["transform"] = "peer_programs.vectors_of"
         made.save(str(path))
-    (folder / "app.yml").write_text(f"path: {path}\n")
+    settings = "method: external\n  transform: peer_programs.vectors_of"
+    (folder / "app.yml").write_text(f"path: {path}\nembeddings:\n  {settings}\n")
     port = free_port()
     start(
         [sys.executable, "-m", "uvicorn", "txtai.api:app", "--port", str(port), "--log-level", "warning"],

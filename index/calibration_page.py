@@ -135,11 +135,9 @@ def _histograms(points: Points) -> str:
 
 
 def _risk(points: Points) -> str:
-    order = np.argsort(-points.probability, kind="stable")
-    w = points.weight[order]
-    answered = np.cumsum(w) / w.sum()
-    wrong = np.cumsum(w * ~points.right[order]) / np.cumsum(w)
-    return _frame("share answered", "share of these that is wrong", [_line(_thinned(answered, wrong), "#1f6feb")])
+    curve = metrics.risk_coverage(points.probability, points.right, points.weight)
+    drawn = [(point["coverage"], point["risk"]) for point in curve]
+    return _frame("share answered", "share of these that is wrong", [_line(drawn, "#1f6feb")])
 
 
 def _det(points: Points) -> str:

@@ -29,6 +29,7 @@ from index import compaction, respond
 from index.answer import Answer, MapSpec
 from index.calibrate import Calibration
 from index.conformal import CoverageFor
+from index.consent import Expiry
 from index.drift import Drift
 from index.encoders import Encoder, load_encoder
 from index.engine import Engine
@@ -43,6 +44,7 @@ from index.loading import CALIBRATION as CALIBRATION
 from index.loading import PROFILE as PROFILE
 from index.loading import caught_up, load_state
 from index.maintenance import Maintenance
+from index.milvus_engine import leave
 from index.new_items import NewItem as NewItem
 from index.new_items import Receipt as Receipt
 from index.new_items import encoded
@@ -50,6 +52,7 @@ from index.outcome import map_name
 from index.recalibrate import recalibrated
 from index.snapshot import clean, created, current_name
 from index.sources import Progress
+from index.stages import stage
 from index.state import State
 from index.versions import Version, Versions, chosen_calibration, dump, id_of
 from index.writer_lock import WriterLock
@@ -84,6 +87,7 @@ class Collection:
         self.maintenance = Maintenance(self.snapshot, self._due)
         self.drift = Drift()
         self._store = store
+        self._expiry = Expiry(store)
         self._config = config
         self._state = state
         self._lock = lock
@@ -121,7 +125,7 @@ class Collection:
 
     def _tidy(self) -> None:
         """What a killed writer left undone: half-written files, an erasure, a snapshot that is missing or damaged."""
-        clean(self.path / SNAPSHOTS)
+        clean(self.path / SNAPSHOTS, leaving=leave)
         self._versions.clean()
         if self._state.snapshot_id.startswith("rebuilt-"):
             self._store.renew()  # no snapshot belongs to these items: none shall by chance of numbers ever
@@ -450,7 +454,13 @@ class Collection:
         condition = None if filter is None else Filter.parse(filter)
         if not len(queries):
             return []
-        found, state = self._found(queries, k, condition, everything=explain)
+        before = self._state
+        try:
+            found, state = self._found(queries, k, condition, everything=explain)
+        except CollectionError:  # an index that lies elsewhere (Milvus), and went with a compaction?
+            if self._state is before and not self.refresh():
+                raise
+            found, state = self._found(queries, k, condition, everything=explain)
         reason = state.uncalibrated()
         if reason is not None or state.calibration is None:
             told = [warning for warning in state.warnings if warning not in (reason or "")]
@@ -458,9 +468,10 @@ class Collection:
         self.drift.observe(found.scores, found.codes, state.calibration)
         warnings = [*state.warnings, *recall_warning(state.engine), *state.calibration.warnings]
         exact: Literal["all", "top", "no"] = "no" if not state.engine.exact else "all" if len(state) <= TOP_K else "top"
-        return respond.with_probabilities(
-            found, k, state.calibration, name, coverage, coverage_for, exact, warnings, explain
-        )
+        with stage("calibrate"):
+            return respond.with_probabilities(
+                found, k, state.calibration, name, coverage, coverage_for, exact, warnings, explain
+            )
 
     def _found(
         self, queries: NDArray[np.float32], k: int, condition: Filter | None, *, everything: bool
@@ -475,6 +486,9 @@ class Collection:
                 raise DataError("This collection holds no items, so there is nothing to search. Index some rows first.")
             allowed = None if condition is None else self._store.rows_where(condition, state.sequence)
             if condition is None or allowed is not None:
+                ended = self._expiry.ended(state.sequence)
+                if len(ended):
+                    allowed = np.setdiff1d(state.gallery.rows if allowed is None else allowed, ended)
                 scores, rows = state.search(queries, TOP_K)
                 codes = state.gallery.codes_of(rows)
                 shown = None if allowed is None else _shown(state, queries, allowed)

@@ -21,6 +21,7 @@ from index.examples import Examples, Queries, examples
 from index.gallery import Gallery
 from index.items import Changes, ItemStore, KeptQueries
 from index.loading import CALIBRATION, PROFILE
+from index.milvus_engine import leave
 from index.snapshot import clean, write_snapshot
 from index.sources import Progress, stored_queries
 from index.state import State
@@ -132,6 +133,7 @@ def compact(
             encoder=encoder.fingerprint,
             files=files,
             about={"store": store.id, "uncalibrated": why_not},
+            leaving=leave,
         )
     progress("writing", 1, 1)
     id = id_of(files[CALIBRATION]) if calibration is not None else None
@@ -144,5 +146,5 @@ def erase(snapshots: Path, store: ItemStore, upto: int) -> bool:
     False while a reader elsewhere prevents it.
     """
     store.purge(upto)
-    clean(snapshots, older_than=store.purged)
+    clean(snapshots, store.purged, leave)
     return store.erased[0] >= upto or store.scrub(upto)

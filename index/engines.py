@@ -28,7 +28,7 @@ TARGET = 0.99
 _NEIGHBOURS = 10
 _SAMPLE = 1_024
 _ROUNDING = 1e-6
-_ONE_SIDED_95 = 1.645
+_ONE_SIDED_99 = 2.326
 
 
 def engine_class(name: str) -> type[Engine]:
@@ -65,11 +65,10 @@ def make_engine(
 ) -> Engine:
     """Builds engine `name` of unit vectors (n, d) with ascending row numbers (n,), tuned until recall@10 >= `TARGET`.
 
-    Recall is measured on `queries` (m, d), or on items of the gallery that look for the others. Half of them choose the
-    parameters, by a lower 95 % bound; the recall told is that of the other half. `auto` is exact up to
-    `AUTO_FLAT` items; beyond, the first of ivf-pq, hnsw and sq8 that fits `memory_budget` bytes (half of this machine's
-    memory unless given) and reaches the target; flat, or else the best of those measured, if none does. Raises
-    `SettingsError` for an unknown name or a budget nothing fits.
+    Recall is measured on `queries` (m, d), or on items of the gallery that look for the others; what counts is a lower
+    99 % bound on either half of them. `auto` is exact up to `AUTO_FLAT` items; beyond, the first of ivf-pq, hnsw and
+    sq8 that fits `memory_budget` bytes (half of this machine's memory unless given) and reaches the target; flat, or
+    else the best of those measured, if none does. Raises `SettingsError` for an unknown name or a budget nothing fits.
     """
     check_name(name)
     if name == "flat" or (name == "auto" and not len(vectors)):
@@ -108,7 +107,7 @@ Measured = TypeVar("Measured", FaissEngine, MilvusEngine)
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """Recall measured on queries that did not choose the parameters, and a lower 95 % bound of that on those that did.
+    """Recall measured on one half of the queries, and the lower of the 99 % bounds that the two halves give.
 
     The fastest of several parameters that seem to reach a target have been lucky; on new queries they fall short of it.
     """
@@ -119,13 +118,17 @@ class Recall:
     @classmethod
     def of(cls, shares: NDArray[np.float64]) -> Recall:
         """From the share found for each of the queries, in any order that does not depend on it."""
-        choosing, held = (shares[::2], shares[1::2]) if len(shares) > 1 else (shares, shares)
-        error = choosing.std(ddof=1) / np.sqrt(len(choosing)) if len(choosing) > 1 else 0.0
-        return cls(float(held.mean()), float(choosing.mean() - _ONE_SIDED_95 * error))
+        halves = (shares[::2], shares[1::2]) if len(shares) > 1 else (shares, shares)
+        return cls(float(halves[1].mean()), min(map(_lower_bound, halves)))
 
     @property
     def reached(self) -> bool:
-        return min(self.held_out, self.bound) >= TARGET
+        return self.bound >= TARGET
+
+
+def _lower_bound(shares: NDArray[np.float64]) -> float:
+    error = shares.std(ddof=1) / np.sqrt(len(shares)) if len(shares) > 1 else 0.0
+    return float(shares.mean() - _ONE_SIDED_99 * error)
 
 
 class _Sample:

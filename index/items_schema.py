@@ -97,7 +97,10 @@ def migrate(connection: sqlite3.Connection) -> None:
             connection,
             "ALTER TABLE items ADD COLUMN checksum INTEGER;"
             "ALTER TABLE state ADD COLUMN forgotten INTEGER NOT NULL DEFAULT 0;"
-            "UPDATE state SET forgotten = purged;" + _TOMBSTONES + f"PRAGMA user_version = {VERSION}",
+            # version 2 overwrote deletions, but left copies that rows leave behind when they move between pages
+            f"UPDATE state SET forgotten = purged, erased = CASE purged WHEN 0 THEN erased ELSE {NEVER} END;"
+            + _TOMBSTONES
+            + f"PRAGMA user_version = {VERSION}",
         )
     connection.execute("COMMIT")
 

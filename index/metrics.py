@@ -106,6 +106,21 @@ def aurc(confidence: ArrayLike, correct: ArrayLike, weight: ArrayLike | None = N
     return float(np.sum(w * np.cumsum(wrong) / np.cumsum(w)) / w.sum())
 
 
+def risk_coverage(
+    confidence: ArrayLike, correct: ArrayLike, weight: ArrayLike | None = None, points: int = 400
+) -> list[dict[str, float]]:
+    """The curve under which `aurc` is the area: of the surest `coverage` of the answers the share `risk` is wrong.
+
+    Thinned to so many points at most.
+    """
+    c, y, w = _prepare(confidence, correct, weight)
+    order = np.argsort(-c, kind="stable")
+    w, wrong = w[order], (w * (1 - y))[order]
+    coverage, risk = np.cumsum(w) / w.sum(), np.cumsum(wrong) / np.cumsum(w)
+    at = np.unique(np.linspace(0, len(w) - 1, min(points, len(w))).astype(int))
+    return [{"coverage": float(coverage[i]), "risk": float(risk[i])} for i in at]
+
+
 def report(
     probability: ArrayLike,
     no_match: ArrayLike,

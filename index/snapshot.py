@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,6 +35,13 @@ MAPPED = 64 << 20
 _TEMPORARY = ".writing-"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+Leaving = Callable[[Path], None]
+"""Is told of a snapshot's folder before it is removed, to remove what lies elsewhere."""
+
+
+def _nothing(snapshot: Path) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +74,17 @@ def write_snapshot(
     encoder: str,
     files: dict[str, bytes],
     about: dict[str, Any] | None = None,
+    leaving: Leaving = _nothing,
 ) -> str:
     """Writes and switches to a new snapshot under `root`; returns its name. Keeps the last two.
 
-    `about` is added to the manifest. Raises `DiskFull` or another `CollectionError`, and leaves nothing half written.
+    `about` is added to the manifest; `leaving` is told of every snapshot before it is removed. Raises `DiskFull` or
+    another `CollectionError`, and leaves nothing half written.
     """
     with storing(root, "snapshot"):
-        return _write(root, {"sequence": sequence, "engine": engine, "encoder": encoder, **(about or {})}, files)
+        return _write(
+            root, {"sequence": sequence, "engine": engine, "encoder": encoder, **(about or {})}, files, leaving
+        )
 
 
 @contextmanager
@@ -89,7 +100,7 @@ def storing(root: Path, what: str) -> Iterator[None]:
         ) from error
 
 
-def _write(root: Path, about: dict[str, Any], files: dict[str, bytes]) -> str:
+def _write(root: Path, about: dict[str, Any], files: dict[str, bytes], leaving: Leaving) -> str:
     root.mkdir(parents=True, exist_ok=True)
     settings = root.parent / _COLLECTION
     manifest = {
@@ -118,7 +129,7 @@ def _write(root: Path, about: dict[str, Any], files: dict[str, bytes]) -> str:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _switch(root, name)
-    _prune(root, name)
+    _prune(root, name, leaving)
     return name
 
 
@@ -162,7 +173,7 @@ def point_to(root: Path, name: str) -> None:
     _switch(root, name)
 
 
-def clean(root: Path, older_than: int = 0) -> None:
+def clean(root: Path, older_than: int = 0, leaving: Leaving = _nothing) -> None:
     """Removes snapshots of a sequence number before `older_than`, and what a killed writer left half written.
 
     For the writer only. Raises `CollectionError` when a file cannot be removed.
@@ -173,6 +184,7 @@ def clean(root: Path, older_than: int = 0) -> None:
         for path in root.iterdir():
             number = path.name.partition("-")[0]
             if path.is_dir() and (path.name.startswith(_TEMPORARY) or (number.isdigit() and int(number) < older_than)):
+                leaving(path)
                 shutil.rmtree(path)
             elif path.name.startswith(f".{_CURRENT}-"):
                 path.unlink()
@@ -253,9 +265,10 @@ def replace_durably(path: Path, content: bytes) -> None:
     _sync(path.parent)
 
 
-def _prune(root: Path, current: str) -> None:
+def _prune(root: Path, current: str, leaving: Leaving) -> None:
     names = sorted(path.name for path in root.glob("[0-9]*-*") if path.is_dir() and path.name != current)
     for name in names[: max(0, len(names) - (_KEPT - 1))]:
+        leaving(root / name)
         _discard(root / name)
 
 

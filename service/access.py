@@ -9,7 +9,7 @@ from service.by_name import address
 from service.keys import Keys
 from service.problems import Problem, response
 
-OPEN = ("/healthz", "/readyz", "/docs", "/calibration", "/openapi.json", "/favicon.ico", "/")
+OPEN = ("/healthz", "/readyz", "/docs", "/calibration", "/collection", "/openapi.json", "/favicon.ico", "/")
 """No key needed: they say nothing about what the collection holds. The page asks for a key and sends it along."""
 OPEN_BELOW = ("/web/", "/problems/")
 SEARCH = (

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
@@ -27,6 +27,10 @@ from service.routes import admin, collection, collections, embeddings, health, i
 from service.schemas import limited
 from service.serving import Current, Serving
 from service.settings import ServeSettings
+from service.tracing import NAME, RequestSpans, provider
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 DESCRIPTION = """\
 Similarity search that knows how sure it is. Every answer carries calibrated match probabilities, the share of
@@ -35,12 +39,17 @@ they are never the same field. Errors are `application/problem+json` (RFC 9457).
 
 
 def create_app(
-    settings: ServeSettings, servings: Mapping[str, Serving] | None = None, pipe: Connection | None = None
+    settings: ServeSettings,
+    servings: Mapping[str, Serving] | None = None,
+    pipe: Connection | None = None,
+    traces: TracerProvider | None = None,
 ) -> FastAPI:
     """The ASGI application. Its lifespan opens and warms the collections of `settings`, unless `servings` has them.
 
-    `pipe` leads to the supervisor, where this is one of several workers.
+    `pipe` leads to the supervisor, where this is one of several workers. `traces` takes the spans; without it they go
+    where `settings.traces` says. Raises `SettingsError` when they cannot.
     """
+    traces = provider() if traces is None and settings.traces else traces
     opened = dict(servings or {})
     metrics = next(iter(opened.values())).searcher.metrics if opened else Metrics()
 
@@ -51,7 +60,6 @@ def create_app(
             await current.start()
         app.state.currents = currents
         fleet = None if pipe is None else Fleet(pipe, lambda name: currents[name].reload())
-        app.state.jobs = None if settings.jobs is None else Jobs(settings.jobs, settings.job_memory)
         if app.state.jobs is not None:
             await app.state.jobs.start()
         if fleet is not None:
@@ -68,6 +76,8 @@ def create_app(
                 fleet.leave()
             for current in currents.values():
                 await current.stop()
+            if traces is not None:
+                traces.shutdown()
             if app.state.audit is not None:
                 app.state.audit.close()
 
@@ -84,7 +94,8 @@ def create_app(
     app.state.keys = Keys(settings.keys) if settings.keys else None
     app.state.audit = AuditLog(settings.audit_log) if settings.audit_log else None
     app.state.currents = {}
-    app.state.jobs = None
+    app.state.jobs = None if settings.jobs is None else Jobs(settings.jobs, settings.job_memory)
+    app.state.tracer = None if traces is None else traces.get_tracer(NAME)
     app.state.draining = False
     app.state.request_model = limited(settings)
     app.state.put_model, app.state.delete_model = limited_items(settings)
@@ -97,6 +108,8 @@ def create_app(
         app.add_middleware(KnownHosts, names=names)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(RequestMetrics, metrics=metrics)
+    if app.state.tracer is not None:
+        app.add_middleware(RequestSpans, tracer=app.state.tracer)
     app.add_middleware(RequestLog)
     app.add_middleware(ByName)
     routers = [

@@ -433,6 +433,11 @@ class ReloadReply(Reply):
     snapshot: str
 
 
+class LabelSizeReply(Reply):
+    label: str
+    items: int
+
+
 class CollectionReply(BaseModel):
     """What is served. More members than these describe the gallery and the engine."""
 
@@ -444,6 +449,7 @@ class CollectionReply(BaseModel):
     snapshot: str
     dimension: int
     examples: list[str] = Field(description="questions to start with")
+    labels_by_size: list[LabelSizeReply] = Field(description="the labels with the most items, largest first")
 
 
 class ServedReply(Reply):
@@ -466,6 +472,11 @@ class CollectionsReply(Reply):
     collections: list[ServedReply]
 
 
+class RiskReply(Reply):
+    coverage: float
+    risk: float
+
+
 class CalibrationReply(BaseModel):
     """How the probabilities were fitted and what they measured on held-out queries."""
 
@@ -474,6 +485,7 @@ class CalibrationReply(BaseModel):
     calibrated: bool
     reason: str | None = Field(description="why no probability can be shown")
     version: str | None = Field(description="id of the calibration in use; null when there is none")
+    risk_coverage: list[RiskReply] | None = Field(description="of the surest answers, the share that is wrong")
 
 
 class FaultReply(Reply):

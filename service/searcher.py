@@ -19,6 +19,7 @@ from index.collection import Collection
 from index.encoders import StaticEncoder
 from index.errors import DataError, SurematchError
 from index.image_encoder import image_encoder
+from index.stages import measured
 from service.batching import Admission, Batcher
 from service.cache import VectorCache
 from service.metrics import Metrics
@@ -56,6 +57,8 @@ class Found:
     snapshot: str
     sequence: int
     seconds: float
+    calibrating: float
+    """Of `seconds` the part that made probabilities of hits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,15 +218,16 @@ class Searcher:
         try:
             while True:
                 state = self.collection.state
-                answers = self.collection.search_vectors(
-                    vectors,
-                    k=asked.k,
-                    map=asked.map_spec,
-                    coverage=asked.coverage,
-                    coverage_for=asked.coverage_for,
-                    filter=asked.filter,
-                    explain=asked.explain,
-                )
+                with measured() as stages:
+                    answers = self.collection.search_vectors(
+                        vectors,
+                        k=asked.k,
+                        map=asked.map_spec,
+                        coverage=asked.coverage,
+                        coverage_for=asked.coverage_for,
+                        filter=asked.filter,
+                        explain=asked.explain,
+                    )
                 # all of an answer comes from one state; which one it was is known unless a new snapshot came between
                 if self.collection.snapshot_id == state.snapshot_id:
                     break
@@ -234,7 +238,16 @@ class Searcher:
         start = 0
         for job in jobs:
             end = start + len(job.vectors)
-            found.append(Found(answers[start:end], job.vectors, state.snapshot_id, state.sequence, seconds))
+            found.append(
+                Found(
+                    answers[start:end],
+                    job.vectors,
+                    state.snapshot_id,
+                    state.sequence,
+                    seconds,
+                    stages.get("calibrate", 0.0),
+                )
+            )
             start = end
         return found
 

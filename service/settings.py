@@ -56,6 +56,9 @@ class ServeSettings(Settings):
         None, description="folder of jobs and their data: lets admins train, index and recalibrate over HTTP"
     )
     job_memory: int = Field(8 * 2**30, ge=2**28, description="bytes of memory that a job's process may take")
+    traces: bool = Field(
+        False, description="send OpenTelemetry traces where the OTEL_EXPORTER_OTLP_... variables say (extra otel)"
+    )
     access_log: bool = Field(False, description="log a line of JSON a request: route, status, time, key; never a text")
     audit_log: Path | None = Field(
         None,

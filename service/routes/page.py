@@ -1,4 +1,4 @@
-"""The pages people look at: `/` (search), `/calibration`, `/docs` (the API, tried out in place), and the problem types.
+"""The pages people look at: `/` (search), `/calibration`, `/collection`, `/docs` (the API), and the problem types.
 
 No page loads anything from elsewhere: Swagger UI's files come from the package `fastapi-swagger`.
 """
@@ -26,6 +26,11 @@ async def page() -> FileResponse:
 @router.get("/calibration")
 async def calibration() -> FileResponse:
     return FileResponse(WEB / "calibration.html")
+
+
+@router.get("/collection")
+async def collection() -> FileResponse:
+    return FileResponse(WEB / "collection.html")
 
 
 @router.get("/docs")

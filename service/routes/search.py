@@ -15,6 +15,7 @@ from index.conformal import CoverageFor
 from service.problems import Fault, Problem, documented, from_validation
 from service.routes.state import audit_of, json_body, json_response, media_type, serving_of
 from service.schemas import VISIBLE, SearchReply, SearchRequest
+from service.tracing import search_spans
 
 router = APIRouter(prefix="/v1", tags=["search"])
 _PROBLEMS = documented("invalid-request", "not-json", "busy", "too-slow", "not-ready")
@@ -130,6 +131,8 @@ async def _answer(request: Request, asked: SearchRequest, vectors: NDArray[np.fl
         found, timings = await serving.searcher.search(asked, vectors)
         if (audit := audit_of(request)) is not None:
             audit.searched(request, serving.name, found.answers)
+        if (tracer := request.app.state.tracer) is not None:
+            search_spans(tracer, serving.name, found, timings)
         query_ids = serving.recent.remember(found.vectors) if serving.collection.writable else None
     return json_response(
         {

@@ -284,7 +284,7 @@ def test_an_engine_that_was_lucky_on_its_queries_is_not_taken_for_good_enough() 
     good = [engines.Recall.of(random.binomial(10, 0.996, 1024) / 10) for _ in range(1000)]
     assert np.mean([recall.reached for recall in good]) > 0.99
     assert engines.Recall.of(np.ones(1)).reached
-    assert engines.Recall.of(np.array([1.0, 0.0])) == engines.Recall(0.0, 1.0)
+    assert engines.Recall.of(np.array([1.0, 0.0])) == engines.Recall(0.0, 0.0)
 
 
 def test_auto_is_exact_while_it_can_be_and_keeps_to_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,3 +361,11 @@ def test_milvus_compares_itself_where_its_index_gives_too_little(monkeypatch: py
 def test_largest_takes_the_earlier_of_equals_in_order() -> None:
     scores = np.array([[0.5, 1.0, 0.5, 1.0, 1.0]], np.float32)
     np.testing.assert_array_equal(exact.largest(scores, 5)[1], [[1, 3, 4, 0, 2]])
+
+
+def test_the_beam_of_the_graph_is_as_wide_as_k_and_wider_where_few_pass() -> None:
+    built = FAISS["hnsw"].build(VECTORS[:200], ROWS[:200]).with_parameters({"ef_search": 32}, None)
+    beams = [
+        built._search_parameters(k, share).efSearch for k, share in ((10, 1.0), (100, 1.0), (10, 0.25), (100, 0.5))
+    ]
+    assert beams == [32, 100, 128, 200]

@@ -72,3 +72,20 @@ def test_an_impossible_event_costs_infinitely_much() -> None:
 def test_unlike_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="alike"):
         metrics.ece([0.1, 0.2], [1])
+
+
+def test_the_risk_coverage_curve_is_counted_and_its_area_is_aurc() -> None:
+    random = np.random.default_rng(4)
+    p, w = random.random(60), random.uniform(0.5, 2, 60)
+    right = random.random(60) < p
+    curve = metrics.risk_coverage(p, right, w)
+    order = sorted(range(60), key=lambda i: -p[i])
+    for at, point in enumerate(curve):
+        surest = order[: at + 1]
+        assert point["coverage"] == pytest.approx(w[surest].sum() / w.sum())
+        assert point["risk"] == pytest.approx((w[surest] * ~right[surest]).sum() / w[surest].sum())
+    steps = np.diff([0.0, *(point["coverage"] for point in curve)])
+    assert steps @ [point["risk"] for point in curve] == pytest.approx(metrics.aurc(p, right, w))
+    thin = metrics.risk_coverage(p, right, w, points=7)
+    assert len(thin) == 7
+    assert (thin[0], thin[-1]) == (curve[0], curve[-1])

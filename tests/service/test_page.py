@@ -235,6 +235,37 @@ def test_the_calibration_page_draws_what_was_measured(page: Page, server: Server
     assert heights == pytest.approx([10 + 270 * (1 - frequency) for frequency in observed])
 
 
+def test_the_risk_coverage_curve_is_drawn(page: Page, server: Server) -> None:
+    points = httpx2.get(f"{server.url}/v1/calibration").json()["risk_coverage"]
+    page.goto("/calibration")
+    drawn = page.locator("#curve polyline")
+    expect(drawn).to_be_visible()
+    places = (drawn.get_attribute("points") or "").split()
+    assert len(places) == len(points) <= 100
+    assert float(places[-1].split(",")[0]) == pytest.approx(40 + 270)
+    highest = max(point["risk"] for point in points)
+    most = next(limit for limit in (0.01, 0.02, 0.04, 0.1, 0.2, 0.4, 1) if highest <= limit)
+    ends = [10 + 270 * (1 - point["risk"] / most) for point in points]
+    assert [float(place.split(",")[1]) for place in places] == pytest.approx(ends)
+    expect(page.locator("#half")).to_contain_text("Of the surest half")
+
+
+def test_the_collection_page_says_what_is_served(page: Page, server: Server) -> None:
+    served = httpx2.get(f"{server.url}/v1/collection").json()
+    assert sum(entry["items"] for entry in served["labels_by_size"]) == served["items"]
+    page.goto("/")
+    page.get_by_role("link", name="Collection").click()
+    facts = page.locator("#facts")
+    for said in (served["model"], served["snapshot"], served["calibration_id"], "1 (exact)"):
+        expect(facts).to_contain_text(said)
+    expect(page.locator("#sizes > li")).to_have_count(len(served["labels_by_size"]))
+    expect(page.locator("#sizes > li").first).to_contain_text(served["labels_by_size"][0]["label"])
+    expect(page.locator("#drift")).not_to_be_empty()
+    assert page.evaluate("window.stolen") is None
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth <= 360")
+
+
 def test_without_calibration_its_page_says_why(browser: Browser, uncalibrated: Path) -> None:
     with serving(uncalibrated) as server:
         context = browser.new_context(base_url=server.url)

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
@@ -181,3 +182,30 @@ def test_after_sigterm_readiness_turns_first_and_requests_are_still_answered(col
         assert server.process.wait(30) == 0
     assert not crowd.failed
     assert {status for status, _, _ in crowd.seen} == {200}
+
+
+def test_restarts_under_load_fail_no_request_in_flight(collection: Path) -> None:
+    """Clients that keep their connection, and leave when they are told to (`Connection: close`), lose nothing."""
+    for _ in range(int(os.environ.get("SUREMATCH_RESTARTS", "1"))):
+        with serving(collection, "--drain-notice-seconds", "2") as server:
+            answered: Counter[int] = Counter()
+            started = threading.Barrier(9, timeout=60)
+
+            def client(url: str, answered: Counter[int], started: threading.Barrier) -> int:
+                with httpx2.Client(base_url=url, timeout=30) as api:
+                    for at in range(100_000):
+                        reply = api.post("/v1/search", json=QUERIES)
+                        answered[reply.status_code] += 1
+                        if at == 0:
+                            started.wait()
+                        if reply.headers.get("connection") == "close":
+                            return at
+                raise AssertionError("never told to leave")
+
+            with ThreadPoolExecutor(8) as pool:
+                asking = [pool.submit(client, server.url, answered, started) for _ in range(8)]
+                started.wait()
+                server.process.send_signal(signal.SIGTERM)
+                assert all(one.result(60) >= 1 for one in asking)
+            assert server.process.wait(30) == 0
+        assert set(answered) == {200}
