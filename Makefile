@@ -43,6 +43,10 @@ test-optimized: $(VENV)/ready  ## the tests of the index room under `python -O`:
 	PYTHONOPTIMIZE=1 PYTHONWARNINGS="$(UNSEEN)" OMP_NUM_THREADS=1 \
 	  $(BIN)/python -m pytest -n $(WORKERS) -W "$(UNSEEN):pytest.PytestConfigWarning" tests/index $(ARGS)
 
+.PHONY: test-jobs
+test-jobs: $(VENV)/ready  ## jobs over HTTP, training included: killed and continued, cancelled, promoted
+	SUREMATCH_TRAIN_JOB=1 $(BIN)/python -m pytest tests/service/test_jobs.py $(ARGS)
+
 check: $(VENV)/ready  ## lint, types, and who may import whom
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -4,9 +4,10 @@
 
 PEOPLE holds one folder of photographs a person; no photograph is copied anywhere. Some people are enrolled with three
 photographs each. Half of their other photographs, and all of some people who are not enrolled, calibrate; the rest is
-held back: photographs of enrolled people, and people nobody has seen. The line is drawn where the calibration lets in
---fpir of the strangers, and that promise is compared with what the held-back photographs show, with the interval (95 %,
-Clopper-Pearson) that their number supports. Index, evaluation and threshold are the commands people use.
+held back: photographs of enrolled people, and people nobody has seen. Two lines are drawn on calibration photographs,
+where --fpir of the strangers would be let in, and where a false match costs --cost times a miss. What they promise is
+compared with what the held-back photographs show, with the interval (95 %, Clopper-Pearson, as if photographs of
+one stranger were independent, which they are not). Index, evaluation and threshold are the commands people use.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with one folder of photographs a person")
     parser.add_argument("--orl", type=Path, help="the folder orl_faces")
     parser.add_argument("--fpir", type=float, default=0.05)
+    parser.add_argument("--cost", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
@@ -56,7 +58,7 @@ def main() -> None:
     if chosen.data is None:
         print("SKIPPED: no photographs. Give --data PEOPLE, a folder with one folder of photographs a person.")
     else:
-        report["photographs"] = photographs(chosen.data, chosen.fpir, chosen.seed)
+        report["photographs"] = photographs(chosen.data, chosen.fpir, chosen.cost, chosen.seed)
     if chosen.json:
         chosen.json.write_text(json.dumps(report, indent=2) + "\n")
 
@@ -73,7 +75,7 @@ def orl(folder: Path) -> dict[str, float]:
     return {"recall@1": found.recall_at_1, "pictures": len(rows)}
 
 
-def photographs(data: Path, fpir: float, seed: int) -> dict[str, Any]:
+def photographs(data: Path, fpir: float, cost: float, seed: int) -> dict[str, Any]:
     tables = split(data, seed)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
@@ -87,8 +89,14 @@ def photographs(data: Path, fpir: float, seed: int) -> dict[str, Any]:
         evaluated = command(
             cli.evaluate, out, files["held back"], "--unknown", files["unknown held back"], *columns
         )  # fmt: skip
-        line = command(cli.threshold, out, "--fpir", fpir, "--json")
-        measured = at_the_line(out, evaluated, tables, line["probability"])
+        lines = {
+            f"FPIR {fpir:g}": command(cli.threshold, out, "--fpir", fpir, "--json"),
+            f"a false match costs {cost:g} misses": command(
+                cli.threshold, out, "--false-match-cost", cost, "--miss-cost", 1, "--json"
+            ),
+        }
+        measured = {name: at_the_line(answers, line["probability"]) for answers in [asked(out, evaluated, tables)]
+                    for name, line in lines.items()}  # fmt: skip
     left_out = len(built["left_out"]) + len(evaluated["left_out"])
     people = {name: len({row[1] for row in rows}) for name, rows in tables.items()}
     counts = {name: len(rows) for name, rows in tables.items()}
@@ -101,11 +109,12 @@ def photographs(data: Path, fpir: float, seed: int) -> dict[str, Any]:
           f"FPIR {evaluated['fpir']:.3f}, FNIR {evaluated['fnir']:.3f}")  # fmt: skip
     print("sets: " + "; ".join(f"{s['coverage']:.2f} asked, {s.get('measured', float('nan')):.3f} held"
                                for s in evaluated["sets"]))  # fmt: skip
-    print(f"operating point: match from probability {line['probability']:.3f}; FPIR {line['fpir']:.3f} and misses "
-          f"{line['miss_rate']:.3f} on the calibration photographs")  # fmt: skip
-    for name, (share, low, high, of) in measured.items():
-        print(f"  held back, {name}: {share:.3f} ({low:.3f} to {high:.3f}, of {of})")
-    return {"counts": counts, "people": people, "left_out": left_out, "evaluated": evaluated, "line": line,
+    for name, line in lines.items():
+        print(f"line for {name}: match from probability {line['probability']:.3f}")
+        print(f"  calibration: FPIR {line['fpir']:.3f}, misses {line['miss_rate']:.3f}")
+        for what, (share, low, high, of) in measured[name].items():
+            print(f"  held back: {what} {share:.3f} ({low:.3f} to {high:.3f}, of {of})")
+    return {"counts": counts, "people": people, "left_out": left_out, "evaluated": evaluated, "lines": lines,
             "measured": measured}  # fmt: skip
 
 
@@ -135,22 +144,31 @@ def split(data: Path, seed: int) -> dict[str, list[tuple[Path, str]]]:
     return tables
 
 
-def at_the_line(
-    out: Path, evaluated: dict[str, Any], tables: dict[str, list[tuple[Path, str]]], line: float
-) -> dict[str, tuple[float, float, float, int]]:
-    """FPIR and misses of the held-back photographs where a match is called from probability `line`."""
+def asked(
+    out: Path, evaluated: dict[str, Any], tables: dict[str, list[tuple[Path, str]]]
+) -> list[tuple[str | None, str | None, float]]:
+    """(person, None for strangers; label of the top hit; its probability) of every usable held-back photograph."""
     dropped = {entry["file"] for entry in evaluated["left_out"]}
     collection = Collection.open(out)
-    called: dict[str, list[bool]] = {"FPIR": [], "misses": []}
-    for table, name in (("unknown held back", "FPIR"), ("held back", "misses")):
+    found: list[tuple[str | None, str | None, float]] = []
+    for table in ("held back", "unknown held back"):
         rows = [(path, label) for path, label in tables[table] if str(path.resolve()) not in dropped]
         answers = collection.search_images([path for path, _ in rows], k=1)
         for (_, label), answer in zip(rows, answers, strict=True):
             top = answer.hits[0]
-            match = (top.probability or 0.0) >= line
-            called[name].append(match if name == "FPIR" else not (match and top.label == label))
+            found.append((label if table == "held back" else None, top.label, top.probability or 0.0))
     collection.close()
-    return {name: interval(flags) for name, flags in called.items()}
+    return found
+
+
+def at_the_line(
+    answers: Sequence[tuple[str | None, str | None, float]], line: float
+) -> dict[str, tuple[float, float, float, int]]:
+    """FPIR and misses where a match is called from probability `line`."""
+    return {
+        "FPIR": interval([p >= line for person, _, p in answers if person is None]),
+        "misses": interval([not (p >= line and label == person) for person, label, p in answers if person]),
+    }
 
 
 def interval(flags: Sequence[bool]) -> tuple[float, float, float, int]:

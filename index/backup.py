@@ -16,6 +16,7 @@ from index import versions
 from index.collection import CONFIG, ENCODER, ITEMS, SNAPSHOTS, Collection, read_config
 from index.errors import CollectionError, Damaged, DiskFull, SettingsError
 from index.items import ItemStore
+from index.milvus_engine import share
 from index.snapshot import NO_ROOM, current_name, point_to, read_snapshot
 from index.sources import Progress
 
@@ -77,6 +78,7 @@ def _copy_state(source: Path, folder: Path, dimension: int) -> None:
             try:
                 if name is not None:
                     shutil.copytree(source / SNAPSHOTS / name, folder / SNAPSHOTS / name)
+                    share(folder / SNAPSHOTS / name)
                     point_to(folder / SNAPSHOTS, name)
             except (FileNotFoundError, shutil.Error):
                 if (source / SNAPSHOTS / str(name)).is_dir():

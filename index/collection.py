@@ -29,6 +29,7 @@ from index import compaction, respond
 from index.answer import Answer, MapSpec
 from index.calibrate import Calibration
 from index.conformal import CoverageFor
+from index.consent import Expiry
 from index.drift import Drift
 from index.encoders import Encoder, load_encoder
 from index.engine import Engine
@@ -86,6 +87,7 @@ class Collection:
         self.maintenance = Maintenance(self.snapshot, self._due)
         self.drift = Drift()
         self._store = store
+        self._expiry = Expiry(store)
         self._config = config
         self._state = state
         self._lock = lock
@@ -484,6 +486,9 @@ class Collection:
                 raise DataError("This collection holds no items, so there is nothing to search. Index some rows first.")
             allowed = None if condition is None else self._store.rows_where(condition, state.sequence)
             if condition is None or allowed is not None:
+                ended = self._expiry.ended(state.sequence)
+                if len(ended):
+                    allowed = np.setdiff1d(state.gallery.rows if allowed is None else allowed, ended)
                 scores, rows = state.search(queries, TOP_K)
                 codes = state.gallery.codes_of(rows)
                 shown = None if allowed is None else _shown(state, queries, allowed)

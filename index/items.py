@@ -208,6 +208,16 @@ class ItemStore(Database):
         label, text, metadata, content = found[0]
         return Item(name, label, text, np.frombuffer(content, "<f4") if vector else _EMPTY_VECTOR, json.loads(metadata))
 
+    def texts_at(self, path: str, after: int) -> list[tuple[int, str]]:
+        """Row and what stands at a JSON path of its metadata, as text, of the rows above `after` that have it."""
+        return self._read(
+            "SELECT row, CAST(json_extract(metadata, ?) AS TEXT) FROM items "
+            "WHERE row > ? AND json_extract(metadata, ?) IS NOT NULL ORDER BY row",
+            path,
+            after,
+            path,
+        )
+
     def vectors_of(self, rows: Iterable[int]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Of these rows those that are there, in row order: rows (n,), vectors (n, d)."""
         with self._reader() as connection:

@@ -24,6 +24,7 @@ from index.errors import CollectionError, SettingsError
 
 URI, TOKEN = "SUREMATCH_MILVUS_URI", "SUREMATCH_MILVUS_TOKEN"
 _ENGINE_FILE, _ROWS_FILE = "milvus.json", "rows.i64"
+_SHARED = "milvus.shared"
 _INSERTED, _ASKED = 2_000, 256
 """Vectors in one insertion, queries in one search: well below the server's limits on a message."""
 _MOST = 16_384
@@ -194,10 +195,15 @@ class MilvusEngine:
 def leave(snapshot: Path) -> None:
     """Drops the Milvus collection of a snapshot (its folder) that is about to be removed, unless another names it too.
 
-    Its vectors would else stay on the server for ever, deleted items' among them. Raises `CollectionError`.
+    Its vectors would else stay on the server for ever, deleted items' among them. Those of a snapshot that was copied
+    (`share`) are left to the collection that made it. Raises `CollectionError`.
     """
     left = _named(snapshot)
-    if left is None or left in {_named(other) for other in snapshot.parent.iterdir() if other != snapshot}:
+    if (
+        left is None
+        or (snapshot / _SHARED).exists()
+        or left in {_named(other) for other in snapshot.parent.iterdir() if other != snapshot}
+    ):
         return
     uri, name = left
     try:
@@ -205,6 +211,12 @@ def leave(snapshot: Path) -> None:
             _client(uri).drop_collection(name)
     except _milvus().MilvusException as error:
         raise _failed(uri, name, error) from error
+
+
+def share(snapshot: Path) -> None:
+    """Marks a copied snapshot (its folder): its Milvus collection, if it has one, is another's to drop."""
+    if (snapshot / _ENGINE_FILE).exists():
+        (snapshot / _SHARED).touch()
 
 
 def _named(snapshot: Path) -> tuple[str, str] | None:

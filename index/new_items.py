@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from index.consent import check_consent
 from index.encoders import Encoder
 from index.errors import DataError
 from index.items import Item
@@ -42,6 +43,10 @@ def encoded(items: Sequence[NewItem], encoder: Encoder) -> list[Item]:
     for at, item in enumerate(items):
         if not isinstance(item.id, str):
             raise DataError(f"Item {at + 1}: the id is a {type(item.id).__name__}, expected a string.")
+        try:
+            check_consent(item.metadata)
+        except DataError as error:
+            raise DataError(f"Item {item.id[:40]!r}: {error}") from error
         if item.vector is not None:
             continue
         if item.image is not None:

@@ -60,7 +60,6 @@ def create_app(
             await current.start()
         app.state.currents = currents
         fleet = None if pipe is None else Fleet(pipe, lambda name: currents[name].reload())
-        app.state.jobs = None if settings.jobs is None else Jobs(settings.jobs, settings.job_memory)
         if app.state.jobs is not None:
             await app.state.jobs.start()
         if fleet is not None:
@@ -95,7 +94,7 @@ def create_app(
     app.state.keys = Keys(settings.keys) if settings.keys else None
     app.state.audit = AuditLog(settings.audit_log) if settings.audit_log else None
     app.state.currents = {}
-    app.state.jobs = None
+    app.state.jobs = None if settings.jobs is None else Jobs(settings.jobs, settings.job_memory)
     app.state.tracer = None if traces is None else traces.get_tracer(NAME)
     app.state.draining = False
     app.state.request_model = limited(settings)

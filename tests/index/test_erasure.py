@@ -80,7 +80,11 @@ def test_a_repair_after_damage_keeps_the_kind_of_engine(kind: str, world: World,
     build_collection(str(world.encoder), world.rows(world.items), out, engine=kind)
     for file in out.glob("snapshots/*/vectors.faiss"):
         file.write_bytes(b"damaged")
+    reader = Collection.open(out)
+    before = reader._store.id
+    reader.close()
     opened = Collection.open(out, writable=True)
+    assert opened._store.id != before, "no snapshot from before the damage may be taken for one of these items"
     assert opened.engine.kind == "flat", "until it is repaired, the items are searched as they are"
     until = time.monotonic() + 60
     while opened.snapshot_id.startswith("rebuilt-") and time.monotonic() < until:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pymilvus import MilvusClient
 
+from index.backup import copy_collection
 from index.build import build_collection
 from index.collection import Collection
 from index.new_items import NewItem
@@ -38,6 +39,13 @@ def test_compaction_drops_what_no_snapshot_names(world: World, tmp_path: Path, m
         assert set(client.list_collections()) == named(out) | {"of_somebody_else"}
         assert len(named(out)) == 1, "what held a deleted item is gone; two snapshots share what is left"
         assert not named(out) & first
+        copy_collection(out, tmp_path / "copy", lambda what, done, of: None)
+        copy = Collection.open(tmp_path / "copy", writable=True)
+        copy.delete([live.search(["bank card"])[0].hits[0].id])
+        copy.snapshot()
+        copy.close()
+        assert not named(tmp_path / "copy") & named(out)
+        assert set(client.list_collections()) >= named(out), "the copy's compaction took the original's index away"
         assert live.search(["bank card"])[0].hits
         assert follower.search(["bank card"])[0].hits, "its Milvus collection is gone: it follows"
         assert follower.engine.describe()["collection"] in named(out)

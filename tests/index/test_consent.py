@@ -1,0 +1,90 @@
+"""Consent that ends: found before, not found after, in the process that wrote it and in one that only reads."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from index.collection import Collection, NewItem
+from index.consent import Expiry, check_consent
+from index.errors import DataError
+from index.items import Item, ItemStore
+from tests.service.gallery import build
+
+PAST, FUTURE = "2020-01-31", "2999-12-31T00:00:00+02:00"
+
+
+@pytest.fixture
+def collection(tmp_path: Path) -> Path:
+    return build(tmp_path, calibrated=True)
+
+
+def new(name: str, text: str, expires: str | None, label: str = "visitor") -> NewItem:
+    consent = {"reference": "form 17", "purpose": "door"} | ({} if expires is None else {"expires": expires})
+    return NewItem(name, label, text, metadata={"consent": consent})
+
+
+def found(collection: Collection, text: str, **how: Any) -> list[str]:
+    (answer,) = collection.search([text], k=20, **how)
+    return [hit.id for hit in answer.hits]
+
+
+def test_what_has_ended_matches_nothing(collection: Path) -> None:
+    text = "turn on lamp cellar"
+    with (
+        closing(Collection.open(collection, writable=True)) as writing,
+        closing(Collection.open(collection)) as reading,
+    ):
+        writing.upsert([new("a", text, PAST), new("b", text, FUTURE), new("c", text, None)])
+        reading.refresh()
+        for one in (writing, reading):
+            ids = found(one, text)
+            assert "a" not in ids
+            assert {"b", "c"} <= set(ids)
+            assert "a" not in found(one, text, filter={"$label": "visitor"})
+        (answer,) = writing.search([text], k=20)
+        writing.upsert([new("b", text, PAST), new("c", text, PAST)])
+        assert not {"a", "b", "c"} & set(found(writing, text))
+        (after,) = writing.search([text], k=20)
+        assert "visitor" not in {entry.label for entry in after.labels or []}
+        assert after.decision is None or after.decision.label != "visitor"
+        assert len(after.hits) <= len(answer.hits)
+        writing.upsert([new("a", text, FUTURE)])
+        assert "a" in found(writing, text), "consent that is given again counts"
+        assert writing.delete_where({"consent.expires": {"lt": "2021"}}).deleted == 2
+
+
+def test_time_passes(tmp_path: Path) -> None:
+    store = ItemStore(tmp_path / "items.sqlite", 2)
+    vector = np.array([1, 0], np.float32)
+    for name, expires in (("a", "2027-06-30"), ("b", "2027-06-30T12:00:00+00:00"), ("c", "nonsense"), ("d", 7)):
+        store.upsert([Item(name, None, None, vector, {"consent": {"expires": expires}})])
+    store.upsert([Item("e", None, None, vector, {"consent": {"expires": None}}), Item("f", None, None, vector, {})])
+    expiry = Expiry(store)
+    midnight = datetime(2027, 6, 30, tzinfo=UTC).timestamp()
+    assert expiry.ended(5, midnight - 1).tolist() == [3, 4], "what is no time has ended"
+    assert expiry.ended(5, midnight).tolist() == [1, 3, 4]
+    assert expiry.ended(5, midnight + 12 * 3600).tolist() == [1, 2, 3, 4]
+    sequence, _ = store.upsert([Item("g", None, None, vector, {"consent": {"expires": PAST}})])
+    assert expiry.ended(5, 0).tolist() == [3, 4], "nothing new is looked for"
+    assert expiry.ended(sequence, midnight - 1).tolist() == [3, 4, 7]
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "consent",
+    [{"expires": "soon"}, {"expires": "2027-06-30T12:00"}, {"expires": 5}, {"until": "2027-06-30"}, {"purpose": None}],
+    ids=["no date", "no zone", "number", "unknown member", "null"],
+)
+def test_what_is_not_understood_is_refused(collection: Path, consent: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="consent"):
+        check_consent({"consent": consent})
+    refused = pytest.raises(DataError, match="Item 'x': consent")
+    with closing(Collection.open(collection, writable=True)) as writing, refused:
+        writing.upsert([NewItem("x", None, "turn on lamp", metadata={"consent": consent})])
+    check_consent({"consent": "a field of somebody's own"})
