@@ -9,6 +9,7 @@ ARGS ?=
 WORKERS ?= 2
 
 .PHONY: help demo test check format clean audit test-contract bench-bulk bench-calibration bench-heads bench-index bench-simplex bench-training bench-images bench-faces fuzz-images
+.PHONY: bench bench-losses bench-first-answer
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -54,6 +55,15 @@ check: $(VENV)/ready  ## lint, types, and who may import whom
 
 format: $(VENV)/ready  ## format the code
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+bench: $(VENV)/ready  ## every benchmark, and docs/benchmarks.md of what they printed (ARGS="--only simplex losses")
+	$(BIN)/python benchmarks/bench_all.py $(ARGS)
+
+bench-losses: $(VENV)/ready  ## which loss finds classes it has never seen: three data sets, three seeds
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_losses.py $(ARGS)
+
+bench-first-answer: $(VENV)/ready  ## from a CSV to the first answer over HTTP, beside a hand-written script
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_first_answer.py $(ARGS)
 
 bench-bulk: $(VENV)/ready  ## a million texts through `surematch index`: time, memory, kill -9 and --resume
 	$(BIN)/python benchmarks/bench_bulk.py $(ARGS)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from calibration_tasks import FILES, Task, fine_tuned, zero_shot
+from outcome import Against, Cell, Outcome, Table
 
 from index import metrics
 from index.calibrate import Calibration, calibrate
@@ -37,6 +37,8 @@ from simplex import certify, sparsemax
 
 SEEDS = 5
 FEW, DRAWS = 50, 5
+OURS = "conditional-logit"
+PEERS = ("raw cosine", "(cos + 1) / 2", "temperature", "platt", "isotonic", "venn-abers")
 Report = dict[str, float]
 
 
@@ -251,9 +253,42 @@ def main() -> int:
                 f"{found['auroc']:.4f}, Brier {found['brier']:.4f} (base rate {found['base_rate']['brier']:.4f}), "
                 f"90 % of probabilities in {found['probabilities']['5%']:.3f} to {found['probabilities']['95%']:.3f}"
             )
-    if flags.json:
-        flags.json.write_text(json.dumps(written, indent=2))
+    report(written, flags).write(flags.json)
     return 0
+
+
+def report(written: dict[str, Any], flags: argparse.Namespace) -> Outcome:
+    """The same figures for docs/benchmarks.md."""
+    tables, against = [], []
+    for part in ("zero-shot", "finetuned"):
+        for name, found in written.get(part, {}).items():
+            title, methods = f"{name}, {flags.encoder}, {part}", found["methods"]
+            keys = list(next(iter(methods.values())))
+            rows: list[list[Cell]] = [
+                [method, *(f"{row[key][0]:.4f} ± {row[key][1]:.4f}" for key in keys)] for method, row in methods.items()
+            ]
+            tables.append(
+                Table(title, ["probability from", *keys], rows, f"Mean and deviation of {flags.seeds} splits.")
+            )
+            sizes: list[list[Cell]] = [
+                [asked, row["coverage"][0], row["size"][0]] for asked, row in found["sets"].items()
+            ]
+            tables.append(Table(f"Prediction sets, {title}", ["asked for", "coverage", "mean size"], sizes))
+            aged: list[list[Cell]] = [[what, old, str(said), new] for what, old, said, new in found["stale"]]
+            columns = ["gallery", "ECE of the old calibration", "flagged", "ECE after a refit"]
+            tables.append(Table(f"The gallery changes, {title}", columns, aged))
+            against += [
+                Against(f"{title}: {key}", methods[OURS][key][0], method, methods[method][key][0], False)
+                for method in PEERS
+                for key in ("ece", "nll", "fpr95")
+            ]
+    if "pairs" in written:
+        keys = ["pairs", "ece", "ece_floor", "raw_cosine_ece", "auroc", "brier"]
+        compared: list[list[Cell]] = [
+            [f"{name}, {found['encoder']}", *(found[key] for key in keys)] for name, found in written["pairs"].items()
+        ]
+        tables.append(Table("Pairs: are these two of one class?", ["data", *keys], compared))
+    return Outcome("calibration", "Calibration", tables, against, figures=written)
 
 
 def _made(maker: Callable[..., Task], name: str, flags: argparse.Namespace, seed: int) -> Task:

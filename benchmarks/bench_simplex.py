@@ -12,15 +12,20 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
 
 import entmax as package
 import torch
+from outcome import Against, Cell, Outcome, Table
 
 import simplex
 from simplex import kernel
 
 SHAPES = ((64, 1000), (64, 10_000), (8, 100_000), (1024, 128))
 Map = Callable[[torch.Tensor], torch.Tensor]
+Ratios = dict[tuple[str, float], list[float]]
+"""By map and scale of the scores: the package's time over ours, for each shape."""
 PAIRS: dict[str, tuple[Map, Map, float]] = {
     "sparsemax": (package.sparsemax, simplex.sparsemax, 8),
     "entmax15": (package.entmax15, simplex.entmax15, 8),
@@ -42,10 +47,29 @@ def medians(maps: list[Map], x: torch.Tensor, g: torch.Tensor, runs: int) -> lis
     return [statistics.median(record) for record in times]
 
 
+def report(rows: list[list[Cell]], ratios: Ratios, options: argparse.Namespace) -> Outcome:
+    """The same figures for docs/benchmarks.md."""
+    columns = ["map", "shape", "torch.softmax ms", "entmax package ms", "surematch ms", "times faster"]
+    note = f"Forward and backward, float32, {options.threads} threads, medians of {options.runs} interleaved runs."
+    against = [
+        Against(f"{name}, scores x {scale:g}: geometric mean over shapes", mean(values), "entmax package", 1.0)
+        for (name, scale), values in ratios.items()
+    ]
+    versions = {"entmax": version("entmax"), "torch": torch.__version__}
+    table = Table("Sparse maps", columns, rows, note, "times faster")
+    return Outcome("simplex", "Speed of the maps", [table], against, versions)
+
+
+def mean(values: list[float]) -> float:
+    """Geometric."""
+    return float(math.prod(values) ** (1 / len(values)))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--no-kernel", action="store_true", help="pure torch, as on a machine without a compiler")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -55,7 +79,8 @@ def main() -> int:
     print(f"{options.threads} threads, float32, medians of {options.runs}, ms forward + backward;", end=" ")
     print("pure torch" if options.no_kernel or kernel.library() is None else "compiled kernel")
     print(f"{'scores':>8} {'shape':>12} {'softmax':>8} " + " ".join(f"{name:>26}" for name in PAIRS))
-    ratios: dict[tuple[str, float], list[float]] = {}
+    ratios: Ratios = {}
+    rows: list[list[Cell]] = []
     for scale in (1.0, 0.01):
         for shape in SHAPES:
             x = (torch.randn(shape) * scale).requires_grad_()
@@ -68,13 +93,18 @@ def main() -> int:
                 cells.append(f"{theirs:8.2f} /{ours:7.3f} ={theirs / ours:6.1f}x")
             shown = f"{shape[0]}x{shape[1]}"
             print(f"{scale:8g} {shown:>12} {floor:8.3f} " + " ".join(f"{cell:>26}" for cell in cells), flush=True)
+            rows += [
+                [f"{name}, scores x {scale:g}", shown, floor, theirs, ours, theirs / ours]
+                for name, theirs, ours in zip(PAIRS, pairs[::2], pairs[1::2], strict=True)
+            ]
+    report(rows, ratios, options).write(options.json)
     good = True
     for (name, scale), values in ratios.items():
-        mean, least = math.prod(values) ** (1 / len(values)), PAIRS[name][2] if scale == 1 else 1
-        met = mean >= least and min(values) >= 1
+        average, least = mean(values), PAIRS[name][2] if scale == 1 else 1
+        met = average >= least and min(values) >= 1
         good &= met or options.no_kernel
         print(
-            f"{name:>12} x {scale:<5g} geometric mean {mean:6.1f}x (wanted {least}x), least {min(values):6.1f}x",
+            f"{name:>12} x {scale:<5g} geometric mean {average:6.1f}x (wanted {least}x), least {min(values):6.1f}x",
             end=" ",
         )
         print("" if met else "NOT MET")

@@ -1,6 +1,6 @@
 """Training on BANKING77: 57 classes train, 20 are never seen. Ours beside the library's own loss and a peer's CosFace.
 
-    python benchmarks/bench_training.py [--encoder static|minilm] [--seeds 3] [--json FILE]
+    python benchmarks/bench_training.py [--encoder static|minilm] [--seeds 3] [--random-classes] [--json FILE]
 
 Every method starts from the same encoder and runs the same epochs, batch size and learning rates on the same rows, in a
 process of its own, so that its peak memory can be read. `ours` is `surematch train` with its defaults; the peers run in
@@ -8,6 +8,11 @@ a plain SentenceTransformerTrainer. pytorch-metric-learning is installed into a 
 
 Seen recall@1: test rows of the trained classes among their training rows. Unseen MAP@R: test rows of the other classes
 among those classes' training rows, which trained nothing.
+
+Which 20 classes are kept away matters more than the loss: over a hundred random choices MAP@R of the untrained encoders
+goes from .40 to .64 (static) and from .51 to .70 (minilm). The choice here, generator seed 9, was made by the untrained
+figures alone: of a hundred it is the closest to .582 and .654, which the project's targets were set from.
+`--random-classes` draws others for every seed. Finished seeds are kept in --cache, so an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -24,20 +29,31 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from outcome import Against, Cell, Outcome, Table
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data" / "banking77"
 UNSEEN = 20
+SPLIT = 9
+"""Generator seed of the classes that are never seen."""
 OURS: dict[str, dict[str, Any]] = {
     "ours": {},
     "am-softmax, s = 15": {"loss": "am-softmax", "scale": 15.0},
     "plain softmax": {"loss": "softmax"},
 }
 """Method to settings of `surematch train`, run by our pipeline."""
-METHODS = (*OURS, "MultipleNegativesRanking", "pml CosFace")
+PML = "2.9.0"
+PEERS = {
+    "MultipleNegativesRanking": "sentence-transformers MultipleNegativesRankingLoss",
+    "pml CosFace": "pytorch-metric-learning CosFaceLoss",
+}
+METHODS = (*OURS, *PEERS)
 Rows = list[tuple[str, str]]
 
 
@@ -49,7 +65,7 @@ def read(name: str) -> Rows:
 def unseen_classes(labels: list[str], seed: int) -> set[str]:
     import numpy as np
 
-    return {labels[at] for at in np.random.default_rng(seed).permutation(len(labels))[:UNSEEN]}
+    return {labels[at] for at in np.random.default_rng(seed).choice(len(labels), UNSEEN, replace=False)}
 
 
 def measure(model: Any, train: Rows, test: Rows, away: set[str]) -> dict[str, float]:
@@ -154,79 +170,154 @@ def cosface(model: Any, classes: int) -> Any:
     return Wrapped()
 
 
-def work(method: str, encoder: str, seeds: int) -> list[dict[str, float]]:
-    """All seeds of one method, in this process."""
+def work(method: str, encoder: str, seed: int, away: set[str]) -> dict[str, float]:
+    """One seed of one method, in this process."""
     from index.encoder_files import open_sentence_transformer
     from training.objectives.contrastive import multiple_negatives_ranking
 
     train, test = read("train.csv"), read("test.csv")
-    labels = sorted({label for _, label in train})
-    results = []
-    for seed in range(seeds):
-        away = unseen_classes(labels, seed)
-        rows = [row for row in train if row[1] not in away]
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            if method == "start":
-                model, seconds = open_sentence_transformer(encoder), 0.0
-            elif method in OURS:
-                model, seconds = train_ours(encoder, OURS[method], rows, seed, folder)
-            elif method == "MultipleNegativesRanking":
-                model, seconds = train_peer(encoder, multiple_negatives_ranking, "pairs", rows, seed, folder)
-            else:
-                model, seconds = train_peer(encoder, cosface, "labelled", rows, seed, folder)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            results.append({**measure(model, train, test, away), "s": seconds, "MiB": peak})
-    return results
+    rows = [row for row in train if row[1] not in away]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if method == "start":
+            model, seconds = open_sentence_transformer(encoder), 0.0
+        elif method in OURS:
+            model, seconds = train_ours(encoder, OURS[method], rows, seed, folder)
+        elif method == "MultipleNegativesRanking":
+            model, seconds = train_peer(encoder, multiple_negatives_ranking, "pairs", rows, seed, folder)
+        else:
+            model, seconds = train_peer(encoder, cosface, "labelled", rows, seed, folder)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return {**measure(model, train, test, away), "s": seconds, "MiB": peak}
 
 
-def run(method: str, encoder: str, seeds: int, packages: Path) -> dict[str, float]:
-    """Means over the seeds of one method, in a process of its own; the loop's median time, the highest memory."""
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{packages}", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, __file__, "--encoder", encoder, "--seeds", str(seeds), "--work", method]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
-    results: list[dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
-    means = {name: statistics.mean(result[name] for result in results) for name in results[0]}
-    means["s"] = statistics.median(result["s"] for result in results)
-    means["MiB"] = max(result["MiB"] for result in results)
-    return means
+@dataclass(frozen=True)
+class Bench:
+    """What all methods share: the encoder, the choice of classes, the peer's packages, where results are kept."""
+
+    encoder: str
+    seeds: int
+    random_classes: bool
+    packages: Path
+    cache: Path
+
+    def run(self, method: str) -> dict[str, float]:
+        """Means over the seeds of one method; the loop's median time, the highest memory."""
+        results = [self.seed(method, seed) for seed in range(self.seeds)]
+        means = {name: statistics.mean(result[name] for result in results) for name in results[0]}
+        means["unseen MAP@R sd"] = statistics.pstdev(result["unseen MAP@R"] for result in results)
+        means["s"] = statistics.median(result["s"] for result in results)
+        means["MiB"] = max(result["MiB"] for result in results)
+        return means
+
+    def seed(self, method: str, seed: int) -> dict[str, float]:
+        """One seed, in a process of its own, so that its peak memory can be read; kept once it is done."""
+        split = seed if self.random_classes else SPLIT
+        name = f"{self.encoder}-{method}-{split}-{seed}".replace(" ", "_").replace(",", "")
+        kept = self.cache / f"{name}.json"
+        if not kept.is_file():
+            environment = {
+                **os.environ,
+                "PYTHONPATH": f"{ROOT}{os.pathsep}{self.packages}",
+                "PYTHONWARNINGS": "ignore",
+            }
+            command = [sys.executable, __file__, "--work", method, self.encoder, str(seed), str(split)]
+            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = kept.with_suffix(".new")
+            unfinished.write_bytes(done.stdout.splitlines()[-1])
+            unfinished.rename(kept)
+        found: dict[str, float] = json.loads(kept.read_text(encoding="utf-8"))
+        return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", default="static", choices=["static", "minilm"])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--random-classes", action="store_true", help="keep other classes away in every seed")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("build/bench-training"), help="where finished seeds are kept"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures here")
-    parser.add_argument("--work", help=argparse.SUPPRESS)
+    parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
-        print(json.dumps(work(arguments.work, arguments.encoder, arguments.seeds)))
+        method, encoder, seed, split = arguments.work
+        away = unseen_classes(sorted({label for _, label in read("train.csv")}), int(split))
+        print(json.dumps(work(method, encoder, int(seed), away)))
         return
     if not DATA.is_dir():
         sys.exit(f"The data set BANKING77 is not at {DATA}.")
     with tempfile.TemporaryDirectory() as packages:
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        subprocess.run([*pip, "--target", packages, "pytorch-metric-learning==2.9.0"], check=True)
-        results = table(arguments.encoder, arguments.seeds, Path(packages))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        subprocess.run([*pip, "--target", packages, f"pytorch-metric-learning=={PML}"], check=True)
+        bench = Bench(
+            arguments.encoder, arguments.seeds, arguments.random_classes, Path(packages), arguments.cache.resolve()
+        )
+        results = table(bench, arguments.methods)
+    report(bench, results).write(arguments.json)
 
 
-def table(encoder: str, seeds: int, packages: Path) -> dict[str, dict[str, float]]:
+def report(bench: Bench, results: dict[str, dict[str, float]]) -> Outcome:
+    """The same figures for docs/benchmarks.md."""
+    rows: list[list[Cell]] = [
+        [
+            method,
+            found["seen recall@1"],
+            found["unseen recall@1"],
+            found["unseen MAP@R"],
+            found["unseen MAP@R sd"],
+            found["s"],
+            found["MiB"],
+        ]
+        for method, found in results.items()
+    ]
+    columns = ["method", "seen recall@1", "unseen recall@1", "unseen MAP@R", "sd", "loop s", "peak MiB"]
+    note = f"Means of {bench.seeds} seeds; the loop's median seconds; the highest memory of the process."
+    against = []
+    ours = results.get("ours", {})
+    for method, found in results.items():
+        if ours and method in PEERS:
+            against += [
+                Against(f"{bench.encoder}, {name}", ours[key], PEERS[method], found[key], higher)
+                for name, key, higher in (
+                    ("unseen MAP@R", "unseen MAP@R", True),
+                    ("seen recall@1", "seen recall@1", True),
+                    ("seconds of the training loop", "s", False),
+                    ("peak MiB", "MiB", False),
+                )
+            ]
+    title = f"BANKING77, `{bench.encoder}`, {77 - UNSEEN} classes trained, {UNSEEN} never seen"
+    versions = {"sentence-transformers": version("sentence-transformers"), "pytorch-metric-learning": PML}
+    return Outcome(
+        f"training-{bench.encoder}",
+        "Training",
+        [Table(title, columns, rows, note, "unseen MAP@R")],
+        against,
+        versions,
+        results,
+    )
+
+
+def table(bench: Bench, methods: list[str]) -> dict[str, dict[str, float]]:
     """Prints one line a method, and returns the figures by method.
 
     Ratios are to `ours`: below 1 in MAP@R and rows/s is worse, above 1 in memory is.
     """
-    print(f"BANKING77, {encoder}, {77 - UNSEEN} classes trained, {UNSEEN} never seen, {seeds} seeds")
-    print(f"{'method':26}{'seen R@1':>9}{'unseen R@1':>11}{'unseen MAP@R':>13}{'ratio':>7}", end="")
+    classes = "other classes in every seed" if bench.random_classes else f"classes of generator seed {SPLIT}"
+    print(f"BANKING77, {bench.encoder}, {77 - UNSEEN} classes trained, {UNSEEN} never seen ({classes}), ", end="")
+    print(f"{bench.seeds} seeds")
+    print(f"{'method':26}{'seen R@1':>9}{'unseen R@1':>11}{'unseen MAP@R':>13}{'sd':>7}{'ratio':>7}", end="")
     print(f"{'loop s':>8}{'rows/s':>7}{'peak MiB':>9}{'ratio':>7}")
     ours: dict[str, float] = {}
     results = {}
-    for method in ("start", *METHODS):
-        results[method] = result = run(method, encoder, seeds, packages)
+    for method in ("start", *methods):
+        results[method] = result = bench.run(method)
         ours = result if method == "ours" else ours
         line = f"{method:26}{result['seen recall@1']:9.4f}{result['unseen recall@1']:11.4f}"
-        line += f"{result['unseen MAP@R']:13.4f}"
+        line += f"{result['unseen MAP@R']:13.4f}{result['unseen MAP@R sd']:7.4f}"
         if ours:
             line += f"{result['unseen MAP@R'] / ours['unseen MAP@R']:7.3f}{result['s']:8.1f}"
             line += f"{ours['s'] / result['s']:7.2f}{result['MiB']:9.0f}{result['MiB'] / ours['MiB']:7.2f}"

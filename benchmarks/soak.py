@@ -71,8 +71,8 @@ async def soak(writable: tuple[str, int], readers: tuple[str, int], minutes: flo
     run = Soak(time.monotonic() + 60 * minutes, queries)
     octets = {"Content-Type": "application/octet-stream"}
     async with (
-        httpx2.AsyncClient(base_url=writable[0], timeout=60) as writes,
-        httpx2.AsyncClient(base_url=readers[0], timeout=60) as reads,
+        httpx2.AsyncClient(base_url=writable[0], timeout=300) as writes,
+        httpx2.AsyncClient(base_url=readers[0], timeout=300) as reads,
     ):
         asked: list[str] = []
 
@@ -122,8 +122,9 @@ def main() -> None:
     grown = {}
     for name, held in run.memory.items():
         tenth = max(1, len(held) // 10)
-        before, after = statistics.median(held[tenth : 2 * tenth]), statistics.median(held[-tenth:])
-        grown[name] = {"before_mib": round(before, 1), "after_mib": round(after, 1), "times": round(after / before, 4)}
+        medians = [statistics.median(held[at : at + tenth]) for at in range(0, len(held), tenth)]
+        times = statistics.median(held[-tenth:]) / medians[min(1, len(medians) - 1)]
+        grown[name] = {"mib_by_tenth": [round(held_then, 1) for held_then in medians], "times": round(times, 4)}
     # a deletion of what is already deleted, and feedback to a query that was forgotten, are 404 as they should be
     failed = {what: count for what, count in run.seen.items() if not what.endswith(" 200") and what != "delete 404"}
     told = {"minutes": args.minutes, "answers": dict(run.seen), "failed": failed, "memory": grown}

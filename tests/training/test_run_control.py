@@ -67,9 +67,12 @@ def weights_of(folder: Path) -> list[bytes]:
     return [(folder / name).read_bytes() for name in WEIGHTS]
 
 
-def test_a_killed_run_resumes_to_the_very_same_weights(tiny_encoder: Path, tmp_path: Path, write_csv: Write) -> None:
+@pytest.mark.parametrize("flags", [(), ("--deterministic",)], ids=["default", "deterministic"])
+def test_a_killed_run_resumes_to_the_very_same_weights(
+    flags: tuple[str, ...], tiny_encoder: Path, tmp_path: Path, write_csv: Write
+) -> None:
     data = write_csv(sentences(30))
-    command = [str(data), "--encoder", str(tiny_encoder), *RECIPE, "--epochs", "20", "--loss", "adaface"]
+    command = [str(data), "--encoder", str(tiny_encoder), *RECIPE, "--epochs", "20", "--loss", "adaface", *flags]
     assert train([*command, "--out", str(tmp_path / "undisturbed")]) == 0
     out = tmp_path / "killed"
     program = "import sys; from training.cli import train; sys.exit(train(sys.argv[1:]))"

@@ -1,0 +1,186 @@
+"""All benchmarks, one report: `make bench` runs every part and writes docs/benchmarks.md and its pictures.
+
+    python benchmarks/bench_all.py [--only simplex losses ...] [--results build/bench] [--out docs] [--write-only]
+
+Each part is a command of its own (`make bench-NAME`) that leaves an `Outcome` as JSON in --results; the report is made
+of whatever lies there, so a part can be repeated alone and the report written again with --write-only. A part that
+fails or is missing is named in the report, and the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import matplotlib as mpl
+import raw
+from outcome import Against, Outcome, Table, shown
+
+mpl.use("svg")
+mpl.rcParams.update({"svg.hashsalt": "bench", "svg.fonttype": "none", "font.size": 9})
+from matplotlib import pyplot as plt  # noqa: E402
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+
+
+@dataclass(frozen=True)
+class Part:
+    """One benchmark: its script and arguments, and the command that a reader types for it alone."""
+
+    name: str
+    script: str
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> str:
+        target = self.script.removesuffix(".py").replace("_", "-")
+        return f"make {target}" + (f' ARGS="{" ".join(self.arguments)}"' if self.arguments else "")
+
+
+MILLION = ("--size", "1000000", "--dimension", "128", "--engines", "flat", "ivf", "ivf-pq", "sq8")
+PARTS = (
+    Part("simplex", "bench_simplex.py"),
+    Part("training-static", "bench_training.py"),
+    Part("training-minilm", "bench_training.py", ("--encoder", "minilm")),
+    Part("losses", "bench_losses.py"),
+    Part("heads", "bench_heads.py"),
+    Part("images", "bench_images.py"),
+    Part("calibration", "bench_calibration.py"),
+    Part("index", "bench_index.py"),
+    Part("index-million", "bench_index.py", MILLION),
+    Part("service", "bench_service.py"),
+    Part("bulk", "bench_bulk.py"),
+    Part("first-answer", "bench_first_answer.py"),
+)
+
+
+def run(part: Part, results: Path, minutes: float) -> str | None:
+    """Runs it; None, or why there is no result."""
+    path = results / f"{part.name}.json"
+    path.unlink(missing_ok=True)
+    command = [sys.executable, str(HERE / part.script), *part.arguments, "--json", str(path)]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    print(f"\n=== {part.name}: {part.command}", flush=True)
+    started = time.perf_counter()
+    try:
+        code = subprocess.run(command, env=environment, cwd=ROOT, timeout=minutes * 60).returncode
+    except subprocess.TimeoutExpired:
+        return f"not finished after {minutes:g} minutes"
+    print(f"=== {part.name}: {time.perf_counter() - started:.0f} s", flush=True)
+    return None if path.is_file() else f"ended with status {code} and left no result"
+
+
+def machine() -> str:
+    """What it ran on, in one paragraph."""
+    info = Path("/proc/cpuinfo")
+    models = [line.partition(":")[2].strip() for line in _lines(info) if line.startswith("model name")]
+    memory = [int(line.split()[1]) for line in _lines(Path("/proc/meminfo")) if line.startswith("MemTotal")]
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "faiss-cpu", "numpy", "sentence-transformers"))
+    size = f"{(memory[0] if memory else 0) / 2**20:.0f} GiB"
+    system = f"{platform.system()}, Python {platform.python_version()}"
+    return f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores, {size}, {system}; {packages}."
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+
+
+def draw(table: Table, path: Path) -> None:
+    """The plotted column as horizontal bars."""
+    assert table.plot is not None
+    at = table.columns.index(table.plot)
+    drawn = [
+        (" ".join(str(cell) for cell in row[:1]), row[at]) for row in table.rows if isinstance(row[at], int | float)
+    ]
+    figure, axes = plt.subplots(figsize=(7, 0.9 + 0.26 * len(drawn)), layout="constrained")
+    axes.barh([str(place) for place in range(len(drawn))], [value for _, value in drawn], color="#4269d0")
+    axes.set_yticks(range(len(drawn)), [name for name, _ in drawn])
+    axes.invert_yaxis()
+    axes.axvline(0, color="0.3", linewidth=0.8)
+    axes.set_xlabel(table.plot)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def behind(outcomes: dict[str, Outcome]) -> list[str]:
+    """The first section: each comparison in which a peer is ahead."""
+    rows: list[tuple[str, Against]] = [(o.title, a) for o in outcomes.values() for a in o.against if a.ratio < 1]
+    every = sum(len(outcome.against) for outcome in outcomes.values())
+    lines = ["## Where others are ahead", ""]
+    if not rows:
+        return [*lines, f"Nowhere in this run, of {every} comparisons.", ""]
+    lines += [f"In {len(rows)} of {every} comparisons:", "", "| part | figure | surematch | peer | its figure |"]
+    lines += ["|---|---|---:|---|---:|"]
+    for title, one in sorted(rows, key=lambda row: row[1].ratio):
+        lines.append(f"| {title} | {one.what} | {shown(one.ours)} | {one.peer} | {shown(one.theirs)} |")
+    return [*lines, ""]
+
+
+def section(part: Part, outcome: Outcome, out: Path) -> list[str]:
+    lines = [f"## {outcome.title}", "", f"`{part.command}`", ""]
+    if outcome.versions:
+        lines += ["Beside " + ", ".join(f"{name} {number}" for name, number in outcome.versions.items()) + ".", ""]
+    for number, table in enumerate(outcome.tables, 1):
+        lines += [f"### {table.title}", ""]
+        lines += [table.note, ""] if table.note else []
+        lines += [table.markdown(), ""]
+        if table.plot is not None:
+            picture = f"bench-{outcome.name}-{number}.svg"
+            draw(table, out / "figures" / picture)
+            lines += [f"![{table.plot}: {table.title}](figures/{picture})", ""]
+    return lines
+
+
+def write(results: Path, out: Path, failed: dict[str, str]) -> None:
+    outcomes: dict[str, Outcome] = {}
+    for part in PARTS:
+        if (path := results / f"{part.name}.json").is_file():
+            outcomes[part.name] = raw.read(part.name, path)
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `make bench`; every part prints its own figures with the command beside it.",
+        "",
+    ]
+    lines += [machine(), "", "Peers run in the same run, on the same data, with the same threads.", ""]
+    lines += behind(outcomes)
+    missing = {part.name: failed.get(part.name, "not run") for part in PARTS if part.name not in outcomes}
+    if missing:
+        lines += ["## Not in this report", "", *(f"- {name}: {why}" for name, why in missing.items()), ""]
+    for part in PARTS:
+        if part.name in outcomes:
+            lines += section(part, outcomes[part.name], out)
+    (out / "benchmarks.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    print(f"\n{out / 'benchmarks.md'}: {len(outcomes)} of {len(PARTS)} parts")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=[part.name for part in PARTS], help="run these parts alone")
+    parser.add_argument("--results", type=Path, default=Path("build/bench"))
+    parser.add_argument("--out", type=Path, default=Path("docs"))
+    parser.add_argument("--minutes", type=float, default=30, help="longest a part may take")
+    parser.add_argument("--write-only", action="store_true", help="run nothing, write the report of what is there")
+    options = parser.parse_args()
+    options.results.mkdir(parents=True, exist_ok=True)
+    (options.out / "figures").mkdir(parents=True, exist_ok=True)
+    chosen = [] if options.write_only else [part for part in PARTS if not options.only or part.name in options.only]
+    results = options.results.resolve()
+    failed = {part.name: why for part in chosen if (why := run(part, results, options.minutes)) is not None}
+    write(results, options.out, failed)
+    for name, why in failed.items():
+        print(f"{name}: {why}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

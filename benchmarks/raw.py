@@ -1,0 +1,111 @@
+"""Outcomes of benchmarks whose JSON is their own, because they continue from it: index, images, bulk, service."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from outcome import Against, Cell, Outcome, Table
+
+
+def index(raw: dict[str, Any]) -> Outcome:
+    """Every engine beside raw FAISS of the same kind."""
+    batches = [name for name in next(iter(raw["engines"].values())) if name.startswith("batch")]
+    rows: list[list[Cell]] = []
+    against = []
+    for asked, one in raw["engines"].items():
+        speeds = [one[batch] for batch in batches]
+        ratios = [speed["times raw FAISS"] for speed in speeds]
+        recalls = [one["recall@10 measured when built"], one["recall@10 of new queries"]]
+        rows.append(
+            [
+                asked if asked == one["engine"] else f"{asked} ({one['engine']})",
+                one["build and tune, s"],
+                one["memory, MB"],
+                *recalls,
+                *(cell for speed, ratio in zip(speeds, ratios, strict=True) for cell in (speed["ours"], ratio)),
+            ]
+        )
+        against += [
+            Against(f"{asked}, {batch}", speed["ours"], name, speed[name])
+            for batch, speed in zip(batches, speeds, strict=True)
+            for name in speed
+            if name.startswith("raw")
+        ]
+    columns = ["engine", "build and tune, s", "memory, MB", "recall@10 when built", "recall@10, new queries"]
+    columns += [name for batch in batches for name in (batch, "times raw FAISS")]
+    title = f"{raw['size']:,} vectors of {raw['dimension']} dimensions"
+    table = Table(title, columns, rows, "Clustered vectors; our searches and FAISS's take turns; medians.")
+    return Outcome("index", "Vector engines", [table], against, {"faiss-cpu": raw["faiss"]}, raw)
+
+
+def images(raw: dict[str, Any]) -> Outcome:
+    """Pictures of identities never seen: our losses, PCA and raw pixels."""
+    tables, against = [], []
+    for name, results in raw.items():
+        columns = list(next(iter(results.values()))["mean"])
+        rows: list[list[Cell]] = []
+        for method, found in results.items():
+            spread = [[run[column] for run in found["runs"]] for column in columns]
+            means = [found["mean"][column] for column in columns]
+            cells = [
+                f"{mean:.3f} ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else f"{mean:.3f}"
+                for mean, values in zip(means, spread, strict=True)
+            ]
+            rows.append([method, *cells])
+            if method.startswith(("PCA", "raw")) and "am-softmax" in results:
+                ours = results["am-softmax"]["mean"]
+                against += [Against(f"{name}: {c}", ours[c], method, found["mean"][c]) for c in columns]
+        seeds = max(len(found["runs"]) for found in results.values())
+        tables.append(Table(name, ["method", *columns], rows, f"Mean of {seeds} seeds, lowest to highest."))
+    return Outcome("images", "Pictures of identities never seen", tables, against, figures=raw)
+
+
+def bulk(raw: dict[str, Any]) -> Outcome:
+    """A million texts through `surematch index`."""
+    rows: list[list[Cell]] = [[name.replace("_", " "), str(value)] for name, value in raw.items()]
+    return Outcome("bulk", "A million texts", [Table("surematch index", ["", "measured"], rows)], figures=raw)
+
+
+def service(raw: dict[str, Any]) -> Outcome:
+    """Requests a second over HTTP: ours, raw FAISS in process, and the peers."""
+    tables, against, versions = [], [], {"faiss-cpu": raw["machine"]["faiss"]}
+    loads = {part: raw[part]["loads"] for part in ("flat", "hnsw") if part in raw}
+    if "text" in raw:
+        loads["text"] = raw["text"]["static"]
+    for name, found in raw.get("peers", {}).items():
+        if "loads" in found:
+            loads[name] = found["loads"]
+            versions[name] = found["version"]
+    for part, found in loads.items():
+        clients = list(next(iter(found.values())))
+        rows: list[list[Cell]] = [
+            [name, *(by[count][key] for count in clients for key in ("per_second", "p50_ms"))]
+            for name, by in found.items()
+        ]
+        columns = ["", *(f"{what}, {count} clients" for count in clients for what in ("requests/s", "p50 ms"))]
+        tables.append(Table(part, columns, rows))
+        ours = next(name for name in found if name.startswith("surematch"))
+        for name, by in found.items():
+            if not name.startswith("surematch"):
+                for count in clients:
+                    what = f"{part}: requests a second, {count} clients"
+                    against.append(Against(what, found[ours][count]["per_second"], name, by[count]["per_second"]))
+    return Outcome("service", "The service over HTTP", tables, against, versions, raw)
+
+
+READERS: dict[str, Callable[[dict[str, Any]], Outcome]] = {
+    "index": index,
+    "images": images,
+    "bulk": bulk,
+    "service": service,
+}
+
+
+def read(name: str, path: Path) -> Outcome:
+    """The outcome that the benchmark `name` left in `path`."""
+    if name.partition("-")[0] in READERS:
+        return READERS[name.partition("-")[0]](json.loads(path.read_text(encoding="utf-8")))
+    return Outcome.read(path)
