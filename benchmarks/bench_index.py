@@ -25,7 +25,7 @@ from index import exact
 from index.engine import Vectors
 from index.engines import FAISS, make_engine
 from index.faiss_engine import FaissEngine
-from index.native_faiss import faiss
+from index.native_faiss import BLAS_FROM, faiss
 
 K = 10
 BATCHES = (1, 64)
@@ -72,15 +72,17 @@ def raw_calls(engine: FaissEngine) -> Calls:
     """The peers: FAISS's own search of the same index."""
     parameters = engine._search_parameters(K, 1.0)
 
+    def searched(queries: Vectors, blas_from: int) -> Any:
+        faiss.cvar.distance_compute_blas_threshold = blas_from
+        found = engine._index.search(queries, K, params=parameters)
+        faiss.cvar.distance_compute_blas_threshold = BLAS_FROM
+        return found
+
     def shipped(queries: Vectors) -> Any:
-        faiss.cvar.distance_compute_blas_threshold = 128_000
-        return engine._index.search(queries, K, params=parameters)
+        return searched(queries, 128_000)
 
     def tuned(queries: Vectors) -> Any:
-        faiss.cvar.distance_compute_blas_threshold = 1 if len(queries) > 1 else 128_000
-        found = engine._index.search(queries, K)
-        faiss.cvar.distance_compute_blas_threshold = 128_000
-        return found
+        return searched(queries, 1 if len(queries) > 1 else 128_000)
 
     return {"raw FAISS": shipped, "raw FAISS, BLAS tuned": tuned} if engine.kind == "flat" else {"raw FAISS": shipped}
 

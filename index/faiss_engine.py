@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from index import exact, faiss_file
 from index.engine import Rows, Scores, Selection, Vectors, check_queries, check_vectors
 from index.errors import CollectionError
-from index.native_faiss import faiss
+from index.native_faiss import BLAS_FROM, faiss
 
 _INDEX_FILE = "vectors.faiss"
 _ROWS_FILE = "rows.i64"
 _ENGINE_FILE = "engine.json"
 _FEW = 10_000
 """Up to this many passing rows, or a tenth of the gallery, are compared one by one: exact, and soon done."""
-_BATCH = 4
-"""From this many queries a matrix product beats FAISS's loops; a single query never goes through BLAS."""
+_SMALL = 2**22
+"""Numbers in a gallery that FAISS's loops compare with a query in about a millisecond."""
 _TRAINED = 64
 _SEED = 1234
 
@@ -224,9 +224,12 @@ class FaissFlat(FaissEngine):
         return size * (4 * dimension + 8)
 
     def _search(self, queries: Vectors, k: int, passing: NDArray[np.bool_] | None) -> tuple[Scores, Rows]:
-        if len(queries) >= _BATCH:
-            return exact.top(queries, _flat_vectors(self._index), k, passing)
-        return super()._search(queries, k, passing)
+        """A batch goes to FAISS, whose product and selection share the cache; a query or a few, or what a filter lets
+        pass, go to numpy, which uses all cores for one query. A small gallery is searched before either pays."""
+        numbers = len(queries) * self.dimension
+        if (passing is None and numbers >= BLAS_FROM) or self._size * self.dimension <= _SMALL:
+            return super()._search(queries, k, passing)
+        return exact.top(queries, _flat_vectors(self._index), k, passing)
 
     def _search_parameters(self, k: int, share: float, **selector: Any) -> Any:
         return faiss.SearchParameters(**selector)

@@ -2,7 +2,8 @@
 
 The OpenBLAS 0.3.15 inside the wheel of faiss-cpu takes newer processors for the first with SSE3 (`threadpoolctl` shows
 "Prescott"), which makes training and batches several times slower. OpenBLAS reads its variable once, when it is loaded;
-numpy is imported first, so that its own newer copy goes on to choose for itself.
+numpy is imported first, so that its own newer copy goes on to choose for itself. And FAISS takes BLAS only from 128,000
+numbers (queries times dimensions) on, where small batches had gained from it long before.
 """
 
 from __future__ import annotations
@@ -40,4 +41,9 @@ def _load() -> Any:
         del os.environ[_VARIABLE]
 
 
+BLAS_FROM = 2048
+"""Numbers in a batch of queries from which FAISS multiplies matrices: never for a query of an ordinary dimension alone,
+which is faster without."""
+
 faiss = _load()
+faiss.cvar.distance_compute_blas_threshold = BLAS_FROM
