@@ -224,10 +224,10 @@ class FaissFlat(FaissEngine):
         return size * (4 * dimension + 8)
 
     def _search(self, queries: Vectors, k: int, passing: NDArray[np.bool_] | None) -> tuple[Scores, Rows]:
-        """A batch goes to FAISS, whose product and selection share the cache; a query or a few, or what a filter lets
-        pass, go to numpy, which uses all cores for one query. A small gallery is searched before either pays."""
-        numbers = len(queries) * self.dimension
-        if (passing is None and numbers >= BLAS_FROM) or self._size * self.dimension <= _SMALL:
+        """A batch goes to FAISS, whose product and selection share the cache; a query alone, or what a filter lets
+        pass, goes to numpy, which uses all cores for one query. A small gallery is searched before either pays."""
+        many = len(queries) > 1 and len(queries) * self.dimension >= BLAS_FROM
+        if (many and passing is None) or self._size * self.dimension <= _SMALL:
             return super()._search(queries, k, passing)
         return exact.top(queries, _flat_vectors(self._index), k, passing)
 
