@@ -293,7 +293,7 @@ def report(bench: Bench, results: dict[str, dict[str, float]]) -> Outcome:
     versions = {"sentence-transformers": version("sentence-transformers"), "pytorch-metric-learning": PML}
     return Outcome(
         f"training-{bench.encoder}",
-        "Training",
+        f"Training, {bench.encoder}",
         [Table(title, columns, rows, note, "unseen MAP@R")],
         against,
         versions,
