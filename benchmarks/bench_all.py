@@ -148,10 +148,15 @@ def write(results: Path, out: Path, failed: dict[str, str]) -> None:
     lines = [
         "# Benchmarks",
         "",
-        "Written by `make bench`; every part prints its own figures with the command beside it.",
+        "Written by `make bench`; the command that measures a part alone stands over it.",
         "",
     ]
-    lines += [machine(), "", "Peers run in the same run, on the same data, with the same threads.", ""]
+    lines += [
+        machine(),
+        "",
+        "Peers run on the same data and the same machine.",
+        "",
+    ]
     lines += behind(outcomes)
     missing = {part.name: failed.get(part.name, "not run") for part in PARTS if part.name not in outcomes}
     if missing:

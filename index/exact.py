@@ -1,8 +1,7 @@
-"""Exact top-k by blocked matrix products: what beats FAISS on batches, and the measure of every other engine.
+"""Exact top-k by blocked matrix products: for a query alone or a filter, and the measure of every other engine.
 
-The wheel of faiss-cpu reaches for BLAS only when queries x dimensions exceed 128,000, and its OpenBLAS does not know
-newer processors; numpy's does. Selection costs little: the k-th largest of the maxima over groups of columns bounds
-the k-th best score from below, so only the groups above it are looked at.
+FAISS compares a single query on one core; numpy's BLAS uses all. Selection costs little: the k-th largest of the maxima
+over groups of columns bounds the k-th best score from below, so only the groups above it are looked at.
 """
 
 from __future__ import annotations

@@ -74,6 +74,7 @@ def test_search_agrees_with_brute_force(
     check(engine, QUERIES[:queries], k, selection)
     if isinstance(engine, FaissEngine):  # a gallery this small then takes the path of a large one
         monkeypatch.setattr("index.faiss_engine._FEW", 0)
+        monkeypatch.setattr("index.faiss_engine._SMALL", 0)
         check(engine, QUERIES[:queries], k, selection)
 
 
@@ -94,6 +95,19 @@ def check(engine: Engine, queries: Vectors, k: int, selection: Selection | None)
     if engine.exact:
         np.testing.assert_array_equal(rows, expected)
         np.testing.assert_allclose(scores, expected_scores, atol=1e-6)
+
+
+@pytest.mark.parametrize(("count", "filtered", "by_numpy"), [(1, False, True), (40, False, False), (40, True, True)])
+def test_batches_of_a_large_flat_gallery_go_to_faiss_the_rest_to_numpy(
+    count: int, filtered: bool, by_numpy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    top = exact.top
+    monkeypatch.setattr("index.faiss_engine._SMALL", 0)
+    monkeypatch.setattr("index.faiss_engine._FEW", 0)
+    monkeypatch.setattr("index.faiss_engine.exact.top", lambda *given: calls.append(len(given[0])) or top(*given))
+    make_engine("flat", VECTORS, ROWS).search(QUERIES[:count], 10, HALF if filtered else None)
+    assert bool(calls) == by_numpy
 
 
 def test_an_engine_says_what_it_is(engine: Engine) -> None:
