@@ -275,7 +275,10 @@ def report(bench: Bench, results: dict[str, dict[str, float]]) -> Outcome:
         for method, found in results.items()
     ]
     columns = ["method", "seen recall@1", "unseen recall@1", "unseen MAP@R", "sd", "loop s", "peak MiB"]
-    note = f"Means of {bench.seeds} seeds; the loop's median seconds; the highest memory of the process."
+    note = (
+        f"Means of {bench.seeds} seeds; the loop's median seconds; the highest memory of the process. Seeds kept from "
+        "earlier runs count; their seconds are those of a machine that may have been busier."
+    )
     against = []
     ours = results.get("ours", {})
     for method, found in results.items():
