@@ -123,8 +123,8 @@ def create_app(
     documents: dict[str, dict[str, Any]] = {}
 
     def cached() -> dict[str, Any]:
-        open_now = [current.serving.collection for current in app.state.currents.values() if current.serving]
-        served = repr([(collection.name, collection.model_id) for collection in open_now])
+        open_now = {name: current.serving for name, current in app.state.currents.items() if current.serving}
+        served = repr([(name, serving.collection.model_id) for name, serving in open_now.items()])
         if served not in documents:
             documents.clear()
             documents[served] = openapi(app)

@@ -42,7 +42,7 @@ def openapi(app: FastAPI) -> dict[str, Any]:
         _secure(document)
     served = {name: now.serving.collection for name, now in app.state.currents.items() if now.serving}
     if len({collection.model_id for collection in served.values()}) == 1:
-        _tailor(document["components"]["schemas"], list(served.values()))
+        _tailor(document["components"]["schemas"], served)
     if len(served) > 1:
         _by_name(document["paths"], list(served))
     return document
@@ -80,9 +80,9 @@ def _limit(document: dict[str, Any], settings: ServeSettings) -> None:
     }
 
 
-def _tailor(schemas: dict[str, Any], collections: list[Collection]) -> None:
+def _tailor(schemas: dict[str, Any], served: dict[str, Collection]) -> None:
     """What depends on the collections now served, all of one model: its dimension, and its names."""
-    collection = collections[0]
+    collection = next(iter(served.values()))
     d = collection.encoder.dimension
     full, rest = divmod(4 * d, 3)
     tail = ("", "[A-Za-z0-9+/][AQgw]==", "[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=")[rest]
@@ -100,7 +100,9 @@ def _tailor(schemas: dict[str, Any], collections: list[Collection]) -> None:
     item["vector"]["anyOf"][0] |= of_list
     item["vector_base64"]["anyOf"][0] |= of_base64
     embeddings = schemas["EmbeddingsRequest"]["properties"]
-    embeddings["model"] |= {"enum": list(dict.fromkeys((*(one.name for one in collections), collection.model_id)))}
+    # each of several collections takes its own name and not the others', and all of them the model's
+    names = list(served) if len(served) == 1 else []
+    embeddings["model"] |= {"enum": list(dict.fromkeys((*names, collection.model_id)))}
     embeddings["dimensions"] |= {"anyOf": [{"const": d}, {"type": "null"}]}
 
 

@@ -102,8 +102,7 @@ def run(
 def _greeting(servings: Mapping[str, Serving], listening: socket.socket) -> str:
     host, port = listening.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    opened = [(name, serving.collection) for name, serving in servings.items()]
-    named = [(name if len(opened) > 1 else collection.name, collection.size) for name, collection in opened]
+    named = [(name, serving.collection.size) for name, serving in servings.items()]
     return (
         f"Serving {', '.join(f'{name} ({size:,} items)' for name, size in named)} at http://{host}:{port}/  "
         f"(API: http://{host}:{port}/docs). Ctrl-C stops.\n"

@@ -31,9 +31,7 @@ async def reload(request: Request) -> Response:
     except SurematchError as error:
         raise Problem("conflict", f"The new version is refused and the old one serves on. {error}") from None
     collection = new.collection
-    return json_response(
-        {"collection": collection.name, "model": collection.model_id, "snapshot": collection.snapshot_id}
-    )
+    return json_response({"collection": new.name, "model": collection.model_id, "snapshot": collection.snapshot_id})
 
 
 @router.post(

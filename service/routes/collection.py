@@ -28,7 +28,7 @@ async def collection(request: Request) -> Response:
         return json_response(
             {
                 **served.describe(),
-                "name": served.name,
+                "name": serving.name,
                 "items": served.size,
                 "model": served.model_id,
                 "snapshot": served.snapshot_id,

@@ -63,8 +63,8 @@ async def embeddings(request: Request) -> Response:
 def _faults(request: Request, serving: Serving, asked: EmbeddingsRequest, texts: list[str]) -> list[Fault]:
     settings, collection = request.app.state.settings, serving.collection
     faults = []
-    if asked.model not in (collection.name, collection.model_id, collection.encoder.fingerprint):
-        faults.append(Fault("/model", f"expected {collection.name} or {collection.model_id}, what is served here"))
+    if asked.model not in (serving.name, collection.model_id, collection.encoder.fingerprint):
+        faults.append(Fault("/model", f"expected {serving.name} or {collection.model_id}, what is served here"))
     if asked.dimensions not in (None, collection.encoder.dimension):
         faults.append(Fault("/dimensions", f"expected {collection.encoder.dimension}, the model's dimension"))
     if len(texts) > settings.max_queries:
@@ -85,6 +85,6 @@ async def models(request: Request) -> Response:
     """The names that `model` of /v1/embeddings can have."""
     with serving_of(request) as serving:
         collection = serving.collection
-    names = dict.fromkeys((collection.name, collection.model_id))
+    names = dict.fromkeys((serving.name, collection.model_id))
     entries = [{"id": name, "object": "model", "created": 0, "owned_by": "surematch"} for name in names]
     return json_response({"object": "list", "data": entries})

@@ -28,7 +28,7 @@ async def readyz(request: Request) -> Response:
         return json_response(
             {
                 "status": "ready",
-                "collection": serving.collection.name,
+                "collection": serving.name,
                 "model": serving.collection.model_id,
                 "snapshot": serving.collection.snapshot_id,
                 "degraded": any(current.degraded for current in currents_of(request).values()),

@@ -138,7 +138,7 @@ async def _answer(request: Request, asked: SearchRequest, vectors: NDArray[np.fl
         {
             "results": found.answers,
             "query_ids": query_ids,
-            "collection": serving.collection.name,
+            "collection": serving.name,
             "model": serving.collection.model_id,
             "snapshot": found.snapshot,
             "sequence": found.sequence,

@@ -68,6 +68,18 @@ def test_each_answers_for_itself(server: Server, api: httpx2.Client) -> None:
     np.testing.assert_allclose(made.data[0].embedding, vectors[0], atol=1e-6)
 
 
+def test_the_name_is_the_one_it_is_asked_by_not_its_folders(api: httpx2.Client) -> None:
+    for name in ("one", "two"):
+        below = f"/v1/collections/{name}"
+        assert api.get(f"{below}/collection").json()["name"] == name
+        assert api.post(f"{below}/search", json={"queries": [{"text": TEXT}]}).json()["collection"] == name
+        assert name in [entry["id"] for entry in api.get(f"{below}/models").json()["data"]]
+        assert api.post(f"{below}/embeddings", json={"model": name, "input": TEXT}).status_code == 200
+    # the document covers both, so it promises only what both take
+    schemas = api.get("/openapi.json").json()["components"]["schemas"]
+    assert not {"one", "two"} & set(schemas["EmbeddingsRequest"]["properties"]["model"].get("enum", []))
+
+
 def test_writes_and_queries_to_tell_of_stay_apart(server: Server) -> None:
     with Client(server.url, collection="two") as two, Client(server.url, collection="one") as one:
         two.put_items([{"id": "only/here", "label": "light_on", "text": TEXT}])
