@@ -1,7 +1,9 @@
-"""Micro-batches without a timer: whatever queued while the last call ran is the next call's batch.
+"""Micro-batches: whatever queued while the last call ran is the next call's batch.
 
 An idle service answers a lone query at once, a busy one in batches as large as its load makes them. What is soon done
 runs in the event loop itself: the way to a thread and back costs more, and two threads of Python wait for each other.
+Where a batch costs hardly more than a query, callers who ask again and again fall into two halves that take turns, each
+paying for a whole call; `linger` waits for those just answered while they are coming back.
 A bound on what waits turns overload into an immediate 503 rather than time-outs for everybody; callers who gave up are
 skipped.
 """
@@ -13,12 +15,15 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Generic, TypeVar
 
 from service.problems import Problem
 
 T = TypeVar("T")
 R = TypeVar("R")
+PAUSE, LONGEST = 1 / 16, 1.0
+"""Parts of a call's time: without a new caller for so long lingering ends, and after so long in any case."""
 
 
 @dataclass(slots=True)
@@ -37,7 +42,8 @@ class Batcher(Generic[T, R]):
 
     `call` returns one result or exception for each item, in order; an exception it raises itself goes to all of them.
     A batch holds at most `max_batch` (an item counts for `size`), but always at least one item. `observe` is told the
-    size of every batch. Use it from one event loop; `close` waits for the calls under way.
+    size of every batch. With `linger` the next call waits while callers just answered ask again. Use it from one event
+    loop; `close` waits for the calls under way.
     """
 
     def __init__(
@@ -48,6 +54,7 @@ class Batcher(Generic[T, R]):
         lanes: int = 1,
         max_batch: int = 256,
         quick: Callable[[list[T]], bool] = _never,
+        linger: bool = False,
         observe: Callable[[int], None] = lambda size: None,
     ) -> None:
         self._call = call
@@ -55,6 +62,7 @@ class Batcher(Generic[T, R]):
         self._free = lanes
         self._max_batch = max_batch
         self._quick = quick
+        self._linger = linger
         self._observe = observe
         self._queue: deque[_Waiting[T, R]] = deque()
         self._running: set[asyncio.Task[None]] = set()
@@ -77,6 +85,7 @@ class Batcher(Generic[T, R]):
                 self._observe(sum(waiting.size for waiting in batch))
                 items = [waiting.item for waiting in batch]
                 quick = self._quick(items)
+                began = perf_counter()
                 try:
                     results: Sequence[R | Exception] = (
                         self._call(items) if quick else await loop.run_in_executor(self._threads, self._call, items)
@@ -87,8 +96,18 @@ class Batcher(Generic[T, R]):
                     _settle(waiting.answer, result)
                 if quick:
                     await asyncio.sleep(0)  # others' turn
+                elif self._linger:
+                    await self._returning(len(batch) + len(self._queue), perf_counter() - began)
         finally:
             self._free += 1
+
+    async def _returning(self, callers: int, seconds: float) -> None:
+        """Waits for `callers` to stand in the queue, as long as new ones come, after a call that took `seconds`."""
+        end = perf_counter() + LONGEST * seconds
+        waiting = -1
+        while callers > 1 and waiting < len(self._queue) < callers and perf_counter() < end:
+            waiting = len(self._queue)
+            await asyncio.sleep(PAUSE * seconds)
 
     def _take(self) -> list[_Waiting[T, R]]:
         batch: list[_Waiting[T, R]] = []

@@ -92,6 +92,7 @@ class Searcher:
             lanes=1 if collection.engine.exact else settings.search_threads,
             max_batch=MAX_BATCH,
             quick=self._found_soon,
+            linger=collection.engine.exact,  # a matrix product costs what reading the gallery costs
             observe=metrics.batches.labels("search").observe,
         )
 

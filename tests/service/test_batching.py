@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -219,3 +220,48 @@ def test_the_cache_keeps_no_view_of_a_batch() -> None:
     assert kept is not None
     assert kept.base is None
     assert kept.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("linger", [False, True])
+def test_callers_who_ask_again_and_again_are_waited_for(linger: bool) -> None:
+    """Without lingering they fall into two groups that take turns; with it they share one call."""
+    sizes: list[int] = []
+
+    def call(items: list[int]) -> list[int]:
+        time.sleep(0.03)
+        return items
+
+    batcher = Batcher(call, name="test", linger=linger, observe=sizes.append)
+
+    async def caller(number: int) -> list[int]:
+        await asyncio.sleep(0.01 * (number > 0))  # one comes first, so that the others miss its call
+        return [await batcher.submit(number) for _ in range(12)]
+
+    async def run() -> list[list[int]]:
+        return await asyncio.gather(*(caller(number) for number in range(6)))
+
+    assert asyncio.run(run()) == [[number] * 12 for number in range(6)]
+    assert sum(sizes) == 72
+    assert (max(sizes[2:-2]) == 6) == linger, sizes
+    batcher.close()
+
+
+def test_who_does_not_come_back_is_not_waited_for() -> None:
+    """Two of three leave for good: the third is answered, and the lane ends."""
+    sizes: list[int] = []
+
+    def call(items: list[int]) -> list[int]:
+        time.sleep(0.03)
+        return items
+
+    batcher = Batcher(call, name="test", linger=True, observe=sizes.append)
+
+    async def run() -> list[int]:
+        first = await queue(batcher, 1)
+        await asyncio.sleep(0.01)
+        answers = await asyncio.gather(*first, *await queue(batcher, 2, 3))
+        return [*answers, await batcher.submit(3)]
+
+    assert asyncio.run(run()) == [1, 2, 3, 3]
+    assert sizes == [1, 2, 1]
+    batcher.close()
