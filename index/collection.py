@@ -465,12 +465,13 @@ class Collection:
         if reason is not None or state.calibration is None:
             told = [warning for warning in state.warnings if warning not in (reason or "")]
             return respond.without_probabilities(found, k, reason or "", told)
-        self.drift.observe(found.scores, found.codes, state.calibration)
         warnings = [*state.warnings, *recall_warning(state.engine), *state.calibration.warnings]
         exact: Literal["all", "top", "no"] = "no" if not state.engine.exact else "all" if len(state) <= TOP_K else "top"
         with stage("calibrate"):
+            evidence = respond.evidence_of(found)
+            self.drift.observe(found.scores[:, 0], evidence.background, state.calibration)
             return respond.with_probabilities(
-                found, k, state.calibration, name, coverage, coverage_for, exact, warnings, explain
+                found, evidence, k, state.calibration, name, coverage, coverage_for, exact, warnings, explain
             )
 
     def _found(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from index.evidence import Floats, Ints, backgrounds
+from index.evidence import Floats
 
 WINDOW = 5000
 LEAST = 100
@@ -64,9 +64,9 @@ class Drift:
         self._of: object = None
         self._lock = threading.Lock()
 
-    def observe(self, scores: NDArray[np.floating], codes: Ints, calibration: object) -> None:
-        """Top hits of queries, (n, K) each as `index.evidence.gather` takes them; another calibration begins anew."""
-        new = np.column_stack([scores[:, 0], backgrounds(scores, codes)])[-len(self._seen) :]
+    def observe(self, best: NDArray[np.floating], background: Floats, calibration: object) -> None:
+        """Best cosines and backgrounds of queries, (n,) each; another calibration begins anew."""
+        new = np.column_stack([best, background])[-len(self._seen) :]
         with self._lock:
             if calibration is not self._of:
                 self._of, self._count = calibration, 0

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,9 @@ from index.encoder_files import (
 from index.errors import DataError, EncoderError
 
 Vectors = NDArray[np.float32]
+
+FEW_TEXTS = 4
+"""Texts that are tokenized one by one, in the thread that asks."""
 
 
 class Encoder(Protocol):
@@ -109,6 +112,13 @@ def encoder_folder(name: str) -> Iterator[Path]:
         yield Path(saved)
 
 
+def tokenized(tokenizer: Any, texts: Sequence[str], *, special: bool = True) -> list[Any]:
+    """Encodings of a `tokenizers.Tokenizer`; of a few texts without its pool of threads, which takes longer to wake."""
+    if len(texts) <= FEW_TEXTS:
+        return [tokenizer.encode(text, add_special_tokens=special) for text in texts]
+    return list(tokenizer.encode_batch(texts, add_special_tokens=special))
+
+
 class StaticEncoder:
     """Mean of token embeddings, normalised: what sentence-transformers' `StaticEmbedding` computes, in numpy."""
 
@@ -142,7 +152,7 @@ class StaticEncoder:
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         texts = checked_texts(texts)
-        encodings = self._tokenizer.encode_batch([self._prompt + text for text in texts], add_special_tokens=False)
+        encodings = tokenized(self._tokenizer, [self._prompt + text for text in texts], special=False)
         lengths = np.array([len(encoding.ids) for encoding in encodings], dtype=np.int64)
         if not len(texts):
             return np.empty((0, self.dimension), np.float32)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.encoder_files import ONNX_MODEL, ONNX_RECORD, fingerprint, module_paths
-from index.encoders import checked_texts, default_prompt, unit
+from index.encoders import checked_texts, default_prompt, tokenized, unit
 from index.errors import EncoderError
 
 Vectors = NDArray[np.float32]
@@ -69,7 +69,7 @@ class OnnxEncoder:
         return [at for at, encoding in enumerate(self._encodings(texts)) if encoding.overflowing]
 
     def _encodings(self, texts: Sequence[str]) -> list[Any]:
-        return list(self._tokenizer.encode_batch([self._prompt + text for text in texts]))
+        return tokenized(self._tokenizer, [self._prompt + text for text in texts])
 
     def _run(self, encodings: list[Any]) -> Vectors:
         longest = max(len(encoding.ids) for encoding in encodings)

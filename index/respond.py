@@ -94,8 +94,14 @@ def without_probabilities(found: Found, k: int, reason: str, warnings: list[str]
     ]
 
 
+def evidence_of(found: Found) -> Evidence:
+    """What the hits say about each label."""
+    return gather(found.scores, found.codes, found.queries, found.gallery.profile)
+
+
 def with_probabilities(
     found: Found,
+    evidence: Evidence,
     k: int,
     calibration: Calibration,
     name: str,
@@ -105,8 +111,9 @@ def with_probabilities(
     warnings: list[str],
     explained: bool = False,
 ) -> list[Answer]:
-    """Calibrated answers under the map `name`. `exact` says whether the hits are the whole gallery, or its true top.
+    """Calibrated answers under the map `name`, from the `evidence_of` what was found.
 
+    `exact` says whether the hits are the whole gallery, or its true top.
     Raises `DataError` for a map whose temperature was never fitted or a coverage the calibration cannot support.
     """
     temperature = interpolated(calibration.temperatures, name)
@@ -115,7 +122,6 @@ def with_probabilities(
         raise DataError(f"The map {name} was not calibrated for this collection. Use one of: {fitted}.")
     cut = _set_thresholds(calibration, coverage, coverage_for)
     warnings = [*warnings, *_map_warning(calibration, name)]
-    evidence = gather(found.scores, found.codes, found.queries, found.gallery.profile)
     logits = table(evidence, *calibration.calibrator.logits(evidence))
     certified = _certified(found, evidence, logits, calibration, name, temperature, exact)
     if found.shown is not None and found.shown.rows.size:

@@ -13,19 +13,19 @@ from index.calibrate import Calibration
 from index.collection import Collection
 from index.drift import LEAST, Drift, Reference
 from index.errors import CalibrationError
+from index.evidence import Floats
 from tests.index.conftest import World
 
 
-def hits(mean: float, count: int, seed: int) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float64]], np.ndarray]:  # type: ignore[type-arg]
-    """Two hits a query, of two labels: the second is the background."""
+def hits(mean: float, count: int, seed: int) -> tuple[Floats, Floats]:
+    """Best cosines and backgrounds of `count` queries."""
     random = np.random.default_rng(seed)
     best = mean + 0.1 * random.standard_normal(count)
-    return np.column_stack([best, best - 0.2 * random.random(count)]), np.tile([0, 1], (count, 1))
+    return best, best - 0.2 * random.random(count)
 
 
 def reference(count: int = 2000) -> Reference:
-    scores, _ = hits(0.6, count, seed=1)
-    return Reference.of(scores[:, 0], scores[:, 1], np.ones(count), count)
+    return Reference.of(*hits(0.6, count, seed=1), np.ones(count), count)
 
 
 @pytest.mark.parametrize(("mean", "verdict"), [(0.6, "none"), (0.638, "some"), (0.7, "much"), (0.45, "much")])
@@ -36,11 +36,10 @@ def test_a_shift_is_noticed_and_the_same_is_not(mean: float, verdict: str) -> No
 
 
 def test_the_measures_are_what_their_names_say() -> None:
-    drift, then = Drift(), hits(0.6, 2000, seed=1)[0][:, 0]
-    scores, codes = hits(0.65, 800, seed=3)
-    drift.observe(scores, codes, "a")
+    drift, then = Drift(), hits(0.6, 2000, seed=1)[0]
+    now, background = hits(0.65, 800, seed=3)
+    drift.observe(now, background, "a")
     found = drift.report(reference())["best_cosine"]
-    now = scores[:, 0]
     assert found["ks"] == pytest.approx(ks_2samp(now, then).statistic, abs=2e-3)
     edges = [-np.inf, *np.quantile(then, np.arange(1, 10) / 10), np.inf]
     a, b = (np.histogram(sample, edges)[0] / len(sample) for sample in (now, then))
