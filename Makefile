@@ -65,6 +65,10 @@ bench-losses: $(VENV)/ready  ## which loss finds classes it has never seen: thre
 bench-first-answer: $(VENV)/ready  ## from a CSV to the first answer over HTTP, beside a hand-written script
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_first_answer.py $(ARGS)
 
+.PHONY: bench-pages
+bench-pages: $(VENV)/ready  ## the figures README and the guides quote, by the commands a reader types
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_pages.py $(ARGS)
+
 bench-bulk: $(VENV)/ready  ## a million texts through `surematch index`: time, memory, kill -9 and --resume
 	$(BIN)/python benchmarks/bench_bulk.py $(ARGS)
 

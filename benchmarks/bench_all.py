@@ -59,6 +59,7 @@ PARTS = (
     Part("service", "bench_service.py"),
     Part("bulk", "bench_bulk.py"),
     Part("first-answer", "bench_first_answer.py"),
+    Part("pages", "bench_pages.py"),
 )
 
 

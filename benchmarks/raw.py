@@ -76,7 +76,7 @@ def service(raw: dict[str, Any]) -> Outcome:
     if "text" in raw:
         loads["text"] = raw["text"]["static"]
     for name, found in raw.get("peers", {}).items():
-        if "loads" in found:
+        if isinstance(found, dict) and "loads" in found:
             loads[name] = found["loads"]
             versions[name] = found["version"]
     for part, found in loads.items():

@@ -97,19 +97,23 @@ def save(figure: Any, name: str) -> None:
     plt.close(figure)
 
 
-def quote(cosine: Floats, p: Floats, right: Flags, known: Flags) -> None:
-    """The numbers of the page."""
-    print(f"{known.sum()} known and {(~known).sum()} unknown queries")
-    print(f"ECE: cosine {metrics.ece(cosine, right):.4f}, calibrated {metrics.ece(p, right):.4f}, "
-          f"floor {metrics.ece_floor(p):.4f}")  # fmt: skip
+def quoted(cosine: Floats, p: Floats, right: Flags, known: Flags) -> dict[str, str]:
+    """The numbers of the page, by what they are."""
+    found = {
+        "known queries": f"{known.sum():,}",
+        "unknown queries": f"{(~known).sum():,}",
+        "ECE, cosine taken at its word": f"{metrics.ece(cosine, right):.3f}",
+        "ECE, calibrated": f"{metrics.ece(p, right):.4f}",
+        "ECE, a perfect one": f"{metrics.ece_floor(p):.4f}",
+    }
     for low, high in ((0.7, 0.8), (0.8, 0.9)):
-        for said, name in ((cosine, "cosine"), (p, "probability")):
-            some = (said >= low) & (said < high)
-            print(f"{name} {low} to {high}: {some.sum()} queries, {right[some].mean():.1%} right")
-    print(f"AURC: cosine {metrics.aurc(cosine, right):.4f}, calibrated {metrics.aurc(p, right):.4f}")
+        some = (p >= low) & (p < high)
+        found[f"right of those given {low} to {high}"] = f"{right[some].mean():.1%}"
     half = len(p) // 2
     for said, name in ((cosine, "cosine"), (p, "probability")):
-        print(f"surest half by {name}: {1 - right[np.argsort(-said, kind='stable')[:half]].mean():.2%} wrong")
+        wrong = 1 - right[np.argsort(-said, kind="stable")[:half]].mean()
+        found[f"wrong of the surest half by {name}"] = f"{wrong:.2%}"
+    return found
 
 
 if __name__ == "__main__":
@@ -119,4 +123,5 @@ if __name__ == "__main__":
     draw_reliability(cosine, p, right)
     draw_scores(cosine, p, known)
     draw_risk(cosine, p, right)
-    quote(cosine, p, right, known)
+    for what, figure in quoted(cosine, p, right, known).items():
+        print(f"{what}: {figure}")
