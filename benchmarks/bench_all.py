@@ -1,21 +1,23 @@
 """All benchmarks, one report: `make bench` runs every part and writes docs/benchmarks.md and its pictures.
 
-    python benchmarks/bench_all.py [--only simplex losses ...] [--results build/bench] [--out docs] [--write-only]
+    python benchmarks/bench_all.py [--only simplex losses ...] [--out docs] [--write-only]
 
-Each part is a command of its own (`make bench-NAME`) that leaves an `Outcome` as JSON in --results; the report is made
-of whatever lies there, so a part can be repeated alone and the report written again with --write-only. A part that
-fails or is missing is named in the report, and the exit status is 1.
+Each part is a command of its own (`make bench-NAME`). What it found is kept in --results, with the machine it ran on,
+and the report is made of whatever lies there: a part can be repeated alone, and parts of different machines stand
+side by side, each under its own. --write-only writes the report again. A part that fails or is missing is named in the
+report, and the exit status is 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,6 +31,8 @@ from matplotlib import pyplot as plt  # noqa: E402
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
+BUILD = ROOT / "build" / "bench"
+"""Where a part leaves everything it measured."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,27 @@ PARTS = (
 )
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What a part found, and the machine it ran on."""
+
+    machine: str
+    outcome: Outcome
+
+    def keep(self, path: Path) -> None:
+        """Writes it without the raw figures, which no report shows."""
+        content = asdict(replace(self.outcome, figures=None))
+        path.write_text(json.dumps({"machine": self.machine, "outcome": content}, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def kept(cls, path: Path) -> Measured:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return cls(content["machine"], Outcome.of(content["outcome"]))
+
+
 def run(part: Part, results: Path, minutes: float) -> str | None:
-    """Runs it; None, or why there is no result."""
-    path = results / f"{part.name}.json"
+    """Runs it and keeps what it found in `results`; None, or why there is no result."""
+    path = BUILD / f"{part.name}.json"
     path.unlink(missing_ok=True)
     command = [sys.executable, str(HERE / part.script), *part.arguments, "--json", str(path)]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
@@ -76,7 +98,10 @@ def run(part: Part, results: Path, minutes: float) -> str | None:
     except subprocess.TimeoutExpired:
         return f"not finished after {minutes:g} minutes"
     print(f"=== {part.name}: {time.perf_counter() - started:.0f} s", flush=True)
-    return None if path.is_file() else f"ended with status {code} and left no result"
+    if not path.is_file():
+        return f"ended with status {code} and left no result"
+    Measured(machine(), raw.read(part.name, path)).keep(results / path.name)
+    return None
 
 
 def machine() -> str:
@@ -112,10 +137,10 @@ def draw(table: Table, path: Path) -> None:
     plt.close(figure)
 
 
-def behind(outcomes: dict[str, Outcome]) -> list[str]:
+def behind(outcomes: list[Outcome]) -> list[str]:
     """The first section: each comparison in which a peer is ahead."""
-    rows: list[tuple[str, Against]] = [(o.title, a) for o in outcomes.values() for a in o.against if a.ratio < 1]
-    every = sum(len(outcome.against) for outcome in outcomes.values())
+    rows: list[tuple[str, Against]] = [(o.title, a) for o in outcomes for a in o.against if a.ratio < 1]
+    every = sum(len(outcome.against) for outcome in outcomes)
     lines = ["## Where others are ahead", ""]
     if not rows:
         return [*lines, f"Nowhere in this run, of {every} comparisons.", ""]
@@ -126,8 +151,9 @@ def behind(outcomes: dict[str, Outcome]) -> list[str]:
     return [*lines, ""]
 
 
-def section(part: Part, outcome: Outcome, out: Path) -> list[str]:
-    lines = [f"## {outcome.title}", "", f"`{part.command}`", ""]
+def section(part: Part, measured: Measured, out: Path) -> list[str]:
+    outcome = measured.outcome
+    lines = [f"## {outcome.title}", "", f"`{part.command}`", "", measured.machine, ""]
     if outcome.versions:
         lines += ["Beside " + ", ".join(f"{name} {number}" for name, number in outcome.versions.items()) + ".", ""]
     for number, table in enumerate(outcome.tables, 1):
@@ -142,42 +168,38 @@ def section(part: Part, outcome: Outcome, out: Path) -> list[str]:
 
 
 def write(results: Path, out: Path, failed: dict[str, str]) -> None:
-    outcomes: dict[str, Outcome] = {}
+    found: dict[str, Measured] = {}
     for part in PARTS:
         if (path := results / f"{part.name}.json").is_file():
-            outcomes[part.name] = raw.read(part.name, path)
+            found[part.name] = Measured.kept(path)
     lines = [
         "# Benchmarks",
         "",
-        "Written by `make bench`; the command that measures a part alone stands over it.",
+        "Written by `make bench`. Over each part stand the command that measures it alone and the machine it ran on.",
+        "Peers run on the same data and the same machine as ours, in turns where time is measured.",
         "",
     ]
-    lines += [
-        machine(),
-        "",
-        "Peers run on the same data and the same machine.",
-        "",
-    ]
-    lines += behind(outcomes)
-    missing = {part.name: failed.get(part.name, "not run") for part in PARTS if part.name not in outcomes}
+    lines += behind([measured.outcome for measured in found.values()])
+    missing = {part.name: failed.get(part.name, "not run") for part in PARTS if part.name not in found}
     if missing:
         lines += ["## Not in this report", "", *(f"- {name}: {why}" for name, why in missing.items()), ""]
     for part in PARTS:
-        if part.name in outcomes:
-            lines += section(part, outcomes[part.name], out)
+        if part.name in found:
+            lines += section(part, found[part.name], out)
     (out / "benchmarks.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-    print(f"\n{out / 'benchmarks.md'}: {len(outcomes)} of {len(PARTS)} parts")
+    print(f"\n{out / 'benchmarks.md'}: {len(found)} of {len(PARTS)} parts")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[part.name for part in PARTS], help="run these parts alone")
-    parser.add_argument("--results", type=Path, default=Path("build/bench"))
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="where what was found is kept")
     parser.add_argument("--out", type=Path, default=Path("docs"))
-    parser.add_argument("--minutes", type=float, default=30, help="longest a part may take")
+    parser.add_argument("--minutes", type=float, default=120, help="longest a part may take")
     parser.add_argument("--write-only", action="store_true", help="run nothing, write the report of what is there")
     options = parser.parse_args()
-    options.results.mkdir(parents=True, exist_ok=True)
+    for folder in (options.results, BUILD):
+        folder.mkdir(parents=True, exist_ok=True)
     (options.out / "figures").mkdir(parents=True, exist_ok=True)
     chosen = [] if options.write_only else [part for part in PARTS if not options.only or part.name in options.only]
     results = options.results.resolve()

@@ -16,13 +16,9 @@ import base64
 import json
 import os
 import platform
-import shutil
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -30,89 +26,14 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import numpy as np
-import psutil
 
+from benchmarks.loads import Load, alternate, costing, find_wrk, in_process, wrk
 from benchmarks.service_gallery import HELD, build
 from index import exact
 from index.native_faiss import faiss
 
-HERE = Path(__file__).parent
 SIZE, DIMENSION, K = 100_000, 384, 10
-CLIENTS = (1, 8, 32)
 CORES = len(os.sched_getaffinity(0))
-Load = Callable[[int], dict[str, Any]]
-"""From a number of clients to requests a second and milliseconds."""
-
-
-def wrk(url: str, path: str, bodies: Path, size: int, kind: str, seconds: float) -> Load:
-    """A load that posts the bodies in turn; answers other than 2xx stop the benchmark."""
-    where = {"BODIES": str(bodies), "SIZE": str(size), "PATH_": path, "TYPE": kind}
-    command = ["wrk", "-t1", f"-d{seconds:g}s", "--timeout", "30s", "-s", str(HERE / "rotate.lua"), url]
-
-    def run(clients: int) -> dict[str, Any]:
-        done = subprocess.run(
-            [*command, f"-c{clients}"], env=os.environ | where, capture_output=True, text=True, check=True
-        )
-        found = json.loads(done.stdout.splitlines()[-1])
-        if found["bad_status"] or found["broken"]:
-            sys.exit(f"{url}{path}: {found}")
-        return {
-            "requests": found["requests"],
-            "per_second": round(found["requests"] / found["seconds"], 1),
-            "p50_ms": found["p50_ms"],
-            "p99_ms": found["p99_ms"],
-        }
-
-    return run
-
-
-def in_process(call: Callable[[int], Any], seconds: float) -> Load:
-    """A load of threads that call with the number of a query each."""
-
-    def run(clients: int) -> dict[str, Any]:
-        over = time.perf_counter() + seconds
-        taken: list[float] = []
-
-        def ask(first: int) -> None:
-            at = first
-            while (began := time.perf_counter()) < over:
-                call(at)
-                taken.append(time.perf_counter() - began)
-                at += clients
-
-        began = time.perf_counter()
-        with ThreadPoolExecutor(clients) as pool:
-            list(pool.map(ask, range(clients)))
-        return _figures(taken, time.perf_counter() - began)
-
-    return run
-
-
-def _figures(taken: list[float], seconds: float) -> dict[str, Any]:
-    p50, p99 = np.percentile(taken, [50, 99]) * 1000
-    return {
-        "requests": len(taken),
-        "per_second": round(len(taken) / seconds, 1),
-        "p50_ms": round(p50, 3),
-        "p99_ms": round(p99, 3),
-    }
-
-
-def _cpu(pid: int) -> float:
-    """Seconds of processor time that a process and its children have taken."""
-    members = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    return sum(sum(member.cpu_times()[:2]) for member in members)
-
-
-def costing(load: Load, pid: int) -> Load:
-    """The load, and the processor time that a request takes: it tells less of what else the machine does."""
-
-    def run(clients: int) -> dict[str, Any]:
-        before = _cpu(pid)
-        found = load(clients)
-        return {**found, "cpu_ms": round(1000 * (_cpu(pid) - before) / found["requests"], 3)}
-
-    return run
 
 
 @contextmanager
@@ -129,27 +50,6 @@ def serving(collection: Path, *flags: str) -> Iterator[tuple[str, int]]:
     finally:
         process.terminate()
         process.wait(60)
-
-
-def alternate(loads: dict[str, Load], rounds: int) -> dict[str, Any]:
-    """{name: {clients: figures}}, medians over rounds; in every round each is asked once."""
-    found: dict[str, dict[int, list[dict[str, Any]]]] = {name: {n: [] for n in CLIENTS} for name in loads}
-    for clients in CLIENTS:
-        for _ in range(rounds):
-            for name, load in loads.items():
-                found[name][clients].append(load(clients))
-    medians = {
-        name: {
-            str(clients): {key: round(statistics.median(run[key] for run in runs), 3) for key in runs[0]}
-            for clients, runs in by.items()
-        }
-        for name, by in found.items()
-    }
-    for name, by in medians.items():
-        figures = "   ".join(f"{n}: {f['per_second']:8.1f}/s {f['p50_ms']:8.2f} ms" for n, f in by.items())
-        cost = f"   ({by['32']['cpu_ms']} ms of processor each)" if "cpu_ms" in by["32"] else ""
-        print(f"  {name:<34}{figures}{cost}", flush=True)
-    return medians
 
 
 class Work:
@@ -318,8 +218,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "surematch-bench-service")
     parser.add_argument("--json", type=Path, help="also write the figures here; parts already there are kept")
     args = parser.parse_args()
-    if shutil.which("wrk") is None:
-        sys.exit("wrk is not installed. On Debian or Ubuntu: apt-get install -y wrk; on macOS: brew install wrk")
+    find_wrk(args.cache)
     work = Work(args)
     told = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
     told["machine"] = {"cores": CORES, "python": platform.python_version(), "faiss": version("faiss-cpu")}

@@ -73,10 +73,13 @@ class Outcome:
 
     @classmethod
     def read(cls, path: Path) -> Outcome:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        content["tables"] = [Table(**table) for table in content["tables"]]
-        content["against"] = [Against(**one) for one in content["against"]]
-        return cls(**content)
+        return cls.of(json.loads(path.read_text(encoding="utf-8")))
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> Outcome:
+        """From what `asdict` made of one."""
+        tables = [Table(**table) for table in content["tables"]]
+        return cls(**{**content, "tables": tables, "against": [Against(**one) for one in content["against"]]})
 
 
 def shown(cell: Cell) -> str:
