@@ -36,8 +36,9 @@ class HeldOut:
     """The calibration queries as the cross-fitted calibrators saw them; sets, thresholds and drift rest on it.
 
     (n,) each: `probability` that the top hit is right, whether it was `right`, whether the query was `known`, its
-    `weight`, the `nonconformity` of its truth (inf: in no set), and the `group` of examples made from one query: they
-    are no more independent than that query, so intervals and corrections count groups.
+    `weight`, the `nonconformity` of its truth (inf: in no set), the `group` of examples made from one query: they
+    are no more independent than that query, so intervals and corrections count groups; and the `identity`, one number
+    for all queries of one label.
     """
 
     probability: Floats
@@ -46,6 +47,7 @@ class HeldOut:
     weight: Floats
     nonconformity: Floats
     group: Ints
+    identity: Ints
 
     def to_json(self) -> dict[str, Any]:
         scores = [None if not np.isfinite(score) else float(score) for score in self.nonconformity]
@@ -56,6 +58,7 @@ class HeldOut:
             "weight": self.weight.tolist(),
             "nonconformity": scores,
             "group": self.group.tolist(),
+            "identity": self.identity.tolist(),
         }
 
     @classmethod
@@ -68,8 +71,9 @@ class HeldOut:
             np.array(value["weight"], np.float64),
             np.array(scores, np.float64),
             np.array(value["group"], np.int64),
+            np.array(value.get("identity", value["group"]), np.int64),  # older calibrations do not know it
         )
-        columns = (found.probability, found.right, found.known, found.weight, scores, found.group)
+        columns = (found.probability, found.right, found.known, found.weight, scores, found.group, found.identity)
         if len({len(part) for part in columns}) != 1:
             raise ValueError("the held-out queries' columns differ in length")
         return found
@@ -178,7 +182,7 @@ def calibrate(
     scores[(made.codes >= 0) & (made.target < 0)] = np.inf
     right = made.codes == made.evidence.codes[made.evidence.starts[:-1]]
     p = distribution(rows, "softmax", 1.0)[:, 1]
-    held_out = HeldOut(p, right, made.codes >= 0, made.weight, scores, made.group)
+    held_out = HeldOut(p, right, made.codes >= 0, made.weight, scores, made.group, made.identity)
     return Calibration(
         served,
         temperatures,

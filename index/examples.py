@@ -57,7 +57,8 @@ class Queries:
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """What a calibrator is fitted on and measured with. `group` (n,) ties the twins made from one query together.
+    """What a calibrator is fitted on and measured with. `group` (n,) ties the twins made from one query together,
+    `identity` (n,) the queries that carry one label, in the gallery or not.
 
     `prior` are examples of another kind that the fit starts from where these are few; nothing is measured with them.
     """
@@ -67,6 +68,7 @@ class Examples:
     codes: Ints
     weight: Floats
     group: Ints
+    identity: Ints
     unknown_share: float
     source: str
     unknowns: str
@@ -91,17 +93,29 @@ def examples(queries: Queries, gallery: Vectors, codes: Ints, labels: int, unkno
     enough(int((of_known >= 0).sum()))
     truth = np.concatenate([of_known, np.full(len(real) + 2 * len(removed), -1)])
     target = np.where(truth >= 0, evidence.candidate(truth), NO_MATCH)
+    group = np.concatenate([known, real, removed, removed])
     return Examples(
         evidence,
         target,
         truth,
         _weights(len(known), len(real), len(removed), unknown_share),
-        np.concatenate([known, real, removed, removed]),
+        group,
+        _identities(queries, labels)[group],
         unknown_share,
         queries.source,
         _describe_unknowns(len(real), len(removed)),
         prior,
     )
+
+
+def _identities(queries: Queries, labels: int) -> Ints:
+    """(n,) a number for each label, whether the gallery has it or not; of a query without a label, one of its own."""
+    found = np.where(queries.codes >= 0, queries.codes, labels + np.arange(len(queries.codes)))
+    first: dict[str, int] = {}
+    for at, name in zip(np.flatnonzero(queries.rows < 0).tolist(), queries.names, strict=False):
+        if name is not None and queries.codes[at] < 0:
+            found[at] = first.setdefault(name, int(found[at]))
+    return found
 
 
 def _prior(

@@ -2,7 +2,9 @@
 
 Everything is computed on held-out calibration queries, so a promise is only as good as their number: each threshold
 comes with the interval the sample supports, and a promise no sample of that size could support is refused. Examples
-made from one query count as one: hiding labels makes more examples, not more evidence.
+made from one query count as one: hiding labels makes more examples, not more evidence. Nor do a hundred photographs of
+one stranger make a hundred strangers: an FPIR counts unknown queries by how much those of one identity resemble each
+other.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import beta
+from scipy.stats import beta, rankdata
 
 from index.calibrate import HeldOut
 from index.errors import CalibrationError
@@ -81,8 +83,8 @@ def from_fpir(sample: HeldOut, fpir: float) -> Threshold:
     _check_share("fpir", fpir)
     unknown = ~sample.known
     p, w = sample.probability[unknown], sample.weight[unknown]
-    size = _effective(w, sample.group[unknown])
-    _need(size, fpir, f"an FPIR of {fpir:g}", "unknown queries")
+    size = _effective(w, sample.group[unknown]) / _design_effect(p, sample.group[unknown], sample.identity[unknown])
+    _need(size, fpir, f"an FPIR of {fpir:g}", f"unknown queries that do not resemble each other ({len(p)} in all)")
     values, of_value = np.unique(p, return_inverse=True)
     above = np.cumsum(np.bincount(of_value, w)[::-1])[::-1] / w.sum()
     fine = np.flatnonzero(above <= fpir + _ROUNDING)
@@ -118,6 +120,31 @@ def _effective(weight: Floats, group: Ints) -> float:
     """Queries that examples of these weights are worth (Kish 1965), those of one group counting as one."""
     of_group = np.bincount(np.unique(group, return_inverse=True)[1], weight)
     return float(of_group.sum() ** 2 / np.sum(of_group**2)) if len(weight) else 0.0
+
+
+def _design_effect(scores: Floats, group: Ints, identity: Ints) -> float:
+    """How many queries are worth one of an identity of its own: 1 + (m - 1) rho (Kish 1965).
+
+    m is the mean size of the identity a query belongs to, rho the intraclass correlation of the scores' ranks (one-way
+    analysis of variance; Donner 1986), from 0 to 1. A single identity is worth one query. Examples of one `group` are
+    one query, of their mean score.
+    """
+    _, first, query, copies = np.unique(group, return_index=True, return_inverse=True, return_counts=True)
+    scores = np.bincount(query, scores) / copies
+    _, of, sizes = np.unique(identity[first], return_inverse=True, return_counts=True)
+    n, k = len(scores), len(sizes)
+    if n == k:
+        return 1.0
+    if k == 1:
+        return float(n)
+    ranks = rankdata(scores)
+    means = np.bincount(of, ranks) / sizes
+    between = float(sizes @ (means - ranks.mean()) ** 2) / (k - 1)
+    within = float(((ranks - means[of]) ** 2).sum()) / (n - k)
+    size = (n - float(sizes @ sizes) / n) / (k - 1)
+    whole = between + (size - 1) * within
+    rho = min(max((between - within) / whole, 0.0), 1.0) if whole > 0 else 1.0
+    return 1 + (float(sizes @ sizes) / n - 1) * rho
 
 
 def _need(have: float, error: float, promise: str, what: str) -> None:

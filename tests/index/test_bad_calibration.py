@@ -41,7 +41,8 @@ def made(best: Best, right: NDArray[np.bool_], change: Callable[[Evidence], None
     change(evidence)
     target = np.where(right, 2 * np.arange(len(best)), NO_MATCH)
     codes = np.where(right, 0, -1)
-    return Examples(evidence, target, codes, np.ones(len(best)), np.arange(len(best)), 0.3, "made", "made")
+    each = np.arange(len(best))
+    return Examples(evidence, target, codes, np.ones(len(best)), each, each, 0.3, "made", "made")
 
 
 def spread(n: int = N) -> Best:

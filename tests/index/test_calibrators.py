@@ -253,7 +253,7 @@ def mixed(n: int) -> Examples:
     second = (target < 0) & (np.arange(n) % 4 == 0)
     target = np.where(second, evidence.starts[:-1] + 1, target)
     codes = np.where(target < 0, -1, np.where(second, 1, 0))
-    return Examples(evidence, target, codes, np.ones(n), np.arange(n), 0.3, "simulated", "simulated")
+    return Examples(evidence, target, codes, np.ones(n), np.arange(n), np.arange(n), 0.3, "simulated", "simulated")
 
 
 @pytest.mark.parametrize("name", CALIBRATORS)
