@@ -29,6 +29,7 @@ from index.pictures import read_content
 from index.rows import Row
 from training import distributed
 from training.assessment import Embedded, assess
+from training.averaging import copied, mix
 from training.capacity import check_memory, check_processes
 from training.card import CARD, render_card
 from training.config import Kind, Recipe, TrainSettings
@@ -188,6 +189,7 @@ def _train(
     if isinstance(loss, Objective):
         means = class_means(torch.from_numpy(vectors), torch.from_numpy(of_vectors), learned)
         loss.imprint(_earlier_weights(settings.encoder, labels, means))
+    start = copied(model) if settings.start_share else {}
     watched = bool(unseen_texts) and (settings.patience is not None or kind == "static")
     used = [*train_texts, *unseen_texts] if watched else train_texts
     with only_used_tokens(model, used) if kind == "static" else nullcontext():
@@ -208,6 +210,7 @@ def _train(
             measure=(lambda: on_unseen().map_at_r) if watched else None,
             console=console,
         )
+    mix(model, start, settings.start_share)
     after = _encode(model, [texts[at] for at in sample])
     metrics["held_out"] = _evaluate(model, texts, classes, split, sample, after)
     if unseen_texts:

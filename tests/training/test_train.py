@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 
 import training.pipeline
 from index.errors import DataError, EncoderError, SettingsError, SurematchError
 from index.rows import text_key
 from tests.training.conftest import TOPICS, Write, sentences
+from training.averaging import copied, mix
 from training.cli import train
 from training.evaluation import retrieval
 from training.heads import load_head
@@ -44,6 +46,22 @@ def test_training_teaches_what_the_start_did_not_know(trained, tiny_encoder: Pat
     before, after = recall_of_new_sentences(tiny_encoder), recall_of_new_sentences(trained[0])
     assert before < 0.5
     assert after > 0.9
+
+
+def test_part_of_the_way_back_to_the_start(trained, tiny_encoder: Path, tmp_path: Path, write_csv: Write) -> None:
+    """The weights lie between both, and that is the encoder that is measured."""
+    folder, rows = trained
+    run(write_csv(rows), tmp_path / "mixed", tiny_encoder, "--start-share", "0.25")
+    start, end, mixed = (
+        load_file(path / "model.safetensors")["embedding.weight"] for path in (tiny_encoder, folder, tmp_path / "mixed")
+    )
+    assert not np.allclose(start, end, atol=1e-3)
+    np.testing.assert_allclose(mixed, 0.75 * end + 0.25 * start, atol=1e-6)
+    record = json.loads((tmp_path / "mixed" / "training.json").read_text(encoding="utf-8"))
+    assert record["settings"]["start_share"] == 0.25
+    model = SentenceTransformer(str(tmp_path / "mixed"), device="cpu")
+    with pytest.raises(ValueError, match="share must be from 0 to 1"):
+        mix(model, copied(model), 1.5)
 
 
 def test_the_folder_holds_head_record_and_trained_rows(trained) -> None:
