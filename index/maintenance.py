@@ -32,6 +32,13 @@ class _Stopped(Exception):
     """The collection is being closed."""
 
 
+def _nothing(progress: Progress) -> None: ...
+
+
+def _never() -> bool:
+    return False
+
+
 class Maintenance:
     """Runs `work(progress)` in a thread of its own whenever `poke` finds it `due`."""
 
@@ -60,6 +67,8 @@ class Maintenance:
             thread = self._thread
         if thread is not None:
             thread.join()
+        # its owner's methods: without them both are freed at once, not when the collector of cycles comes round
+        self._work, self._due = _nothing, _never
 
     def describe(self) -> dict[str, Any]:
         return asdict(self.status)

@@ -37,6 +37,13 @@ def _never(items: list[T]) -> bool:
     return False
 
 
+def _closed(items: list[T]) -> Sequence[R | Exception]:
+    raise RuntimeError("the batcher is closed")
+
+
+def _unseen(size: int) -> None: ...
+
+
 class Batcher(Generic[T, R]):
     """Runs `call(items)` in up to `lanes` threads at a time, or in the event loop where `quick(items)` says so.
 
@@ -55,7 +62,7 @@ class Batcher(Generic[T, R]):
         max_batch: int = 256,
         quick: Callable[[list[T]], bool] = _never,
         linger: bool = False,
-        observe: Callable[[int], None] = lambda size: None,
+        observe: Callable[[int], None] = _unseen,
     ) -> None:
         self._call = call
         self._threads = ThreadPoolExecutor(lanes, thread_name_prefix=name)
@@ -125,6 +132,8 @@ class Batcher(Generic[T, R]):
 
     def close(self) -> None:
         self._threads.shutdown()
+        # its owner's methods: without them both are freed at once, not when the collector of cycles comes round
+        self._call, self._quick, self._observe = _closed, _never, _unseen
 
 
 def _settle(answer: asyncio.Future[R], result: R | Exception) -> None:
