@@ -66,9 +66,10 @@ def make_engine(
     """Builds engine `name` of unit vectors (n, d) with ascending row numbers (n,), tuned until recall@10 >= `TARGET`.
 
     Recall is measured on `queries` (m, d), or on items of the gallery that look for the others; what counts is a lower
-    99 % bound on either half of them. `auto` is exact up to `AUTO_FLAT` items; beyond, the first of ivf-pq, hnsw and
-    sq8 that fits `memory_budget` bytes (half of this machine's memory unless given) and reaches the target; flat, or
-    else the best of those measured, if none does. Raises `SettingsError` for an unknown name or a budget nothing fits.
+    99 % bound on either half of them. `auto` is exact up to `AUTO_FLAT` items; beyond, the first of ivf-pq, ivf, hnsw
+    and sq8 that fits `memory_budget` bytes (half of this machine's memory unless given) and reaches the target; flat,
+    or else the best of those measured, if none does. Raises `SettingsError` for an unknown name, or a budget that
+    nothing fits.
     """
     check_name(name)
     if name == "flat" or (name == "auto" and not len(vectors)):
@@ -88,7 +89,7 @@ def _auto(vectors: Vectors, rows: Rows, budget: int, sample: _Sample) -> Engine:
     if "flat" in fits and size <= AUTO_FLAT:
         return FaissFlat.build(vectors, rows)
     built: list[FaissEngine] = []
-    for kind in ("ivf-pq", "hnsw", "sq8", "flat"):
+    for kind in ("ivf-pq", "ivf", "hnsw", "sq8", "flat"):
         if kind in fits:
             built.append(_tuned(FAISS[kind].build(vectors, rows), sample))
             found = sample.recall(built[-1])
@@ -144,7 +145,9 @@ class _Sample:
         else:
             self._itself = random.permutation(len(vectors))[:_SAMPLE]
             self._queries = vectors[self._itself]
-        self._k = _NEIGHBOURS + int(queries is None or not len(queries))
+        # also where one of the ten is the item itself: an engine that looks again at a multiple of k candidates would
+        # look at more of them for eleven than a query of ten gets
+        self._k = _NEIGHBOURS
         scores, positions = exact.top(self._queries, vectors, self._k)
         others = self._others(positions)
         self._wanted = others.sum(axis=1)

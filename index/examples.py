@@ -24,7 +24,7 @@ from index.profile import LabelProfile
 
 Vectors = NDArray[np.float32]
 Flags = NDArray[np.bool_]
-NEAR_COPY = 0.9
+NEAR_COPY = 0.92
 """Cosine from which an item counts as a copy of one left out."""
 AROUND = 0.05
 """Share of the labels, nearest first, that is hidden to imitate a far unknown query."""

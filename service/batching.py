@@ -22,8 +22,9 @@ from service.problems import Problem
 
 T = TypeVar("T")
 R = TypeVar("R")
-PAUSE, LONGEST = 1 / 16, 1.0
-"""Parts of a call's time: without a new caller for so long lingering ends, and after so long in any case."""
+PAUSE, QUIET, LONGEST = 1 / 16, 3, 1.0
+"""Lingering looks again after this part of the call's time, ends when nobody new came for so many looks (answers must
+reach their callers first), and after that part of the call's time in any case."""
 
 
 @dataclass(slots=True)
@@ -111,10 +112,11 @@ class Batcher(Generic[T, R]):
     async def _returning(self, callers: int, seconds: float) -> None:
         """Waits for `callers` to stand in the queue, as long as new ones come, after a call that took `seconds`."""
         end = perf_counter() + LONGEST * seconds
-        waiting = -1
-        while callers > 1 and waiting < len(self._queue) < callers and perf_counter() < end:
-            waiting = len(self._queue)
+        waiting, quiet = len(self._queue), 0
+        while callers > 1 and waiting < callers and quiet < QUIET and perf_counter() < end:
             await asyncio.sleep(PAUSE * seconds)
+            quiet = quiet + 1 if len(self._queue) <= waiting else 0
+            waiting = len(self._queue)
 
     def _take(self) -> list[_Waiting[T, R]]:
         batch: list[_Waiting[T, R]] = []

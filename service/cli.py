@@ -137,11 +137,11 @@ def serve(argv: Sequence[str]) -> int:
     settings.folders  # noqa: B018 (two of one name are refused before anything is opened)
     _check_exposure(settings)
     # Imported late, so that `serve --help` and wrong flags answer at once.
-    from service.memory import give_back_memory
+    from service.memory import share_arenas
     from service.server import run
     from service.serving import Serving
 
-    give_back_memory()
+    share_arenas()
     if settings.workers > 1 and settings.writable:
         raise SettingsError(
             f"--workers {settings.workers} and --writable: a collection has one writer, so what writes is one process. "
