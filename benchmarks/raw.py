@@ -29,7 +29,7 @@ def index(raw: dict[str, Any]) -> Outcome:
             ]
         )
         against += [
-            Against(f"{asked}, {batch}", speed["ours"], name, speed[name])
+            Against(f"{asked}, {raw['size']:,} vectors, {batch}", speed["ours"], name, speed[name])
             for batch, speed in zip(batches, speeds, strict=True)
             for name in speed
             if name.startswith("raw")
