@@ -22,7 +22,7 @@ from service.problems import Problem
 
 T = TypeVar("T")
 R = TypeVar("R")
-PAUSE, QUIET, LONGEST = 1 / 16, 3, 1.0
+PAUSE, QUIET, LONGEST = 1 / 16, 3, 1 / 2
 """Lingering looks again after this part of the call's time, ends when nobody new came for so many looks (answers must
 reach their callers first), and after that part of the call's time in any case."""
 
@@ -112,6 +112,7 @@ class Batcher(Generic[T, R]):
     async def _returning(self, callers: int, seconds: float) -> None:
         """Waits for `callers` to stand in the queue, as long as new ones come, after a call that took `seconds`."""
         end = perf_counter() + LONGEST * seconds
+        callers = min(callers, self._max_batch)
         waiting, quiet = len(self._queue), 0
         while callers > 1 and waiting < callers and quiet < QUIET and perf_counter() < end:
             await asyncio.sleep(PAUSE * seconds)
