@@ -36,7 +36,7 @@ from index.engine import Engine
 from index.engines import recall_warning
 from index.errors import CalibrationError, CollectionError, Damaged, DataError, DiskFull, ReadOnly
 from index.evidence import TOP_K
-from index.filters import Filter
+from index.filters import Filter, says_something
 from index.gallery import Gallery as Gallery
 from index.image_encoder import Source, image_encoder
 from index.items import Item, ItemStore
@@ -202,6 +202,8 @@ class Collection:
         `describe()["erased"]` tells up to which receipt that has happened, and when. Raises `ReadOnly`, `DiskFull`.
         """
         self._must_write()
+        if isinstance(ids, str):  # a sequence of its letters
+            raise DataError(f"delete takes a list of ids. For this one alone: [{ids[:40]!r}].")
         with self._swapping:
             sequence, deleted = self._store.delete(ids)
             self._catch_up()
@@ -212,7 +214,7 @@ class Collection:
         """Deletes the items that pass the filter now, see `delete`. Raises `DataError` for an empty or wrong filter."""
         self._must_write()
         condition = Filter.parse(filter)
-        if not filter:
+        if not says_something(filter):
             raise DataError("An empty filter would delete every item. Name the ids, or filter on something.")
         with self._swapping:
             rows = self._store.rows_where(condition)
@@ -411,6 +413,8 @@ class Collection:
         apart, not only for their mix. `filter` (see `index.filters`) says which items may be shown and which labels
         answered; a label of which nothing passes counts as no match. `explain` adds why, see `index.explain`.
         """
+        if isinstance(texts, str):  # a sequence of its letters
+            raise DataError("search takes a list of texts. Put the text in brackets.")
         for at, text in enumerate(texts):
             if not text.strip():
                 raise DataError(f"Query {at + 1} is an empty text. Ask with at least one word.")
@@ -503,6 +507,8 @@ class Collection:
         raise Damaged(f"{self.path / ITEMS}: items that the index knows are missing. Restore it from a backup.")
 
     def _checked(self, vectors: NDArray[np.floating]) -> NDArray[np.float32]:
+        if np.iscomplexobj(vectors):
+            raise DataError("A query vector is of complex numbers. Send real ones.")
         queries = np.asarray(vectors, np.float32)
         expected = self.encoder.dimension
         if queries.ndim != 2 or queries.shape[1] != expected:

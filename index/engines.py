@@ -146,8 +146,10 @@ class _Sample:
             self._itself = random.permutation(len(vectors))[:_SAMPLE]
             self._queries = vectors[self._itself]
         # also where one of the ten is the item itself: an engine that looks again at a multiple of k candidates would
-        # look at more of them for eleven than a query of ten gets
+        # look at more of them for eleven than a query of ten gets. Nine others are wanted then, whether or not the item
+        # is among the first ten: of many copies it need not be
         self._k = _NEIGHBOURS
+        self._most = _NEIGHBOURS - int(queries is None or not len(queries))
         scores, positions = exact.top(self._queries, vectors, self._k)
         others = self._others(positions)
         self._wanted = others.sum(axis=1)
@@ -164,9 +166,9 @@ class _Sample:
         return Recall.of(np.minimum(found, self._wanted) / np.maximum(self._wanted, 1))
 
     def _others(self, positions: Rows) -> NDArray[np.bool_]:
-        """Which of the positions (n, k) count: all but the one that asks, and no more than ten."""
+        """Which of the positions (n, k) count: all but the one that asks, and no more than are wanted."""
         others = positions != self._itself[:, None]
-        counted: NDArray[np.bool_] = others & (np.cumsum(others, axis=1) <= _NEIGHBOURS)
+        counted: NDArray[np.bool_] = others & (np.cumsum(others, axis=1) <= self._most)
         return counted
 
 

@@ -55,6 +55,15 @@ def read_filter(text: str) -> dict[str, Any]:
     return given
 
 
+def says_something(given: Any) -> bool:
+    """Whether a filter names any field: nested "and", "or" and "not" of nothing are true or false of every item."""
+    if isinstance(given, list):
+        return any(map(says_something, given))
+    return isinstance(given, dict) and any(
+        key not in ("and", "or", "not") or says_something(given[key]) for key in given
+    )
+
+
 class _Parser:
     """Collects the bound values while it goes down, and counts what a filter costs."""
 

@@ -64,6 +64,8 @@ class Feedback:
 
 def record(item: Item, dimension: int) -> tuple[str, str | None, str | None, str, bytes, int]:
     """The columns of an item: id, label, text, metadata, vector, checksum. Raises `DataError` for what is unusable."""
+    if np.iscomplexobj(item.vector):
+        raise DataError(f"Item {item.id[:40]!r}: the vector is of complex numbers. Give real ones.")
     vector = np.ascontiguousarray(item.vector, dtype="<f4")
     if vector.shape != (dimension,):
         raise DataError(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import beta, rankdata
+from scipy.stats import beta, f, rankdata
 
 from index.calibrate import HeldOut
 from index.errors import CalibrationError
@@ -125,8 +125,9 @@ def _effective(weight: Floats, group: Ints) -> float:
 def _design_effect(scores: Floats, group: Ints, identity: Ints) -> float:
     """How many queries are worth one of an identity of its own: 1 + (m - 1) rho (Kish 1965).
 
-    m is the mean size of the identity a query belongs to, rho the intraclass correlation of the scores' ranks (one-way
-    analysis of variance; Donner 1986), from 0 to 1. A single identity is worth one query. Examples of one `group` are
+    m is the mean size of the identity a query belongs to, rho the upper 95 % bound of the intraclass correlation of the
+    scores' ranks (one-way analysis of variance, F interval; Donner 1986, section 4), from 0 to 1: of two or three
+    identities nobody can tell how alike theirs are, so they are worth two or three queries. Examples of one `group` are
     one query, of their mean score.
     """
     _, first, query, copies = np.unique(group, return_index=True, return_inverse=True, return_counts=True)
@@ -142,8 +143,10 @@ def _design_effect(scores: Floats, group: Ints, identity: Ints) -> float:
     between = float(sizes @ (means - ranks.mean()) ** 2) / (k - 1)
     within = float(((ranks - means[of]) ** 2).sum()) / (n - k)
     size = (n - float(sizes @ sizes) / n) / (k - 1)
-    whole = between + (size - 1) * within
-    rho = min(max((between - within) / whole, 0.0), 1.0) if whole > 0 else 1.0
+    if within <= 0:
+        return float(sizes @ sizes) / n
+    ratio = between / within / float(f.ppf(1 - CONFIDENCE, k - 1, n - k))
+    rho = min(max((ratio - 1) / (ratio + size - 1), 0.0), 1.0)
     return 1 + (float(sizes @ sizes) / n - 1) * rho
 
 

@@ -19,6 +19,7 @@ from index.engines import ENGINES, FAISS, make_engine
 from index.errors import CollectionError, SettingsError
 from index.faiss_engine import FaissEngine, FaissFlat
 from index.faiss_file import flat_part
+from index.filters import says_something
 from index.milvus_engine import MilvusEngine
 from tests.index.helpers import Vectors, unit
 
@@ -383,3 +384,17 @@ def test_the_beam_of_the_graph_is_as_wide_as_k_and_wider_where_few_pass() -> Non
         built._search_parameters(k, share).efSearch for k, share in ((10, 1.0), (100, 1.0), (10, 0.25), (100, 0.5))
     ]
     assert beams == [32, 100, 128, 200]
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf", "ivf-pq", "sq8"])
+def test_copies_of_one_vector_do_not_look_like_misses(kind: str) -> None:
+    """An item of twenty copies need not be among its own ten nearest: nine others are wanted then, as of any item."""
+    distinct = unit(100, 32, seed=5)
+    copies = np.repeat(distinct, 20, axis=0)
+    assert make_engine(kind, copies, np.arange(len(copies))).recall == 1
+
+
+@pytest.mark.parametrize("filter", [{}, {"and": []}, {"not": {"or": []}}, {"and": [{"or": []}, {"not": {}}]}])
+def test_a_filter_that_names_nothing_says_nothing(filter: dict[str, object]) -> None:
+    assert not says_something(filter)
+    assert says_something({"and": [filter, {"label": "a"}]})

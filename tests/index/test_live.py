@@ -68,6 +68,21 @@ def test_what_was_written_is_found_at_once_and_after_opening_again(live: Collect
     with_reader.close()
 
 
+def test_a_word_is_no_list_and_nothing_is_no_filter(live: Collection) -> None:
+    """The letters of an id or a text, and a filter that is true of everything, are never what was meant."""
+    before = live.size
+    with pytest.raises(DataError, match="delete takes a list of ids"):
+        live.delete("sku")
+    with pytest.raises(DataError, match="search takes a list of texts"):
+        live.search("lamp")
+    for nothing in ({}, {"and": []}, {"not": {"or": []}}):
+        with pytest.raises(DataError, match="empty filter"):
+            live.delete_where(nothing)
+    with pytest.raises(DataError, match="complex"):
+        live.search_vectors(np.full((1, live.encoder.dimension), 1j))
+    assert live.size == before
+
+
 def test_replaced_and_deleted_items_are_not_found(live: Collection) -> None:
     live.upsert([NewItem("x", "card", "bank card chip")])
     receipt = live.upsert([NewItem("x", "food", "lemon soup bread"), NewItem("y", "food", "cheese")])

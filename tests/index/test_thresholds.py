@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -201,6 +202,16 @@ def test_twelve_strangers_cannot_promise_five_percent() -> None:
         from_fpir(strangers(12, 20, 0.9), 0.05)
 
 
+@pytest.mark.parametrize("alike", [0.1, 0.3])
+def test_two_strangers_are_two_however_many_photographs(alike: float) -> None:
+    """How alike a stranger's photographs are cannot be told from those of two: a promise is the exception, 5 in 100."""
+    granted = 0
+    for seed in range(60):
+        with contextlib.suppress(CalibrationError):
+            granted += from_fpir(strangers(2, 500, alike, seed), 0.05).measured <= 0.05
+    assert granted <= 8
+
+
 def test_a_promise_out_of_reach_is_refused() -> None:
     made = sample(400)
     wrong = replace(made, right=made.right & False)
@@ -226,8 +237,8 @@ def test_the_verb(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.threshold([str(built), "--false-match-cost", "3", "--miss-cost", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["probability"], found["promised"]) == (0.75, "mean cost of a query")
-    assert cli.threshold([str(built), "--fpir", "0.3", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["fpir"] <= 0.3
+    assert cli.threshold([str(built), "--fpir", "0.8", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["fpir"] <= 0.8
     assert cli.threshold([str(built), "--precision", "0.9"]) == 0
     assert "Call it a match when its probability is at least" in capsys.readouterr().out
     with pytest.raises(CalibrationError, match="cannot support an FPIR"):
