@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from index.errors import CalibrationError
 from index.evidence import SHARPNESS, TOP_K, exact_top, gather
-from index.examples import ENOUGH, Queries, concatenate, examples, join, select
+from index.examples import ENOUGH, NEAR_COPY, Queries, concatenate, examples, join, select
 from tests.index.helpers import unit
 
 
@@ -165,7 +165,7 @@ def test_a_left_out_item_sees_neither_itself_nor_its_near_copies() -> None:
     made = examples(queries, gallery, codes, 5, 0.3)
     evidence = made.evidence
     cosines = (gallery[:60] @ gallery.T).astype(np.float64)
-    hidden = (cosines >= 0.9) | (np.arange(60)[:, None] == np.arange(260)[None])
+    hidden = (cosines >= NEAR_COPY) | (np.arange(60)[:, None] == np.arange(260)[None])
     visible = np.where(hidden, -np.inf, cosines)
     np.testing.assert_allclose(evidence.features[evidence.starts[:60], 0], visible.max(axis=1), atol=1e-6)
     for i in range(60):

@@ -194,7 +194,9 @@ def test_a_second_writer_is_refused_and_a_reader_follows(folder: Path) -> None:
             sequence = put(one, item).json()["sequence"]
             while two.get("/v1/collection").json()["sequence"] < sequence:
                 pass
-            assert search(two, item["text"], k=1)["results"][0]["hits"][0]["id"] == "followed"
+            hits = search(two, item["text"], k=2)["results"][0]["hits"]
+            # the gallery has the same text already: which of the two is first is a matter of rounding
+            assert "followed" in [hit["id"] for hit in hits]
         with pytest.raises(AssertionError, match="writ"), serving(folder, *FLAGS):
             pass
 
