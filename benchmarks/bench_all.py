@@ -176,7 +176,7 @@ def write(results: Path, out: Path, failed: dict[str, str]) -> None:
         "# Benchmarks",
         "",
         "Written by `make bench`. Over each part stand the command that measures it alone and the machine it ran on.",
-        "Peers run on the same data and the same machine as ours, in turns where time is measured.",
+        "Peers run on the same data and the same machine as ours.",
         "",
     ]
     lines += behind([measured.outcome for measured in found.values()])

@@ -4,7 +4,7 @@
 
 The demo's three questions; BANKING77 and CLINC150 through `surematch train`, `index` and `evaluate` on the files as
 published, with both encoders; the figures of docs/calibration.md (`docs/draw_calibration.py`) and of docs/scale.md
-(`docs/scale_numbers.py`, computed). Encoders and collections are kept in --out until they are removed by hand.
+(`docs/scale_numbers.py`, computed).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -59,14 +60,12 @@ def commands(data: Path, out: Path) -> tuple[Table, list[dict[str, Any]]]:
         for encoder in ENCODERS:
             model, collection = out / f"{folder}-{encoder}-model", out / f"{folder}-{encoder}"
             started = time.perf_counter()
-            if not model.exists():
-                surematch("train", files / "train.csv", "--label", label, "--encoder", encoder, "--out", model)
+            surematch("train", files / "train.csv", "--label", label, "--encoder", encoder, "--out", model)
             trained = time.perf_counter() - started
             asked: list[object] = []
             for flag, file in zip(("--calibrate", "--unknown"), calibration, strict=False):
                 asked += [flag, files / f"{file}.csv"]
-            if not collection.exists():
-                surematch("index", model, files / "train.csv", "--label", label, "--out", collection, *asked)
+            surematch("index", model, files / "train.csv", "--label", label, "--out", collection, *asked)
             away = [word for file in unknown for word in ("--unknown", files / f"{file}.csv")]
             report = surematch("evaluate", collection, files / "test.csv", *away, "--json")
             found.append({"data": name, "encoder": encoder, "seconds": trained, **report})
@@ -102,16 +101,15 @@ def scale() -> list[Table]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--out", type=Path, default=Path("build/bench-pages"))
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
-    data, out = options.data.resolve(), options.out.resolve()
+    data = options.data.resolve()
     if not (data / "clinc150").is_dir() or not (data / "banking77").is_dir():
         print(f"{data}: no banking77 and clinc150, nothing measured. Give the folder with --data.", file=sys.stderr)
         return 2
-    out.mkdir(parents=True, exist_ok=True)
-    through, figures = commands(data, out)
-    tables = [demo(out / "demo"), through, guide(data), *scale()]
+    with tempfile.TemporaryDirectory() as made:
+        through, figures = commands(data, Path(made))
+        tables = [demo(Path(made) / "demo"), through, guide(data), *scale()]
     for table in tables:
         print(f"\n## {table.title}\n\n{table.markdown()}", flush=True)
     Outcome("pages", "What README and the guides quote", tables, figures=figures).write(options.json)

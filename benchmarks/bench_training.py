@@ -45,6 +45,7 @@ SPLIT = 9
 OURS: dict[str, dict[str, Any]] = {
     "ours": {},
     "am-softmax, s = 15": {"loss": "am-softmax", "scale": 15.0},
+    "am-softmax, s = 15, start share .25": {"loss": "am-softmax", "scale": 15.0, "start_share": 0.25},
     "plain softmax": {"loss": "softmax"},
 }
 """Method to settings of `surematch train`, run by our pipeline."""
@@ -312,14 +313,14 @@ def table(bench: Bench, methods: list[str]) -> dict[str, dict[str, float]]:
     classes = "other classes in every seed" if bench.random_classes else f"classes of generator seed {SPLIT}"
     print(f"BANKING77, {bench.encoder}, {77 - UNSEEN} classes trained, {UNSEEN} never seen ({classes}), ", end="")
     print(f"{bench.seeds} seeds")
-    print(f"{'method':26}{'seen R@1':>9}{'unseen R@1':>11}{'unseen MAP@R':>13}{'sd':>7}{'ratio':>7}", end="")
+    print(f"{'method':37}{'seen R@1':>9}{'unseen R@1':>11}{'unseen MAP@R':>13}{'sd':>7}{'ratio':>7}", end="")
     print(f"{'loop s':>8}{'rows/s':>7}{'peak MiB':>9}{'ratio':>7}")
     ours: dict[str, float] = {}
     results = {}
     for method in ("start", *methods):
         results[method] = result = bench.run(method)
         ours = result if method == "ours" else ours
-        line = f"{method:26}{result['seen recall@1']:9.4f}{result['unseen recall@1']:11.4f}"
+        line = f"{method:37}{result['seen recall@1']:9.4f}{result['unseen recall@1']:11.4f}"
         line += f"{result['unseen MAP@R']:13.4f}{result['unseen MAP@R sd']:7.4f}"
         if ours:
             line += f"{result['unseen MAP@R'] / ours['unseen MAP@R']:7.3f}{result['s']:8.1f}"

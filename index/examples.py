@@ -25,7 +25,7 @@ from index.profile import LabelProfile
 Vectors = NDArray[np.float32]
 Flags = NDArray[np.bool_]
 NEAR_COPY = 0.92
-"""Cosine from which an item counts as a copy of one left out."""
+"""Cosine from which an item counts as a copy of one left out (`make bench-calibration`, "no queries")."""
 AROUND = 0.05
 """Share of the labels, nearest first, that is hidden to imitate a far unknown query."""
 

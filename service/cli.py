@@ -137,11 +137,9 @@ def serve(argv: Sequence[str]) -> int:
     settings.folders  # noqa: B018 (two of one name are refused before anything is opened)
     _check_exposure(settings)
     # Imported late, so that `serve --help` and wrong flags answer at once.
-    from service.memory import share_arenas
     from service.server import run
     from service.serving import Serving
 
-    share_arenas()
     if settings.workers > 1 and settings.writable:
         raise SettingsError(
             f"--workers {settings.workers} and --writable: a collection has one writer, so what writes is one process. "

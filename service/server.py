@@ -86,8 +86,6 @@ def run(
         access_log=False,  # service/logs.py writes its own, without the addresses
         server_header=False,
         backlog=1 if supervisor is not None else WAITING,
-        # uvloop is faster, but takes all connections that wait, whatever the backlog
-        loop="auto" if supervisor is None else "asyncio",
         timeout_keep_alive=5,
         timeout_graceful_shutdown=DRAIN_SECONDS,
         h11_max_incomplete_event_size=64 * 1024,

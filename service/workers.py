@@ -30,7 +30,6 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from index.errors import SurematchError
 from service import logs
-from service.memory import share_arenas
 from service.server import DRAIN_SECONDS, run
 from service.serving import Serving
 from service.settings import ServeSettings
@@ -183,7 +182,6 @@ def _send(pipe: Connection, what: str, said: str | None) -> None:
 
 def _work(settings: ServeSettings, listening: socket.socket, pipe: Connection) -> None:
     """One worker, from the first to the last line."""
-    share_arenas()
     os.setsid()  # Ctrl-C in a terminal goes to the supervisor alone, which passes it on
     try:
         run(settings, Serving.open_all(settings), listening, pipe)

@@ -2,8 +2,8 @@
 
     theta = (1 - share) theta_trained + share theta_start        (Wortsman et al. 2022, "Robust fine-tuning", eq. 1)
 
-Fine-tuning makes an encoder better at the classes it sees, at some cost to all it knew before. Part of the way back,
-what it learned is mostly kept and what it knew mostly returns: classes it never saw gain.
+Fine-tuning makes an encoder better at the classes it sees, at some cost to all it knew before; part of the way back is
+meant to keep most of both. `make bench-training` measures what it does for classes never seen.
 """
 
 from __future__ import annotations

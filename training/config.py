@@ -132,8 +132,8 @@ class TrainSettings(Settings):
     )
     start_share: Annotated[float, Ge(0), Lt(1)] = Field(
         default=0.0,
-        description="Share of the weights the encoder started with that is mixed into the trained ones at the end. "
-        "With an encoder that knew much before, 0.25 finds classes it has never seen better.",
+        description="Share of the weights the encoder started with that is mixed into the trained ones at the end, for "
+        "an encoder that knew much before. Not for 'image', which starts from nothing.",
     )
     epochs: Annotated[float, Gt(0)] | None = Field(
         default=None, description="Passes over the rows. Default: 5 for static encoders, 1 for transformers."

@@ -226,19 +226,27 @@ def test_the_cache_keeps_no_view_of_a_batch() -> None:
 def test_callers_who_ask_again_and_again_are_waited_for(linger: bool) -> None:
     """Without lingering they fall into two groups that take turns; with it they share one call."""
     sizes: list[int] = []
+    begun, go = threading.Event(), threading.Event()
 
     def call(items: list[int]) -> list[int]:
+        begun.set()
+        assert go.wait(30)  # the others miss the first call, whatever the machine does
         time.sleep(0.03)
         return items
 
     batcher = Batcher(call, name="test", linger=linger, observe=sizes.append)
 
     async def caller(number: int) -> list[int]:
-        await asyncio.sleep(0.01 * (number > 0))  # one comes first, so that the others miss its call
         return [await batcher.submit(number) for _ in range(12)]
 
     async def run() -> list[list[int]]:
-        return await asyncio.gather(*(caller(number) for number in range(6)))
+        first = asyncio.create_task(caller(0))
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        others = [asyncio.create_task(caller(number)) for number in range(1, 6)]
+        await asyncio.sleep(0)
+        go.set()
+        return await asyncio.gather(first, *others)
 
     assert asyncio.run(run()) == [[number] * 12 for number in range(6)]
     assert sum(sizes) == 72
