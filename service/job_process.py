@@ -22,7 +22,8 @@ _PR_SET_PDEATHSIG = 1
 
 def run(memory: int, commands: list[list[str]], parent: int) -> int:
     """The exit code of the first command that fails, or 0."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    # not SIGTERM: what is under way may take minutes to notice it, and the job that continues this one waits so long
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before it could be told
         return 130
     alone = os.open(".running", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -59,11 +59,12 @@ def link(collection: Path, tmp_path: Path) -> Path:
     return tmp_path / "current"
 
 
-def until(api: Client, id: str, done: Callable[[JobReply], bool], seconds: float = 90) -> JobReply:
+def until(api: Client, id: str, done: Callable[[JobReply], bool], seconds: float = 240) -> JobReply:
+    """Jobs run at low priority: beside other tests they may get a tenth of a core."""
     deadline = time.monotonic() + seconds
     while not done(job := api.job(id)):
-        assert job.state in ("queued", "running", "interrupted"), job
-        assert time.monotonic() < deadline, job
+        assert job.state in ("queued", "running", "interrupted"), f"{job}\n{api._http.get(f'/v1/jobs/{id}/log').text}"
+        assert time.monotonic() < deadline, f"{job}\n{api._http.get(f'/v1/jobs/{id}/log').text}"
         time.sleep(0.05)
     return job
 
@@ -136,7 +137,7 @@ def test_feedback_recalibrates_a_copy_that_is_promoted_unless_writes_came_betwee
 
 
 def test_a_killed_service_takes_its_job_along_and_the_next_one_continues_it(folder: Path, collection: Path) -> None:
-    write(folder / "data" / "many.csv", [(f"{text} {at}", label) for at in range(300) for text, label in GALLERY])
+    write(folder / "data" / "many.csv", [(f"{text} {at}", label) for at in range(150) for text, label in GALLERY])
     with serving(collection, "--jobs", str(folder)) as server, Client(server.url) as api:
         id = api.start_job("index", {**INDEX, "data": ["data/many.csv"]}).id
         waiting = api.start_job("index", INDEX).id
@@ -151,12 +152,12 @@ def test_a_killed_service_takes_its_job_along_and_the_next_one_continues_it(fold
         assert (job.state, job.attempts) == ("succeeded", 2), job.error
         assert until(api, waiting, ended).state == "succeeded"
         opened = Collection.open(folder / id / "out")
-        assert opened.size == 300 * len(GALLERY)
+        assert opened.size == 150 * len(GALLERY)
         opened.close()
 
 
 def test_a_stopped_service_interrupts_and_a_cancelled_job_leaves_nothing(folder: Path, collection: Path) -> None:
-    write(folder / "data" / "many.csv", [(f"{text} {at}", label) for at in range(300) for text, label in GALLERY])
+    write(folder / "data" / "many.csv", [(f"{text} {at}", label) for at in range(150) for text, label in GALLERY])
     with serving(collection, "--jobs", str(folder)) as server, Client(server.url) as api:
         id = api.start_job("index", {**INDEX, "data": ["data/many.csv"]}).id
         waiting = api.start_job("index", INDEX).id
