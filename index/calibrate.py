@@ -6,7 +6,7 @@ give the report, the temperature of every map and the conformal scores; the cali
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -73,8 +73,8 @@ class HeldOut:
             np.array(value["group"], np.int64),
             np.array(value.get("identity", value["group"]), np.int64),  # older calibrations do not know it
         )
-        columns = (found.probability, found.right, found.known, found.weight, scores, found.group, found.identity)
-        if len({len(part) for part in columns}) != 1:
+        columns = astuple(found)
+        if len({part.shape for part in columns}) != 1 or columns[0].ndim != 1:
             raise ValueError("the held-out queries' columns differ in length")
         return found
 

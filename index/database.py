@@ -139,6 +139,8 @@ class Database:
         )
 
     def _failed(self, error: sqlite3.Error) -> CollectionError:
+        if self._closed:
+            return CollectionError(f"{self.path}: was closed. Open the collection again.")
         return _kind(error)(
             f"{self.path}: {error}. Nothing was written. Free disk space or repair permissions, then try again; if the "
             "file is damaged, restore it from a backup."

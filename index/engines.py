@@ -98,8 +98,8 @@ def _auto(vectors: Vectors, rows: Rows, budget: int, sample: _Sample) -> Engine:
     if not built:
         least = min(engine.memory(size, dimension) for engine in FAISS.values())
         raise SettingsError(
-            f"No engine holds {size} vectors of {dimension} dimensions in {budget / 1e6:.0f} MB; the smallest needs "
-            f"{least / 1e6:.0f} MB. Give more memory, or use the engine milvus."
+            f"No engine holds {size} vectors of {dimension} dimensions in {budget / 1e6:,g} MB; the smallest needs "
+            f"{least / 1e6:,g} MB. Give more memory, or use the engine milvus."
         )
     return max(built, key=lambda engine: engine.recall or 0.0)
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.errors import DataError
+from index.item import check_id
 from index.rows import Row, text_key
 from index.sources import Progress
 
@@ -53,7 +54,16 @@ def take_in(rows: Iterable[Row], id_column: str | None, progress: Progress) -> I
 
 
 def item_id(row: Row, id_column: str | None) -> str:
-    """The item's id: from its column, else its file's name and line. Raises `DataError`."""
+    """The item's id: from its column, else its file's name and line. Raises `DataError` for one that cannot be used."""
+    name = _name(row, id_column)
+    try:
+        check_id(name)
+    except DataError as error:
+        raise DataError(f"{row.file}: line {row.line}: {error}") from error
+    return name
+
+
+def _name(row: Row, id_column: str | None) -> str:
     if id_column is None:
         return f"{Path(row.file).name}:{row.line}" if row.image is None else row.image.name
     if id_column not in row.extra:

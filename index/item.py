@@ -86,13 +86,18 @@ def record(item: Item, dimension: int) -> tuple[str, str | None, str | None, str
                 f"Item {item.id[:40]!r}: the {what} holds half of a surrogate pair, which is not a character. "
                 "Repair its encoding."
             ) from error
-    if "\0" in item.id or not 1 <= len(item.id.encode()) <= MAX_ID_BYTES:
-        raise DataError(
-            f"An id must have 1 to {MAX_ID_BYTES} bytes and no NUL, got {item.id[:40]!r} of "
-            f"{len(item.id.encode())}. Choose another one."
-        )
+    check_id(item.id)
     content = vector.tobytes()
     return item.id, item.label, item.text, metadata, content, checksum(item.label, content)
+
+
+def check_id(name: str) -> None:
+    """Raises `DataError` for an id that cannot be stored."""
+    size = len(name.encode("utf-8", "surrogatepass"))
+    if "\0" in name or not 1 <= size <= MAX_ID_BYTES:
+        raise DataError(
+            f"An id must have 1 to {MAX_ID_BYTES} bytes and no NUL, got {name[:40]!r} of {size}. Choose another one."
+        )
 
 
 def checksum(label: str | None, vector: bytes) -> int:

@@ -41,8 +41,7 @@ def encoded(items: Sequence[NewItem], encoder: Encoder) -> list[Item]:
     """The items with their vectors. Raises `DataError` naming the item that cannot be encoded."""
     texts, images = [], []
     for at, item in enumerate(items):
-        if not isinstance(item.id, str):
-            raise DataError(f"Item {at + 1}: the id is a {type(item.id).__name__}, expected a string.")
+        _check_types(at, item)
         try:
             check_consent(item.metadata)
         except DataError as error:
@@ -65,6 +64,25 @@ def encoded(items: Sequence[NewItem], encoder: Encoder) -> list[Item]:
         for item, vector in zip(items, vectors, strict=True)
         if vector is not None
     ]
+
+
+def _check_types(at: int, item: NewItem) -> None:
+    """Raises `DataError` for what a caller without a type checker may have passed."""
+    if not isinstance(item, NewItem):
+        raise DataError(f"Item {at + 1}: is a {type(item).__name__}, expected a NewItem.")
+    for name, optional, kind, words in _TYPES:
+        value = getattr(item, name)
+        if not isinstance(value, kind) and not (optional and value is None):
+            raise DataError(f"Item {at + 1}: the {name} is a {type(value).__name__}, expected {words}.")
+
+
+_TYPES = (
+    ("id", False, str, "a string"),
+    ("label", True, str, "a string or None"),
+    ("text", True, str, "a string or None"),
+    ("image", True, bytes, "the bytes of a picture's file or None"),
+    ("metadata", False, dict, "a dictionary"),
+)
 
 
 def _texts(items: Sequence[NewItem], which: list[int], encoder: Encoder) -> Sequence[NDArray[np.float32]]:

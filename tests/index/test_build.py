@@ -84,6 +84,19 @@ FAULTS: dict[str, tuple[Fault, type[SurematchError], str]] = {
         DataError,
         "holds no id",
     ),
+    "an id that cannot be stored": (
+        lambda world: {
+            "id_column": "nr",
+            "rows": changed(
+                [dataclasses.replace(r, extra={"nr": f"{r.line}"}) for r in world.rows(world.items)],
+                5,
+                extra={"nr": "x" * 513},
+                line=999,
+            ),
+        },
+        DataError,
+        "line 999: An id must have 1 to 512 bytes",
+    ),
     "known queries outside the gallery": (
         lambda world: {"held": Held(world.rows(world.held_unknown))},
         DataError,

@@ -371,6 +371,14 @@ def test_a_reader_does_not_write(built: Path) -> None:
     reader.close()
 
 
+def test_a_closed_collection_says_that_it_is_closed(copied: Path) -> None:
+    closed = Collection.open(copied, writable=True)
+    closed.close()
+    for use in (lambda: closed.upsert([NewItem("x", "card", "bank")]), lambda: closed.delete(["x"])):
+        with pytest.raises(CollectionError, match=r"was closed\. Open the collection again\.$"):
+            use()
+
+
 def test_one_writer_at_a_time_and_the_next_when_it_is_gone(live: Collection) -> None:
     with pytest.raises(WriterBusy, match=r"process \d+ is writing"):
         Collection.open(live.path, writable=True)
@@ -406,6 +414,11 @@ BAD = {
     "twice": (NewItem("good", "card", "bank"), "'good' stands twice"),
     "10 kB id": (NewItem("x" * 10_000, "card", "bank"), "of 10000. Choose"),
     "a number as id": (NewItem(7, "card", "bank"), "Item 2: the id is a int"),  # type: ignore[arg-type]
+    "a number as label": (NewItem("bad", 5, "bank"), "Item 2: the label is a int, expected a string or None"),  # type: ignore[arg-type]
+    "a number as text": (NewItem("bad", "card", 5), "Item 2: the text is a int"),  # type: ignore[arg-type]
+    "a name of a picture": (NewItem("bad", "card", image="x.png"), "Item 2: the image is a str"),  # type: ignore[arg-type]
+    "no metadata": (NewItem("bad", "card", "bank", metadata=None), "Item 2: the metadata is a NoneType"),  # type: ignore[arg-type]
+    "no item": ("bank", "Item 2: is a str, expected a NewItem"),
     "metadata": (NewItem("bad", "card", "bank", metadata={"a": {1, 2}}), "'bad': the metadata is not JSON"),
     "half a character": (NewItem("bad", "card", "\ud800"), "'bad': .*surrogate"),
 }
