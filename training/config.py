@@ -109,12 +109,14 @@ class TrainSettings(Settings):
         "transformers.",
     )
     scale: Annotated[float, Gt(0)] | None = Field(
-        default=None, description="Scale s of the cosines, the inverse temperature. Default: the loss's own."
+        default=None,
+        description="Scale s of the cosines, the inverse temperature. Default: the loss's own; 10 for am-softmax on "
+        "transformers.",
     )
     margin: Annotated[float, Ge(0)] | None = Field(
         default=None,
         description="Margin m of the loss; am-softmax: how much closer, in cosine, a text must be to its own class "
-        "than to any other. Default: the loss's own.",
+        "than to any other. Default: the loss's own; 0.1 for am-softmax on transformers.",
     )
     options: dict[str, float] = Field(
         default={}, description="Further options of the loss, such as --options alpha=2 or centers=5."
@@ -130,10 +132,11 @@ class TrainSettings(Settings):
         description="Share of the steps that am-softmax leads a loss made for fine-tuning (sparse-softmax, "
         "smooth-accuracy, exact).",
     )
-    start_share: Annotated[float, Ge(0), Lt(1)] = Field(
-        default=0.0,
+    start_share: Annotated[float, Ge(0), Lt(1)] | None = Field(
+        default=None,
         description="Share of the weights the encoder started with that is mixed into the trained ones at the end, for "
-        "an encoder that knew much before. Not for 'image', which starts from nothing.",
+        "an encoder that knew much before. Not for 'image', which starts from nothing. Default: 0.25 for transformers, "
+        "else 0.",
     )
     epochs: Annotated[float, Gt(0)] | None = Field(
         default=None, description="Passes over the rows. Default: 5 for static encoders, 1 for transformers."
@@ -243,25 +246,39 @@ _CIRCUMSTANCES = {"data", "out", "overwrite", "json_", "resume", "checkpoint_ste
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The figures a run really uses."""
+    """The figures a run really uses. `scale` and `margin` None: the loss's own."""
 
     loss: Loss
     epochs: float
     batch_size: int
     learning_rate: float
     head_learning_rate: float
+    scale: float | None = None
+    margin: float | None = None
+    start_share: float = 0.0
 
     @classmethod
     def resolve(cls, settings: TrainSettings, kind: Kind) -> Recipe:
         """The user's figures where given, else the measured defaults for this kind of encoder."""
         default = asdict(_DEFAULTS[kind])
         given = {name: getattr(settings, name) for name in default}
+        if given["loss"] not in (None, default["loss"]):
+            default |= {"scale": None, "margin": None}  # measured for another loss
         return cls(**{name: default[name] if value is None else value for name, value in given.items()})
 
 
 _DEFAULTS: dict[Kind, Recipe] = {
     "static": Recipe(loss="adacos", epochs=5, batch_size=64, learning_rate=1e-2, head_learning_rate=1e-2),
-    "transformer": Recipe(loss="am-softmax", epochs=1, batch_size=32, learning_rate=5e-5, head_learning_rate=1e-2),
+    "transformer": Recipe(
+        loss="am-softmax",
+        epochs=1,
+        batch_size=32,
+        learning_rate=5e-5,
+        head_learning_rate=1e-2,
+        scale=10.0,
+        margin=0.1,
+        start_share=0.25,
+    ),
     "image": Recipe(loss="am-softmax", epochs=30, batch_size=32, learning_rate=2e-3, head_learning_rate=1e-2),
 }
 

@@ -174,7 +174,7 @@ def _train(
         return retrieval(_encode(model, unseen_texts), unseen_classes)
 
     sample = _some_of_each(split.train, classes)
-    loss = make_objective(recipe.loss, model, learned, scale=settings.scale, margin=settings.margin, **settings.options)
+    loss = make_objective(recipe.loss, model, learned, scale=recipe.scale, margin=recipe.margin, **settings.options)
     console.print(f"Training '{settings.encoder}' with {recipe.loss}: {_describe(recipe)}.", highlight=False)
     before = _encode(model, [texts[at] for at in sample])
     metrics: dict[str, Any] = {"start": _evaluate(model, texts, classes, split, sample, before)}
@@ -189,7 +189,7 @@ def _train(
     if isinstance(loss, Objective):
         means = class_means(torch.from_numpy(vectors), torch.from_numpy(of_vectors), learned)
         loss.imprint(_earlier_weights(settings.encoder, labels, means))
-    start = copied(model) if settings.start_share else {}
+    start = copied(model) if recipe.start_share else {}
     watched = bool(unseen_texts) and (settings.patience is not None or kind == "static")
     used = [*train_texts, *unseen_texts] if watched else train_texts
     with only_used_tokens(model, used) if kind == "static" else nullcontext():
@@ -210,7 +210,7 @@ def _train(
             measure=(lambda: on_unseen().map_at_r) if watched else None,
             console=console,
         )
-    mix(model, start, settings.start_share)
+    mix(model, start, recipe.start_share)
     after = _encode(model, [texts[at] for at in sample])
     metrics["held_out"] = _evaluate(model, texts, classes, split, sample, after)
     if unseen_texts:
@@ -376,10 +376,13 @@ def _cut_texts(model: SentenceTransformer, kind: Kind, rows: Sequence[Row]) -> l
 
 
 def _describe(recipe: Recipe) -> str:
-    return (
+    shape = [f"{name} {value:g}" for name in ("scale", "margin") if (value := getattr(recipe, name)) is not None]
+    back = [f"{recipe.start_share:.0%} of the way back to the start"] if recipe.start_share else []
+    steps = (
         f"{recipe.epochs:g} epochs, {recipe.batch_size} rows a step, learning rates {recipe.learning_rate:g} "
         f"(encoder) and {recipe.head_learning_rate:g} (class weights)"
     )
+    return ", ".join([*shape, steps, *back])
 
 
 def _version(package: str) -> str:

@@ -16,6 +16,7 @@ from index.rows import text_key
 from tests.training.conftest import TOPICS, Write, sentences
 from training.averaging import copied, mix
 from training.cli import train
+from training.config import Recipe, TrainSettings
 from training.evaluation import retrieval
 from training.heads import load_head
 
@@ -64,6 +65,19 @@ def test_part_of_the_way_back_to_the_start(trained, tiny_encoder: Path, tmp_path
         mix(model, copied(model), 1.5)
 
 
+def test_the_recipe_of_a_transformer_is_that_of_its_loss() -> None:
+    """Scale and margin were measured for one loss; another has its own."""
+
+    def resolved(**given: object) -> tuple[float | None, float | None, float]:
+        recipe = Recipe.resolve(TrainSettings(data=[Path("x")], out=Path("y"), **given), "transformer")
+        return recipe.scale, recipe.margin, recipe.start_share
+
+    assert resolved() == resolved(loss="am-softmax") == (10, 0.1, 0.25)
+    assert resolved(loss="arcface", start_share=0) == (None, None, 0)
+    assert resolved(loss="arcface", scale=20) == (20, None, 0.25)
+    assert resolved(margin=0.3) == (10, 0.3, 0.25)
+
+
 def test_the_folder_holds_head_record_and_trained_rows(trained) -> None:
     folder, rows = trained
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
@@ -78,6 +92,9 @@ def test_the_folder_holds_head_record_and_trained_rows(trained) -> None:
         "batch_size": 16,
         "learning_rate": 0.2,
         "head_learning_rate": 1e-2,
+        "scale": None,
+        "margin": None,
+        "start_share": 0.0,
     }
     assert record["data"]["rows"] == len(rows)
     keys = np.load(folder / "trained_rows.npy", allow_pickle=False)
