@@ -49,7 +49,7 @@ class Part:
         return f"make {target}" + (f' ARGS="{" ".join(self.arguments)}"' if self.arguments else "")
 
 
-MILLION = ("--size", "1000000", "--dimension", "128", "--engines", "flat", "ivf", "ivf-pq", "sq8", "auto")
+MILLION = ("--size", "1000000", "--dimension", "128", "--engines", "flat", "hnsw", "ivf", "ivf-pq", "sq8", "auto")
 PARTS = (
     Part("simplex", "bench_simplex.py"),
     Part("training-static", "bench_training.py"),
