@@ -44,9 +44,8 @@ SPLIT = 9
 """Generator seed of the classes that are never seen."""
 OURS: dict[str, dict[str, Any]] = {
     "ours": {},
-    "am-softmax, s = 30, m = .35": {"loss": "am-softmax", "scale": 30.0, "margin": 0.35, "start_share": 0.0},
+    "am-softmax, s = 15": {"loss": "am-softmax", "scale": 15.0},
     "plain softmax": {"loss": "softmax", "start_share": 0.0},
-    "plain softmax, start share .25": {"loss": "softmax", "start_share": 0.25},
 }
 """Method to settings of `surematch train`, run by our pipeline."""
 PML = "2.9.0"
