@@ -142,7 +142,7 @@ class TrainSettings(Settings):
         default=None, description="Passes over the rows. Default: 5 for static encoders, 1 for transformers."
     )
     batch_size: Annotated[int, Ge(2)] | None = Field(
-        default=None, description="Rows a step. Default: 64 for static encoders, 16 for transformers, 32 for pictures."
+        default=None, description="Rows a step. Default: 64 for static encoders, 32 for transformers."
     )
     learning_rate: Annotated[float, Gt(0)] | None = Field(
         default=None,
@@ -272,7 +272,7 @@ _DEFAULTS: dict[Kind, Recipe] = {
     "transformer": Recipe(
         loss="am-softmax",
         epochs=1,
-        batch_size=16,
+        batch_size=32,
         learning_rate=5e-5,
         head_learning_rate=1e-2,
         scale=10.0,
