@@ -135,7 +135,7 @@ class TrainSettings(Settings):
     start_share: Annotated[float, Ge(0), Lt(1)] | None = Field(
         default=None,
         description="Share of the weights the encoder started with that is mixed into the trained ones at the end, for "
-        "an encoder that knew much before. Not for 'image', which starts from nothing. Default: 0.25 for transformers, "
+        "an encoder that knew much before. Not for 'image', which starts from nothing. Default: 0.35 for transformers, "
         "else 0.",
     )
     epochs: Annotated[float, Gt(0)] | None = Field(
@@ -146,7 +146,7 @@ class TrainSettings(Settings):
     )
     learning_rate: Annotated[float, Gt(0)] | None = Field(
         default=None,
-        description="Peak learning rate of the encoder. Default: 1e-2 for static encoders, 5e-5 for transformers.",
+        description="Peak learning rate of the encoder. Default: 1e-2 for static encoders, 1e-4 for transformers.",
     )
     head_learning_rate: Annotated[float, Gt(0)] | None = Field(
         default=None, description="Peak learning rate of the class weights. Default: 1e-2."
@@ -273,11 +273,11 @@ _DEFAULTS: dict[Kind, Recipe] = {
         loss="am-softmax",
         epochs=1,
         batch_size=32,
-        learning_rate=5e-5,
+        learning_rate=1e-4,
         head_learning_rate=1e-2,
         scale=10.0,
         margin=0.1,
-        start_share=0.25,
+        start_share=0.35,
     ),
     "image": Recipe(loss="am-softmax", epochs=30, batch_size=32, learning_rate=2e-3, head_learning_rate=1e-2),
 }

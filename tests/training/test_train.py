@@ -72,10 +72,10 @@ def test_the_recipe_of_a_transformer_is_that_of_its_loss() -> None:
         recipe = Recipe.resolve(TrainSettings(data=[Path("x")], out=Path("y"), **given), "transformer")
         return recipe.scale, recipe.margin, recipe.start_share
 
-    assert resolved() == resolved(loss="am-softmax") == (10, 0.1, 0.25)
+    assert resolved() == resolved(loss="am-softmax") == (10, 0.1, 0.35)
     assert resolved(loss="arcface", start_share=0) == (None, None, 0)
-    assert resolved(loss="arcface", scale=20) == (20, None, 0.25)
-    assert resolved(margin=0.3) == (10, 0.3, 0.25)
+    assert resolved(loss="arcface", scale=20) == (20, None, 0.35)
+    assert resolved(margin=0.3) == (10, 0.3, 0.35)
 
 
 def test_the_folder_holds_head_record_and_trained_rows(trained) -> None:
