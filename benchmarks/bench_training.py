@@ -4,7 +4,8 @@
 
 Every method starts from the same encoder and runs the same epochs and batch size on the same rows, in a process of its
 own, so that its peak memory can be read. `ours` is `surematch train` with its defaults; the peers run in a plain
-SentenceTransformerTrainer, with our learning rates on the static encoder and that trainer's own, 5e-5, on minilm. pytorch-metric-learning is installed into a temporary folder for the run.
+SentenceTransformerTrainer, with our learning rates on the static encoder and that trainer's own, 5e-5, on minilm.
+pytorch-metric-learning is installed into a temporary folder for the run.
 
 Seen recall@1: test rows of the trained classes among their training rows. Unseen MAP@R: test rows of the other classes
 among those classes' training rows, which trained nothing.
