@@ -105,18 +105,18 @@ class TrainSettings(Settings):
     loss: Loss | None = Field(
         default=None,
         description="Training objective, with class weights: am-softmax ... exact; without, as sentence-transformers "
-        "has them: multiple-negatives-ranking ... triplet. Default: adacos for static encoders, am-softmax for "
-        "transformers.",
+        "has them: multiple-negatives-ranking ... triplet. Default: adacos for static encoders, normalised-softmax "
+        "for transformers, am-softmax for pictures.",
     )
     scale: Annotated[float, Gt(0)] | None = Field(
         default=None,
-        description="Scale s of the cosines, the inverse temperature. Default: the loss's own; 10 for am-softmax on "
-        "transformers.",
+        description="Scale s of the cosines, the inverse temperature. Default: the loss's own; 10 on "
+        "transformers for their default loss.",
     )
     margin: Annotated[float, Ge(0)] | None = Field(
         default=None,
         description="Margin m of the loss; am-softmax: how much closer, in cosine, a text must be to its own class "
-        "than to any other. Default: the loss's own; 0.1 for am-softmax on transformers.",
+        "than to any other. Default: the loss's own.",
     )
     options: dict[str, float] = Field(
         default={}, description="Further options of the loss, such as --options alpha=2 or centers=5."
@@ -135,7 +135,7 @@ class TrainSettings(Settings):
     start_share: Annotated[float, Ge(0), Lt(1)] | None = Field(
         default=None,
         description="Share of the weights the encoder started with that is mixed into the trained ones at the end, for "
-        "an encoder that knew much before. Not for 'image', which starts from nothing. Default: 0.35 for transformers, "
+        "an encoder that knew much before. Not for 'image', which starts from nothing. Default: 0.3 for transformers, "
         "else 0.",
     )
     epochs: Annotated[float, Gt(0)] | None = Field(
@@ -270,14 +270,13 @@ class Recipe:
 _DEFAULTS: dict[Kind, Recipe] = {
     "static": Recipe(loss="adacos", epochs=5, batch_size=64, learning_rate=1e-2, head_learning_rate=1e-2),
     "transformer": Recipe(
-        loss="am-softmax",
+        loss="normalised-softmax",
         epochs=1,
         batch_size=32,
         learning_rate=1e-4,
         head_learning_rate=1e-2,
         scale=10.0,
-        margin=0.1,
-        start_share=0.35,
+        start_share=0.3,
     ),
     "image": Recipe(loss="am-softmax", epochs=30, batch_size=32, learning_rate=2e-3, head_learning_rate=1e-2),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,14 +69,13 @@ def test_part_of_the_way_back_to_the_start(trained, tiny_encoder: Path, tmp_path
 def test_the_recipe_of_a_transformer_is_that_of_its_loss() -> None:
     """Scale and margin were measured for one loss; another has its own."""
 
-    def resolved(**given: object) -> tuple[float | None, float | None, float]:
+    def resolved(**given: Any) -> tuple[float | None, float | None, float]:
         recipe = Recipe.resolve(TrainSettings(data=[Path("x")], out=Path("y"), **given), "transformer")
         return recipe.scale, recipe.margin, recipe.start_share
 
-    assert resolved() == resolved(loss="am-softmax") == (10, 0.1, 0.35)
+    assert resolved() == resolved(loss="normalised-softmax") == (10, None, 0.3)
     assert resolved(loss="arcface", start_share=0) == (None, None, 0)
-    assert resolved(loss="arcface", scale=20) == (20, None, 0.35)
-    assert resolved(margin=0.3) == (10, 0.3, 0.35)
+    assert resolved(loss="arcface", scale=20, margin=0.3) == (20, 0.3, 0.3)
 
 
 def test_the_folder_holds_head_record_and_trained_rows(trained) -> None:
