@@ -42,6 +42,8 @@ def copy_collection(source: Path, destination: Path, progress: Progress) -> Copi
     config = read_config(source)
     if destination.exists():
         raise SettingsError(f"{destination}: already exists. Choose another place, or move it away first.")
+    if destination.resolve().is_relative_to(source.resolve()):
+        raise SettingsError(f"{destination}: lies in the collection that it would be a copy of. Choose another place.")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{destination.name}-copying-", dir=destination.parent))
@@ -70,11 +72,13 @@ def copy_collection(source: Path, destination: Path, progress: Progress) -> Copi
 
 def _copy_state(source: Path, folder: Path, dimension: int) -> None:
     """Items and a snapshot that belong together: a compaction in between erases what the snapshot knew, so again."""
-    with closing(ItemStore(source / ITEMS, dimension)) as store:
+    with closing(ItemStore(source / ITEMS, dimension, create=False)) as store:
         for _ in range(_TRIES):
             for left in (folder / SNAPSHOTS, folder / ITEMS):
                 shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
             name = current_name(source / SNAPSHOTS)
+            if name is None and (newest := read_snapshot(source / SNAPSHOTS)[0]) is not None:
+                name = newest.name  # as whoever opens the collection finds it
             try:
                 if name is not None:
                     shutil.copytree(source / SNAPSHOTS / name, folder / SNAPSHOTS / name)
@@ -87,7 +91,7 @@ def _copy_state(source: Path, folder: Path, dimension: int) -> None:
             versions.copy(source, folder)
             store.copy_to(folder / ITEMS)
             found, _ = read_snapshot(folder / SNAPSHOTS)
-            with closing(ItemStore(folder / ITEMS, dimension)) as copy:
+            with closing(ItemStore(folder / ITEMS, dimension, create=False)) as copy:
                 if found is not None and copy.purged <= found.sequence <= copy.sequence:
                     return
     raise Damaged(

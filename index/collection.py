@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -91,6 +91,7 @@ class Collection:
         self._config = config
         self._state = state
         self._lock = lock
+        self._closed = False
         self._swapping = threading.RLock()  # among writers; a reader takes `_state` as it stands
         self._compacting = threading.Lock()
         self._named = current_name(path / SNAPSHOTS)
@@ -108,7 +109,7 @@ class Collection:
         lock = WriterLock(path) if writable else None
         try:
             encoder = _checked_encoder(path, config)
-            store = ItemStore(path / ITEMS, int(config["dimension"]))
+            store = ItemStore(path / ITEMS, int(config["dimension"]), create=False)
         except BaseException:
             _release(lock)
             raise
@@ -139,6 +140,7 @@ class Collection:
         self.maintenance.close()
         self._store.close()
         _release(self._lock)
+        self._lock, self._closed = None, True
 
     @property
     def state(self) -> State:
@@ -183,27 +185,30 @@ class Collection:
         """Why no probability can be shown, or None."""
         return self._state.uncalibrated()
 
-    def upsert(self, items: Sequence[NewItem]) -> Receipt:
+    def upsert(self, items: Iterable[NewItem]) -> Receipt:
         """Writes all items or none, encoding those without a vector. When it returns they are durable and searchable.
 
         Raises `DataError` for an item that cannot be used, `ReadOnly`, `DiskFull`.
         """
         self._must_write()
-        whole = encoded(items, self.encoder)
+        whole = encoded(list(items), self.encoder)
         with self._swapping:
             sequence, replaced = self._store.upsert(whole)
             self._catch_up()
         self.maintenance.poke()
         return Receipt(sequence, written=len(whole), replaced=replaced)
 
-    def delete(self, ids: Sequence[str]) -> Receipt:
+    def delete(self, ids: Iterable[str]) -> Receipt:
         """Deletes those of the ids that exist: not searchable when it returns, erased from all files by compaction.
 
         `describe()["erased"]` tells up to which receipt that has happened, and when. Raises `ReadOnly`, `DiskFull`.
         """
         self._must_write()
-        if isinstance(ids, str):  # a sequence of its letters
+        if isinstance(ids, str | bytes):  # a sequence of its letters
             raise DataError(f"delete takes a list of ids. For this one alone: [{ids[:40]!r}].")
+        ids = list(ids)
+        if wrong := [id for id in ids if not isinstance(id, str)]:
+            raise DataError(f"An id to delete is a {type(wrong[0]).__name__}, expected a string.")
         with self._swapping:
             sequence, deleted = self._store.delete(ids)
             self._catch_up()
@@ -393,6 +398,8 @@ class Collection:
         return load_state(self.path / SNAPSHOTS, self._config["encoder"], self._store, self._config.get("uncalibrated"))
 
     def _must_write(self) -> None:
+        if self._closed:
+            raise CollectionError(f"{self.path}: was closed. Open the collection again.")
         if self._lock is None:
             raise ReadOnly(f"{self.path}: open for reading only. Open it with writable=True to change it.")
 
@@ -584,7 +591,7 @@ def _release(lock: WriterLock | None) -> None:
 
 
 def _checked_encoder(path: Path, config: dict[str, Any]) -> Encoder:
-    """The collection's encoder. Raises `CollectionError` when it is another one, or the items are missing."""
+    """The collection's encoder. Raises `CollectionError` when it is another one."""
     encoder = load_encoder(path / ENCODER)
     if encoder.fingerprint != config["encoder"]:
         raise CollectionError(
@@ -596,10 +603,6 @@ def _checked_encoder(path: Path, config: dict[str, Any]) -> Encoder:
         raise CollectionError(
             f"{path / CONFIG}: says {config['dimension']} dimensions, the encoder makes {encoder.dimension}. "
             "Restore the file from a backup, or build the collection again."
-        )
-    if not (path / ITEMS).is_file():
-        raise CollectionError(
-            f"{path / ITEMS}: the items are missing. Restore the file from a backup, or build the collection again."
         )
     return encoder
 

@@ -17,13 +17,21 @@ from typing import Any
 from index import items_schema
 from index.errors import CollectionError, Damaged, DiskFull, ReadOnly
 
+_RESTORE = "Restore the file from a backup, or build the collection again."
+
 
 class Database:
     """`items.sqlite`, in the form of `index.items_schema`."""
 
-    def __init__(self, path: Path) -> None:
-        """Opens or creates the file. Raises `CollectionError` when it is none of this version."""
+    def __init__(self, path: Path, *, create: bool = True) -> None:
+        """Opens the file, or creates it unless `create` is false: an empty one in its place would hide the loss.
+
+        Raises `CollectionError` when it is none of this version, `Damaged` when it should be there and is not.
+        """
         self.path = path
+        self._create = create
+        if not create and not path.is_file():
+            raise Damaged(f"{path}: the items are missing. {_RESTORE}")
         self._lock = threading.Lock()
         self._closed = False
         self._readers: list[sqlite3.Connection] = []  # those that nobody uses now; append and pop are atomic
@@ -63,6 +71,8 @@ class Database:
                 f"{self.path}: written by an older surematch (format {version}) and in a folder that cannot be written "
                 "to, so it cannot be brought up to date. Open the collection once where it is writable."
             )
+        if version == 0 and not self._create:
+            raise Damaged(f"{self.path}: the items are missing, the file is empty. {_RESTORE}")
         if version == 0:
             self._connection.execute("PRAGMA journal_mode = WAL")
             items_schema.create(self._connection)

@@ -38,9 +38,12 @@ _EMPTY_VECTOR = np.empty(0, np.float32)
 class ItemStore(Database):
     """Items on disk: written in single transactions, read at one moment each."""
 
-    def __init__(self, path: Path, dimension: int) -> None:
-        """Opens or creates the store. Raises `CollectionError` when `path` is not a store of this version."""
-        super().__init__(path)
+    def __init__(self, path: Path, dimension: int, *, create: bool = True) -> None:
+        """Opens the store, or creates it unless `create` is false.
+
+        Raises `CollectionError` when `path` is not a store of this version, `Damaged` when it should be and is missing.
+        """
+        super().__init__(path, create=create)
         self.dimension = dimension
         self.id = self._identity()
 

@@ -155,9 +155,10 @@ def sign(root: Path) -> None:
 def current_name(root: Path) -> str | None:
     """The snapshot that `CURRENT` names, unread and unverified; None when there is no telling."""
     try:
-        return (root / _CURRENT).read_text(encoding="utf-8").strip() or None
+        name = (root / _CURRENT).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         return None
+    return name if name.isprintable() and Path(name).name == name and name else None
 
 
 def created(root: Path, name: str) -> str:

@@ -103,6 +103,16 @@ def test_a_full_disk_leaves_nothing_of_a_copy(copied: Path, tmp_path: Path, monk
     assert {entry.name for entry in tmp_path.iterdir()} == {"topics"}
 
 
+@pytest.mark.parametrize("content", [b"\0\0\0", b"../../elsewhere", b""], ids=["NUL", "a path", "nothing"])
+def test_a_copy_does_without_the_name_of_the_snapshot(copied: Path, tmp_path: Path, content: bytes) -> None:
+    """As whoever opens the collection does: the newest intact snapshot is found by looking."""
+    (copied / "snapshots" / "CURRENT").write_bytes(content)
+    assert copy_collection(copied, tmp_path / "copy", quiet).calibrated
+    with pytest.raises(SettingsError, match="lies in the collection that it would be a copy of"):
+        copy_collection(copied, copied / "copy", quiet)
+    assert not (copied / "copy").exists()
+
+
 def test_a_copy_replaces_nothing(copied: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     with pytest.raises(SettingsError, match="already exists"):

@@ -16,8 +16,9 @@ import pytest
 
 from index import gallery as gallery_module
 from index import maintenance
+from index.backup import copy_collection
 from index.collection import Collection, NewItem, Receipt
-from index.errors import CollectionError, DataError, ReadOnly, WriterBusy
+from index.errors import CollectionError, Damaged, DataError, ReadOnly, WriterBusy
 from index.gallery import Gallery
 from index.items import ItemStore
 from index.items_schema import VERSION
@@ -66,6 +67,33 @@ def test_what_was_written_is_found_at_once_and_after_opening_again(live: Collect
     assert with_reader.search(["my bank card chip"])[0].hits == answer.hits
     assert with_reader.size == 182
     with_reader.close()
+
+
+def test_items_and_ids_may_come_from_a_generator(live: Collection) -> None:
+    size = live.size
+    assert live.upsert(NewItem(f"g{at}", "card", "bank card") for at in range(3)).written == 3
+    assert live.size == size + 3
+    assert live.delete(f"g{at}" for at in range(3)).deleted == 3
+    with pytest.raises(DataError, match="An id to delete is a int"):
+        live.delete([5])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("left", [None, b""], ids=["missing", "empty"])
+def test_lost_items_are_a_loss_not_an_empty_collection(copied: Path, tmp_path: Path, left: bytes | None) -> None:
+    """SQLite would make an empty file in their place, and everything after would take it for the truth."""
+    items = copied / "items.sqlite"
+    items.unlink()
+    if left is not None:
+        items.write_bytes(left)
+    for use in (
+        lambda: Collection.open(copied),
+        lambda: Collection.open(copied, writable=True),
+        lambda: copy_collection(copied, tmp_path / "copy", lambda what, done, of: None),
+    ):
+        with pytest.raises(Damaged, match=r"the items are missing.*Restore the file from a backup"):
+            use()
+    assert (items.read_bytes() if items.exists() else None) == left
+    assert not (tmp_path / "copy").exists()
 
 
 def test_a_word_is_no_list_and_nothing_is_no_filter(live: Collection) -> None:
@@ -374,7 +402,12 @@ def test_a_reader_does_not_write(built: Path) -> None:
 def test_a_closed_collection_says_that_it_is_closed(copied: Path) -> None:
     closed = Collection.open(copied, writable=True)
     closed.close()
-    for use in (lambda: closed.upsert([NewItem("x", "card", "bank")]), lambda: closed.delete(["x"])):
+    assert not closed.writable
+    for use in (
+        lambda: closed.upsert([NewItem("x", "card", "bank")]),
+        lambda: closed.delete(["x"]),
+        lambda: closed.recalibrate(feedback=False),
+    ):
         with pytest.raises(CollectionError, match=r"was closed\. Open the collection again\.$"):
             use()
 
