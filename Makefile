@@ -44,6 +44,10 @@ test-optimized: $(VENV)/ready  ## the tests of the index room under `python -O`:
 	PYTHONOPTIMIZE=1 PYTHONWARNINGS="$(UNSEEN)" OMP_NUM_THREADS=1 \
 	  $(BIN)/python -m pytest -n $(WORKERS) -W "$(UNSEEN):pytest.PytestConfigWarning" tests/index $(ARGS)
 
+.PHONY: test-cuda
+test-cuda: $(VENV)/ready  ## on a CUDA device, with a torch for it in .venv: the maps and losses there, and training on it
+	$(BIN)/python -m pytest tests/simplex/test_cuda.py tests/training $(ARGS)
+
 .PHONY: test-jobs
 test-jobs: $(VENV)/ready  ## jobs over HTTP, training included: killed and continued, cancelled, promoted
 	SUREMATCH_TRAIN_JOB=1 $(BIN)/python -m pytest tests/service/test_jobs.py $(ARGS)

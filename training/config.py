@@ -97,10 +97,11 @@ class TrainSettings(Settings):
         description="Random changes to pictures: faces (mirrored, cropped, colour, blur, cutout; photographs too), "
         "characters (turned and slanted, never mirrored), none.",
     )
-    quarter_turns: bool = Field(
+    turned_classes: bool = Field(
         default=False,
-        description="Pictures turned by 90, 180 and 270 degrees train as further classes, four times as many in all. "
-        "For characters and symbols of which there are few: more classes to tell apart make a better encoder.",
+        description="Pictures turned by 90, 180 and 270 degrees, and the mirror images of all four, train as further "
+        "classes, eight times as many in all. For characters and symbols of which there are few: more classes to tell "
+        "apart make a better encoder. Needs an --augment that does not mirror.",
     )
     loss: Loss | None = Field(
         default=None,

@@ -19,10 +19,11 @@ from index.rows import Row
 from training.augment import AUGMENTATIONS, augment
 from training.config import TrainSettings
 from training.evaluation import Classes
+from training.objectives import OBJECTIVES
 
 SIZE, WIDTH, DIMENSION = 64, 24, 128
-TURNS = 4
-"""Classes made of one by quarter turns."""
+TURNS = 8
+"""Classes made of one by quarter turns and mirroring."""
 
 
 def new_image_model(settings: TrainSettings, rows: Sequence[Row]) -> SentenceTransformer:
@@ -37,14 +38,15 @@ def new_image_model(settings: TrainSettings, rows: Sequence[Row]) -> SentenceTra
     return SentenceTransformer(modules=[network], device="cpu")
 
 
-def with_quarter_turns(pictures: Sequence[Image.Image], classes: Classes, count: int) -> tuple[list[Any], Classes]:
-    """All pictures, then all turned by 90, 180 and 270 degrees, whose classes (n,) begin at 1, 2 and 3 times `count`.
+def with_turned_classes(pictures: Sequence[Image.Image], classes: Classes, count: int) -> tuple[list[Any], Classes]:
+    """All pictures, then all turned and mirrored in the seven other ways; classes (n,) begin at multiples of `count`.
 
     A turned character is another character (Santoro et al., "Meta-Learning with Memory-Augmented Neural Networks",
-    2016, section 4.1).
+    2016, section 4.1), and so is its mirror image.
     """
-    turns = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
-    turned = [picture.transpose(turn) for turn in turns for picture in pictures]
+    by = Image.Transpose
+    turns = (by.ROTATE_90, by.ROTATE_180, by.ROTATE_270, by.FLIP_LEFT_RIGHT, by.FLIP_TOP_BOTTOM, by.TRANSPOSE)
+    turned = [picture.transpose(turn) for turn in (*turns, by.TRANSVERSE) for picture in pictures]
     return [*pictures, *turned], np.concatenate([classes + at * count for at in range(TURNS)])
 
 
@@ -80,7 +82,12 @@ class PictureCollator:
         }
 
 
-def check_shape(loss: str, shape: str) -> None:
-    """Raises `SettingsError` for a loss that needs pairs or triplets of texts."""
-    if shape not in ("labelled", "grouped"):
+def check_shape(settings: TrainSettings, loss: str) -> None:
+    """Raises `SettingsError` for a loss that needs pairs of texts, or mirroring that would mix up classes."""
+    if settings.turned_classes and AUGMENTATIONS[settings.augment].flip:
+        raise SettingsError(
+            f"--turned-classes makes mirror images classes of their own, and --augment {settings.augment} mirrors "
+            "pictures at random. Use --augment characters."
+        )
+    if OBJECTIVES[loss].shape not in ("labelled", "grouped"):
         raise SettingsError(f"--loss {loss}: it compares pairs of texts. For pictures, use am-softmax or arcface.")

@@ -45,8 +45,8 @@ from training.data import (
 from training.evaluation import Classes, Retrieval, Vectors, nearest_class_mean, retrieval
 from training.folder import EVALUATION, FORMAT, REPORT, check_target, new_folder
 from training.heads import HEAD, class_means, load_head, save_head
-from training.image_data import TURNS, PictureCollator, canvases, check_shape, new_image_model, with_quarter_turns
-from training.objectives import OBJECTIVES, Objective, make_objective
+from training.image_data import TURNS, PictureCollator, canvases, check_shape, new_image_model, with_turned_classes
+from training.objectives import Objective, make_objective
 from training.pairs import rows_of_pairs
 from training.report import render_report
 from training.review import Fault, review, summary
@@ -156,10 +156,10 @@ def _train(
     model, kind = _start(settings, [*rows, *prepared.unseen])
     recipe = Recipe.resolve(settings, kind)
     if kind == "image":
-        check_shape(recipe.loss, OBJECTIVES[recipe.loss].shape)
-    elif settings.quarter_turns:
-        raise SettingsError("--quarter-turns: only pictures can be turned. Leave it away for texts.")
-    learned = len(labels) * (TURNS if settings.quarter_turns else 1)
+        check_shape(settings, recipe.loss)
+    elif settings.turned_classes:
+        raise SettingsError("--turned-classes: only pictures can be turned. Leave it away for texts.")
+    learned = len(labels) * (TURNS if settings.turned_classes else 1)
     check_processes(settings, recipe)
     check_memory(recipe, learned, int(model.get_embedding_dimension() or 0))
     _check_readable(model, kind, [*rows, *prepared.unseen])
@@ -182,11 +182,13 @@ def _train(
         metrics["unseen_start"] = asdict(on_unseen())
     train_texts, train_classes = [texts[at] for at in split.train], classes[split.train]
     vectors, of_vectors = before, classes[sample]
-    if settings.quarter_turns:
-        turned, of_vectors = with_quarter_turns([texts[at] for at in sample], of_vectors, len(labels))
+    if settings.turned_classes:
+        turned, of_vectors = with_turned_classes([texts[at] for at in sample], of_vectors, len(labels))
         vectors = _encode(model, turned)
-        train_texts, train_classes = with_quarter_turns(train_texts, train_classes, len(labels))
-    if isinstance(loss, Objective):
+        train_texts, train_classes = with_turned_classes(train_texts, train_classes, len(labels))
+    # Class means of a network that knows nothing lie close together: worse places to start from than random ones.
+    informed = kind != "image" or Path(settings.encoder).is_dir()
+    if isinstance(loss, Objective) and (informed or loss.needs_imprint):
         means = class_means(torch.from_numpy(vectors), torch.from_numpy(of_vectors), learned)
         loss.imprint(_earlier_weights(settings.encoder, labels, means))
     start = copied(model) if recipe.start_share else {}

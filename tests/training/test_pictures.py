@@ -23,7 +23,8 @@ from training.augment import AUGMENTATIONS, Changes, augment
 from training.config import TrainSettings
 from training.evaluation import retrieval
 from training.heads import load_head
-from training.image_data import PictureCollator, new_image_model, with_quarter_turns
+from training.image_data import PictureCollator, new_image_model, with_turned_classes
+from training.objectives import Objective
 from training.pipeline import train_encoder
 
 
@@ -99,25 +100,45 @@ def test_what_pictures_cannot_be_trained_with_is_said(tmp_path: Path) -> None:
             train(data, tmp_path / "m", **wrong)
 
 
-def test_quarter_turns_make_classes_of_their_own(tmp_path: Path) -> None:
+def test_turned_and_mirrored_pictures_are_classes_of_their_own() -> None:
     squares = [digit(at % 2, at) for at in range(4)]
-    turned, classes = with_quarter_turns(squares, np.array([0, 1, 0, 1]), 2)
-    assert classes.tolist() == [0, 1, 0, 1, 2, 3, 2, 3, 4, 5, 4, 5, 6, 7, 6, 7]
-    for at, picture in enumerate(turned):
-        expected = np.rot90(np.asarray(squares[at % 4]), at // 4)
-        np.testing.assert_array_equal(np.asarray(picture), expected)
+    turned, classes = with_turned_classes(squares, np.array([0, 1, 0, 1]), 2)
+    assert classes.tolist() == [label + 2 * at for at in range(8) for label in (0, 1, 0, 1)]
+    for at, square in enumerate(np.asarray(square) for square in squares):
+        got = [np.asarray(picture) for picture in turned[at::4]]
+        for turn in range(4):
+            np.testing.assert_array_equal(got[turn], np.rot90(square, turn))
+        mirrored = {np.rot90(square.T, turn).tobytes() for turn in range(4)}
+        assert {picture.tobytes() for picture in got[4:]} == mirrored
 
 
 def test_the_classes_of_turned_pictures_are_learned_and_not_kept(tmp_path: Path) -> None:
     data = write_digits(tmp_path / "digits", range(3), range(8))
-    record = train(data, tmp_path / "m", epochs=1, quarter_turns=True)
-    assert record["objective"]["classes"] == 12  # type: ignore[index]
+    record = train(data, tmp_path / "m", epochs=1, turned_classes=True)
+    assert record["objective"]["classes"] == 24  # type: ignore[index]
     weight, labels = load_head(tmp_path / "m")
     assert labels == ["d0", "d1", "d2"]
     assert len(weight) == 3
-    settings = TrainSettings(data=[_texts(tmp_path)], out=tmp_path / "t", quarter_turns=True)
+    settings = TrainSettings(data=[_texts(tmp_path)], out=tmp_path / "t", turned_classes=True)
     with pytest.raises(SettingsError, match="only pictures"):
         train_encoder(settings, Console(file=StringIO()))
+    with pytest.raises(SettingsError, match="--augment faces mirrors"):
+        train(data, tmp_path / "n", turned_classes=True, augment="faces")
+
+
+@pytest.mark.parametrize(("loss", "expected"), [("am-softmax", False), ("taylor", True)])
+def test_class_weights_of_a_network_that_knows_nothing_start_at_random(
+    loss: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    imprint = Objective.imprint
+    monkeypatch.setattr(Objective, "imprint", lambda self, weight: (asked.append(self), imprint(self, weight))[1])
+    data = write_digits(tmp_path / "digits", range(3), range(6))
+    train(data, tmp_path / "m", epochs=1, loss=loss)
+    assert bool(asked) == expected
+    asked.clear()
+    train(data, tmp_path / "more", epochs=1, loss=loss, encoder=str(tmp_path / "m"))
+    assert asked, "a trained network's class means are where its classes are"
 
 
 def _texts(folder: Path) -> Path:

@@ -44,6 +44,9 @@ class Objective(nn.Module):
     fine_tuning = False
     """Whether the gradient vanishes far from the solution, so that another objective has to lead there."""
 
+    needs_imprint = False
+    """Whether a target far from its class weight gets no gradient, so that the weights have to start near."""
+
     def __init__(
         self, model: SentenceTransformer, classes: int, scale: float = 30.0, margin: float = 0.0, centers: int = 1
     ) -> None:

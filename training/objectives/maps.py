@@ -39,6 +39,8 @@ class TaylorSoftmax(Objective):
     classes, see `taylor_order`.
     """
 
+    needs_imprint = True
+
     def __init__(
         self,
         model: SentenceTransformer,
