@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+import training.pipeline
 import training.trainer
 from index.errors import DataError, SettingsError
 from tests.training.conftest import FILLERS, TOPICS, Write, sentences
