@@ -34,7 +34,8 @@ from index.place import STATE, begin, building, prepare
 from index.rows import SHOWN, Row
 from index.snapshot import write_snapshot
 from index.sources import NO_QUERIES, Held, Progress, calibration_queries
-from index.writer_lock import WriterLock
+from index.versions import CALIBRATIONS
+from index.writer_lock import LOCK, WriterLock
 
 _CHUNK = 8
 """Batches that are stored in one transaction."""
@@ -221,6 +222,10 @@ def _no_writer(out: Path) -> Iterator[None]:
             lock.release()
 
 
+_OWN = (CONFIG, ENCODER, ITEMS, SNAPSHOTS, CALIBRATIONS, LOCK, STATE)
+"""How the names of what belongs to a collection begin: SQLite adds endings to its file's."""
+
+
 def check_out(out: Path, overwrite: bool) -> None:
     if not out.exists():
         return
@@ -228,3 +233,9 @@ def check_out(out: Path, overwrite: bool) -> None:
         raise CollectionError(f"{out}: already exists. Choose another --out, or replace it with --overwrite.")
     if not (out / CONFIG).is_file():
         raise CollectionError(f"{out}: exists and is not a collection, so it is not replaced. Choose another --out.")
+    foreign = sorted(path.name for path in out.iterdir() if not path.name.startswith(_OWN))
+    if foreign:
+        raise CollectionError(
+            f"{out}: beside the collection it holds {', '.join(foreign[:5])}{' and more' if len(foreign) > 5 else ''}, "
+            "which --overwrite would delete. Move that away, or choose another --out."
+        )

@@ -18,7 +18,7 @@ from rich.console import Console
 from index import console
 from index.backup import copy_collection
 from index.collection import SNAPSHOTS, Collection, read_config
-from index.errors import SettingsError
+from index.errors import DataError, SettingsError
 from index.intake import item_id
 from index.new_items import NewItem, Receipt
 from index.rows import Row, read_rows
@@ -91,6 +91,7 @@ def add(argv: Sequence[str]) -> int:
     """`surematch add COLLECTION DATA`"""
     settings = parse(AddSettings, argv)
     rows = read_rows(settings.data, text=settings.text, label=settings.label)
+    _refuse_twins(rows, settings.id)
     items = [_new_item(row, settings.id) for row in rows]
     written = replaced = sequence = 0
     with (
@@ -116,7 +117,11 @@ def delete(argv: Sequence[str]) -> int:
         else:
             receipt = collection.delete_where(_filter(settings.where))
         told = asdict(receipt) | _state(collection)
-    words = f"{receipt.deleted} items deleted. `surematch compact {settings.collection}` erases them from every file."
+    words = f"{receipt.deleted} items deleted."
+    if receipt.deleted:
+        words += f" `surematch compact {settings.collection}` erases them from every file."
+    else:
+        words = "No item was deleted: none has such an id, or passes the filter."
     return tell(told, words, settings.json_)
 
 
@@ -171,6 +176,18 @@ def _batches(items: Sequence[NewItem]) -> Iterator[list[NewItem]]:
     rest = iter(items)
     while batch := list(islice(rest, _BATCH)):
         yield batch
+
+
+def _refuse_twins(rows: Sequence[Row], id_column: str | None) -> None:
+    """Raises `DataError` for an id that two rows have: the second would replace the first."""
+    seen: dict[str, Row] = {}
+    for row in rows:
+        first = seen.setdefault(item_id(row, id_column), row)
+        if first is not row:
+            raise DataError(
+                f"{row.file}: line {row.line}: the id {item_id(row, id_column)!r} was already used at {first.file} "
+                f"line {first.line}. Keep one of the two rows."
+            )
 
 
 def _new_item(row: Row, id_column: str | None) -> NewItem:

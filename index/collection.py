@@ -20,13 +20,15 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from index import compaction, respond
 from index.answer import Answer, MapSpec
+from index.asked import MAX_K as MAX_K
+from index.asked import check_how, texts_asked, vectors_asked
 from index.calibrate import Calibration
 from index.conformal import CoverageFor
 from index.consent import Expiry
@@ -58,7 +60,6 @@ from index.versions import Version, Versions, chosen_calibration, dump, id_of
 from index.writer_lock import WriterLock
 
 FORMAT = 1
-MAX_K = TOP_K
 CONFIG, ENCODER, ITEMS, SNAPSHOTS = "collection.json", "encoder", "items.sqlite", "snapshots"
 COMPACT_SHARE, COMPACT_LEAST = 0.05, 1_000
 """Compaction starts by itself when this share of the items, and at least so many rows, have changed since the last."""
@@ -230,14 +231,20 @@ class Collection:
         return Receipt(sequence, deleted=deleted)
 
     def item(self, name: str, *, vector: bool = False) -> Item | None:
-        """The item with this id; its vector is empty unless asked for."""
+        """The item with this id; its vector is empty unless asked for. Raises `DataError` for what is no id."""
+        if not isinstance(name, str):
+            raise DataError(f"An item's id is a string, got a {type(name).__name__}.")
         return self._store.item(name, vector=vector)
 
     def feedback(self, query: NDArray[np.float32], label: str | None, query_id: str | None = None) -> int:
         """Notes what the right answer to a query vector (d,) was, None for "nothing in the gallery", for the next
         calibration; returns the note's number. Raises `DataError`, `ReadOnly`, `DiskFull`."""
         self._must_write()
-        return self._store.add_feedback(self._checked(query[None])[0], label, query_id)
+        for what, value in (("label", label), ("query_id", query_id)):
+            if value is not None and not isinstance(value, str):
+                raise DataError(f"The {what} of feedback is a {type(value).__name__}, expected a string or None.")
+        vector = vectors_asked(np.asarray(query)[None], self.encoder.dimension, self.model_id)[0]
+        return self._store.add_feedback(vector, label, query_id)
 
     def refresh(self) -> bool:
         """Follows what another process has written; returns whether anything had changed."""
@@ -420,13 +427,8 @@ class Collection:
         apart, not only for their mix. `filter` (see `index.filters`) says which items may be shown and which labels
         answered; a label of which nothing passes counts as no match. `explain` adds why, see `index.explain`.
         """
-        if isinstance(texts, str):  # a sequence of its letters
-            raise DataError("search takes a list of texts. Put the text in brackets.")
-        for at, text in enumerate(texts):
-            if not text.strip():
-                raise DataError(f"Query {at + 1} is an empty text. Ask with at least one word.")
         return self.search_vectors(
-            self.encoder.encode(texts),
+            self.encoder.encode(texts_asked(texts)),
             k=k,
             map=map,
             coverage=coverage,
@@ -454,14 +456,9 @@ class Collection:
         explain: bool = False,
     ) -> list[Answer]:
         """One answer a row of `vectors` (n, d), unit vectors of this collection's encoder. Raises `DataError`."""
-        queries = self._checked(vectors)
+        queries = vectors_asked(vectors, self.encoder.dimension, self.model_id)
         name = map_name(map)
-        if not 1 <= k <= MAX_K:
-            raise DataError(f"k must be from 1 to {MAX_K}, got {k}.")
-        if coverage is not None and not 0 < coverage < 1:
-            raise DataError(f"coverage must lie strictly between 0 and 1, got {coverage}. Try 0.95.")
-        if coverage_for not in get_args(CoverageFor):
-            raise DataError(f"coverage_for must be one of {', '.join(get_args(CoverageFor))}, got {coverage_for!r}.")
+        check_how(k, coverage, coverage_for)
         condition = None if filter is None else Filter.parse(filter)
         if not len(queries):
             return []
@@ -512,23 +509,6 @@ class Collection:
                     return respond.Found(queries, scores, rows, codes, items, state.gallery, shown), state
             state = self._state if self._state is not state else self._newer(state)
         raise Damaged(f"{self.path / ITEMS}: items that the index knows are missing. Restore it from a backup.")
-
-    def _checked(self, vectors: NDArray[np.floating]) -> NDArray[np.float32]:
-        if np.iscomplexobj(vectors):
-            raise DataError("A query vector is of complex numbers. Send real ones.")
-        queries = np.asarray(vectors, np.float32)
-        expected = self.encoder.dimension
-        if queries.ndim != 2 or queries.shape[1] != expected:
-            raise DataError(
-                f"A query vector has shape {queries.shape[1:]}, expected ({expected},): this collection's encoder "
-                f"({self.model_id}) makes {expected} dimensions."
-            )
-        norms = np.linalg.norm(queries, axis=1)
-        if not np.isfinite(queries).all() or (np.abs(norms - 1) > 1e-3).any():
-            raise DataError(
-                "A query vector is not finite or not of norm 1. Send vectors as this collection's encoder makes them."
-            )
-        return queries
 
     def drift_report(self) -> dict[str, Any]:
         """How far recent queries are from the calibration's, see `index.drift`."""

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from index.errors import DataError
 
 MAX_ID_BYTES = 512
+_DEEP = 1_000
+"""Levels of metadata that are looked at; json refuses more, and what contains itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ def record(item: Item, dimension: int) -> tuple[str, str | None, str | None, str
         )
     if not np.isfinite(vector).all() or abs(float(np.linalg.norm(vector)) - 1) > 1e-3:
         raise DataError(f"Item {item.id[:40]!r}: the vector is not finite or not of norm 1. Encode the item again.")
+    _check_names(item.metadata, item.id)
     try:
         metadata = json.dumps(item.metadata, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
@@ -89,6 +92,22 @@ def record(item: Item, dimension: int) -> tuple[str, str | None, str | None, str
     check_id(item.id)
     content = vector.tobytes()
     return item.id, item.label, item.text, metadata, content, checksum(item.label, content)
+
+
+def _check_names(metadata: Any, item: str) -> None:
+    """Raises `DataError` for a name that is no string: JSON would make one of it, the same for 1 and "1"."""
+    inside, depth = [metadata], 0
+    while inside and depth < _DEEP:
+        for value in inside:
+            if isinstance(value, dict) and (wrong := [name for name in value if not isinstance(name, str)]):
+                raise DataError(f"Item {item[:40]!r}: the metadata name {wrong[0]!r} is not a string. Write it as one.")
+        inside = [
+            part
+            for value in inside
+            if isinstance(value, dict | list | tuple)
+            for part in (value.values() if isinstance(value, dict) else value)
+        ]
+        depth += 1
 
 
 def check_id(name: str) -> None:

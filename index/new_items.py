@@ -74,6 +74,8 @@ def _check_types(at: int, item: NewItem) -> None:
         value = getattr(item, name)
         if not isinstance(value, kind) and not (optional and value is None):
             raise DataError(f"Item {at + 1}: the {name} is a {type(value).__name__}, expected {words}.")
+    if item.label == "":
+        raise DataError(f"Item {item.id[:40]!r}: the label is empty. Name one, or leave it out (None).")
 
 
 _TYPES = (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from index.errors import ReadOnly, WriterBusy
 
-_FILE = "writer.lock"
+LOCK = "writer.lock"
 
 
 class WriterLock:
@@ -16,7 +16,7 @@ class WriterLock:
 
     def __init__(self, collection: Path) -> None:
         """Raises `WriterBusy` with the holder's process number, `ReadOnly` where the folder cannot be written to."""
-        path = collection / _FILE
+        path = collection / LOCK
         try:
             self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:

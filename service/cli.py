@@ -25,6 +25,7 @@ SUMMARIES = {
     "compare": "train several losses on the same rows and seeds",
     "push": "send a trained encoder to the Hugging Face Hub",
     "index": "build a searchable, calibrated collection",
+    "embed": "write texts with their vectors as Parquet",
     "evaluate": "measure a collection on rows it has not seen",
     "search": "ask a collection a question",
     "threshold": "choose a threshold from costs, a precision or an FPIR",

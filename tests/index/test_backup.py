@@ -17,7 +17,7 @@ from index import backup as module
 from index import cli_items
 from index.backup import copy_collection
 from index.collection import Collection, NewItem
-from index.errors import CollectionError, Damaged, DiskFull, SettingsError
+from index.errors import CollectionError, Damaged, DataError, DiskFull, SettingsError
 from tests.index.conftest import write_csv
 from tests.index.helpers import unit
 
@@ -134,6 +134,9 @@ def test_the_verbs_end_to_end(copied: Path, tmp_path: Path, capsys: pytest.Captu
     added = told("add", capsys, copied, data, "--label", "label", "--id", "sku")
     assert (added["written"], added["replaced"], added["items"], added["calibrated"]) == (3, 0, 183, True)
     assert told("add", capsys, copied, data, "--label", "label", "--id", "sku")["replaced"] == 3
+    twice = write_csv(tmp_path / "twice.csv", [*rows, ("my card", "card", "a")], ("text", "label", "sku"))
+    with pytest.raises(DataError, match=r"twice\.csv: line 5: the id 'a' was already used at .*twice\.csv line 2"):
+        cli_items.add([str(copied), str(twice), "--label", "label", "--id", "sku"])
     told("backup", capsys, copied, tmp_path / "copy")
     gone = told("delete", capsys, copied, "a", "nobody")
     assert (gone["deleted"], gone["items"]) == (1, 182)

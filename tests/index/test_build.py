@@ -164,6 +164,10 @@ def test_an_existing_place_is_not_overwritten_by_accident(world: World, copied: 
     with pytest.raises(CollectionError, match="not a collection"):
         build_collection(str(world.encoder), rows, tmp_path / "thesis", overwrite=True)
     assert (tmp_path / "thesis" / "only copy.txt").read_text() == "precious"
+    (copied / "notes.txt").write_text("precious")
+    with pytest.raises(CollectionError, match=r"beside the collection it holds notes\.txt, which --overwrite would"):
+        build_collection(str(world.encoder), rows, copied, overwrite=True)
+    assert (copied / "notes.txt").read_text() == "precious"
 
 
 def test_overwrite_replaces_the_whole_collection(world: World, copied: Path) -> None:

@@ -72,6 +72,11 @@ def test_hits_are_the_nearest_items_and_k_only_cuts(collection: Collection, worl
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "empty text": ({"texts": ["card", " \n"]}, "Query 2 is an empty text"),
     "half a character": ({"texts": ["\ud800"]}, "half of a surrogate pair"),
+    "no texts": ({"texts": None}, "a list of texts, got a NoneType"),
+    "a number as text": ({"texts": ["card", 5]}, "Query 2 is a int"),
+    "k as a word": ({"k": "ten"}, "k must be from 1 to 100, as a whole number, got 'ten'"),
+    "half a neighbour": ({"k": 1.5}, "as a whole number"),
+    "coverage as a word": ({"coverage": "high"}, "between 0 and 1, got 'high'"),
     "k of zero": ({"k": 0}, "k must be from 1 to 100"),
     "k too large": ({"k": 101}, "k must be from 1 to 100"),
     "unknown map": ({"map": "sigmoid"}, "No map 'sigmoid'"),

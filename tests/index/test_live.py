@@ -108,6 +108,10 @@ def test_a_word_is_no_list_and_nothing_is_no_filter(live: Collection) -> None:
             live.delete_where(nothing)
     with pytest.raises(DataError, match="complex"):
         live.search_vectors(np.full((1, live.encoder.dimension), 1j))
+    with pytest.raises(DataError, match="An item's id is a string, got a list"):
+        live.item(["a"])  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="The label of feedback is a int"):
+        live.feedback(live.encoder.encode(["card"])[0], 5)  # type: ignore[arg-type]
     assert live.size == before
 
 
@@ -450,6 +454,8 @@ BAD = {
     "a number as label": (NewItem("bad", 5, "bank"), "Item 2: the label is a int, expected a string or None"),  # type: ignore[arg-type]
     "a number as text": (NewItem("bad", "card", 5), "Item 2: the text is a int"),  # type: ignore[arg-type]
     "a name of a picture": (NewItem("bad", "card", image="x.png"), "Item 2: the image is a str"),  # type: ignore[arg-type]
+    "an empty label": (NewItem("bad", "", "bank"), "'bad': the label is empty"),
+    "numbers as names": (NewItem("bad", None, "bank", metadata={"a": [{1: "x", "1": "y"}]}), "name 1 is not a string"),
     "no metadata": (NewItem("bad", "card", "bank", metadata=None), "Item 2: the metadata is a NoneType"),  # type: ignore[arg-type]
     "no item": ("bank", "Item 2: is a str, expected a NewItem"),
     "metadata": (NewItem("bad", "card", "bank", metadata={"a": {1, 2}}), "'bad': the metadata is not JSON"),
