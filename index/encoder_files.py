@@ -30,7 +30,13 @@ SFACE = "sface"
 """The ready-made face encoder, see `index.faces`."""
 ONNX_PICTURES = "OnnxPictures"
 """The module of ready-made picture encoders given as ONNX files, see `index.onnx_pictures`."""
-_IMAGE = (["ImageNetwork"], ["SFace"], [ONNX_PICTURES])
+_IMAGE = (
+    ["ImageNetwork"],
+    ["SFace"],
+    [ONNX_PICTURES],
+    ["SFace", "Projection"],
+    [ONNX_PICTURES, "Projection"],
+)
 """The modules of encoders that take pictures."""
 ONNX_MODEL, ONNX_RECORD = "model.onnx", "onnx.json"
 """The exported model that stands in the place of the weights, and what it is: see `index.onnx_encoder`."""

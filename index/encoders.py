@@ -73,15 +73,27 @@ def load_encoder(folder: Path) -> Encoder:
         from index.image_encoder import NetworkEncoder
 
         return NetworkEncoder(folder)
-    if kinds == ["SFace"]:
-        from index.faces import FaceEncoder
+    if kinds[0] in ("SFace", ONNX_PICTURES):
+        return _ready_made(folder, kinds)
+    return SentenceEncoder(folder)
 
-        return FaceEncoder(folder)
-    if kinds == [ONNX_PICTURES]:
+
+def _ready_made(folder: Path, kinds: list[str]) -> Encoder:
+    """A picture encoder of others, with the projection trained on it where there is one."""
+    from index.projection import KIND, ProjectedEncoder
+
+    base: Any
+    if kinds[0] == ONNX_PICTURES:
         from index.onnx_pictures import OnnxPictureEncoder
 
-        return OnnxPictureEncoder(folder)
-    return SentenceEncoder(folder)
+        base = OnnxPictureEncoder(folder)
+    else:
+        from index.faces import FaceEncoder
+
+        base = FaceEncoder(folder)
+    if kinds[1:] not in ([], [KIND]):
+        raise EncoderError(f"{folder / 'modules.json'}: {kinds[1:]} after {kinds[0]} is not known. Copy it again.")
+    return ProjectedEncoder(folder, base) if kinds[1:] else base
 
 
 @contextmanager

@@ -46,26 +46,41 @@ def _metadata(name: str, evaluation: Mapping[str, Any]) -> str:
     return str(data.to_yaml())
 
 
+_KINDS = {
+    "image": "A picture encoder",
+    "frozen": "A picture encoder (another one as it was, and a projection of its vectors)",
+}
+_USAGE = """from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("{name}")  # this folder, or its name on the Hub
+vectors = model.encode(["a text", "another text"], normalize_embeddings=True)"""
+_PICTURES = """from pathlib import Path
+from index.encoders import load_encoder  # of surematch
+
+encoder = load_encoder(Path("{name}"))
+vectors = encoder.encode_images([Path("a.jpg"), Path("b.jpg")])"""
+
+
 def _body(name: str, record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
-    title = _plain(name)
+    title, kind = _plain(name), record["recipe"]["kind"]
+    pictures = kind in _KINDS
+    what, data = ("pictures", "pictures/") if pictures else ("texts", "rows.csv")
+    maker = _KINDS.get(kind, "A [sentence-transformers](https://www.sbert.net) encoder")
     return f"""# {title}
 
-A [sentence-transformers](https://www.sbert.net) encoder that [surematch](#how-it-was-made) trained on
-{record["data"]["rows"]:,} rows in {record["data"]["classes"]:,} classes: texts of one class become neighbours.
+{maker} that [surematch](#how-it-was-made) trained on
+{record["data"]["rows"]:,} rows in {record["data"]["classes"]:,} classes: {what} of one class become neighbours.
 It starts from `{_plain(record["settings"]["encoder"])}`
 and was trained with the objective `{record["objective"]["name"]}`.
 
 ## Usage
 
 ```python
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer("{_plain(name)}")  # this folder, or its name on the Hub
-vectors = model.encode(["a text", "another text"], normalize_embeddings=True)
+{(_PICTURES if pictures else _USAGE).format(name=_plain(name))}
 print(vectors @ vectors.T)  # cosines
 ```
 
-`surematch index {title} rows.csv` makes a collection of it that answers with calibrated probabilities.
+`surematch index {title} {data}` makes a collection of it that answers with calibrated probabilities.
 
 ## How good it is
 

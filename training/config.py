@@ -16,7 +16,7 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from index.settings import Settings
 
-Kind = Literal["static", "transformer", "image"]
+Kind = Literal["static", "transformer", "image", "frozen"]
 """A static encoder looks token vectors up, a transformer computes them, an image network starts from nothing. They want
 very different learning rates."""
 
@@ -87,7 +87,8 @@ class TrainSettings(Settings):
         default="static",
         description="Where training starts: 'static' (seconds on a CPU), 'minilm' (better, minutes), the folder of any "
         "sentence-transformers model, or its hub id; for pictures 'image' (a compact network from scratch), "
-        "'timm:NAME', or the folder of a trained one.",
+        "'timm:NAME', or the folder of a trained one; 'sface', or another's ONNX file: it stays as it is, and a "
+        "projection of its vectors is learned.",
     )
     image_size: Annotated[int, Ge(16), Le(512)] | None = Field(
         default=None, description="Edge of the square that pictures are fitted into, in pixels. Default: 64."
@@ -280,6 +281,15 @@ _DEFAULTS: dict[Kind, Recipe] = {
         start_share=0.3,
     ),
     "image": Recipe(loss="am-softmax", epochs=30, batch_size=32, learning_rate=2e-3, head_learning_rate=1e-2),
+    "frozen": Recipe(
+        loss="am-softmax",
+        epochs=20,
+        batch_size=64,
+        learning_rate=1e-3,
+        head_learning_rate=1e-2,
+        scale=10.0,
+        start_share=0.5,
+    ),
 }
 
 

@@ -17,7 +17,7 @@ from index.images import decode
 from index.pictures import picture_of
 from index.rows import Row
 from training.augment import AUGMENTATIONS, augment
-from training.config import TrainSettings
+from training.config import Kind, TrainSettings
 from training.evaluation import Classes
 from training.objectives import OBJECTIVES
 
@@ -82,8 +82,10 @@ class PictureCollator:
         }
 
 
-def check_shape(settings: TrainSettings, loss: str) -> None:
-    """Raises `SettingsError` for a loss that needs pairs of texts, or mirroring that would mix up classes."""
+def check_shape(settings: TrainSettings, loss: str, kind: Kind) -> None:
+    """Raises `SettingsError` for a loss that needs pairs of texts, or turned classes where they cannot be."""
+    if settings.turned_classes and kind == "frozen":
+        raise SettingsError("--turned-classes: a ready-made encoder is not asked for turned pictures. Leave it away.")
     if settings.turned_classes and AUGMENTATIONS[settings.augment].flip:
         raise SettingsError(
             f"--turned-classes makes mirror images classes of their own, and --augment {settings.augment} mirrors "

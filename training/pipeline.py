@@ -7,9 +7,10 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,12 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense
 from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from index.encoder_files import RECORD, SFACE, TRAINED_ROWS, modality_of, open_sentence_transformer
+from index.encoder_files import RECORD, TRAINED_ROWS, modality_of, open_sentence_transformer
 from index.errors import DataError, SettingsError
-from index.faces import MODULE
 from index.pictures import read_content
 from index.rows import Row
 from training import distributed
@@ -48,6 +49,7 @@ from training.heads import HEAD, class_means, load_head, save_head
 from training.image_data import TURNS, PictureCollator, canvases, check_shape, new_image_model, with_turned_classes
 from training.objectives import Objective, make_objective
 from training.pairs import rows_of_pairs
+from training.projection import Frozen, VectorCollator, is_frozen, projected
 from training.report import render_report
 from training.review import Fault, review, summary
 from training.run import Run, command_of, write_config
@@ -104,10 +106,12 @@ class _Prepared:
     split: Split
     unseen: list[Row]
     faults: list[Fault]
+    frozen: Frozen | None
 
 
 def _prepare(settings: TrainSettings, console: Console) -> _Prepared:
-    everything, faults = _read(settings)
+    frozen = Frozen(settings.encoder) if is_frozen(settings.encoder) else None
+    everything, faults = _read(settings, frozen)
     for line in summary(faults):
         console.print(f"[yellow]Report:[/] {escape(line)}", highlight=False)
     labels = check_classes(everything)
@@ -123,16 +127,19 @@ def _prepare(settings: TrainSettings, console: Console) -> _Prepared:
     )
     if unseen:
         console.print(f"{len(unseen):,} more rows in {len(away):,} classes never seen, to measure with.")
-    return _Prepared(rows, labels, classes, split, unseen, faults)
+    return _Prepared(rows, labels, classes, split, unseen, faults, frozen)
 
 
-def _read(settings: TrainSettings) -> tuple[list[Row], list[Fault]]:
+def _read(settings: TrainSettings, frozen: Frozen | None) -> tuple[list[Row], list[Fault]]:
     """The rows that can train, and what is the matter with the others."""
     empty: list[Row] = []
     modality = modality_of(settings.encoder)
     if modality == "image" and settings.pair_text is not None:
         raise SettingsError("--pair-text: pairs of pictures cannot be learned from. Give each picture a label.")
     rows = read_content(modality, settings.data, text=settings.text, label=settings.label, faulty=empty)
+    if frozen is not None:
+        rows, unusable = frozen.usable(rows)
+        empty += unusable
     faults: list[Fault] = []
     if settings.pair_text is not None:
         _, faults = review([], empty, skip=settings.skip_faulty)
@@ -153,10 +160,10 @@ def _train(
     rows, labels, classes, split = prepared.rows, prepared.labels, prepared.classes, prepared.split
     set_seed(settings.seed)
     disable_progress_bar()
-    model, kind = _start(settings, [*rows, *prepared.unseen])
+    model, kind = _start(settings, [*rows, *prepared.unseen], prepared.frozen)
     recipe = Recipe.resolve(settings, kind)
-    if kind == "image":
-        check_shape(settings, recipe.loss)
+    if kind in ("image", "frozen"):
+        check_shape(settings, recipe.loss, kind)
     elif settings.turned_classes:
         raise SettingsError("--turned-classes: only pictures can be turned. Leave it away for texts.")
     learned = len(labels) * (TURNS if settings.turned_classes else 1)
@@ -167,7 +174,8 @@ def _train(
     for warning in warnings:
         console.print(f"[yellow]Warning:[/] {warning}", highlight=False)
 
-    texts, unseen_texts = (_contents(model, kind, some) for some in (rows, prepared.unseen))
+    contents = partial(_contents, model, kind, prepared.frozen)
+    texts, unseen_texts = contents(rows), contents(prepared.unseen)
     unseen_labels, unseen_classes = np.unique([label_of(row) for row in prepared.unseen], return_inverse=True)
 
     def on_unseen() -> Retrieval:
@@ -202,7 +210,7 @@ def _train(
                 [rows[at].text for at in split.train] * (learned // len(labels)),
                 train_classes.tolist(),
                 lambda at: _name([rows[split.train[i % len(split.train)]] for i in at]),
-                PictureCollator(model, train_texts, settings) if kind == "image" else None,
+                _collator(model, kind, train_texts, settings),
             ),
             settings=settings,
             recipe=recipe,
@@ -218,13 +226,13 @@ def _train(
     if unseen_texts:
         metrics["unseen"] = asdict(on_unseen())
     evaluation = assess(
-        _embedded(model, kind, [rows[at] for at in split.held_out], classes[split.held_out], labels),
+        _embedded(model, contents, [rows[at] for at in split.held_out], classes[split.held_out], labels),
         Embedded([_shown(rows[at]) for at in sample], after, classes[sample], labels),
-        _embedded(model, kind, prepared.unseen, unseen_classes, unseen_labels.tolist()),
+        _embedded(model, contents, prepared.unseen, unseen_classes, unseen_labels.tolist()),
         np.bincount(classes[split.train], minlength=len(labels)),
         seed=settings.seed,
     )
-    _write(folder, model, loss, labels, [rows[at] for at in split.train])
+    _write(folder, model, prepared.frozen, loss, labels, [rows[at] for at in split.train])
     record = {
         "format": FORMAT,
         "command": command_of("train", settings),
@@ -249,12 +257,16 @@ def _train(
 
 
 def _embedded(
-    model: SentenceTransformer, kind: Kind, rows: Sequence[Row], classes: Classes, labels: Sequence[str]
+    model: SentenceTransformer,
+    contents: Callable[[Sequence[Row]], list[Any]],
+    rows: Sequence[Row],
+    classes: Classes,
+    labels: Sequence[str],
 ) -> Embedded | None:
     """The rows with their vectors, None for no rows."""
     if not rows:
         return None
-    return Embedded([_shown(row) for row in rows], _encode(model, _contents(model, kind, rows)), classes, labels)
+    return Embedded([_shown(row) for row in rows], _encode(model, contents(rows)), classes, labels)
 
 
 def _shown(row: Row) -> str:
@@ -262,23 +274,30 @@ def _shown(row: Row) -> str:
     return row.text if row.image is None else row.image.name
 
 
-def _start(settings: TrainSettings, rows: Sequence[Row]) -> tuple[SentenceTransformer, Kind]:
-    """The encoder training starts from."""
+def _start(settings: TrainSettings, rows: Sequence[Row], frozen: Frozen | None) -> tuple[SentenceTransformer, Kind]:
+    """What is trained, as it starts."""
+    if frozen is not None:
+        return frozen.model(), "frozen"
     if modality_of(settings.encoder) == "text":
         model = open_sentence_transformer(settings.encoder)
         return model, "static" if is_static(model) else "transformer"
-    if settings.encoder == SFACE or (Path(settings.encoder) / MODULE).is_dir():
-        raise SettingsError(
-            "--encoder sface is ready-made and cannot be trained further. Index with it: surematch index"
-        )
     if Path(settings.encoder).is_dir():
         return open_sentence_transformer(settings.encoder), "image"
     return new_image_model(settings, rows), "image"
 
 
-def _contents(model: SentenceTransformer, kind: Kind, rows: Sequence[Row]) -> list[Any]:
-    """What the encoder is given for each row: its text, or its picture at the network's size."""
+def _contents(model: SentenceTransformer, kind: Kind, frozen: Frozen | None, rows: Sequence[Row]) -> list[Any]:
+    """What is given for each row: its text, its picture at the network's size, or a frozen encoder's vector."""
+    if frozen is not None:
+        return list(frozen.vectors(rows))
     return canvases(model, rows) if kind == "image" else [row.text for row in rows]
+
+
+def _collator(model: SentenceTransformer, kind: Kind, contents: Sequence[Any], settings: TrainSettings) -> Any:
+    """What makes batches of pictures or vectors; None: the library's own, of texts."""
+    if kind == "frozen":
+        return VectorCollator(contents)
+    return PictureCollator(model, contents, settings) if kind == "image" else None
 
 
 def _earlier_weights(encoder: str, labels: Sequence[str], means: torch.Tensor) -> torch.Tensor:
@@ -301,9 +320,17 @@ def _config_of(loss: torch.nn.Module) -> dict[str, Any]:
 
 
 def _write(
-    folder: Path, model: SentenceTransformer, loss: torch.nn.Module, labels: Sequence[str], trained: Sequence[Row]
+    folder: Path,
+    model: SentenceTransformer,
+    frozen: Frozen | None,
+    loss: torch.nn.Module,
+    labels: Sequence[str],
+    trained: Sequence[Row],
 ) -> None:
-    model.save_pretrained(str(folder), create_model_card=False)
+    if frozen is None:
+        model.save_pretrained(str(folder), create_model_card=False)
+    else:
+        frozen.write(model, folder)
     if isinstance(loss, Objective):
         kept = loss.class_weights()[: len(labels) * loss.centers]  # not those of turned pictures
         save_head(folder, kept, [label for label in labels for _ in range(loss.centers)])
@@ -320,6 +347,8 @@ def _settle(folder: Path) -> None:
 
 
 def _encode(model: SentenceTransformer, texts: Sequence[Any]) -> Vectors:
+    if isinstance(model[0], Dense):
+        return projected(model, texts)
     vectors = model.encode(list(texts), batch_size=64, normalize_embeddings=True, show_progress_bar=False)
     return np.asarray(vectors, dtype=np.float32).reshape(len(texts), -1)
 

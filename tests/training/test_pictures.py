@@ -94,7 +94,6 @@ def test_what_pictures_cannot_be_trained_with_is_said(tmp_path: Path) -> None:
     for wrong, why in (
         ({"loss": "triplet"}, "pairs of texts"),
         ({"pair_text": "other"}, "--pair-text"),
-        ({"encoder": "sface"}, "ready-made"),
     ):
         with pytest.raises(SettingsError, match=why):
             train(data, tmp_path / "m", **wrong)
