@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +21,8 @@ from sentence_transformers.sentence_transformer.modules import Dense
 from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from index.encoder_files import RECORD, TRAINED_ROWS, modality_of, open_sentence_transformer
-from index.errors import DataError, SettingsError
+from index.encoder_files import RECORD, modality_of, open_sentence_transformer
+from index.errors import SettingsError
 from index.pictures import read_content
 from index.rows import Row
 from training import distributed
@@ -41,11 +38,10 @@ from training.data import (
     data_fingerprint,
     label_of,
     split_rows,
-    trained_row_keys,
 )
 from training.evaluation import Classes, Retrieval, Vectors, nearest_class_mean, retrieval
 from training.folder import EVALUATION, FORMAT, REPORT, check_target, new_folder
-from training.heads import HEAD, class_means, load_head, save_head
+from training.heads import HEAD, class_means, load_head
 from training.image_data import TURNS, PictureCollator, canvases, check_shape, new_image_model, with_turned_classes
 from training.objectives import Objective, make_objective
 from training.pairs import rows_of_pairs
@@ -53,13 +49,14 @@ from training.projection import Frozen, VectorCollator, is_frozen, projected
 from training.report import render_report
 from training.review import Fault, review, summary
 from training.run import Run, command_of, write_config
-from training.static import is_static, only_used_tokens, unreadable
+from training.static import is_static, only_used_tokens
+from training.text_checks import check_readable, cut_texts
 from training.trainer import Rows, fit
+from training.writing import config_of, settle, versions, write_encoder
 
 PER_CLASS = 30
 """Rows of a class that are encoded for its mean and as the gallery of the held-out rows: more change little."""
 SHOWN = 5
-_VERSIONS = ("surematch", "torch", "sentence-transformers", "transformers", "tokenizers", "numpy")
 
 
 def train_encoder(settings: TrainSettings, console: Console) -> dict[str, Any]:
@@ -91,7 +88,7 @@ def _train_encoder(settings: TrainSettings, console: Console) -> dict[str, Any]:
         (folder / REPORT).write_text(render_report(record, evaluation), encoding="utf-8")
         (folder / CARD).write_text(render_card(record, evaluation), encoding="utf-8")
         write_config(settings, folder)
-        _settle(folder)
+        settle(folder)
         run.finished = True
     return record
 
@@ -169,8 +166,8 @@ def _train(
     learned = len(labels) * (TURNS if settings.turned_classes else 1)
     check_processes(settings, recipe)
     check_memory(recipe, learned, int(model.get_embedding_dimension() or 0))
-    _check_readable(model, kind, [*rows, *prepared.unseen])
-    warnings = _cut_texts(model, kind, rows)
+    check_readable(model, kind, [*rows, *prepared.unseen])
+    warnings = cut_texts(model, kind, rows)
     for warning in warnings:
         console.print(f"[yellow]Warning:[/] {warning}", highlight=False)
 
@@ -232,13 +229,13 @@ def _train(
         np.bincount(classes[split.train], minlength=len(labels)),
         seed=settings.seed,
     )
-    _write(folder, model, prepared.frozen, loss, labels, [rows[at] for at in split.train])
+    write_encoder(folder, model, prepared.frozen, loss, labels, [rows[at] for at in split.train])
     record = {
         "format": FORMAT,
         "command": command_of("train", settings),
         "settings": settings.model_dump(mode="json", exclude={"json_", "overwrite", "resume"}),
         "recipe": {"kind": kind, **asdict(recipe)},
-        "objective": {"name": recipe.loss, **_config_of(loss)},
+        "objective": {"name": recipe.loss, **config_of(loss)},
         "data": {
             "fingerprint": data_fingerprint(rows),
             "rows": len(rows),
@@ -249,7 +246,7 @@ def _train(
         "unseen": {"rows": len(unseen_texts), "labels": sorted({label_of(row) for row in prepared.unseen})},
         "labels": labels,
         "seed": settings.seed,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _VERSIONS}},
+        "versions": versions(),
         "metrics": metrics,
         "warnings": warnings,
     }
@@ -312,40 +309,6 @@ def _earlier_weights(encoder: str, labels: Sequence[str], means: torch.Tensor) -
     return means
 
 
-def _config_of(loss: torch.nn.Module) -> dict[str, Any]:
-    """What a loss says of itself, as far as JSON can say it."""
-    describe: Any = getattr(loss, "get_config_dict", dict)
-    content: dict[str, Any] = describe()
-    return {name: value for name, value in content.items() if isinstance(value, str | int | float | bool)}
-
-
-def _write(
-    folder: Path,
-    model: SentenceTransformer,
-    frozen: Frozen | None,
-    loss: torch.nn.Module,
-    labels: Sequence[str],
-    trained: Sequence[Row],
-) -> None:
-    if frozen is None:
-        model.save_pretrained(str(folder), create_model_card=False)
-    else:
-        frozen.write(model, folder)
-    if isinstance(loss, Objective):
-        kept = loss.class_weights()[: len(labels) * loss.centers]  # not those of turned pictures
-        save_head(folder, kept, [label for label in labels for _ in range(loss.centers)])
-    np.save(folder / TRAINED_ROWS, trained_row_keys(trained), allow_pickle=False)
-
-
-def _settle(folder: Path) -> None:
-    """Makes every file readable to others, and sure to be on the disk."""
-    for path in folder.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)  # weights are saved as 0600; a container's user must read them
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-
-
 def _encode(model: SentenceTransformer, texts: Sequence[Any]) -> Vectors:
     if isinstance(model[0], Dense):
         return projected(model, texts)
@@ -383,29 +346,6 @@ def _name(rows: Sequence[Row]) -> str:
     return named + (f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else "")
 
 
-def _check_readable(model: SentenceTransformer, kind: Kind, rows: Sequence[Row]) -> None:
-    empty = unreadable(model, [row.text for row in rows]) if kind == "static" else []
-    if empty:
-        named = ", ".join(f"{rows[at].file} line {rows[at].line} ({rows[at].text[:40]!r})" for at in empty[:SHOWN])
-        raise DataError(
-            f"The encoder finds no word it knows in {len(empty)} of {len(rows)} texts: {named}"
-            f"{' and others' if len(empty) > SHOWN else ''}. Reword these rows, delete them, or train another encoder."
-        )
-
-
-def _cut_texts(model: SentenceTransformer, kind: Kind, rows: Sequence[Row]) -> list[str]:
-    """A warning that names the texts longer than the encoder reads, or nothing."""
-    if kind != "transformer" or not model.max_seq_length:
-        return []
-    limit = int(model.max_seq_length)
-    tokens = model.tokenizer([row.text for row in rows], truncation=False, verbose=False)["input_ids"]
-    cut = [row for row, ids in zip(rows, tokens, strict=True) if len(ids) > limit]
-    if not cut:
-        return []
-    named = ", ".join(f"{row.file} line {row.line}" for row in cut[:SHOWN]) + (", ..." if len(cut) > SHOWN else "")
-    return [f"{len(cut)} texts are longer than the {limit} tokens this encoder reads; their ends are ignored: {named}."]
-
-
 def _describe(recipe: Recipe) -> str:
     shape = [f"{name} {value:g}" for name in ("scale", "margin") if (value := getattr(recipe, name)) is not None]
     back = [f"{recipe.start_share:.0%} of the way back to the start"] if recipe.start_share else []
@@ -414,10 +354,3 @@ def _describe(recipe: Recipe) -> str:
         f"(encoder) and {recipe.head_learning_rate:g} (class weights)"
     )
     return ", ".join([*shape, steps, *back])
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "not installed"

@@ -1,0 +1,70 @@
+"""What a training leaves: the folder of the encoder, its class weights and the keys of its rows, safely on disk."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+
+from index.encoder_files import TRAINED_ROWS
+from index.rows import Row
+from training.data import trained_row_keys
+from training.heads import save_head
+from training.objectives import Objective
+from training.projection import Frozen
+
+_PACKAGES = ("surematch", "torch", "sentence-transformers", "transformers", "tokenizers", "numpy")
+
+
+def write_encoder(
+    folder: Path,
+    model: SentenceTransformer,
+    frozen: Frozen | None,
+    loss: torch.nn.Module,
+    labels: Sequence[str],
+    trained: Sequence[Row],
+) -> None:
+    """Writes encoder, class weights and the keys of the rows it was `trained` on to the empty `folder`."""
+    if frozen is None:
+        model.save_pretrained(str(folder), create_model_card=False)
+    else:
+        frozen.write(model, folder)
+    if isinstance(loss, Objective):
+        kept = loss.class_weights()[: len(labels) * loss.centers]  # not those of turned pictures
+        save_head(folder, kept, [label for label in labels for _ in range(loss.centers)])
+    np.save(folder / TRAINED_ROWS, trained_row_keys(trained), allow_pickle=False)
+
+
+def settle(folder: Path) -> None:
+    """Makes every file readable to others, and sure to be on the disk."""
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)  # weights are saved as 0600; a container's user must read them
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def config_of(loss: torch.nn.Module) -> dict[str, Any]:
+    """What a loss says of itself, as far as JSON can say it."""
+    describe: Any = getattr(loss, "get_config_dict", dict)
+    content: dict[str, Any] = describe()
+    return {name: value for name, value in content.items() if isinstance(value, str | int | float | bool)}
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide the weights."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "not installed"
