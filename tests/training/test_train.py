@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 
-import training.pipeline
+import training.writing
 from index.errors import DataError, EncoderError, SettingsError, SurematchError
 from index.rows import text_key
 from tests.training.conftest import TOPICS, Write, sentences
@@ -214,7 +214,7 @@ def test_what_stops_in_the_middle_leaves_the_old_model_alone(
     def stop(*args: object, **kwargs: object) -> None:
         raise fault
 
-    monkeypatch.setattr(training.pipeline, "save_head", stop)
+    monkeypatch.setattr(training.writing, "save_head", stop)
     if fault is KeyboardInterrupt:
         assert run(data, out, tiny_encoder, "--overwrite") == 130
         assert "add --resume" in " ".join(capsys.readouterr().err.split())
