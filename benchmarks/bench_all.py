@@ -58,6 +58,7 @@ PARTS = (
     Part("heads", "bench_heads.py"),
     Part("images", "bench_images.py"),
     Part("calibration", "bench_calibration.py"),
+    Part("calibration-finetuned", "bench_calibration.py", ("--part", "finetuned")),
     Part("index", "bench_index.py"),
     Part("index-million", "bench_index.py", MILLION),
     Part("service", "bench_service.py"),

@@ -288,7 +288,11 @@ def report(written: dict[str, Any], flags: argparse.Namespace) -> Outcome:
             [f"{name}, {found['encoder']}", *(found[key] for key in keys)] for name, found in written["pairs"].items()
         ]
         tables.append(Table("Pairs: are these two of one class?", ["data", *keys], compared))
-    return Outcome("calibration", "Calibration", tables, against, figures=written)
+    tuned = flags.part == ["finetuned"]
+    name, title = (
+        ("calibration-finetuned", "Calibration after fine-tuning") if tuned else ("calibration", "Calibration")
+    )
+    return Outcome(name, title, tables, against, figures=written)
 
 
 def _made(maker: Callable[..., Task], name: str, flags: argparse.Namespace, seed: int) -> Task:
