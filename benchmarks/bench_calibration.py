@@ -107,7 +107,7 @@ def methods(task: Task) -> dict[str, Report]:
 
 
 def sets(task: Task) -> dict[str, Report]:
-    """Measured coverage and mean size of the conformal sets."""
+    """Measured coverage and mean size of the conformal sets: all outcomes, labels alone, share that holds no match."""
     made = fitted(task, "conditional-logit")
     queries, codes = task.test
     evidence = task.evidence(queries)
@@ -121,7 +121,9 @@ def sets(task: Task) -> dict[str, Report]:
         cut, _ = made.set_thresholds(coverage)  # one threshold for knowns and unknowns as they come
         found[f"{coverage:.2f}"] = {
             "coverage": float((truth <= cut).mean()),
-            "size": float((scores <= cut).sum(1).mean()),
+            "outcomes": float((scores <= cut).sum(1).mean()),
+            "labels": float((scores[:, 1:] <= cut).sum(1).mean()),
+            "no match in": float((scores[:, 0] <= cut).mean()),
         }
     return found
 
@@ -270,10 +272,9 @@ def report(written: dict[str, Any], flags: argparse.Namespace) -> Outcome:
             tables.append(
                 Table(title, ["probability from", *keys], rows, f"Mean and deviation of {flags.seeds} splits.")
             )
-            sizes: list[list[Cell]] = [
-                [asked, row["coverage"][0], row["size"][0]] for asked, row in found["sets"].items()
-            ]
-            tables.append(Table(f"Prediction sets, {title}", ["asked for", "coverage", "mean size"], sizes))
+            sized = ["coverage", "outcomes", "labels", "no match in"]
+            sizes: list[list[Cell]] = [[asked, *(row[key][0] for key in sized)] for asked, row in found["sets"].items()]
+            tables.append(Table(f"Prediction sets, {title}", ["asked for", *sized], sizes))
             aged: list[list[Cell]] = [[what, old, str(said), new] for what, old, said, new in found["stale"]]
             columns = ["gallery", "ECE of the old calibration", "flagged", "ECE after a refit"]
             tables.append(Table(f"The gallery changes, {title}", columns, aged))
