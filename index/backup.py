@@ -52,10 +52,11 @@ def copy_collection(source: Path, destination: Path, progress: Progress) -> Copi
     try:
         progress("copying", 0, 4)
         shutil.copytree(source / ENCODER, folder / ENCODER)
-        shutil.copy2(source / CONFIG, folder / CONFIG)
+        shutil.copyfile(source / CONFIG, folder / CONFIG)
         progress("copying", 1, 4)
         _copy_state(source, folder, int(config["dimension"]))
         progress("copying", 2, 4)
+        _writable(folder)
         copied = _verified(folder)
         progress("copying", 3, 4)
         folder.chmod(0o755)
@@ -64,10 +65,16 @@ def copy_collection(source: Path, destination: Path, progress: Progress) -> Copi
         progress("copying", 4, 4)
         return copied
     except OSError as error:
-        kind = DiskFull if error.errno in NO_ROOM else CollectionError
-        raise kind(f"{destination}: the copy could not be written ({error}). Nothing was left there.") from error
+        no_room, said = error.errno in NO_ROOM, error.strerror or str(error)
+        if isinstance(error, shutil.Error):  # of copytree: a list of (from, to, why)
+            said = str(error.args[0][0][2])
+            no_room = any(os.strerror(number) in said for number in NO_ROOM)
+        kind = DiskFull if no_room else CollectionError
+        raise kind(f"{destination}: the copy could not be written ({said}). Nothing was left there.") from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            _writable(folder)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _copy_state(source: Path, folder: Path, dimension: int) -> None:
@@ -98,6 +105,12 @@ def _copy_state(source: Path, folder: Path, dimension: int) -> None:
         f"{source / SNAPSHOTS}: no intact snapshot goes with the items. Repair the collection first: surematch compact "
         f"{source}"
     )
+
+
+def _writable(folder: Path) -> None:
+    """Copies keep the rights of what they were made from, which may be a back-up that is protected against writing."""
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(path.stat().st_mode | (0o700 if path.is_dir() else 0o600))
 
 
 def _verified(folder: Path) -> Copied:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from index.encoders import Encoder, encoder_folder, load_encoder
 from index.engines import check_name, make_engine
 from index.errors import CalibrationError, CollectionError, SettingsError
 from index.gallery import Gallery
-from index.intake import item_id, take_in
+from index.intake import item_id, metadata_of, take_in
 from index.items import Item, ItemStore
 from index.loading import CALIBRATION, PROFILE
 from index.onnx_export import LEAST_AGREEMENT, Backend, install_encoder
@@ -80,9 +81,10 @@ def build_collection(
     if calibrator not in CALIBRATORS:
         raise SettingsError(f"--calibrator {calibrator}: there is none of this name. Use {', '.join(CALIBRATORS)}.")
     check_name(engine)
-    check_out(out, overwrite)
+    check = partial(check_out, out, overwrite)
+    check()
     taken = take_in(rows, id_column, progress)
-    with encoder_folder(model) as source, _no_writer(out), building(out) as folder:
+    with encoder_folder(model) as source, _no_writer(out), building(out, check) as folder:
         inputs = {
             "encoder": fingerprint(source),
             "backend": backend,
@@ -183,7 +185,7 @@ def _items(encoded: Encoded, id_column: str | None) -> list[Item]:
             row.label,
             row.text if row.image is None else None,  # pictures are not kept, nor what would betray them
             vector,
-            {k: v for k, v in row.extra.items() if k != id_column},
+            metadata_of(row, id_column),
         )
         for row, vector in zip(encoded.rows, encoded.vectors, strict=True)
     ]

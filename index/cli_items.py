@@ -19,7 +19,7 @@ from index import console
 from index.backup import copy_collection
 from index.collection import SNAPSHOTS, Collection, read_config
 from index.errors import DataError, SettingsError
-from index.intake import item_id
+from index.intake import item_id, metadata_of
 from index.new_items import NewItem, Receipt
 from index.rows import Row, read_rows
 from index.settings import Settings, parse
@@ -99,7 +99,13 @@ def add(argv: Sequence[str]) -> int:
         console.progress(quiet=settings.json_) as progress,
     ):
         for batch in _batches(items):
-            receipt = collection.upsert(batch)
+            try:
+                receipt = collection.upsert(batch)
+            except DataError as error:
+                if not written:
+                    raise
+                done = f"The first {written:,} of {len(items):,} items were written before this one was found."
+                raise DataError(f"{error} {done}") from error
             written, replaced, sequence = written + receipt.written, replaced + receipt.replaced, receipt.sequence
             progress("adding", written, len(items))
         told = asdict(Receipt(sequence, written, replaced)) | _state(collection)
@@ -191,8 +197,7 @@ def _refuse_twins(rows: Sequence[Row], id_column: str | None) -> None:
 
 
 def _new_item(row: Row, id_column: str | None) -> NewItem:
-    metadata = {name: value for name, value in row.extra.items() if name != id_column}
-    return NewItem(item_id(row, id_column), row.label, row.text, metadata=metadata)
+    return NewItem(item_id(row, id_column), row.label, row.text, metadata=metadata_of(row, id_column))
 
 
 def _filter(text: str) -> dict[str, Any]:

@@ -52,7 +52,7 @@ from index.new_items import Receipt as Receipt
 from index.new_items import encoded
 from index.outcome import map_name
 from index.recalibrate import recalibrated
-from index.snapshot import clean, created, current_name
+from index.snapshot import clean, created, current_name, refuse_newer
 from index.sources import Progress
 from index.stages import stage
 from index.state import State
@@ -106,7 +106,10 @@ class Collection:
         `writable` takes the one writer's place, until `close` or the process's death. Raises `CollectionError` when the
         folder is no collection, or its encoder is not the one it was built with; `WriterBusy` and `ReadOnly`.
         """
+        path = Path(path)
         config = read_config(path)
+        if writable:
+            refuse_newer(path / SNAPSHOTS)
         lock = WriterLock(path) if writable else None
         try:
             encoder = _checked_encoder(path, config)
@@ -127,7 +130,10 @@ class Collection:
 
     def _tidy(self) -> None:
         """What a killed writer left undone: half-written files, an erasure, a snapshot that is missing or damaged."""
-        clean(self.path / SNAPSHOTS, leaving=leave)
+        try:
+            clean(self.path / SNAPSHOTS, leaving=leave)
+        except CollectionError as error:  # the next compaction tries again, and fails with this
+            self._state = replace(self._state, warnings=(*self._state.warnings, str(error)))
         self._versions.clean()
         if self._state.snapshot_id.startswith("rebuilt-"):
             self._store.renew()  # no snapshot belongs to these items: none shall by chance of numbers ever
@@ -192,6 +198,8 @@ class Collection:
         Raises `DataError` for an item that cannot be used, `ReadOnly`, `DiskFull`.
         """
         self._must_write()
+        if not isinstance(items, Iterable):
+            raise DataError(f"upsert takes a list of items, got a {type(items).__name__}. Put the item in brackets.")
         whole = encoded(list(items), self.encoder)
         with self._swapping:
             sequence, replaced = self._store.upsert(whole)
@@ -205,8 +213,8 @@ class Collection:
         `describe()["erased"]` tells up to which receipt that has happened, and when. Raises `ReadOnly`, `DiskFull`.
         """
         self._must_write()
-        if isinstance(ids, str | bytes):  # a sequence of its letters
-            raise DataError(f"delete takes a list of ids. For this one alone: [{ids[:40]!r}].")
+        if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):  # an id is a sequence of its letters
+            raise DataError(f"delete takes a list of ids. For this one alone: [{str(ids)[:40]!r}].")
         ids = list(ids)
         if wrong := [id for id in ids if not isinstance(id, str)]:
             raise DataError(f"An id to delete is a {type(wrong[0]).__name__}, expected a string.")
@@ -572,7 +580,10 @@ def _release(lock: WriterLock | None) -> None:
 
 def _checked_encoder(path: Path, config: dict[str, Any]) -> Encoder:
     """The collection's encoder. Raises `CollectionError` when it is another one."""
-    encoder = load_encoder(path / ENCODER)
+    try:
+        encoder = load_encoder(path / ENCODER)
+    except OSError as error:
+        raise CollectionError(f"{path / ENCODER}: cannot be read ({error}). Check its permissions.") from error
     if encoder.fingerprint != config["encoder"]:
         raise CollectionError(
             f"{path / ENCODER}: this encoder ({encoder.fingerprint[:12]}) is not the one the collection was built "
@@ -589,8 +600,18 @@ def _checked_encoder(path: Path, config: dict[str, Any]) -> Encoder:
 
 def read_config(path: Path) -> dict[str, Any]:
     """`collection.json` of the collection at `path`, checked. Raises `CollectionError`."""
-    file = path / CONFIG
-    if not file.is_file():
+    file, replaced = path / CONFIG, path.with_name(f".{path.name}-old")
+    try:
+        found = file.is_file()
+        kept = not found and (replaced / CONFIG).is_file()
+    except OSError as error:
+        raise CollectionError(f"{file}: cannot be read ({error.strerror}). Check its folder's permissions.") from error
+    if kept:
+        raise CollectionError(
+            f"{path}: was being replaced when the process died. The collection lies in {replaced}: put it back with "
+            f"mv {replaced} {path}"
+        )
+    if not found:
         raise CollectionError(
             f"{path}: not a collection (it has no {CONFIG}). Build one with: surematch index MODEL DATA --out {path}"
         )

@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -21,11 +22,10 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from rich.console import Console
 
 from index import console
-from index.build import check_out
 from index.encode import Encoded, encode_stream, workers_for
 from index.encoder_files import fingerprint
 from index.encoders import encoder_folder, load_encoder
-from index.errors import DataError, SettingsError
+from index.errors import CollectionError, DataError, SettingsError
 from index.intake import take_in
 from index.onnx_export import Backend, install_encoder
 from index.place import STATE, begin, building, prepare
@@ -74,11 +74,14 @@ def embed_rows(settings: EmbedSettings, progress: Progress) -> dict[str, Any]:
     """Writes the parts; returns how many rows, the dimension and the encoder. Raises `DataError` and `EncoderError`."""
     if find_spec("pyarrow") is None:
         raise SettingsError("surematch embed writes Parquet and needs pyarrow: pip install 'surematch[parquet]'")
-    check_out(settings.out, False)
+    _must_be_new(settings.out)
     rows = RowFiles(settings.data, text=settings.text, label=None)
-    taken = take_in(rows, None, progress)
+    taken = take_in(rows, None, progress, metadata=False)
     schema = _schema(rows, settings)
-    with encoder_folder(settings.model) as source, building(settings.out) as folder:
+    with (
+        encoder_folder(settings.model) as source,
+        building(settings.out, partial(_must_be_new, settings.out)) as folder,
+    ):
         inputs = {
             "encoder": fingerprint(source),
             "backend": settings.backend,
@@ -103,6 +106,11 @@ def embed_rows(settings: EmbedSettings, progress: Progress) -> dict[str, Any]:
                 progress("encoding", done, taken.count)
         _clear(folder)
     return {"rows": taken.count, "dimension": encoder.dimension, "encoder": encoder.fingerprint}
+
+
+def _must_be_new(out: Path) -> None:
+    if out.exists():
+        raise CollectionError(f"{out}: already exists. Choose another --out, or move it away.")
 
 
 def _parts(stream: Iterator[Encoded]) -> Iterator[list[Encoded]]:

@@ -120,7 +120,13 @@ def encoder_folder(name: str) -> Iterator[Path]:
 
             write_onnx_pictures(Path(name), Path(saved))
         else:
-            open_sentence_transformer(name).save(saved, create_model_card=False)
+            model = open_sentence_transformer(name)
+            try:
+                model.save(saved, create_model_card=False)
+            except Exception as error:  # safetensors raises its own bare type
+                raise EncoderError(
+                    f"The encoder '{name}' cannot be put into {saved} ({error}). Set TMPDIR to a folder with room."
+                ) from error
         yield Path(saved)
 
 

@@ -13,7 +13,7 @@ from index import exact
 from index.engine import Engine, Rows, Vectors, check_vectors
 from index.errors import CollectionError, SettingsError
 from index.faiss_engine import FaissEngine, FaissFlat, FaissHNSW, FaissIVF, FaissIVFPQ, FaissSQ8
-from index.milvus_engine import MilvusEngine
+from index.milvus_engine import MilvusEngine, address
 
 FAISS: dict[str, type[FaissEngine]] = {
     engine.kind: engine for engine in (FaissFlat, FaissHNSW, FaissIVF, FaissIVFPQ, FaissSQ8)
@@ -52,6 +52,8 @@ def check_name(name: str) -> None:
     """Raises `SettingsError` for an engine that cannot be asked for."""
     if name not in NAMES:
         raise SettingsError(f"--engine {name}: there is none of this name. Use one of: {', '.join(NAMES)}.")
+    if name == "milvus":
+        address()
 
 
 def make_engine(

@@ -6,7 +6,8 @@
     {"colour": {"exists": true}}         present, null included; false: absent
     {"and": [...]}, {"or": [...]}, {"not": {...}}
 
-`$id` and `$label` name the item's own fields, dots reach into nested metadata, several members of one object all have
+`$id` and `$label` name the item's own fields, dots reach into nested metadata (a field whose own name has them comes
+first), several members of one object all have
 to hold. A comparison with a field that is absent or of another type is false, so its `not` is true.
 """
 
@@ -56,12 +57,35 @@ def read_filter(text: str) -> dict[str, Any]:
 
 
 def says_something(given: Any) -> bool:
-    """Whether a filter names any field: nested "and", "or" and "not" of nothing are true or false of every item."""
+    """Whether a parsed filter names a field, and is not true of every item all the same: {} is, and "or" with a {}."""
+    return _names_a_field(given) and _constant(given) is not True
+
+
+def _names_a_field(given: Any) -> bool:
     if isinstance(given, list):
-        return any(map(says_something, given))
-    return isinstance(given, dict) and any(
-        key not in ("and", "or", "not") or says_something(given[key]) for key in given
-    )
+        return any(map(_names_a_field, given))
+    return any(key not in ("and", "or", "not") or _names_a_field(given[key]) for key in given)
+
+
+def _constant(given: dict[str, Any]) -> bool | None:
+    """What the filter is of every item, None where that depends on the item."""
+    return _all([_constant_member(name, value) for name, value in given.items()])
+
+
+def _constant_member(name: str, value: Any) -> bool | None:
+    if name == "not":
+        inside = _constant(value)
+        return None if inside is None else not inside
+    if name == "and":
+        return _all(list(map(_constant, value)))
+    if name == "or":
+        none = _all([None if (inside := _constant(one)) is None else not inside for one in value])
+        return None if none is None else not none
+    return None
+
+
+def _all(parts: list[bool | None]) -> bool | None:
+    return False if False in parts else None if None in parts else True
 
 
 class _Parser:
@@ -128,7 +152,11 @@ class _Parser:
                 f"{place}: cannot be looked for: names between dots must not be empty, nor hold quotes, backslashes or "
                 "control characters."
             )
-        path = self._bind("$" + "".join(f'."{part}"' for part in parts))
+        nested = self._bind("$" + "".join(f'."{part}"' for part in parts))
+        if len(parts) == 1:
+            return _Field(f"json_extract(metadata, {nested})", f"json_type(metadata, {nested})")
+        whole = self._bind(f'$."{name}"')  # a field whose own name has dots, as tables have them, comes first
+        path = f"CASE WHEN json_type(metadata, {whole}) IS NULL THEN {nested} ELSE {whole} END"
         return _Field(f"json_extract(metadata, {path})", f"json_type(metadata, {path})")
 
     def _equals(self, field: _Field, value: Any, place: str) -> str:

@@ -7,9 +7,11 @@ for its text, whatever the rows hold.
 from __future__ import annotations
 
 import hashlib
+import json
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import date, time
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +35,18 @@ class Intake:
     files: dict[str, dict[str, Any]]
 
 
-def take_in(rows: Iterable[Row], id_column: str | None, progress: Progress) -> Intake:
-    """Reads all rows once. Raises `DataError` for no rows, a row without an id, or one whose id was used before."""
+def take_in(rows: Iterable[Row], id_column: str | None, progress: Progress, *, metadata: bool = True) -> Intake:
+    """Reads all rows once. Raises `DataError` for no rows, a row without an id, or one whose id was used before.
+
+    And, with `metadata`, for a row whose further columns cannot be kept as such.
+    """
     ids, keys = array("Q"), array("Q")
     digests: dict[str, Any] = {}
     counts: dict[str, int] = {}
     for row in rows:
         ids.append(_id_key(item_id(row, id_column)))
+        if metadata:
+            metadata_of(row, id_column)
         keys.append(text_key(row.text))
         digest = digests.setdefault(row.file, hashlib.sha256())
         digest.update(repr((row.line, row.text, row.label, row.extra)).encode("utf-8", "surrogatepass"))
@@ -61,6 +68,29 @@ def item_id(row: Row, id_column: str | None) -> str:
     except DataError as error:
         raise DataError(f"{row.file}: line {row.line}: {error}") from error
     return name
+
+
+def metadata_of(row: Row, id_column: str | None) -> dict[str, Any]:
+    """The row's further columns as an item's metadata; dates and times become ISO 8601 texts.
+
+    Raises `DataError` naming the column whose value JSON does not have.
+    """
+    found = {}
+    for name, value in row.extra.items():
+        if name == id_column:
+            continue
+        if isinstance(value, date | time):  # datetime is a date
+            value = value.isoformat()
+        elif value is not None and not isinstance(value, str | int):
+            try:
+                json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError, RecursionError) as error:
+                raise DataError(
+                    f"{row.file}: line {row.line}: column '{name}' holds {str(value)[:40]} ({type(value).__name__}), "
+                    f"which JSON cannot keep ({error}). Make it a text or a number, or leave the column out."
+                ) from error
+        found[name] = value
+    return found
 
 
 def _name(row: Row, id_column: str | None) -> str:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from index.errors import DataError
 
 MAX_ID_BYTES = 512
-_DEEP = 1_000
-"""Levels of metadata that are looked at; json refuses more, and what contains itself."""
+MAX_DEPTH = 64
+"""Levels that metadata may be nested."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,10 @@ def record(item: Item, dimension: int) -> tuple[str, str | None, str | None, str
     """The columns of an item: id, label, text, metadata, vector, checksum. Raises `DataError` for what is unusable."""
     if np.iscomplexobj(item.vector):
         raise DataError(f"Item {item.id[:40]!r}: the vector is of complex numbers. Give real ones.")
-    vector = np.ascontiguousarray(item.vector, dtype="<f4")
+    try:
+        vector = np.ascontiguousarray(item.vector, dtype="<f4")
+    except (TypeError, ValueError) as error:
+        raise DataError(f"Item {item.id[:40]!r}: the vector is no array of numbers ({error}).") from error
     if vector.shape != (dimension,):
         raise DataError(
             f"Item {item.id[:40]!r}: a vector of shape {vector.shape}, expected ({dimension},). Encode "
@@ -95,9 +98,12 @@ def record(item: Item, dimension: int) -> tuple[str, str | None, str | None, str
 
 
 def _check_names(metadata: Any, item: str) -> None:
-    """Raises `DataError` for a name that is no string: JSON would make one of it, the same for 1 and "1"."""
+    """Raises `DataError` for a name that is no string (JSON would make one of it, the same for 1 and "1"), and for
+    metadata too deep, or that contains itself."""
     inside, depth = [metadata], 0
-    while inside and depth < _DEEP:
+    while inside:
+        if depth > MAX_DEPTH:
+            raise DataError(f"Item {item[:40]!r}: the metadata is nested more than {MAX_DEPTH} deep. Write it flatter.")
         for value in inside:
             if isinstance(value, dict) and (wrong := [name for name in value if not isinstance(name, str)]):
                 raise DataError(f"Item {item[:40]!r}: the metadata name {wrong[0]!r} is not a string. Write it as one.")

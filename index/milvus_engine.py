@@ -34,6 +34,14 @@ _FETCHED = 100_000
 _METRIC = "IP"
 
 
+def address() -> str:
+    """Where the server is. Raises `SettingsError` when that is not said."""
+    uri = os.environ.get(URI, "")
+    if not uri:
+        raise SettingsError(f"--engine milvus: set {URI} to the server (http://host:19530) or to a file.db.")
+    return uri
+
+
 class MilvusEngine:
     """Search in a Milvus collection. Milvus may search approximately, so it is never called exact."""
 
@@ -52,9 +60,7 @@ class MilvusEngine:
         Raises ValueError on bad shapes or values, `SettingsError` without a server, `CollectionError` when it fails.
         """
         vectors = check_vectors(vectors, rows)
-        uri = os.environ.get(URI, "")
-        if not uri:
-            raise SettingsError(f"--engine milvus: set {URI} to the server (http://host:19530) or to a file.db.")
+        uri = address()
         name = f"surematch_{uuid.uuid4().hex}"
         client = _client(uri)
         try:

@@ -10,12 +10,13 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from index.errors import CollectionError, WorkerError
+from index.errors import CollectionError, DiskFull, ReadOnly, SettingsError, WorkerError
+from index.snapshot import NO_ROOM
 
 STATE = "build.json"
 
@@ -24,11 +25,17 @@ class BuildBegun(CollectionError):
     """An interrupted build lies there, and it was not said, or is not possible, to continue it. It stays."""
 
 
+_PASSING = (OSError, WorkerError, BuildBegun, DiskFull, ReadOnly, SettingsError)
+"""What may be over at the next try, so that what was encoded is kept for it."""
+
+
 @contextmanager
-def building(out: Path) -> Iterator[Path]:
+def building(out: Path, check: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """The folder next to `out` that takes its place on success.
 
-    Raises `CollectionError` where it cannot be created, or when another process is building `out`.
+    `check` says whether `out` may be replaced, once what a killed replacement left has been put back. A build that has
+    begun and fails for want of room, rights or a setting is kept. Raises `CollectionError` where it cannot be created
+    or written, `DiskFull`, or when another process is building `out`.
     """
     created = [parent for parent in out.parents if not parent.exists()]
     folder = out.with_name(f".{out.name}-building")
@@ -48,14 +55,20 @@ def building(out: Path) -> Iterator[Path]:
             ) from error
         _finish_replacement(out, old)
         try:
+            check()
             yield folder
             _replace(out, folder, old)
         except Exception as error:
-            if not isinstance(error, WorkerError | BuildBegun):
+            begun = (folder / STATE).is_file() and isinstance(error, _PASSING)
+            if not begun:
                 shutil.rmtree(folder, ignore_errors=True)
                 for parent in created:
                     with suppress(OSError):
                         parent.rmdir()
+            if isinstance(error, OSError):
+                kind = DiskFull if error.errno in NO_ROOM else CollectionError
+                rest = " What was done so far is kept: continue with --resume." if begun else ""
+                raise kind(f"{out}: could not be written ({error}).{rest}") from error
             raise
     finally:
         os.close(lock)

@@ -95,8 +95,8 @@ def storing(root: Path, what: str) -> Iterator[None]:
     except OSError as error:
         kind = DiskFull if error.errno in NO_ROOM else ReadOnly if error.errno in _NO_RIGHT else CollectionError
         raise kind(
-            f"{root}: the {what} could not be written ({error.strerror}). The one before is still served; writing "
-            "works again once there is room and permission."
+            f"{root}: the {what} could not be written ({error.strerror}). What was there before is still there; "
+            "writing works again once there is room and permission."
         ) from error
 
 
@@ -142,6 +142,17 @@ def read_snapshot(root: Path) -> tuple[Snapshot | None, list[str]]:
         except CollectionError as error:
             faults.append(str(error))
     return None, faults
+
+
+def refuse_newer(root: Path) -> None:
+    """Raises `CollectionError` where a newer surematch wrote a snapshot: a write would put it aside for ever."""
+    for path in root.glob(f"[0-9]*-*/{_MANIFEST}"):
+        try:
+            written_by = int(json.loads(path.read_bytes())["format"])
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            continue  # damaged: it gives way to another
+        if written_by > _FORMAT:
+            raise CollectionError(f"{path}: written by a newer surematch (format {written_by}). Upgrade to write.")
 
 
 def sign(root: Path) -> None:
@@ -192,7 +203,8 @@ def clean(root: Path, older_than: int = 0, leaving: Leaving = _nothing) -> None:
         _sync(root)
     except OSError as error:
         raise CollectionError(
-            f"{error.filename or root}: cannot be removed ({error.strerror}). Make it writable, then compact again."
+            f"{root}: {error.filename or 'what a killed writer left'} cannot be removed ({error.strerror}). Make the "
+            "folder and all in it writable, then compact again."
         ) from error
 
 

@@ -169,3 +169,12 @@ def test_the_verbs_end_to_end(copied: Path, tmp_path: Path, capsys: pytest.Captu
 def test_delete_wants_ids_or_a_filter(copied: Path, words: list[str], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         cli_items.delete([str(copied), *words])
+
+
+def test_what_is_restored_from_a_protected_back_up_can_be_written_to(copied: Path, tmp_path: Path) -> None:
+    copy_collection(copied, tmp_path / "copy", quiet)
+    for path in [*(tmp_path / "copy").rglob("*"), tmp_path / "copy"]:
+        path.chmod(path.stat().st_mode & ~0o222)
+    copy_collection(tmp_path / "copy", tmp_path / "restored", quiet)
+    for path in [tmp_path / "restored", *(tmp_path / "restored").rglob("*")]:
+        assert path.stat().st_mode & 0o200, path

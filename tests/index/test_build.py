@@ -150,7 +150,7 @@ def test_a_failed_replacement_puts_the_old_collection_back(
         return real(self, target)
 
     monkeypatch.setattr(Path, "rename", rename)
-    with pytest.raises(OSError, match="crash"):
+    with pytest.raises(CollectionError, match=r"could not be written .crash"):
         build_collection(str(world.encoder), world.rows(world.items), copied, overwrite=True)
     assert listing(copied.parent) == before
 

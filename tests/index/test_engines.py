@@ -398,3 +398,8 @@ def test_copies_of_one_vector_do_not_look_like_misses(kind: str) -> None:
 def test_a_filter_that_names_nothing_says_nothing(filter: dict[str, object]) -> None:
     assert not says_something(filter)
     assert says_something({"and": [filter, {"label": "a"}]})
+
+
+@pytest.mark.parametrize("filter", [{"or": [{}, {"label": "a"}]}, {"not": {"and": [{"or": []}, {"label": "a"}]}}])
+def test_a_filter_that_is_true_of_everything_says_nothing(filter: dict[str, object]) -> None:
+    assert not says_something(filter)

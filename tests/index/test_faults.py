@@ -7,14 +7,21 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from index import build as build_module
 from index import snapshot as snapshot_module
+from index.build import build_collection
 from index.collection import Collection, NewItem
-from index.errors import CollectionError, Damaged, DiskFull, ReadOnly
+from index.errors import CollectionError, Damaged, DataError, DiskFull, ReadOnly
+from index.sources import Held
+from tests.index.conftest import World
 
 UNDER_A_LIMIT = """
 import json, resource, signal, sys
@@ -159,4 +166,76 @@ def test_a_snapshot_of_a_newer_format_is_refused_by_name_and_the_items_serve(
     assert any(newer in warning and "newer surematch" in warning for warning in opened.warnings)
     assert opened.search(["bank"], k=1)[0].hits[0].score == pytest.approx(1)
     assert opened.item("n") is not None
+    opened.close()
+
+
+def test_a_writer_does_not_put_a_newer_snapshot_aside(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Collection.open(copied, writable=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshot_module, "_FORMAT", 99)
+        newer = opened.snapshot()
+    opened.close()
+    with pytest.raises(CollectionError, match=rf"{newer}.*by a newer surematch \(format 99\). Upgrade to write"):
+        Collection.open(copied, writable=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshot_module, "_FORMAT", 99)
+        opened = Collection.open(copied)
+        assert opened.snapshot_id == newer
+        opened.close()
+
+
+def test_a_killed_replacement_is_put_back_and_not_replaced_without_consent(world: World, copied: Path) -> None:
+    old = copied.with_name(f".{copied.name}-old")
+    copied.rename(old)
+    with pytest.raises(CollectionError, match=r"being replaced when the process died.*mv .*-old "):
+        Collection.open(copied)
+    with pytest.raises(CollectionError, match=r"already exists.*--overwrite"):
+        build_collection(str(world.encoder), world.rows(world.test), copied)
+    opened = Collection.open(copied)
+    assert opened.size == 180
+    opened.close()
+    assert not old.exists()
+
+
+def test_what_was_encoded_is_kept_when_the_disk_is_full(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out = tmp_path / "c"
+    with monkeypatch.context() as patch:
+        patch.setattr(build_module, "keep_queries", full)
+        with pytest.raises(DiskFull, match=r"No space left.*continue with --resume"):
+            build_collection(str(world.encoder), world.rows(world.items), out, held=Held(world.rows(world.held)))
+    assert not out.exists()
+    found = build_collection(
+        str(world.encoder), world.rows(world.items), out, held=Held(world.rows(world.held)), resume=True
+    )
+    assert found["items"] == 180
+
+
+def test_a_folder_that_may_not_be_looked_into_is_named(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(self: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_file", denied)
+    with pytest.raises(CollectionError, match=r"collection\.json: cannot be read \(Permission denied\)"):
+        Collection.open(copied)
+
+
+def test_rows_whose_columns_json_does_not_have_are_found_before_anything_is_encoded(
+    world: World, tmp_path: Path
+) -> None:
+    rows = world.rows(world.items)
+    rows[5] = replace(rows[5], extra={"price": float("nan")})
+    with pytest.raises(DataError, match=r"line 7: column 'price' holds nan \(float\), which JSON cannot keep"):
+        build_collection(str(world.encoder), rows, tmp_path / "c")
+    rows[5] = replace(rows[5], extra={"day": date(2026, 11, 26), "price": Decimal("1.50")})
+    with pytest.raises(DataError, match=r"column 'price' holds 1\.50 \(Decimal\).*Make it a text or a number"):
+        build_collection(str(world.encoder), rows, tmp_path / "c")
+    rows[5] = replace(rows[5], extra={"day": date(2026, 11, 26)})
+    build_collection(str(world.encoder), rows, tmp_path / "c")
+    opened = Collection.open(tmp_path / "c")
+    assert opened.search([rows[5].text], k=1, filter={"day": "2026-11-26"})[0].hits[0].metadata["day"] == "2026-11-26"
     opened.close()

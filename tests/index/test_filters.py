@@ -25,6 +25,8 @@ def look_up(item: Item, name: str) -> Any:
     if name in ("$id", "$label"):
         return item.id if name == "$id" else item.label
     value: Any = item.metadata
+    if name in value:
+        return value[name]
     for part in name.split("."):
         if not isinstance(value, dict) or part not in value:
             return ABSENT

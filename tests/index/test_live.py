@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 import subprocess
@@ -103,7 +104,11 @@ def test_a_word_is_no_list_and_nothing_is_no_filter(live: Collection) -> None:
         live.delete("sku")
     with pytest.raises(DataError, match="search takes a list of texts"):
         live.search("lamp")
-    for nothing in ({}, {"and": []}, {"not": {"or": []}}):
+    with pytest.raises(DataError, match="upsert takes a list of items, got a NewItem"):
+        live.upsert(NewItem("a", "card", "bank"))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="delete takes a list of ids"):
+        live.delete(None)  # type: ignore[arg-type]
+    for nothing in ({}, {"and": []}, {"not": {"or": []}}, {"or": [{}, {"a": 1}]}):
         with pytest.raises(DataError, match="empty filter"):
             live.delete_where(nothing)
     with pytest.raises(DataError, match="complex"):
@@ -454,6 +459,11 @@ BAD = {
     "a number as label": (NewItem("bad", 5, "bank"), "Item 2: the label is a int, expected a string or None"),  # type: ignore[arg-type]
     "a number as text": (NewItem("bad", "card", 5), "Item 2: the text is a int"),  # type: ignore[arg-type]
     "a name of a picture": (NewItem("bad", "card", image="x.png"), "Item 2: the image is a str"),  # type: ignore[arg-type]
+    "a word as vector": (NewItem("bad", None, None, "abc"), "'bad': the vector is no array of numbers"),  # type: ignore[arg-type]
+    "deep metadata": (
+        NewItem("bad", None, "bank", metadata={"a": json.loads("[" * 70 + "]" * 70)}),
+        "more than 64 deep",
+    ),
     "an empty label": (NewItem("bad", "", "bank"), "'bad': the label is empty"),
     "numbers as names": (NewItem("bad", None, "bank", metadata={"a": [{1: "x", "1": "y"}]}), "name 1 is not a string"),
     "no metadata": (NewItem("bad", "card", "bank", metadata=None), "Item 2: the metadata is a NoneType"),  # type: ignore[arg-type]
