@@ -19,8 +19,10 @@ from tests.simplex.registry import MAPS, Map
 from tests.simplex.test_gradients import LOSSES
 from tests.simplex.test_losses import MARGINS
 
+if not torch.cuda.is_available():
+    pytest.skip("no CUDA device: nothing was checked on one", allow_module_level=True)
+
 pytestmark = [
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: nothing was checked on one"),
     pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning"),
 ]
