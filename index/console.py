@@ -151,6 +151,8 @@ def show_threshold(out: Console, found: Threshold) -> None:
         f"known queries are missed, {fpir} of unknown ones let in.",
         highlight=False,
     )
+    if found.assumes is not None:
+        out.print(f"[yellow]Mind:[/] {found.assumes}", highlight=False)
 
 
 def show_evaluation(out: Console, report: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ other.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import beta, f, rankdata
@@ -29,7 +29,8 @@ class Threshold:
 
     `promised` is the measure asked for, `measured` its value on the sample with the interval (`low`, `high`) at 95 %.
     `accepted` is the share of queries called a match, `precision` the share of those that are right, `miss_rate` the
-    share of known queries not matched to their label, `fpir` the share of unknown queries called a match.
+    share of known queries not matched to their label, `fpir` the share of unknown queries called a match. `assumes` is
+    what the sample cannot show and the interval takes for granted, or None.
     """
 
     probability: float
@@ -41,6 +42,13 @@ class Threshold:
     precision: float | None
     miss_rate: float
     fpir: float | None
+    assumes: str | None = None
+
+
+ALL_ALIKE = (
+    "All unknown queries carry one label, which is taken for a word for everything else: each counts as a stranger of "
+    "its own. If the label names one person or thing, this promise does not hold: give each its own label."
+)
 
 
 def from_costs(sample: HeldOut, false_match: float, miss: float) -> Threshold:
@@ -91,7 +99,9 @@ def from_fpir(sample: HeldOut, fpir: float) -> Threshold:
     at = float(values[fine[0]]) if len(fine) else float(np.nextafter(values[-1], 2.0))
     measured = float(w[p >= at].sum() / w.sum())
     low, high = _binomial(measured, size)
-    return _threshold(sample, at, "fpir", measured, low, high)
+    found = _threshold(sample, at, "fpir", measured, low, high)
+    one_label = len(np.unique(sample.identity[unknown])) == 1 < len(np.unique(sample.group[unknown]))
+    return replace(found, assumes=ALL_ALIKE) if one_label else found
 
 
 def _threshold(sample: HeldOut, at: float, promised: str, measured: float, low: float, high: float) -> Threshold:
@@ -136,8 +146,8 @@ def _design_effect(scores: Floats, group: Ints, identity: Ints) -> float:
     n, k = len(scores), len(sizes)
     if n == k:
         return 1.0
-    if k == 1:
-        return float(n)
+    if k == 1:  # of one label nobody can tell; see ALL_ALIKE
+        return 1.0
     ranks = rankdata(scores)
     means = np.bincount(of, ranks) / sizes
     between = float(sizes @ (means - ranks.mean()) ** 2) / (k - 1)

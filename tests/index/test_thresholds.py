@@ -196,6 +196,16 @@ def test_many_photographs_of_few_strangers_promise_what_few_strangers_can(alike:
         assert np.mean(narrow) < np.mean(inside)
 
 
+def test_one_label_for_everything_else_is_no_stranger_and_that_is_said() -> None:
+    sample = strangers(300, 1, 0.0)
+    assert from_fpir(sample, 0.05).assumes is None
+    one_label = replace(sample, identity=np.where(sample.known, sample.identity, 999))
+    found = from_fpir(one_label, 0.05)
+    assert found.assumes is not None
+    assert "each counts as a stranger of its own" in found.assumes
+    assert replace(found, assumes=None) == from_fpir(sample, 0.05)
+
+
 def test_twelve_strangers_cannot_promise_five_percent() -> None:
     assert from_fpir(strangers(100, 10, 0.9), 0.05).measured <= 0.05
     with pytest.raises(CalibrationError, match=r"at least 59 unknown queries .*\(240 in all\).* there are 1\d\."):
