@@ -251,6 +251,8 @@ class Collection:
         for what, value in (("label", label), ("query_id", query_id)):
             if value is not None and not isinstance(value, str):
                 raise DataError(f"The {what} of feedback is a {type(value).__name__}, expected a string or None.")
+        if label == "":
+            raise DataError("The label of feedback is empty. Name one, or None for nothing in the gallery.")
         vector = vectors_asked(np.asarray(query)[None], self.encoder.dimension, self.model_id)[0]
         return self._store.add_feedback(vector, label, query_id)
 

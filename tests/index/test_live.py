@@ -117,6 +117,8 @@ def test_a_word_is_no_list_and_nothing_is_no_filter(live: Collection) -> None:
         live.item(["a"])  # type: ignore[arg-type]
     with pytest.raises(DataError, match="The label of feedback is a int"):
         live.feedback(live.encoder.encode(["card"])[0], 5)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="The label of feedback is empty"):
+        live.feedback(live.encoder.encode(["card"])[0], "")
     assert live.size == before
 
 
