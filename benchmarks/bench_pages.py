@@ -44,7 +44,7 @@ def demo(out: Path) -> Table:
     surematch("demo", "--no-serve", "--out", out)
     rows: list[list[Cell]] = []
     for question in QUESTIONS:
-        (answer,) = surematch("search", out / NAME, question, "--k", 1, "--json")["answers"]
+        (answer,) = surematch("search", out / NAME, question, "-k", 1, "--json")["answers"]
         decision = answer["decision"]
         label = decision["label"]
         closest = answer["hits"][0]["text"]
