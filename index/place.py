@@ -54,8 +54,8 @@ def building(out: Path, check: Callable[[], None] = lambda: None) -> Iterator[Pa
                 f"{out}: another process is building it. Wait for it, or choose another --out."
             ) from error
         _finish_replacement(out, old)
+        check()
         try:
-            check()
             yield folder
             _replace(out, folder, old)
         except Exception as error:
