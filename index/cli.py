@@ -106,7 +106,9 @@ class EvaluateSettings(Settings):
     text: str = _TEXT
     label: str | None = Field(None, description="column that holds the label [default: as in training]")
     skip_faulty: bool = _SKIP
-    map: str = Field("softmax", description="map to probabilities: softmax, sparsemax, entmax15 or taylor")
+    map: str = Field(
+        "softmax", description="map to probabilities: softmax, sparsemax, entmax15, taylor, or entmax:ALPHA"
+    )
     report: Path | None = _REPORT
     json_: bool = _JSON
 
@@ -121,7 +123,9 @@ class SearchSettings(Settings):
         description="one or more texts to ask about; picture files where the collection holds pictures"
     )
     k: int = Field(5, ge=1, le=MAX_K, description="hits to show for each text")
-    map: str = Field("softmax", description="map to probabilities: softmax, sparsemax, entmax15 or taylor")
+    map: str = Field(
+        "softmax", description="map to probabilities: softmax, sparsemax, entmax15, taylor, or entmax:ALPHA"
+    )
     coverage: float | None = Field(None, gt=0, lt=1, description="also give the set that holds the truth this often")
     coverage_for: CoverageFor = Field(
         "mixed", description="promise the coverage to all queries together, or to known and unknown ones apart"

@@ -6,6 +6,8 @@ temperature of its own, fitted on held-out logits, so that its probabilities too
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 from scipy.optimize import minimize_scalar
 
@@ -24,6 +26,11 @@ def map_name(spec: MapSpec) -> str:
     """The map's canonical name: "softmax", "entmax:1.5", "taylor:6". Raises `DataError` for an unknown map."""
     if isinstance(spec, str) and spec in NAMED:
         return NAMED[spec]
+    asked = spec
+    if isinstance(spec, str) and ":" in spec:
+        kind, _, figure = spec.partition(":")
+        with suppress(ValueError):
+            spec = {kind: float(figure)}
     if isinstance(spec, dict) and len(spec) == 1:
         (kind, value), number = next(iter(spec.items())), isinstance(next(iter(spec.values())), int | float)
         if kind == "entmax" and number and 1 <= value <= 2:
@@ -31,7 +38,8 @@ def map_name(spec: MapSpec) -> str:
         if kind == "taylor" and value in (2, 4, 6, 8, 10):
             return f"taylor:{value:g}"
     raise DataError(
-        f"No map {spec!r}. Use softmax, sparsemax, entmax15, taylor, or {{'entmax': alpha}} with alpha from 1 to 2."
+        f"No map {asked!r}. Use softmax, sparsemax, entmax15, taylor, or {{'entmax': alpha}} with alpha from 1 to 2 "
+        "(as one word: entmax:1.3)."
     )
 
 
