@@ -70,8 +70,9 @@ def calibration_queries(
     check_labels(held.known, gallery.names, known=True)
     check_labels(held.unknown, gallery.names, known=False, known_as="with --calibrate")
     unknown = _untrained(held.unknown, trained, "unknown queries", warnings)
-    if held.known:
-        known = _untrained(held.known, trained, "calibration queries", warnings)
+    asked = _no_sample_of_the_gallery(held.known, keys, warnings)
+    if asked:
+        known = _untrained(asked, trained, "calibration queries", warnings)
         queries = _given(encoder, known, unknown, gallery, not len(trained), progress)
     else:
         outside = encode_rows(encoder, unknown, progress, "encoding unknown queries")
@@ -162,6 +163,22 @@ def _untrained(rows: Sequence[Row], trained: NDArray[np.uint64], what: str, warn
     if len(kept) < len(rows):
         warnings.append(f"{len(rows) - len(kept)} of {len(rows)} {what} were in the encoder's training data: not used.")
     return kept
+
+
+def _no_sample_of_the_gallery(rows: Sequence[Row], keys: NDArray[np.uint64], warnings: list[str]) -> Sequence[Row]:
+    """Without copies of items where most rows are: such a file is a sample of the gallery, not of queries to come.
+
+    A few copies stay: people do ask with the very words of an item.
+    """
+    items = set(keys.tolist())
+    others = [row for row in rows if text_key(row.text) not in items]
+    if len(others) >= len(rows) / 2:
+        return rows
+    warnings.append(
+        f"{len(rows) - len(others)} of {len(rows)} calibration queries are items of the gallery, which find "
+        "themselves: not used. Give queries that are no items with --calibrate FILE."
+    )
+    return others
 
 
 def check_labels(rows: Sequence[Row], names: Sequence[str], *, known: bool, known_as: str = "") -> None:

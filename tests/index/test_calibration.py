@@ -286,3 +286,13 @@ def test_the_warning_travels_to_the_answer(tmp_path: Path, world: World) -> None
     assert any("only 30 queries" in warning for warning in answer.warnings)
     assert answer.decision is not None
     assert sum(entry.probability for entry in answer.labels or []) + (answer.no_match or 0) == pytest.approx(1)
+
+
+def test_a_sample_of_the_gallery_is_no_sample_of_queries(world: World, tmp_path: Path) -> None:
+    """The gallery's own file given with --calibrate: every query finds itself, and all would look certain."""
+    items = world.rows(world.items)
+    found = build_collection(str(world.encoder), items, tmp_path / "c", held=Held(items[:60]))
+    assert any("60 of 60 calibration queries are items of the gallery" in warning for warning in found["warnings"])
+    assert any("left out one by one" in warning for warning in found["warnings"])
+    mixed = build_collection(str(world.encoder), items, tmp_path / "d", held=Held([*world.rows(world.held), items[0]]))
+    assert not any("items of the gallery, which" in warning for warning in mixed["warnings"])
