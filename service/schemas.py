@@ -307,7 +307,7 @@ class AnswerReply(Reply):
     prediction_set: list[LabelReply] | None = Field(description="holds the truth with probability >= `coverage`")
     set_has_no_match: bool | None = Field(description='whether "no match" belongs to the prediction set')
     coverage: float | None
-    certified: bool = Field(description="proven equal to the answer over the whole gallery")
+    certified: bool = Field(description="proven that labels without one of the hundred nearest items get nothing")
     calibrated: bool = Field(description="false: every probability is null, and `reason` says why")
     reason: str | None
     warnings: list[str]
