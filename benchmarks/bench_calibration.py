@@ -30,9 +30,11 @@ from index.conformal import nonconformity
 from index.encoders import encoder_folder, load_encoder
 from index.evidence import Evidence
 from index.examples import Queries, examples
+from index.faiss_engine import FaissFlat
 from index.outcome import column, distribution, table
 from index.pairs import evaluate_pairs
 from index.rows import read_rows
+from index.staleness import Seen
 from simplex import certify, sparsemax
 
 SEEDS = 5
@@ -75,7 +77,7 @@ def fitted(task: Task, name: str, pick: np.ndarray | None = None, without_querie
         asked, codes = (asked, codes) if pick is None else (asked[pick], codes[pick])
         queries = Queries(asked, codes, np.full(len(codes), -1), "queries", items_untrained=untrained)
     made = examples(queries, task.gallery, task.codes, task.labels, share)
-    return calibrate(made, items=len(task.gallery), labels=task.labels, warnings=[], calibrator=name)
+    return calibrate(made, Seen(len(task.gallery), task.labels), warnings=[], calibrator=name)
 
 
 def methods(task: Task) -> dict[str, Report]:
@@ -132,7 +134,7 @@ def certificates(task: Task, k: int = 100, temperature: float = 0.05) -> tuple[i
     """Of 500 real queries: certified from the top `k`, and the largest difference to the whole gallery's sparsemax."""
     queries = task.test[0][:500]
     cosines = (queries @ task.gallery.T).astype(np.float64)
-    top = -np.sort(-cosines, axis=1)[:, :k]
+    top = FaissFlat.build(task.gallery, np.arange(len(task.gallery))).search(queries, k)[0].astype(np.float64)
     proof = certify(top, len(task.gallery), alpha=2.0, temperature=temperature)
     whole = -np.sort(-sparsemax(cosines, temperature=temperature), axis=1)
     differs = np.abs(whole[:, :k] - proof.probabilities).max(axis=1) + whole[:, k:].sum(axis=1)
@@ -151,7 +153,7 @@ def staleness(task: Task) -> list[tuple[str, float, bool, float]]:
         before, after = (
             of_table(table(evidence, *c.calibrator.logits(evidence)), evidence, now.test[1])["ece"] for c in (old, new)
         )
-        found.append((name, before, old.stale(len(now.gallery), now.labels) is not None, after))
+        found.append((name, before, old.made_for.stale(Seen(len(now.gallery), now.labels)) is not None, after))
     return found
 
 
@@ -284,11 +286,18 @@ def report(written: dict[str, Any], flags: argparse.Namespace) -> Outcome:
                 for key in ("ece", "nll", "fpr95")
             ]
     if "pairs" in written:
-        keys = ["pairs", "ece", "ece_floor", "raw_cosine_ece", "auroc", "brier"]
+        keys = ["pairs", "same_share", "ece", "ece_floor", "raw_cosine_ece", "auroc", "brier"]
+        tenths = ["5%", "95%"]
         compared: list[list[Cell]] = [
-            [f"{name}, {found['encoder']}", *(found[key] for key in keys)] for name, found in written["pairs"].items()
+            [
+                f"{name}, {found['encoder']}",
+                *(found[key] for key in keys),
+                *(found["probabilities"][at] for at in tenths),
+            ]
+            for name, found in written["pairs"].items()
         ]
-        tables.append(Table("Pairs: are these two of one class?", ["data", *keys], compared))
+        columns = ["data", *keys, *(f"{at} of probabilities below" for at in tenths)]
+        tables.append(Table("Pairs: are these two of one class?", columns, compared))
     tuned = flags.part == ["finetuned"]
     name, title = (
         ("calibration-finetuned", "Calibration after fine-tuning") if tuned else ("calibration", "Calibration")

@@ -7,7 +7,7 @@ give the report, the temperature of every map and the conformal scores; the cali
 from __future__ import annotations
 
 from dataclasses import astuple, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,18 @@ from index.errors import CalibrationError
 from index.evidence import SHARPNESS, TOP_K, Evidence, Floats, Ints
 from index.examples import Examples, enough, join
 from index.outcome import ALPHAS, NAMED, column, distribution, fit_temperature, table
+from index.staleness import Seen
+
+if TYPE_CHECKING:
+    from index.gallery import Gallery
 
 Flags = NDArray[np.bool_]
 FOLDS = 5
 DEFAULT, FALLBACK = "conditional-logit", "platt"
 PRIOR_WORTH = 100.0
 """Real queries that the gallery's own items, left out one by one, count for where real ones are few."""
+MISFIT = 0.02
+"""By how much the ECE may exceed its noise floor, unless that is itself larger, before it is said."""
 _FOR_TEMPERATURE = 1500
 """Examples a map's temperature is fitted on: one number needs no more."""
 
@@ -86,26 +92,14 @@ class Calibration:
     calibrator: Calibrator
     temperatures: dict[str, float]
     held_out: HeldOut
-    gallery_items: int
-    gallery_labels: int
+    made_for: Seen
     report: dict[str, Any]
     warnings: list[str] = field(default_factory=list)
     reference: Reference | None = None
 
-    def stale(self, items: int, labels: int) -> str | None:
-        """Why the calibration no longer fits a gallery of this size, or None. Limits: items x1.5, labels +-10 %."""
-        if not self.gallery_items / 1.5 <= items <= self.gallery_items * 1.5:
-            return self._stale("items", self.gallery_items, items)
-        if abs(labels - self.gallery_labels) > 0.1 * self.gallery_labels:
-            return self._stale("labels", self.gallery_labels, labels)
-        return None
-
-    @staticmethod
-    def _stale(what: str, then: int, now: int) -> str:
-        return (
-            f"The calibration was made for a gallery of {then} {what}; it has {now} now, so its probabilities would "
-            "mislead. Build the index again to recalibrate."
-        )
+    def stale(self, gallery: Gallery) -> str | None:
+        """Why the calibration no longer fits this gallery, or None. The limits are those of `index.staleness`."""
+        return self.made_for.stale_for(gallery)
 
     def set_thresholds(self, coverage: float, coverage_for: CoverageFor = "mixed") -> tuple[float, float]:
         """Conformal thresholds (of no match, of labels) for sets that hold the truth with probability `coverage`.
@@ -130,7 +124,7 @@ class Calibration:
             "evidence": {"top_k": TOP_K, "sharpness": list(SHARPNESS)},
             "temperatures": self.temperatures,
             "held_out": self.held_out.to_json(),
-            "gallery": {"items": self.gallery_items, "labels": self.gallery_labels},
+            "gallery": self.made_for.to_json(),
             "report": self.report,
             "warnings": self.warnings,
             "reference": None if self.reference is None else self.reference.to_json(),
@@ -146,8 +140,7 @@ class Calibration:
                 calibrator_from_json(value["calibrator"]),
                 {str(name): float(temperature) for name, temperature in value["temperatures"].items()},
                 HeldOut.from_json(value["held_out"]),
-                int(value["gallery"]["items"]),
-                int(value["gallery"]["labels"]),
+                Seen.from_json(value["gallery"]),
                 dict(value["report"]),
                 [str(warning) for warning in value["warnings"]],
                 # calibrations of the first version kept none
@@ -161,9 +154,8 @@ class Calibration:
 
 def calibrate(
     made: Examples,
+    made_for: Seen,
     *,
-    items: int,
-    labels: int,
     warnings: list[str],
     calibrator: str = DEFAULT,
     seed: int = 0,
@@ -183,14 +175,14 @@ def calibrate(
     right = made.codes == made.evidence.codes[made.evidence.starts[:-1]]
     p = distribution(rows, "softmax", 1.0)[:, 1]
     held_out = HeldOut(p, right, made.codes >= 0, made.weight, scores, made.group, made.identity)
+    report = {"calibrator": calibrator, **_report(made, rows, temperatures, scores, seed)}
     return Calibration(
         served,
         temperatures,
         held_out,
-        items,
-        labels,
-        {"calibrator": calibrator, **_report(made, rows, temperatures, scores, seed)},
-        [*warnings, *few, *_told_apart(p, made.evidence, right)],
+        made_for,
+        report,
+        [*warnings, *few, *_told_apart(p, made.evidence, right), *_misfit(report)],
         Reference.of(
             made.evidence.features[made.evidence.starts[:-1], 0],
             made.evidence.background,
@@ -229,6 +221,18 @@ def _told_apart(p: Floats, evidence: Evidence, right: Flags) -> list[str]:
     return [
         f"On the {len(right)} calibration examples right and wrong answers are told apart without one error, so how "
         "often the surest are wrong was not seen, only assumed. Give harder queries, or more, with --calibrate FILE."
+    ]
+
+
+def _misfit(report: dict[str, Any]) -> list[str]:
+    """A warning where held-out probabilities are off by much more than chance explains."""
+    ece, floor = report["ece"], report["ece_floor"]
+    if ece <= max(2 * floor, floor + MISFIT):
+        return []
+    return [
+        f"On the calibration queries held out, probabilities are off by {ece:.1%} on average, where chance explains "
+        f"{floor:.1%}: the {report['calibrator']} calibrator does not fit them. Look for wrong labels among them, give "
+        "more with --calibrate FILE, or try another --calibrator."
     ]
 
 

@@ -147,8 +147,12 @@ class ThresholdSettings(Settings):
     model_config = SettingsConfigDict(cli_prog_name="surematch threshold")
 
     collection: CliPositionalArg[Path] = Field(description="folder of the collection")
-    false_match_cost: float | None = Field(None, gt=0, description="cost of calling a match that is wrong")
-    miss_cost: float | None = Field(None, gt=0, description="cost of not calling a match that is right")
+    false_match_cost: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="cost of calling a match that is wrong"
+    )
+    miss_cost: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="cost of not calling a match that is right"
+    )
     precision: float | None = Field(None, gt=0, lt=1, description="share of called matches that must be right")
     fpir: float | None = Field(None, gt=0, lt=1, description="share of unknown queries that may be called a match")
     json_: bool = _JSON

@@ -355,7 +355,7 @@ class Collection:
             self._with_snapshot()
             self._keep_served()
             found = self._versions.load(id)
-            stale = found.stale(self.size, self.gallery.label_count)
+            stale = found.stale(self.gallery)
             if stale is not None:
                 raise CalibrationError(f"{stale} It was not put in use: recalibrate instead.")
             self._choose(id, found)
@@ -549,6 +549,7 @@ class Collection:
             "created": self._config.get("created"),
             "calibrated": state.uncalibrated() is None,
             "reason": state.uncalibrated(),
+            "stale": state.calibration is not None and state.uncalibrated() is not None,
             "calibration": state.calibration.report if state.calibration else None,
             "calibration_id": state.calibration_id,
             "drift": self.drift_report(),

@@ -24,6 +24,7 @@ from index.loading import CALIBRATION, PROFILE
 from index.milvus_engine import leave
 from index.snapshot import clean, write_snapshot
 from index.sources import Progress, stored_queries
+from index.staleness import Seen
 from index.state import State
 from index.versions import dump, id_of
 
@@ -63,20 +64,17 @@ class Fitting:
 
     def calibration(self, queries: Queries, now: Changes, gallery: Gallery, warnings: list[str]) -> Calibration:
         """Fitted on `queries` against the gallery of the items `now`. Raises `CalibrationError`."""
-        return self.fitted(self.examples(queries, now, gallery), queries, now, gallery, warnings)
+        return self.fitted(self.examples(queries, now, gallery), queries, gallery, warnings)
 
     def examples(self, queries: Queries, now: Changes, gallery: Gallery) -> Examples:
         """Raises `CalibrationError`."""
         return examples(queries, now.vectors, gallery.codes, len(gallery.names), self.unknown_share)
 
-    def fitted(
-        self, made: Examples, queries: Queries, now: Changes, gallery: Gallery, warnings: list[str]
-    ) -> Calibration:
+    def fitted(self, made: Examples, queries: Queries, gallery: Gallery, warnings: list[str]) -> Calibration:
         """Fitted on the examples made of `queries`. Raises `CalibrationError`."""
         found = calibrate(
             made,
-            items=len(now.born),
-            labels=gallery.label_count,
+            Seen.of(gallery),
             warnings=warnings,
             calibrator=self.calibrator,
             seed=self.seed,

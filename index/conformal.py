@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from index.errors import CalibrationError
+from index.metrics import effective
 
 Floats = NDArray[np.float64]
 CoverageFor = Literal["mixed", "known-unknown"]
@@ -45,21 +46,24 @@ def threshold(
 
     `scores` (n,) are the truths' nonconformities, inf where the truth was no candidate; the new query itself counts as
     one more, infinitely nonconforming, query. Examples of one `group` (n,) were made from one query and count as one
-    (hierarchical conformal prediction, Lee et al. 2023). `of` says in errors whose examples these are. Raises
-    `CalibrationError` when the sample cannot support `coverage`.
+    (hierarchical conformal prediction, Lee et al. 2023), and queries of unequal `weight` as fewer of equal ones
+    (`index.metrics.effective`): a sample whose weight rests on a few promises no more than those few can. `of` says in
+    errors whose examples these are. Raises `CalibrationError` when the sample cannot support `coverage`.
     """
     s, w = np.asarray(scores, np.float64), np.asarray(weight, np.float64)
     if not 0 < coverage < 1:
         raise ValueError(f"coverage must lie strictly between 0 and 1, got {coverage}")
     order = np.argsort(s, kind="stable")
     s, w = s[order], w[order]
-    count = len(s) if group is None else len(np.unique(np.asarray(group)))
+    count = effective(weight, group)
     reached = np.cumsum(w) / w.sum() * count / (count + 1) if count else np.empty(0)
     at = int(np.searchsorted(reached, coverage - 1e-12))
     if at == len(s) or not np.isfinite(s[at]):
         best = float(reached[np.isfinite(s)][-1]) if np.isfinite(s).any() else 0.0
+        queries = len(s) if group is None else len(np.unique(np.asarray(group)))
+        worth = f" (worth {count:.0f}, as their weights differ)" if count < queries - 0.5 else ""
         raise CalibrationError(
-            f"Coverage {coverage:g} cannot be promised: the {count} {of}calibration queries support at most "
+            f"Coverage {coverage:g} cannot be promised: the {queries} {of}calibration queries{worth} support at most "
             f"{best:.4f}. Ask for less, or calibrate with more queries."
         )
     return float(s[at])
@@ -67,5 +71,5 @@ def threshold(
 
 def most(scores: ArrayLike, group: ArrayLike, weight: ArrayLike) -> float:
     """The highest coverage the sample supports, see `threshold`; 0 when it supports none."""
-    s, w, count = np.asarray(scores, np.float64), np.asarray(weight, np.float64), len(np.unique(np.asarray(group)))
+    s, w, count = np.asarray(scores, np.float64), np.asarray(weight, np.float64), effective(weight, group)
     return float(w[np.isfinite(s)].sum() / w.sum() * count / (count + 1)) if count else 0.0

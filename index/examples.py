@@ -3,6 +3,7 @@
 An example is a query with its evidence, its true candidate (or `NO_MATCH`) and a weight. Known queries see the gallery
 as it is. Unknown queries are real ones if the user has some; class-removed ones stand in: a known query from which its
 own label is hidden (a near unknown), and from which the labels around it are hidden too (a far one), half and half.
+Of `MIN_QUERIES` real ones the imitated stand in for those that are missing.
 Knowns and unknowns are weighted to the share of unknown queries expected in use, because a probability is a promise
 about a mix.
 
@@ -84,8 +85,7 @@ def examples(queries: Queries, gallery: Vectors, codes: Ints, labels: int, unkno
     real = np.flatnonzero(queries.codes < 0)
     enough(len({vector.tobytes() for vector in queries.vectors[known]}))
     prior = _prior(queries, len(known), gallery, codes, labels, unknown_share)
-    # the prior has imitated unknown queries of its own, so that a few real ones need no help
-    removed = known[:0] if len(real) >= (MIN_QUERIES if prior is None else 1) else known
+    removed = known[:0] if len(real) >= MIN_QUERIES else known
     view = _view(queries, gallery, codes, labels)
     asked = ((known, "nothing"), (real, "nothing"), (removed, "own label"), (removed, "labels around"))
     evidence = concatenate([_evidence(queries, part, view, hidden) for part, hidden in asked if len(part)])
@@ -187,6 +187,11 @@ class _View:
 
 
 def _view(queries: Queries, gallery: Vectors, codes: Ints, labels: int) -> _View:
+    if len(np.unique(codes)) < 2:
+        raise CalibrationError(
+            "All items of the gallery have one label, so there is nothing to tell apart. Index items of other labels "
+            "too; to tell one thing from everything else, give them a label such as `other`."
+        )
     shown = np.ones(len(codes), np.bool_)
     if not queries.leave_one_out:
         shown[queries.rows[queries.rows >= 0]] = False
@@ -278,14 +283,16 @@ def _truth(queries: Queries, known: Ints, view: _View) -> Ints:
 
 
 def _weights(known: int, real: int, removed: int, share: float) -> Floats:
-    """Weights that give unknown queries the mass `share`: real ones and removed ones the same where both exist."""
+    """Weights that give unknown queries the mass `share`; of it a few real ones take theirs of `MIN_QUERIES`, the
+    removed ones the rest: one odd query must not stand for all that is unknown."""
     total = known + real + 2 * removed
-    kinds = (real > 0) + (removed > 0)
-    each = [share / kinds / count if count else 0.0 for count in (real, 2 * removed)]
-    return total * np.repeat([(1 - share) / known, *each], [known, real, 2 * removed])
+    of_real = min(real / MIN_QUERIES, 1.0) if removed else 1.0
+    each = [part / count if count else 0.0 for part, count in ((of_real, real), (1 - of_real, 2 * removed))]
+    weights = [(1 - share) / known, *(share * one for one in each)]
+    return total * np.repeat(weights, [known, real, 2 * removed])
 
 
 def _describe_unknowns(real: int, removed: int) -> str:
-    said = [f"{real} real unknown queries"] if real else []
+    said = [f"{real} real unknown {'query' if real == 1 else 'queries'}"] if real else []
     said += [f"{2 * removed} class-removed queries (own label, or the labels around it too, hidden)"] if removed else []
     return " and ".join(said)

@@ -64,8 +64,14 @@ class Feedback:
         return Feedback(self.numbers[kept], [self.labels[at] for at in kept], self.vectors[kept])
 
 
-def record(item: Item, dimension: int) -> tuple[str, str | None, str | None, str, bytes, int]:
-    """The columns of an item: id, label, text, metadata, vector, checksum. Raises `DataError` for what is unusable."""
+Record = tuple[str, str | None, str | None, str, bytes, int]
+"""The columns of an item: id, label, text, metadata, vector, checksum."""
+ROUNDING = 1e-6
+"""What a number of a vector may change by when its text is encoded again in other company."""
+
+
+def record(item: Item, dimension: int) -> Record:
+    """The columns of an item to be stored. Raises `DataError` for what is unusable."""
     if np.iscomplexobj(item.vector):
         raise DataError(f"Item {item.id[:40]!r}: the vector is of complex numbers. Give real ones.")
     try:
@@ -95,6 +101,15 @@ def record(item: Item, dimension: int) -> tuple[str, str | None, str | None, str
     check_id(item.id)
     content = vector.tobytes()
     return item.id, item.label, item.text, metadata, content, checksum(item.label, content)
+
+
+def is_same(stored: tuple[str, str | None, str | None, str, bytes, int | None], given: Record) -> bool:
+    """Whether a stored item is what is written again, up to `ROUNDING` of its vector, and is not damaged."""
+    label, vector, noted = stored[1], stored[4], stored[5]
+    if stored[:4] != given[:4] or noted not in (None, checksum(label, vector)) or len(vector) != len(given[4]):
+        return False
+    then, now = np.frombuffer(vector, "<f4"), np.frombuffer(given[4], "<f4")
+    return bool(np.abs(then - now).max(initial=0.0) <= ROUNDING)
 
 
 def _check_names(metadata: Any, item: str) -> None:

@@ -27,7 +27,7 @@ from index.item import Changes as Changes
 from index.item import Feedback as Feedback
 from index.item import Item as Item
 from index.item import KeptQueries as KeptQueries
-from index.item import checksum, record
+from index.item import Record, checksum, is_same, record
 from index.items_schema import LIVE_AT
 
 TOMBSTONES = 100_000
@@ -68,20 +68,24 @@ class ItemStore(Database):
         return int(self._read("SELECT COUNT(*) FROM items WHERE died IS NULL")[0][0])
 
     def upsert(self, items: Sequence[Item]) -> tuple[int, int]:
-        """Writes all items or none; returns (sequence number, how many ids existed before). Raises `DataError`."""
+        """Writes all items or none; returns (sequence number, how many ids existed before). Raises `DataError`.
+
+        An item that stands there as it is written keeps its row, so that importing everything again changes nothing.
+        """
         records = [record(item, self.dimension) for item in items]
         ids = [columns[0] for columns in records]
         if len(set(ids)) != len(ids):
             twice = next(name for name in ids if ids.count(name) > 1)
             raise DataError(f"The id {twice!r} stands twice in one batch. Give every item an id of its own.")
         with self._transaction() as (cursor, sequence):
-            replaced = self._bury(cursor, ids, sequence)
+            same = self._same(cursor, records)
+            replaced = self._bury(cursor, [id for id in ids if id not in same], sequence)
             cursor.executemany(
                 "INSERT INTO items (id, label, text, metadata, vector, checksum, sequence) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                ((*columns, sequence) for columns in records),
+                ((*columns, sequence) for columns in records if columns[0] not in same),
             )
-        return sequence, replaced
+        return sequence, replaced + len(same)
 
     def delete(self, ids: Sequence[str]) -> tuple[int, int]:
         """Removes the items that exist; returns (sequence number, how many there were)."""
@@ -292,6 +296,17 @@ class ItemStore(Database):
 
     def _matrix(self, blobs: Iterable[bytes]) -> NDArray[np.float32]:
         return np.frombuffer(b"".join(blobs), "<f4").reshape(-1, self.dimension).astype(np.float32)
+
+    @staticmethod
+    def _same(cursor: sqlite3.Cursor, records: Sequence[Record]) -> set[str]:
+        """Ids of the records that stand there already, undamaged; vectors may differ by rounding."""
+        given = {columns[0]: columns for columns in records}
+        found = cursor.execute(
+            "SELECT id, label, text, metadata, vector, checksum FROM items "
+            "WHERE died IS NULL AND id IN (SELECT value FROM json_each(?))",
+            (json.dumps(list(given)),),
+        )
+        return {columns[0] for columns in found if is_same(columns, given[columns[0]])}
 
     @staticmethod
     def _bury(cursor: sqlite3.Cursor, ids: Sequence[str], sequence: int) -> int:

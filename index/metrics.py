@@ -22,6 +22,15 @@ def _prepare(probability: ArrayLike, event: ArrayLike, weight: ArrayLike | None)
     return p, y, w
 
 
+def effective(weight: ArrayLike, group: ArrayLike | None = None) -> float:
+    """Queries that examples of these weights (n,) are worth, (sum w)^2 / sum w^2 (Kish 1965); those of one `group` (n,)
+    count as one."""
+    w = np.asarray(weight, np.float64)
+    if group is not None:
+        w = np.asarray(np.bincount(np.unique(np.asarray(group), return_inverse=True)[1], w), np.float64)
+    return float(w.sum() ** 2 / np.sum(w**2)) if w.any() else 0.0
+
+
 def reliability(
     probability: ArrayLike, event: ArrayLike, weight: ArrayLike | None = None, bins: int = BINS
 ) -> list[dict[str, float]]:

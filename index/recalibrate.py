@@ -40,7 +40,7 @@ def recalibrated(
         _check_enough(store, gallery)
     queries, notes = fitting.queries(folder, store, now, gallery)
     made = fitting.examples(queries, now, gallery)
-    found = fitting.fitted(made, queries, now, gallery, notes)
+    found = fitting.fitted(made, queries, gallery, notes)
     return found, _change(made, queries, found, served) if fitting.feedback else None
 
 
@@ -51,7 +51,8 @@ def _check_enough(store: ItemStore, gallery: Gallery) -> None:
         raise CalibrationError(
             f"There is feedback on {len(codes)} different queries, {known} with a label of this collection and "
             f"{len(codes) - known} without; to recalibrate, at least {MIN_QUERIES} are needed, of which at least "
-            f"{FEW_QUERIES} with and one without. Collect more (POST /v1/feedback), then try again."
+            f"{FEW_QUERIES} with and one without. Collect more (POST /v1/feedback), or fit again without any: "
+            "surematch recalibrate COLLECTION --no-feedback."
         )
 
 

@@ -70,7 +70,7 @@ def calibration_queries(
     check_labels(held.known, gallery.names, known=True)
     check_labels(held.unknown, gallery.names, known=False, known_as="with --calibrate")
     unknown = _untrained(held.unknown, trained, "unknown queries", warnings)
-    asked = _no_sample_of_the_gallery(held.known, keys, warnings)
+    asked = _no_items(held.known, keys, gallery, warnings)
     if asked:
         known = _untrained(asked, trained, "calibration queries", warnings)
         queries = _given(encoder, known, unknown, gallery, not len(trained), progress)
@@ -165,19 +165,16 @@ def _untrained(rows: Sequence[Row], trained: NDArray[np.uint64], what: str, warn
     return kept
 
 
-def _no_sample_of_the_gallery(rows: Sequence[Row], keys: NDArray[np.uint64], warnings: list[str]) -> Sequence[Row]:
-    """Without copies of items where most rows are: such a file is a sample of the gallery, not of queries to come.
-
-    A few copies stay: people do ask with the very words of an item.
-    """
-    items = set(keys.tolist())
-    others = [row for row in rows if text_key(row.text) not in items]
-    if len(others) >= len(rows) / 2:
-        return rows
-    warnings.append(
-        f"{len(rows) - len(others)} of {len(rows)} calibration queries are items of the gallery, which find "
-        "themselves: not used. Give queries that are no items with --calibrate FILE."
-    )
+def _no_items(rows: Sequence[Row], keys: NDArray[np.uint64], gallery: Gallery, warnings: list[str]) -> Sequence[Row]:
+    """Without the rows that are items of the gallery, text and label: they find themselves, which shows nothing."""
+    codes = gallery.encode_labels([row.label for row in rows])
+    items = set(zip(keys.tolist(), gallery.codes.tolist(), strict=True))
+    others = [row for row, code in zip(rows, codes, strict=True) if (text_key(row.text), code) not in items]
+    if len(others) < len(rows):
+        warnings.append(
+            f"{len(rows) - len(others)} of {len(rows)} calibration queries are items of the gallery, which find "
+            "themselves: not used. Give queries that are no items with --calibrate FILE."
+        )
     return others
 
 

@@ -9,6 +9,7 @@ Whoever took the state before a write goes on with it and is not disturbed: noth
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ Scores = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class State:
     """The base `engine` with its rows that are `dead` (sorted), the delta, and what turns hits into probabilities.
 
@@ -84,10 +85,14 @@ class State:
 
     def uncalibrated(self) -> str | None:
         """Why no probability can be shown, or None."""
+        return self._uncalibrated
+
+    @cached_property
+    def _uncalibrated(self) -> str | None:
         if self.calibration is None:
             why = self.why_not or " ".join(self.warnings)
             return why or "This collection's calibration is missing. Build it again."
-        return self.calibration.stale(len(self), self.gallery.label_count)
+        return self.calibration.stale(self.gallery)
 
     def search(self, queries: NDArray[np.float32], k: int, allowed: Rows | None = None) -> tuple[Scores, Rows]:
         """Scores (n, k') descending and rows (n, k') of live items, k' = min(k, how many), for unit queries (n, d).

@@ -17,6 +17,7 @@ from scipy.stats import beta, f, rankdata
 from index.calibrate import HeldOut
 from index.errors import CalibrationError
 from index.evidence import Floats, Ints
+from index.metrics import effective
 
 CONFIDENCE = 0.95
 _ROUNDING = 1e-9
@@ -80,7 +81,7 @@ def from_precision(sample: HeldOut, precision: float) -> Threshold:
             "train a better encoder."
         )
     at = int(good[-1])
-    size = _effective(w[: at + 1], group[: at + 1])
+    size = effective(w[: at + 1], group[: at + 1])
     _need(size, 1 - precision, f"a precision of {precision:g}", "called matches")
     low, high = _binomial(float(reached[at]), size)
     return _threshold(sample, float(p[at]), "precision", float(reached[at]), low, high)
@@ -91,7 +92,7 @@ def from_fpir(sample: HeldOut, fpir: float) -> Threshold:
     _check_share("fpir", fpir)
     unknown = ~sample.known
     p, w = sample.probability[unknown], sample.weight[unknown]
-    size = _effective(w, sample.group[unknown]) / _design_effect(p, sample.group[unknown], sample.identity[unknown])
+    size = effective(w, sample.group[unknown]) / _design_effect(p, sample.group[unknown], sample.identity[unknown])
     _need(size, fpir, f"an FPIR of {fpir:g}", f"unknown queries that do not resemble each other ({len(p)} in all)")
     values, of_value = np.unique(p, return_inverse=True)
     above = np.cumsum(np.bincount(of_value, w)[::-1])[::-1] / w.sum()
@@ -124,12 +125,6 @@ def _threshold(sample: HeldOut, at: float, promised: str, measured: float, low: 
 def _check_share(name: str, value: float) -> None:
     if not 0 < value < 1:
         raise ValueError(f"{name} must lie strictly between 0 and 1, got {value}")
-
-
-def _effective(weight: Floats, group: Ints) -> float:
-    """Queries that examples of these weights are worth (Kish 1965), those of one group counting as one."""
-    of_group = np.bincount(np.unique(group, return_inverse=True)[1], weight)
-    return float(of_group.sum() ** 2 / np.sum(of_group**2)) if len(weight) else 0.0
 
 
 def _design_effect(scores: Floats, group: Ints, identity: Ints) -> float:

@@ -484,6 +484,10 @@ class CalibrationReply(BaseModel):
 
     calibrated: bool
     reason: str | None = Field(description="why no probability can be shown")
+    stale: bool = Field(description="there is a calibration, but the gallery is no longer the one it was made for")
+    drift: dict[str, Any] = Field(
+        description="how far recent queries are from the calibration's; `verdict` in one word"
+    )
     version: str | None = Field(description="id of the calibration in use; null when there is none")
     risk_coverage: list[RiskReply] | None = Field(description="of the surest answers, the share that is wrong")
 

@@ -49,7 +49,7 @@ async def calibration(request: Request) -> Response:
     if state.calibration is not None:
         held = state.calibration.held_out
         curve = await asyncio.to_thread(risk_coverage, held.probability, held.right, held.weight, CURVE)
-    shown = {name: described[name] for name in ("calibrated", "reason", "warnings")}
+    shown = {name: described[name] for name in ("calibrated", "reason", "stale", "drift", "warnings")}
     version = described["calibration_id"]
     return json_response({**(described["calibration"] or {}), **shown, "version": version, "risk_coverage": curve})
 

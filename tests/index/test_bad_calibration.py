@@ -26,6 +26,7 @@ from index.examples import Examples, Queries, examples
 from index.pairs import cross_fitted
 from index.rows import Row
 from index.sources import Held
+from index.staleness import Seen
 from index.thresholds import from_fpir, from_precision
 from tests.index.conftest import World
 from tests.index.helpers import unit
@@ -85,13 +86,13 @@ REFUSED: dict[str, tuple[Examples, str]] = {
 def test_refused_with_the_reason(case: str, name: str) -> None:
     bad, said = REFUSED[case]
     with pytest.raises(CalibrationError, match=said):
-        calibrate(bad, items=100, labels=2, warnings=[], calibrator=name)
+        calibrate(bad, Seen(100, 2), warnings=[], calibrator=name)
 
 
 @pytest.mark.parametrize("name", CALIBRATORS)
 def test_separable_queries_give_finite_numbers_and_a_warning(name: str) -> None:
     best = spread()
-    found = calibrate(made(best, best > 0.6), items=100, labels=2, warnings=[], calibrator=name)
+    found = calibrate(made(best, best > 0.6), Seen(100, 2), warnings=[], calibrator=name)
     stored = json.dumps(found.calibrator.to_json(), allow_nan=False)  # infinity would raise
     numbers = np.hstack([np.ravel(x) for x in json.loads(stored).values() if not isinstance(x, str)])
     assert np.abs(numbers).max(initial=0) < 1e4
@@ -106,7 +107,7 @@ def test_separable_queries_give_finite_numbers_and_a_warning(name: str) -> None:
 @pytest.mark.parametrize("name", CALIBRATORS)
 def test_overlapping_queries_give_no_such_warning(name: str) -> None:
     best = spread()
-    assert calibrate(made(best, noisy(best)), items=100, labels=2, warnings=[], calibrator=name).warnings == []
+    assert calibrate(made(best, noisy(best)), Seen(100, 2), warnings=[], calibrator=name).warnings == []
 
 
 @pytest.mark.parametrize("known", [20, 49])
@@ -116,7 +117,7 @@ def test_few_queries_fall_back_and_say_so(known: int, name: str) -> None:
     right = np.arange(2 * known) < known
     right &= noisy(best) | (best > 0)
     flipped = made(best, right)
-    found = calibrate(flipped, items=100, labels=2, warnings=[], calibrator=name)
+    found = calibrate(flipped, Seen(100, 2), warnings=[], calibrator=name)
     assert found.report["calibrator"] == "platt"
     assert f"only {known} queries" in found.warnings[0]
 
@@ -125,7 +126,7 @@ def test_one_label_alone_cannot_be_told_from_anything() -> None:
     vectors = unit(60, 8)
     codes = np.zeros(40, np.int64)
     queries = Queries(vectors[40:], np.zeros(20, np.int64), np.full(20, -1), "made")
-    with pytest.raises(CalibrationError, match="Fewer than two labels"):
+    with pytest.raises(CalibrationError, match="All items of the gallery have one label"):
         examples(queries, vectors[:40], codes, 1, 0.3)
 
 

@@ -24,6 +24,7 @@ from index.evidence import Evidence, gather
 from index.examples import examples
 from index.outcome import column, distribution, table
 from index.sources import Held
+from index.staleness import Seen
 from tests.index.conftest import World
 from tests.index.test_evidence import world as queries_of
 
@@ -167,7 +168,7 @@ def module_select(evidence: Evidence, count: int) -> Evidence:
 
 @pytest.fixture(scope="module")
 def made() -> Calibration:
-    return calibrate(examples(*queries_of(known=80), 0.3), items=200, labels=5, warnings=["careful"])
+    return calibrate(examples(*queries_of(known=80), 0.3), Seen(200, 5), warnings=["careful"])
 
 
 def test_json_round_trip(made: Calibration) -> None:
@@ -215,7 +216,7 @@ def test_the_report_rests_on_held_out_queries(made: Calibration) -> None:
     [(200, 5, False), (299, 5, False), (301, 5, True), (134, 5, False), (133, 5, True), (200, 6, True)],
 )
 def test_a_calibration_knows_its_gallery(made: Calibration, items: int, labels: int, stale: bool) -> None:
-    assert (made.stale(items, labels) is not None) is stale
+    assert (made.made_for.stale(Seen(items, labels)) is not None) is stale
 
 
 def test_twins_never_straddle_a_fold() -> None:
@@ -229,9 +230,7 @@ def test_twins_never_straddle_a_fold() -> None:
 @pytest.mark.parametrize("known", [20, 35, 49])
 @pytest.mark.parametrize("asked", ["conditional-logit", "isotonic", "platt"])
 def test_few_queries_get_platt_and_a_warning(known: int, asked: str) -> None:
-    found = calibrate(
-        examples(*queries_of(known=known), 0.3), items=200, labels=5, warnings=["careful"], calibrator=asked
-    )
+    found = calibrate(examples(*queries_of(known=known), 0.3), Seen(200, 5), warnings=["careful"], calibrator=asked)
     assert found.calibrator.to_json()["kind"] == found.report["calibrator"] == "platt"
     careful, few = found.warnings
     assert careful == "careful"
@@ -244,21 +243,21 @@ def test_few_queries_get_platt_and_a_warning(known: int, asked: str) -> None:
 def test_few_queries_on_top_of_the_items_get_what_was_asked_for() -> None:
     queries, *gallery = queries_of(known=30)
     made = examples(replace(queries, items_untrained=True), *gallery, 0.3)
-    found = calibrate(made, items=200, labels=5, warnings=[])
+    found = calibrate(made, Seen(200, 5), warnings=[])
     assert found.report["calibrator"] == "conditional-logit"
     assert found.report["queries"]["prior"] == "the gallery's own items"
     assert "on top of what the gallery's own items say" in found.warnings[0]
     assert len(found.held_out.right) == len(made.evidence), "nothing is measured on the prior"
-    alone = calibrate(replace(made, prior=None), items=200, labels=5, warnings=[], calibrator="platt")
-    other = calibrate(made, items=200, labels=5, warnings=[], calibrator="platt")
+    alone = calibrate(replace(made, prior=None), Seen(200, 5), warnings=[], calibrator="platt")
+    other = calibrate(made, Seen(200, 5), warnings=[], calibrator="platt")
     assert alone.calibrator != other.calibrator
     assert (alone.held_out.probability != other.held_out.probability).all()
 
 
 def test_enough_queries_get_what_was_asked_for() -> None:
-    found = calibrate(examples(*queries_of(known=50), 0.3), items=200, labels=5, warnings=[], calibrator="platt")
+    found = calibrate(examples(*queries_of(known=50), 0.3), Seen(200, 5), warnings=[], calibrator="platt")
     assert (found.report["calibrator"], found.warnings) == ("platt", [])
-    found = calibrate(examples(*queries_of(known=50), 0.3), items=200, labels=5, warnings=[])
+    found = calibrate(examples(*queries_of(known=50), 0.3), Seen(200, 5), warnings=[])
     assert (found.report["calibrator"], found.warnings) == ("conditional-logit", [])
 
 
@@ -268,7 +267,7 @@ def test_few_queries_that_say_nothing_are_refused(always: bool) -> None:
     few = examples(*queries_of(known=30), 0.3)
     target = few.evidence.starts[:-1] if always else np.full(len(few.evidence), NO_MATCH)
     with pytest.raises(CalibrationError, match="always right" if always else "never right"):
-        calibrate(replace(few, target=target), items=200, labels=5, warnings=[])
+        calibrate(replace(few, target=target), Seen(200, 5), warnings=[])
 
 
 def test_the_warning_travels_to_the_answer(tmp_path: Path, world: World) -> None:
@@ -294,5 +293,10 @@ def test_a_sample_of_the_gallery_is_no_sample_of_queries(world: World, tmp_path:
     found = build_collection(str(world.encoder), items, tmp_path / "c", held=Held(items[:60]))
     assert any("60 of 60 calibration queries are items of the gallery" in warning for warning in found["warnings"])
     assert any("left out one by one" in warning for warning in found["warnings"])
-    mixed = build_collection(str(world.encoder), items, tmp_path / "d", held=Held([*world.rows(world.held), items[0]]))
-    assert not any("items of the gallery, which" in warning for warning in mixed["warnings"])
+    held = world.rows(world.held)
+    mixed = build_collection(str(world.encoder), items, tmp_path / "d", held=Held([*held, *items[:50]]))
+    assert any("50 of 170 calibration queries are items of the gallery" in warning for warning in mixed["warnings"])
+    assert mixed["calibration"]["queries"]["known"] == len(held)
+    other = replace(items[0], label=next(row.label for row in items if row.label != items[0].label))
+    hard = build_collection(str(world.encoder), items, tmp_path / "e", held=Held([*held, other]))
+    assert not any("items of the gallery" in warning for warning in hard["warnings"]), "one that finds a wrong item"

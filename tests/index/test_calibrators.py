@@ -23,6 +23,7 @@ from index.errors import CalibrationError
 from index.evidence import Evidence
 from index.examples import Examples, concatenate, select
 from index.outcome import distribution, table
+from index.staleness import Seen
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -259,7 +260,7 @@ def mixed(n: int) -> Examples:
 @pytest.mark.parametrize("name", CALIBRATORS)
 def test_usable_for_every_map_and_for_sets(name: str) -> None:
     made = mixed(300)
-    found = calibrate(made, items=100, labels=2, warnings=[], calibrator=name)
+    found = calibrate(made, Seen(100, 2), warnings=[], calibrator=name)
     json.dumps(found.to_json(), allow_nan=False)
     assert found.report["calibrator"] == name
     rows = table(made.evidence, *found.calibrator.logits(made.evidence))

@@ -15,6 +15,7 @@ from index.calibration import ConditionalLogit
 from index.collection import Collection
 from index.conformal import most, threshold
 from index.errors import CalibrationError, DataError
+from index.staleness import Seen
 from tests.index.conftest import World
 
 Floats = NDArray[np.float64]
@@ -31,7 +32,7 @@ def calibration(n: int, random: np.random.Generator) -> Calibration:
     truth = scores(known, random)
     held = HeldOut(np.full(n, 0.5), known, known, np.ones(n), truth, np.arange(n), np.arange(n))
     some = ConditionalLogit((1, 1, 1, 1, 1), 0, 0, (0, 0, 0, 0, 0), 0)
-    return Calibration(some, {"softmax": 1.0}, held, 100, 10, {})
+    return Calibration(some, {"softmax": 1.0}, held, Seen(100, 10), {})
 
 
 @pytest.mark.parametrize("coverage", [0.8, 0.9])
@@ -61,7 +62,7 @@ def test_a_side_that_is_too_small_is_refused_by_name() -> None:
         made.set_thresholds(0.95, "known-unknown")
     known = made.held_out.known
     only = HeldOut(*(getattr(made.held_out, name)[known] for name in HeldOut.__dataclass_fields__))
-    made = Calibration(made.calibrator, made.temperatures, only, 100, 10, {})
+    made = Calibration(made.calibrator, made.temperatures, only, Seen(100, 10), {})
     with pytest.raises(CalibrationError, match="the 0 unknown calibration queries support at most 0"):
         made.set_thresholds(0.5, "known-unknown")
 

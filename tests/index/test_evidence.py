@@ -137,8 +137,8 @@ def test_weights_give_unknown_queries_their_share(real: int, kinds: tuple[int, i
     assert len(made.evidence) == sum(kinds)
     assert mass[0] == pytest.approx(1 - share)
     assert sum(mass[1:]) == pytest.approx(share)
-    if kinds[1] and kinds[2]:
-        assert mass[1] == pytest.approx(mass[2])
+    # a few real ones have their share of the fifty that would do alone
+    assert mass[1] == pytest.approx(share * min(real / 50, 1))
     assert made.weight.mean() == pytest.approx(1)
 
 
@@ -187,8 +187,11 @@ def test_too_little_to_learn_from_is_refused() -> None:
     with pytest.raises(CalibrationError, match="19 different calibration queries"):
         examples(*world(known=19), 0.2)
     queries, gallery, _, _ = world()
-    with pytest.raises(CalibrationError, match="Fewer than two labels"):
+    with pytest.raises(CalibrationError, match="All items of the gallery have one label"):
         examples(queries, gallery, np.zeros(200, np.int64), 1, 0.2)
+    reserved, gallery, codes, _ = world(reserved=True)
+    with pytest.raises(CalibrationError, match="Fewer than two labels are left"):
+        examples(reserved, gallery, np.where(np.arange(200) < 60, codes, 0), 5, 0.2)
     assert TOP_K == 100, "part of the stored calibrator's meaning: a change needs a new format"
 
 
@@ -200,7 +203,7 @@ def test_few_queries_start_from_what_untrained_items_say() -> None:
     assert made.prior is not None
     assert made.prior.source == "the gallery's own items"
     assert made.prior.group.max() < len(gallery)
-    assert made.unknowns == "8 real unknown queries", "the prior imitates unknown ones"
+    assert made.unknowns.startswith("8 real unknown queries and 120 class-removed")
     many = examples(replace(world(known=ENOUGH)[0], items_untrained=True), gallery, codes, labels, 0.3)
     assert many.prior is None
     hopeless = examples(replace(queries, items_untrained=True), np.tile(gallery[:1], (200, 1)), codes, labels, 0.3)

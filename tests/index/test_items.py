@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,29 @@ def test_replacing_makes_a_new_row_and_keeps_the_old_number_unused(store: ItemSt
     assert store.get([before[0]])[int(before[0])].label == "a", "whoever found the old row still finds its item"
     assert (labels, len(store)) == (["a", "b"], 2)
     np.testing.assert_array_equal(vectors[1], VECTORS[2])
+
+
+@pytest.mark.parametrize(
+    ("change", "rows"),
+    [
+        ({}, 0),
+        ({"text": "other"}, 1),
+        ({"label": None}, 1),
+        ({"metadata": {"a": 1.5}}, 1),
+        ({"moved": 1e-7}, 0),
+        ({"moved": 1e-4}, 1),
+    ],
+)
+def test_what_stands_there_already_keeps_its_row(store: ItemStore, change: dict[str, Any], rows: int) -> None:
+    vector = unit(1, 4)[0]
+    first = Item("a", "x", "some text", vector, {"a": 1})
+    store.upsert([first])
+    before, moved = store.everything(), change.pop("moved", 0.0)
+    sequence, replaced = store.upsert([replace(first, vector=vector + np.float32(moved), **change)])
+    changes = store.changes(before.sequence)
+    assert changes is not None
+    assert (sequence, replaced) == (before.sequence + 1, 1)
+    assert (len(changes.born), len(changes.died)) == (rows, rows)
 
 
 def test_delete_counts_what_existed_and_never_reuses_rows(store: ItemStore) -> None:

@@ -208,7 +208,7 @@ def test_without_feedback_the_stored_queries_are_fitted_against_the_items_as_the
     version = live.recalibrate(feedback=False)
     assert (version.cause, version.change) == ("refit", None)
     assert live.calibration is not None
-    assert live.calibration.gallery_items == 210
+    assert live.calibration.made_for.items == 210
     assert live.state.pending == 30
 
 

@@ -1,0 +1,112 @@
+"""A calibration is for one gallery: what may change of it, and what is left alone when nothing does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from index.collection import Collection, NewItem
+from index.gallery import Gallery
+from index.staleness import Seen
+from tests.index.conftest import World
+from tests.index.helpers import sentences, unit
+
+LABELS = [f"l{at:02d}" for at in range(20)]
+
+
+@pytest.fixture
+def live(copied: Path) -> Iterator[Collection]:
+    opened = Collection.open(copied, writable=True)
+    opened.maintenance.close()  # so that nothing is calibrated again in between
+    yield opened
+    opened.close()
+
+
+def gallery(rows: np.ndarray, labels: list[str | None]) -> Gallery:
+    return Gallery.of(rows.astype(np.int64), labels, unit(len(rows), 8, seed=1))
+
+
+def three_each(names: list[str | None]) -> list[str | None]:
+    return [name for name in names for _ in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("replaced", "said"),
+    [(0, None), (19, None), (21, "for 60 items, of which 39 are left"), (60, "of which 0 are left")],
+)
+def test_replaced_items_count_though_their_number_stays(replaced: int, said: str | None) -> None:
+    """One item of each label is replaced after the other, so that the labels stay as long as they can."""
+    then = gallery(np.arange(60), three_each([*LABELS]))
+    order = np.arange(60).reshape(20, 3).T.ravel()
+    rows = np.arange(60)
+    rows[order[:replaced]] = 60 + np.arange(replaced)
+    of_row = np.argsort(rows)
+    now = gallery(rows[of_row], [three_each([*LABELS])[at] for at in of_row])
+    found = Seen.of(then).stale_for(now)
+    assert (said is None and found is None) or (said is not None and said in str(found))
+
+
+@pytest.mark.parametrize(("others", "stale"), [(2, False), (3, True)])
+def test_other_labels_count_though_their_number_stays(others: int, stale: bool) -> None:
+    then = Seen.of(gallery(np.arange(60), three_each([*LABELS])))
+    names = [*LABELS[others:], *(f"new{at}" for at in range(others))]
+    now = gallery(3 * others + np.arange(60), three_each([*names]))
+    found = then.stale_for(now)
+    assert (found is not None) is stale
+    assert not stale or f"{20 - others} still have an item of then" in str(found)
+
+
+def test_items_without_a_label_are_each_a_label_of_their_own() -> None:
+    then = Seen.of(gallery(np.arange(40), [None] * 40))
+    assert then.stale_for(gallery(np.arange(4, 44), [None] * 40)) is None
+    assert then.stale_for(gallery(np.arange(5, 45), [None] * 40)) is not None
+
+
+def test_without_a_row_only_numbers_are_compared() -> None:
+    old = Seen.from_json({"items": 60, "labels": 20})
+    assert old.last_row is None
+    assert old.stale_for(gallery(900 + np.arange(60), three_each([*LABELS]))) is None
+    assert "20 labels; it has 30 now" in str(old.stale_for(gallery(np.arange(60), [f"{at % 30}" for at in range(60)])))
+
+
+def everything(live: Collection, world: World, rename: str = "") -> list[NewItem]:
+    hits = live.search([row.text for row in world.rows(world.items)], k=100)
+    found = {hit.id: hit for answer in hits for hit in answer.hits}
+    assert len(found) == live.size
+    return [NewItem(id, f"{hit.label}{rename}", hit.text, metadata=hit.metadata) for id, hit in found.items()]
+
+
+def test_writing_everything_again_as_it_stands_changes_nothing(live: Collection, world: World) -> None:
+    items, rows = everything(live, world), live.gallery.rows
+    receipt = live.upsert(items)
+    assert receipt.replaced == receipt.written == len(items)
+    assert receipt.sequence == live.sequence, "it was written, and is said to be searchable"
+    np.testing.assert_array_equal(live.gallery.rows, rows)
+    assert live.state.pending == 0
+    assert live.uncalibrated() is None
+
+
+def test_renamed_labels_end_the_calibration_and_compaction_says_why_there_is_none(
+    live: Collection, world: World
+) -> None:
+    live.upsert(everything(live, world, rename=" (new)"))
+    assert live.size == len(world.rows(world.items))
+    (answer,) = live.search(["bank card"])
+    assert not answer.calibrated
+    assert "of which 0 are left" in str(answer.reason)
+    assert live.describe()["stale"]
+    live.snapshot()
+    assert not live.describe()["stale"], "there is none that could be"
+    assert "0 different calibration queries" in str(live.uncalibrated()), "they carry labels that are gone"
+
+
+def test_replaced_texts_end_the_calibration_until_it_is_made_again(live: Collection, world: World) -> None:
+    before = everything(live, world)
+    others = sentences(60, ["card", "travel", "food"], seed=77)
+    live.upsert([NewItem(old.id, label, text) for old, (text, label) in zip(before, others, strict=True)])
+    assert "of which 0 are left" in str(live.uncalibrated())
+    live.snapshot()
+    assert live.uncalibrated() is None
