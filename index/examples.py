@@ -3,7 +3,7 @@
 An example is a query with its evidence, its true candidate (or `NO_MATCH`) and a weight. Known queries see the gallery
 as it is. Unknown queries are real ones if the user has some; class-removed ones stand in: a known query from which its
 own label is hidden (a near unknown), and from which the labels around it are hidden too (a far one), half and half.
-Of `MIN_QUERIES` real ones the imitated stand in for those that are missing.
+Where real ones are few, imitated ones stand in for those that are missing.
 Knowns and unknowns are weighted to the share of unknown queries expected in use, because a probability is a promise
 about a mix.
 
@@ -283,10 +283,14 @@ def _truth(queries: Queries, known: Ints, view: _View) -> Ints:
 
 
 def _weights(known: int, real: int, removed: int, share: float) -> Floats:
-    """Weights that give unknown queries the mass `share`; of it a few real ones take theirs of `MIN_QUERIES`, the
-    removed ones the rest: one odd query must not stand for all that is unknown."""
+    """Weights that give unknown queries the mass `share`.
+
+    Beside removed ones a few real ones weigh no more than known queries do, or than their share of `MIN_QUERIES`, and
+    the removed ones fill up what is missing: one odd query must not stand for all that is unknown.
+    """
     total = known + real + 2 * removed
-    of_real = min(real / MIN_QUERIES, 1.0) if removed else 1.0
+    asked = min(MIN_QUERIES, known * share / (1 - share))
+    of_real = min(real / asked, 1.0) if removed else 1.0
     each = [part / count if count else 0.0 for part, count in ((of_real, real), (1 - of_real, 2 * removed))]
     weights = [(1 - share) / known, *(share * one for one in each)]
     return total * np.repeat(weights, [known, real, 2 * removed])

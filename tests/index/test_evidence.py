@@ -137,8 +137,9 @@ def test_weights_give_unknown_queries_their_share(real: int, kinds: tuple[int, i
     assert len(made.evidence) == sum(kinds)
     assert mass[0] == pytest.approx(1 - share)
     assert sum(mass[1:]) == pytest.approx(share)
-    # a few real ones have their share of the fifty that would do alone
-    assert mass[1] == pytest.approx(share * min(real / 50, 1))
+    # a few real ones weigh what known ones do, or their share of the fifty that would do alone
+    asked = min(50, 60 * share / (1 - share))
+    assert mass[1] == pytest.approx(share * min(real / asked, 1) if kinds[2] else share * (real > 0))
     assert made.weight.mean() == pytest.approx(1)
 
 
