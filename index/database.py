@@ -94,21 +94,26 @@ class Database:
         return int(self._guard(lambda: self._connection.execute(statement).fetchone()[0]))
 
     def _read(self, statement: str, *values: Any) -> list[Any]:
-        with self._reader() as connection:
+        with self._reader(statements=1) as connection:
             found: list[Any] = connection.execute(statement, values).fetchall()
             return found
 
     @contextmanager
-    def _reader(self) -> Iterator[sqlite3.Connection]:
-        """A connection in a transaction of its own: everything read through it is of one moment."""
+    def _reader(self, statements: int = 2) -> Iterator[sqlite3.Connection]:
+        """A connection in a transaction of its own: everything read through it is of one moment.
+
+        One statement is a transaction by itself.
+        """
         try:
             connection = self._readers.pop()
         except IndexError:
             connection = self._guard(self._connect)
         try:
-            connection.execute("BEGIN")
+            if statements > 1:
+                connection.execute("BEGIN")
             yield connection
-            connection.execute("COMMIT")
+            if statements > 1:
+                connection.execute("COMMIT")
         except BaseException as error:
             connection.close()
             if isinstance(error, sqlite3.Error):

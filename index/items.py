@@ -171,7 +171,9 @@ class ItemStore(Database):
             now, forgotten = connection.execute("SELECT sequence, forgotten FROM state").fetchone()
             if not forgotten <= since <= now:
                 return None
-            born = self._vectors(connection, "sequence > :since AND died IS NULL", {"since": since})
+            # in the order of an index: in that of the rows SQLite would read the whole table. It is the same order
+            condition = "sequence > :since AND died IS NULL"
+            born = self._vectors(connection, condition, {"since": since}, order="sequence, row")
             died = connection.execute(
                 "SELECT row FROM items WHERE died > :s AND sequence <= :s UNION ALL "
                 "SELECT row FROM tombstones WHERE died > :s AND sequence <= :s",
@@ -275,13 +277,13 @@ class ItemStore(Database):
         )
 
     def _vectors(
-        self, connection: sqlite3.Connection, condition: str, values: dict[str, Any]
+        self, connection: sqlite3.Connection, condition: str, values: dict[str, Any], order: str = "row"
     ) -> tuple[NDArray[np.int64], list[str | None], NDArray[np.float32]]:
         # filled one by one: a list of all blobs beside the matrix would take the memory twice
         count = connection.execute(f"SELECT COUNT(*) FROM items WHERE {condition}", values).fetchone()[0]
         rows, vectors = np.empty(count, np.int64), np.empty((count, self.dimension), np.float32)
         labels: list[str | None] = []
-        columns = f"SELECT row, label, vector, checksum FROM items WHERE {condition} ORDER BY row"
+        columns = f"SELECT row, label, vector, checksum FROM items WHERE {condition} ORDER BY {order}"
         for at, (row, label, content, noted) in enumerate(connection.execute(columns, values)):
             # rows of version 2 have no checksum
             if len(content) != 4 * self.dimension or noted not in (None, checksum(label, content)):

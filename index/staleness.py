@@ -58,7 +58,7 @@ class Seen:
         if self.last_row is None:
             return self.stale(Seen.of(gallery))
         items = int(np.searchsorted(gallery.rows, self.last_row, side="right"))
-        return self.stale(Seen.of(gallery), (items, len(np.unique(gallery.codes[:items]))))
+        return self.stale(Seen.of(gallery), (items, int(np.count_nonzero(np.bincount(gallery.codes[:items])))))
 
     def to_json(self) -> dict[str, Any]:
         return {"items": self.items, "labels": self.labels, "last_row": self.last_row}

@@ -117,7 +117,7 @@ class State:
     def after(self, changes: Changes, vectors_of: VectorsOf) -> State:
         """The state after the changes that follow this one. Raises `CollectionError`, see `Gallery.after`."""
         if not len(changes.born) and not len(changes.died):
-            return replace(self, sequence=changes.sequence)
+            return self if changes.sequence == self.sequence else replace(self, sequence=changes.sequence)
         kept = ~np.isin(self.delta_rows, changes.died)
         of_base = changes.died[~np.isin(changes.died, self.delta_rows)]
         return replace(

@@ -88,6 +88,8 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,  # FastAPI's own pages load scripts from elsewhere; service/routes/page.py has ours
         redoc_url=None,
+        # its own spans; service/tracing.py has ours, and to look for theirs costs every request more than routing it
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.settings = settings
     app.state.metrics = metrics

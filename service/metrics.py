@@ -105,7 +105,8 @@ class Metrics:
     def observe(self, answers: Iterable[Answer], queue: float, encode: float, search: float) -> None:
         """Seconds of one search request and what it was answered."""
         for stage, seconds in (("queue", queue), ("encode", encode), ("search", search)):
-            self.stages.labels(stage).observe(seconds)
+            if seconds:  # vectors are not encoded
+                self.stages.labels(stage).observe(seconds)
         for answer in answers:
             if answer.no_match is None or answer.decision is None:
                 self.outcomes.labels(self.collection, "uncalibrated").inc()

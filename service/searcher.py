@@ -175,8 +175,9 @@ class Searcher:
     async def _encoded(self, texts: Sequence[str]) -> tuple[Vectors, float]:
         known = {text: vector for text in texts if (vector := self.cache.get(text)) is not None}
         missing = [text for text in dict.fromkeys(texts) if text not in known]
-        self.metrics.cache.labels("yes").inc(len(texts) - len(missing))
-        self.metrics.cache.labels("no").inc(len(missing))
+        for found, count in (("yes", len(texts) - len(missing)), ("no", len(missing))):
+            if count:
+                self.metrics.cache.labels(found).inc(count)
         seconds = 0.0
         if missing:
             made, seconds = await self._encoding.submit(missing, len(missing))

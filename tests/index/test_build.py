@@ -192,7 +192,11 @@ def test_ids_come_from_a_column_or_from_the_place(world: World, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("count", "topics", "said"),
-    [(5, ("card", "food"), "at least 20 are needed"), (300, ("card",), "Fewer than two labels"), (1, ("card",), "")],
+    [
+        (5, ("card", "food"), "at least 20 are needed"),
+        (300, ("card",), "All items of the gallery have one label"),
+        (1, ("card",), ""),
+    ],
     ids=["few rows", "one class", "one row"],
 )
 def test_without_an_honest_calibration_it_says_why(
