@@ -48,9 +48,9 @@ _JSON = Field(False, alias="json", description="print one JSON object instead of
 class IndexSettings(Settings):
     """Encode labelled rows, index them, and calibrate the probabilities on queries the encoder has not seen.
 
-    Calibration queries come from --calibrate files; without them, from rows that `surematch train` held out, or from a
-    reserved part of an untrained gallery. Unknown queries (whose label is not in the gallery) come from --unknown
-    files; without enough of them, labels are hidden to imitate them.
+    Calibration queries come from --calibrate files; without them, from rows that `surematch train` held out, or with an
+    untrained encoder from items that are left out one by one. Unknown queries (whose label is not in the gallery) come
+    from --unknown files; without enough of them, labels are hidden to imitate them.
     """
 
     model_config = SettingsConfigDict(cli_prog_name="surematch index")
@@ -137,6 +137,10 @@ class SearchSettings(Settings):
     json_: bool = _JSON
 
 
+MAX_COST = 1e12
+"""Sums of costs stay finite."""
+
+
 class ThresholdSettings(Settings):
     """Where to draw the line: from costs, a precision or an FPIR to a threshold on the match probability.
 
@@ -147,12 +151,8 @@ class ThresholdSettings(Settings):
     model_config = SettingsConfigDict(cli_prog_name="surematch threshold")
 
     collection: CliPositionalArg[Path] = Field(description="folder of the collection")
-    false_match_cost: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="cost of calling a match that is wrong"
-    )
-    miss_cost: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="cost of not calling a match that is right"
-    )
+    false_match_cost: float | None = Field(None, gt=0, le=MAX_COST, description="cost of calling a match that is wrong")
+    miss_cost: float | None = Field(None, gt=0, le=MAX_COST, description="cost of not calling a match that is right")
     precision: float | None = Field(None, gt=0, lt=1, description="share of called matches that must be right")
     fpir: float | None = Field(None, gt=0, lt=1, description="share of unknown queries that may be called a match")
     json_: bool = _JSON

@@ -390,7 +390,9 @@ class Collection:
             return False
         rebuilt = state.snapshot_id.startswith("rebuilt-")
         stale = state.calibration is not None and state.pending > 0 and state.uncalibrated() is not None
-        return rebuilt or stale or state.pending > max(COMPACT_LEAST, COMPACT_SHARE * len(state.engine))
+        # other items may be calibrated where those of then could not
+        again = state.calibration is None and state.pending > 0.1 * len(state.engine)
+        return rebuilt or stale or again or state.pending > max(COMPACT_LEAST, COMPACT_SHARE * len(state.engine))
 
     def _catch_up(self) -> None:
         """Swaps in the state with everything that was written."""
@@ -523,7 +525,7 @@ class Collection:
     def drift_report(self) -> dict[str, Any]:
         """How far recent queries are from the calibration's, see `index.drift`."""
         calibration = self.state.calibration
-        return self.drift.report(calibration.reference if calibration else None)
+        return self.drift.report(calibration.reference if calibration else None, calibration)
 
     def describe(self) -> dict[str, Any]:
         """What is served: counts, encoder, snapshot, and what the calibration rests on."""

@@ -23,7 +23,7 @@ from index.items import Changes, ItemStore, KeptQueries
 from index.loading import CALIBRATION, PROFILE
 from index.milvus_engine import leave
 from index.snapshot import clean, write_snapshot
-from index.sources import Progress, stored_queries
+from index.sources import Progress, saying, stored_queries
 from index.staleness import Seen
 from index.state import State
 from index.versions import dump, id_of
@@ -63,8 +63,10 @@ class Fitting:
         return stored_queries(folder, store, now, gallery, self.seed, fed)
 
     def calibration(self, queries: Queries, now: Changes, gallery: Gallery, warnings: list[str]) -> Calibration:
-        """Fitted on `queries` against the gallery of the items `now`. Raises `CalibrationError`."""
-        return self.fitted(self.examples(queries, now, gallery), queries, gallery, warnings)
+        """Fitted on `queries` against the gallery of the items `now`. Raises `CalibrationError`, which repeats the
+        `warnings`."""
+        with saying(warnings):
+            return self.fitted(self.examples(queries, now, gallery), queries, gallery, warnings)
 
     def examples(self, queries: Queries, now: Changes, gallery: Gallery) -> Examples:
         """Raises `CalibrationError`."""

@@ -74,13 +74,18 @@ class Drift:
             self._seen[at] = new
             self._count += len(new)
 
-    def report(self, reference: Reference | None) -> dict[str, Any]:
-        """PSI and KS of both numbers against the calibration's sample, and a verdict in words.
+    def forget(self) -> None:
+        """Begins anew: what was asked until now was no user's query."""
+        with self._lock:
+            self._count = 0
+
+    def report(self, reference: Reference | None, calibration: object) -> dict[str, Any]:
+        """PSI and KS of both numbers against the sample of the calibration in use, and a verdict in words.
 
         `verdict`: "unknown" (too few queries, or a calibration without a sample), "none", "some" or "much".
         """
         with self._lock:
-            seen = self._seen[: self._count].copy()
+            seen = self._seen[: self._count if calibration is self._of else 0].copy()
         if reference is None or len(seen) < LEAST:
             return {"queries": len(seen), "verdict": "unknown"}
         found = {

@@ -13,7 +13,7 @@ near copies: an item's nearest neighbour is closer than a real query's, and with
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ NEAR_COPY = 0.92
 AROUND = 0.05
 """Share of the labels, nearest first, that is hidden to imitate a far unknown query."""
 
+FEW_UNKNOWN = 10
+"""Real unknown queries below which imitated ones always help."""
 ENOUGH = 400
 """Known queries that need no prior."""
 PRIOR_ITEMS = 1000
@@ -54,6 +56,19 @@ class Queries:
     names: tuple[str | None, ...] = ()
     items_untrained: bool = False
     feedback: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def only(self, kept: Flags) -> Queries:
+        """Those queries (n,), in their order."""
+        given, fed = self.rows < 0, len(self.codes) - len(self.feedback)
+        names = [name for name, stays in zip(self.names, kept[given], strict=True) if stays] if self.names else []
+        return replace(
+            self,
+            vectors=self.vectors[kept],
+            codes=self.codes[kept],
+            rows=self.rows[kept],
+            names=tuple(names),
+            feedback=self.feedback[kept[fed:]],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +100,10 @@ def examples(queries: Queries, gallery: Vectors, codes: Ints, labels: int, unkno
     real = np.flatnonzero(queries.codes < 0)
     enough(len({vector.tobytes() for vector in queries.vectors[known]}))
     prior = _prior(queries, len(known), gallery, codes, labels, unknown_share)
-    removed = known[:0] if len(real) >= MIN_QUERIES else known
+    needed = _needed(len(known), unknown_share)
+    removed = known[:0] if len(real) >= needed else known
     view = _view(queries, gallery, codes, labels)
+    _check_labels(queries, known)
     asked = ((known, "nothing"), (real, "nothing"), (removed, "own label"), (removed, "labels around"))
     evidence = concatenate([_evidence(queries, part, view, hidden) for part, hidden in asked if len(part)])
     of_known = _truth(queries, known, view)
@@ -98,7 +115,7 @@ def examples(queries: Queries, gallery: Vectors, codes: Ints, labels: int, unkno
         evidence,
         target,
         truth,
-        _weights(len(known), len(real), len(removed), unknown_share),
+        _weights(len(known), len(real), len(removed), unknown_share, needed),
         group,
         _identities(queries, labels)[group],
         unknown_share,
@@ -106,6 +123,15 @@ def examples(queries: Queries, gallery: Vectors, codes: Ints, labels: int, unkno
         _describe_unknowns(len(real), len(removed)),
         prior,
     )
+
+
+def _check_labels(queries: Queries, known: Ints) -> None:
+    """Raises `CalibrationError` when all known queries carry one label: nothing is learned of the others."""
+    if len(known) and len(np.unique(queries.codes[known])) == 1:
+        raise CalibrationError(
+            f"All {len(known)} calibration queries with their label in the gallery carry the same one, so they say "
+            "nothing of the others. Give queries of several labels with --calibrate FILE."
+        )
 
 
 def _identities(queries: Queries, labels: int) -> Ints:
@@ -282,15 +308,17 @@ def _truth(queries: Queries, known: Ints, view: _View) -> Ints:
     return np.array([queries.codes[at] if len(_fellows(queries, at, view)) else -1 for at in known], np.int64)
 
 
-def _weights(known: int, real: int, removed: int, share: float) -> Floats:
-    """Weights that give unknown queries the mass `share`.
+def _needed(known: int, share: float) -> int:
+    """Real unknown queries that need no imitated ones beside them: as many as weigh what known ones do, from
+    `FEW_UNKNOWN` to `MIN_QUERIES`."""
+    return int(min(MIN_QUERIES, max(FEW_UNKNOWN, np.ceil(known * share / (1 - share)))))
 
-    Beside removed ones a few real ones weigh no more than known queries do, or than their share of `MIN_QUERIES`, and
-    the removed ones fill up what is missing: one odd query must not stand for all that is unknown.
-    """
+
+def _weights(known: int, real: int, removed: int, share: float, needed: int) -> Floats:
+    """Weights that give unknown queries the mass `share`; beside removed ones, real ones have their share of `needed`:
+    one odd query must not stand for all that is unknown."""
     total = known + real + 2 * removed
-    asked = min(MIN_QUERIES, known * share / (1 - share))
-    of_real = min(real / asked, 1.0) if removed else 1.0
+    of_real = real / needed if removed else 1.0
     each = [part / count if count else 0.0 for part, count in ((of_real, real), (1 - of_real, 2 * removed))]
     weights = [(1 - share) / known, *(share * one for one in each)]
     return total * np.repeat(weights, [known, real, 2 * removed])

@@ -166,7 +166,8 @@ def intervals(
     """95 % bootstrap intervals [low, high] of `report`, drawing whole groups; a measure some draw lacks has none.
 
     Basic (reflected) intervals (Davison & Hinkley 1997, section 2.4): a resampled ECE is larger than the measured one,
-    and the percentile interval would keep that bias. Cut at 0, which no measure falls below.
+    and the percentile interval would keep that bias. Cut to what a measure can be (0 to 1, the NLL from 0), and never
+    without the measured figure itself.
     """
     w = np.ones(len(probability)) if weight is None else weight
     of_group = np.arange(len(w)) if group is None else np.unique(group, return_inverse=True)[1]
@@ -178,8 +179,9 @@ def intervals(
         drawn.append(report(probability[at], no_match[at], right[at], known[at], (w * times)[at]))
     found = {}
     for name, value in report(probability, no_match, right, known, w).items():
-        values = [one[name] for one in drawn]
-        if value is not None and None not in values:
-            low, high = np.percentile(np.array(values, np.float64), [2.5, 97.5])
-            found[name] = [max(0.0, float(2 * value - high)), max(0.0, float(2 * value - low))]
+        values = np.array([one[name] for one in drawn], np.float64)  # None becomes NaN
+        if value is not None and np.isfinite(values).all():
+            low, high = (float(2 * value - at) for at in np.percentile(values, [97.5, 2.5]))
+            most = np.inf if name == "nll" else 1.0
+            found[name] = [min(value, max(0.0, low)), max(value, min(most, high))]
     return found

@@ -23,6 +23,7 @@ from index.examples import Examples, Queries, select
 from index.gallery import Gallery
 from index.items import Changes, ItemStore
 from index.outcome import distribution, table
+from index.sources import saying
 
 _DRAWS = 500
 
@@ -39,8 +40,14 @@ def recalibrated(
     if fitting.feedback:
         _check_enough(store, gallery)
     queries, notes = fitting.queries(folder, store, now, gallery)
-    made = fitting.examples(queries, now, gallery)
-    found = fitting.fitted(made, queries, gallery, notes)
+    with saying(notes):
+        if fitting.feedback and len(queries.feedback) < MIN_QUERIES:
+            raise CalibrationError(
+                f"There is enough feedback, but only {len(queries.feedback)} of them can be used; at least "
+                f"{MIN_QUERIES} are needed."
+            )
+        made = fitting.examples(queries, now, gallery)
+        found = fitting.fitted(made, queries, gallery, notes)
     return found, _change(made, queries, found, served) if fitting.feedback else None
 
 

@@ -7,7 +7,8 @@ Rows the encoder was trained on are recognised by `text_key` and never used: the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.calibration import FEW_QUERIES
+from index.distinct import distinct
 from index.encode import BATCH, blame, encode_batch
 from index.encoder_files import TRAINED_ROWS
 from index.encoders import Encoder
@@ -31,6 +33,7 @@ MAX_QUERIES = 4000
 MAX_LEFT_OUT = 2000
 MAX_COMPARISONS = 200_000_000
 """Queries times items, from which on queries are sampled: a minute or two of calibration, whatever the gallery."""
+FEW_LABELS = 5
 FEWEST = 400
 """Queries that are taken however large the gallery is."""
 
@@ -66,27 +69,38 @@ def calibration_queries(
     Raises `CalibrationError` when no honest query is left, `DataError` for labels in the wrong file.
     """
     trained = trained_rows(encoder_folder)
-    warnings: list[str] = []
     check_labels(held.known, gallery.names, known=True)
     check_labels(held.unknown, gallery.names, known=False, known_as="with --calibrate")
-    unknown = _untrained(held.unknown, trained, "unknown queries", warnings)
-    asked = _no_items(held.known, keys, gallery, warnings)
-    if asked:
-        known = _untrained(asked, trained, "calibration queries", warnings)
-        queries = _given(encoder, known, unknown, gallery, not len(trained), progress)
-    else:
-        outside = encode_rows(encoder, unknown, progress, "encoding unknown queries")
-        queries = _own_rows(
-            keys,
-            vectors,
-            gallery,
-            [row.label for row in unknown],
-            outside,
-            np.full(len(outside), -1, np.int64),
-            trained,
-            seed,
-        )
-    return queries, [*warnings, *_notes(queries, trained)]
+    warnings: list[str] = []
+    with saying(warnings):
+        unknown = _untrained(held.unknown, trained, "unknown queries", warnings)
+        asked = _no_items(held.known, keys, gallery, warnings)
+        if asked:
+            known = _untrained(asked, trained, "calibration queries", warnings)
+            queries = _given(encoder, known, unknown, gallery, not len(trained), progress)
+        else:
+            outside = encode_rows(encoder, unknown, progress, "encoding unknown queries")
+            queries = _own_rows(
+                keys,
+                vectors,
+                gallery,
+                [row.label for row in unknown],
+                outside,
+                np.full(len(outside), -1, np.int64),
+                trained,
+                seed,
+            )
+    queries, said = distinct(queries, vectors, gallery.codes)
+    return queries, [*warnings, *said, *_notes(queries, gallery, trained)]
+
+
+@contextmanager
+def saying(notes: list[str]) -> Iterator[None]:
+    """What was left out is said with the reason why there is no calibration: it may be why."""
+    try:
+        yield
+    except CalibrationError as error:
+        raise CalibrationError(" ".join([str(error), *notes])) from error
 
 
 def stored_queries(
@@ -100,11 +114,12 @@ def stored_queries(
     """
     trained = trained_rows(encoder_folder)
     kept = store.calibration_queries()
-    labels, vectors, said = kept.labels, kept.vectors, 0
+    labels, vectors, was_known = kept.labels, kept.vectors, kept.known
     if fed is not None:
         labels, vectors = [*labels, *fed.labels], np.concatenate([vectors, fed.vectors])
-        said = int((gallery.encode_labels(fed.labels) >= 0).sum())
+        was_known = np.concatenate([was_known, [label is not None for label in fed.labels]])
     codes = gallery.encode_labels(labels)
+    said = int((codes[len(kept.labels) :] >= 0).sum())
     if kept.known.any() or (said >= FEW_QUERIES and not len(trained)):
         queries = Queries(
             vectors,
@@ -123,11 +138,34 @@ def stored_queries(
         queries = _own_rows(keys, now.vectors, gallery, labels, vectors, codes, trained, seed)
     if fed is not None:
         queries = replace(queries, feedback=fed.numbers)
-    return queries, _notes(queries, trained)
+    queries, gone = _of_labels_that_left(queries, was_known)
+    queries, left_out = distinct(queries, now.vectors, gallery.codes)
+    return queries, [*gone, *left_out, *_notes(queries, gallery, trained)]
 
 
-def _notes(queries: Queries, trained: NDArray[np.uint64]) -> list[str]:
+def _of_labels_that_left(queries: Queries, was_known: NDArray[np.bool_]) -> tuple[Queries, list[str]]:
+    """Without queries whose label was in the gallery and no longer is, and what to say of them.
+
+    It may have been renamed, and then they would be unknown queries beside their own items.
+    """
+    gone = np.zeros(len(queries.codes), np.bool_)
+    gone[queries.rows < 0] = was_known & (queries.codes[queries.rows < 0] < 0)
+    if not gone.any():
+        return queries, []
+    return queries.only(~gone), [
+        f"{gone.sum()} of {len(was_known)} calibration queries carry a label that has left the gallery, or has another "
+        "name now: not used."
+    ]
+
+
+def _notes(queries: Queries, gallery: Gallery, trained: NDArray[np.uint64]) -> list[str]:
     warnings: list[str] = []
+    asked, labels = len(np.unique(queries.codes[queries.codes >= 0])), len(gallery.names)
+    if 1 < asked < min(FEW_LABELS, labels):
+        warnings.append(
+            f"The calibration queries carry only {asked} of the gallery's {labels} labels; the others are taken to be "
+            "like them."
+        )
     if queries.leave_one_out:
         warnings.append(
             "Calibrated without queries, on the gallery's own items left out one by one. Real queries may differ: give "

@@ -200,6 +200,13 @@ def _examples(answer: Answer) -> list[str]:
 
 def _warm_up(collection: Collection) -> Answer:
     try:
+        return _first_answer(collection)
+    finally:
+        collection.drift.forget()
+
+
+def _first_answer(collection: Collection) -> Answer:
+    try:
         if collection.encoder.modality == "text":
             return collection.search([WARM_UP], k=TOP_K)[0]
         return collection.search_images([blank()], k=TOP_K)[0]

@@ -32,14 +32,14 @@ def reference(count: int = 2000) -> Reference:
 def test_a_shift_is_noticed_and_the_same_is_not(mean: float, verdict: str) -> None:
     drift = Drift()
     drift.observe(*hits(mean, 3000, seed=2), "a")
-    assert drift.report(reference())["verdict"] == verdict
+    assert drift.report(reference(), "a")["verdict"] == verdict
 
 
 def test_the_measures_are_what_their_names_say() -> None:
     drift, then = Drift(), hits(0.6, 2000, seed=1)[0]
     now, background = hits(0.65, 800, seed=3)
     drift.observe(now, background, "a")
-    found = drift.report(reference())["best_cosine"]
+    found = drift.report(reference(), "a")["best_cosine"]
     assert found["ks"] == pytest.approx(ks_2samp(now, then).statistic, abs=2e-3)
     edges = [-np.inf, *np.quantile(then, np.arange(1, 10) / 10), np.inf]
     a, b = (np.histogram(sample, edges)[0] / len(sample) for sample in (now, then))
@@ -60,13 +60,16 @@ def test_only_the_last_queries_count_and_another_calibration_begins_anew() -> No
     for mean in (0.3, 0.6):
         for part in range(5):
             drift.observe(*hits(mean, 150, seed=part), "a")
-    assert drift.report(reference())["queries"] == 500
-    assert drift.report(reference())["verdict"] == "none"
+    assert drift.report(reference(), "a")["queries"] == 500
+    assert drift.report(reference(), "a")["verdict"] == "none"
     drift.observe(*hits(0.6, LEAST - 1, seed=1), "b")
-    assert drift.report(reference()) == {"queries": LEAST - 1, "verdict": "unknown"}
+    assert drift.report(reference(), "b") == {"queries": LEAST - 1, "verdict": "unknown"}
     drift.observe(*hits(0.6, 1, seed=1), "b")
-    assert drift.report(reference())["verdict"] == "none"
-    assert drift.report(None)["verdict"] == "unknown"
+    assert drift.report(reference(), "b")["verdict"] == "none"
+    assert drift.report(None, "b")["verdict"] == "unknown"
+    assert drift.report(reference(), "c")["queries"] == 0, "what was asked under another says nothing of this one"
+    drift.forget()
+    assert drift.report(reference(), "b")["queries"] == 0
 
 
 def test_several_threads_lose_nothing() -> None:
@@ -77,7 +80,7 @@ def test_several_threads_lose_nothing() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert drift.report(reference())["queries"] == 2800
+    assert drift.report(reference(), "a")["queries"] == 2800
 
 
 def test_a_collection_watches_what_it_is_asked(collection: Collection, world: World) -> None:

@@ -127,19 +127,28 @@ def test_class_removed_twins_do_not_see_their_own_label() -> None:
 
 
 @pytest.mark.parametrize(
-    ("real", "kinds"), [(0, (60, 0, 120)), (20, (60, 20, 120)), (50, (60, 50, 0))], ids=["none", "few", "enough"]
+    ("real", "share", "needed"),
+    [
+        (0, 0.1, 10),
+        (9, 0.1, 10),
+        (10, 0.1, 10),
+        (1, 0.01, 10),
+        (9, 0.2, 15),
+        (15, 0.2, 15),
+        (49, 0.5, 50),
+        (50, 0.5, 50),
+    ],
 )
-@pytest.mark.parametrize("share", [0.1, 0.5])
-def test_weights_give_unknown_queries_their_share(real: int, kinds: tuple[int, int, int], share: float) -> None:
+def test_weights_give_unknown_queries_their_share(real: int, share: float, needed: int) -> None:
+    """`needed` real ones stand alone: as many as weigh what known ones do, 10 at least, 50 at most."""
+    kinds = (60, real, 120 if real < needed else 0)
     made = examples(*world(real=real), share)
     ends = np.cumsum(kinds)
     mass = [made.weight[end - count : end].sum() / made.weight.sum() for count, end in zip(kinds, ends, strict=True)]
     assert len(made.evidence) == sum(kinds)
     assert mass[0] == pytest.approx(1 - share)
     assert sum(mass[1:]) == pytest.approx(share)
-    # a few real ones weigh what known ones do, or their share of the fifty that would do alone
-    asked = min(50, 60 * share / (1 - share))
-    assert mass[1] == pytest.approx(share * min(real / asked, 1) if kinds[2] else share * (real > 0))
+    assert mass[1] == pytest.approx(share * min(real / needed, 1))
     assert made.weight.mean() == pytest.approx(1)
 
 
@@ -190,6 +199,8 @@ def test_too_little_to_learn_from_is_refused() -> None:
     queries, gallery, _, _ = world()
     with pytest.raises(CalibrationError, match="All items of the gallery have one label"):
         examples(queries, gallery, np.zeros(200, np.int64), 1, 0.2)
+    with pytest.raises(CalibrationError, match=r"All 60 calibration queries .* carry the same one"):
+        examples(replace(queries, codes=np.zeros(60, np.int64)), gallery, np.arange(200) % 5, 5, 0.2)
     reserved, gallery, codes, _ = world(reserved=True)
     with pytest.raises(CalibrationError, match="Fewer than two labels are left"):
         examples(reserved, gallery, np.where(np.arange(200) < 60, codes, 0), 5, 0.2)

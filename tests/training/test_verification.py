@@ -25,6 +25,11 @@ def some(seed: int, n: int = 40, classes: int = 4) -> tuple[np.ndarray, np.ndarr
     return vectors, codes, binned, (codes[:, None] == codes[None])[upper]
 
 
+def pairs(*bins: int, count: int = 1) -> np.ndarray:
+    """So many pairs in each of these bins."""
+    return count * np.bincount(bins, minlength=BINS)
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40))
 def test_the_roc_is_that_of_scikit_learn(seed: int, block: int) -> None:
     vectors, codes, binned, same = some(seed)
@@ -52,9 +57,9 @@ def test_the_equal_error_rate_lies_where_the_errors_cross(seed: int) -> None:
 
 
 def test_separated_pairs_have_no_errors_and_mixed_ones_half() -> None:
-    apart = Verification(np.eye(BINS, dtype=np.int64)[BINS - 1] * 9, np.eye(BINS, dtype=np.int64)[3] * 9)
+    apart = Verification(pairs(BINS - 1, count=9), pairs(3, count=9))
     assert apart.eer() == pytest.approx(0)
-    alike = Verification(*(np.eye(BINS, dtype=np.int64)[[7, 7]] * 9))
+    alike = Verification(pairs(7, count=9), pairs(7, count=9))
     assert alike.eer() == pytest.approx(0.5)
 
 
@@ -72,9 +77,7 @@ def test_tar_at_far_accepts_no_more_impostors_than_asked() -> None:
 
 @pytest.mark.parametrize(("impostors", "supported"), [(29_999, False), (30_000, True)])
 def test_a_rate_that_the_pairs_cannot_support_is_not_told(impostors: int, supported: bool) -> None:
-    counts = np.zeros(BINS, dtype=np.int64)
-    counts[5] = impostors
-    rate = Verification(np.eye(BINS, dtype=np.int64)[9], counts).tar_at(1e-3)
+    rate = Verification(pairs(9), pairs(5, count=impostors)).tar_at(1e-3)
     assert rate["supported"] is supported
     assert (rate["tar"] is None) is not supported
     assert supported or rate["pairs_needed"] == 30_000

@@ -1,0 +1,169 @@
+"""Calibration queries that show nothing are told and left out: copies, items, and those whose label has gone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from index import metrics
+from index.build import build_collection
+from index.calibration import MIN_QUERIES
+from index.collection import Collection, NewItem
+from index.distinct import distinct, repeated
+from index.errors import CalibrationError
+from index.examples import Queries
+from index.sources import Held
+from index.thresholds import from_fpir
+from tests.index.conftest import World
+from tests.index.helpers import unit
+
+
+@pytest.fixture
+def live(copied: Path) -> Iterator[Collection]:
+    opened = Collection.open(copied, writable=True)
+    opened.maintenance.close()
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_copies_are_found_as_by_comparing_all_with_all(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    some = unit(60, 16, seed)[random.integers(60, size=300)] + 1e-4 * random.standard_normal((300, 16))
+    vectors = (some / np.linalg.norm(some, axis=1, keepdims=True)).astype(np.float32)
+    codes = random.integers(-1, 2, 300)
+    same = (vectors.astype(np.float64) @ vectors.T.astype(np.float64) >= 1 - 1e-4) & (codes[:, None] == codes)
+    np.testing.assert_array_equal(repeated(vectors, codes), np.tril(same, -1).any(axis=1))
+
+
+def test_items_and_copies_go_with_their_names_and_numbers() -> None:
+    gallery, codes = unit(40, 8, seed=1), np.arange(40) % 4
+    others = unit(4, 8, seed=2)
+    vectors = np.stack([gallery[0], gallery[1], others[0], others[0], others[1], others[1], others[2]])
+    given = Queries(
+        vectors,
+        np.array([0, 3, 1, 1, -1, 2, -1]),
+        np.full(7, -1),
+        "given",
+        names=("l0", "l3", "l1", "l1", "other", "l2", "else"),
+        feedback=np.array([70, 71, 72]),
+    )
+    found, said = distinct(given, gallery, codes)
+    # the first is an item; the second is one of another label; the fourth a copy; of the fifth the label differs
+    assert found.names == ("l3", "l1", "other", "l2", "else")
+    assert found.codes.tolist() == [3, 1, -1, 2, -1]
+    assert found.feedback.tolist() == [70, 71, 72]
+    assert [line[:6] for line in said] == ["1 of 7", "1 of 7"]
+    own = replace(given, rows=np.arange(7), names=(), feedback=np.empty(0, np.int64))
+    assert distinct(own, gallery, codes) == (own, []), "items that ask for their like are hidden from themselves"
+
+
+def test_one_unknown_query_four_hundred_times_is_one(world: World, tmp_path: Path) -> None:
+    odd = replace(world.rows(world.held_unknown)[0], label=None)
+    build_collection(
+        str(world.encoder), world.rows(world.items), tmp_path / "c", held=Held(world.rows(world.held), [odd] * 400)
+    )
+    opened = Collection.open(tmp_path / "c")
+    assert opened.calibration is not None
+    assert opened.calibration.report["queries"]["unknowns"].startswith("1 real unknown query and ")
+    assert any("are copies of others" in warning for warning in opened.calibration.warnings)
+    with pytest.raises(CalibrationError, match=r"cannot support an FPIR of 0\.01"):
+        from_fpir(opened.calibration.held_out, 0.01)
+    opened.close()
+
+
+def test_queries_that_become_items_leave_the_next_calibration(live: Collection, world: World) -> None:
+    before = live.calibration
+    assert before is not None
+    held = world.rows(world.held)[:60]
+    live.upsert([NewItem(f"was asked {at}", row.label, row.text) for at, row in enumerate(held)])
+    live.snapshot()
+    assert live.calibration is not None
+    queries = live.calibration.report["queries"]
+    assert queries["known"] <= before.report["queries"]["known"] - 50
+    assert any("are items of the gallery" in warning for warning in live.calibration.warnings)
+
+
+def test_feedback_on_the_items_own_words_does_not_count(live: Collection, world: World) -> None:
+    rows = [*world.rows(world.items), *world.rows(world.test)]
+    for vector, row in zip(live.encoder.encode([row.text for row in rows]), rows, strict=True):
+        live.feedback(vector, row.label)
+    live.feedback(live.encoder.encode(["a storm and a melody today"])[0], None)
+    version = live.recalibrate()
+    assert MIN_QUERIES <= version.queries["feedback"]["queries"] <= len(world.rows(world.test)) + 1
+    assert live.calibration is not None
+    assert any("are items of the gallery" in warning for warning in live.calibration.warnings)
+
+
+def test_feedback_on_little_else_is_too_little(live: Collection, world: World) -> None:
+    rows = world.rows(world.items)
+    for vector, row in zip(live.encoder.encode([row.text for row in rows]), rows, strict=True):
+        live.feedback(vector, row.label)
+    live.feedback(live.encoder.encode(["a storm and a melody today"])[0], None)
+    with pytest.raises(CalibrationError, match=r"only 1 of them can be used.* are items of the gallery"):
+        live.recalibrate()
+
+
+def test_queries_of_a_renamed_label_are_not_unknown(live: Collection, world: World) -> None:
+    assert live.calibration is not None
+    before = live.calibration.report["queries"]
+    hits = live.search(["card", "food", "train"], k=100)
+    cards = {hit.id: hit for answer in hits for hit in answer.hits if hit.label == "card"}
+    live.upsert([NewItem(name, "payment", hit.text) for name, hit in cards.items()])
+    live.delete_where({"label": "card"})
+    live.snapshot()
+    assert live.calibration is not None
+    after = live.calibration.report["queries"]
+    assert after["unknown"] == before["unknown"]
+    assert after["known"] < before["known"]
+    assert any("has another name now: not used" in warning for warning in live.calibration.warnings)
+
+
+def test_what_was_left_out_is_said_where_too_little_is_left(world: World, tmp_path: Path) -> None:
+    items, few = world.rows(world.items), world.rows(world.held)[:10]
+    found = build_collection(str(world.encoder), items, tmp_path / "c", held=Held([*items, *few]))
+    assert not found["calibrated"]
+    assert "at least 20 are needed" in found["reason"]
+    assert f"{len(items)} of {len(items) + len(few)} calibration queries are items" in found["reason"]
+
+
+def test_queries_of_few_labels_are_said(world: World, tmp_path: Path) -> None:
+    rows = [row for row in world.rows(world.held) if row.label != "food"]
+    found = build_collection(str(world.encoder), world.rows(world.items), tmp_path / "c", held=Held(rows))
+    assert any("carry only 2 of the gallery's 3 labels" in warning for warning in found["warnings"])
+    one = [row for row in rows if row.label == "card"]
+    found = build_collection(str(world.encoder), world.rows(world.items), tmp_path / "d", held=Held(one))
+    assert "carry the same one" in found["reason"]
+
+
+def test_what_could_not_be_calibrated_is_tried_again_once_its_items_have_changed(copied: Path, world: World) -> None:
+    opened = Collection.open(copied, writable=True)
+    opened.maintenance.close()
+    hits = {hit.id: hit for answer in opened.search(["card", "food", "train"], k=100) for hit in answer.hits}
+    opened.upsert([NewItem(name, f"{hit.label} 2", hit.text) for name, hit in hits.items()])
+    opened.snapshot()
+    assert opened.calibration is None
+    assert not opened._due()
+    opened.upsert([NewItem(name, hit.label, hit.text) for name, hit in hits.items()])
+    assert opened._due()
+    opened.snapshot()
+    assert opened.uncalibrated() is None
+    opened.close()
+
+
+def test_intervals_hold_the_figure_and_stay_what_they_measure() -> None:
+    random = np.random.default_rng(3)
+    for n in (12, 40, 400):
+        known = random.random(n) < 0.8
+        right = known & (random.random(n) < 0.95)
+        p = np.clip(np.where(right, 0.9, 0.3) + 0.2 * random.standard_normal(n), 0.01, 0.99)
+        found = metrics.intervals(p, 1 - p, right, known)
+        for name, value in metrics.report(p, 1 - p, right, known).items():
+            if name in found:
+                low, high = found[name]
+                assert 0 <= low <= float(value or 0) <= high
+                assert name == "nll" or high <= 1
