@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Flags = NDArray[np.bool_]
 FOLDS = 5
 DEFAULT, FALLBACK = "conditional-logit", "platt"
-PRIOR_WORTH = 100.0
+PRIOR_WORTH = 200.0
 """Real queries that the gallery's own items, left out one by one, count for where real ones are few."""
 MISFIT = 0.02
 """By how much the ECE may exceed its noise floor, unless that is itself larger, before it is said."""

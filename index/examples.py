@@ -30,7 +30,7 @@ NEAR_COPY = 0.92
 AROUND = 0.05
 """Share of the labels, nearest first, that is hidden to imitate a far unknown query."""
 
-FEW_UNKNOWN = 10
+FEW_UNKNOWN = 5
 """Real unknown queries below which imitated ones always help."""
 ENOUGH = 400
 """Known queries that need no prior."""
@@ -316,8 +316,8 @@ def _needed(known: int, share: float) -> int:
 
 def _weights(known: int, real: int, removed: int, share: float, needed: int) -> Floats:
     """Weights that give unknown queries the mass `share`; beside removed ones, real ones have their share of `needed`:
-    one odd query must not stand for all that is unknown."""
-    total = known + real + 2 * removed
+    one odd query must not stand for all that is unknown. They add up to the queries, of which imitations are none."""
+    total = known + real
     of_real = real / needed if removed else 1.0
     each = [part / count if count else 0.0 for part, count in ((of_real, real), (1 - of_real, 2 * removed))]
     weights = [(1 - share) / known, *(share * one for one in each)]
