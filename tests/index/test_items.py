@@ -194,6 +194,24 @@ def test_a_damaged_row_is_named_and_never_read_into_an_index(store: ItemStore, d
     np.testing.assert_array_equal(store.everything().vectors, VECTORS[[0, 2]])
 
 
+def test_following_reads_what_changed_and_not_the_whole_table(store: ItemStore) -> None:
+    """A reader asks every second, and a writer after every write: with a million items a scan takes a second each."""
+    store.upsert([item(f"{at}", at) for at in range(64)])
+    store.upsert([item("more")])
+    asked: list[str] = []
+    with store._reader() as connection:
+        connection.set_trace_callback(asked.append)
+    changes = store.changes(1)
+    assert changes is not None
+    assert changes.born.tolist() == [65]
+    read = [statement for statement in asked if statement.startswith("SELECT") and "items" in statement]
+    assert len(read) == 3
+    for statement in read:
+        plan = " ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}"))
+        assert "USING INDEX" in plan, plan
+        assert "SCAN" not in plan, plan
+
+
 def test_changes_are_known_beyond_an_erasure_as_long_as_the_tombstones_last(
     store: ItemStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
