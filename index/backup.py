@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from index import versions
-from index.collection import CONFIG, ENCODER, ITEMS, SNAPSHOTS, Collection, read_config
+from index.collection import Collection
+from index.collection_folder import CONFIG, ENCODER, ITEMS, SNAPSHOTS, read_config
 from index.errors import CollectionError, Damaged, DiskFull, SettingsError
 from index.items import ItemStore
 from index.milvus_engine import share

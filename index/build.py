@@ -19,7 +19,8 @@ from typing import Any
 
 from index.calibrate import DEFAULT
 from index.calibrators import CALIBRATORS
-from index.collection import CONFIG, ENCODER, FORMAT, ITEMS, SNAPSHOTS, Collection
+from index.collection import Collection
+from index.collection_folder import CONFIG, ENCODER, FORMAT, ITEMS, SNAPSHOTS
 from index.compaction import UNKNOWN_SHARE, Fitting, keep_queries, own_questions
 from index.encode import Encoded, encode_stream, workers_for
 from index.encoder_files import fingerprint, training_settings

@@ -18,7 +18,8 @@ from index.build import build_collection
 from index.calibrate import DEFAULT
 from index.calibration_page import check_place, write_page
 from index.calibrators import CALIBRATORS
-from index.collection import CONFIG, ENCODER, MAX_K, Collection
+from index.collection import MAX_K, Collection
+from index.collection_folder import CONFIG, ENCODER
 from index.compaction import UNKNOWN_SHARE
 from index.conformal import CoverageFor
 from index.encoder_files import Modality, modality_of, training_settings

@@ -17,7 +17,8 @@ from rich.console import Console
 
 from index import console
 from index.backup import copy_collection
-from index.collection import SNAPSHOTS, Collection, read_config
+from index.collection import Collection
+from index.collection_folder import SNAPSHOTS, read_config
 from index.errors import DataError, SettingsError
 from index.intake import item_id, metadata_of
 from index.new_items import NewItem, Receipt

@@ -1,19 +1,11 @@
 """An opened collection: gallery, vector engine, calibration and encoder as one verified unit.
 
-collection.json            name, format, encoder fingerprint and dimension
-encoder/                   the encoder's folder, so that a collection can be copied or mounted alone
-items.sqlite               the truth
-snapshots/                 checksummed states of engine + calibration
-calibrations/              every calibration there was, and which one was chosen
-writer.lock                held by the one process that writes
-
 Every read takes one immutable `State` and answers from it alone; every write is committed to the items first and then
 swaps the state. A reader never waits for a writer.
 """
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -30,10 +22,11 @@ from index.answer import Answer, MapSpec
 from index.asked import MAX_K as MAX_K
 from index.asked import check_how, texts_asked, vectors_asked
 from index.calibrate import Calibration
+from index.collection_folder import ENCODER, ITEMS, SNAPSHOTS, checked_encoder, read_config
 from index.conformal import CoverageFor
 from index.consent import Expiry
 from index.drift import Drift
-from index.encoders import Encoder, load_encoder
+from index.encoders import Encoder
 from index.engine import Engine
 from index.engines import recall_warning
 from index.errors import CalibrationError, CollectionError, Damaged, DataError, DiskFull, ReadOnly
@@ -59,8 +52,6 @@ from index.state import State
 from index.versions import Version, Versions, chosen_calibration, dump, id_of
 from index.writer_lock import WriterLock
 
-FORMAT = 1
-CONFIG, ENCODER, ITEMS, SNAPSHOTS = "collection.json", "encoder", "items.sqlite", "snapshots"
 COMPACT_SHARE, COMPACT_LEAST = 0.05, 1_000
 """Compaction starts by itself when this share of the items, and at least so many rows, have changed since the last."""
 _TRIES = 10
@@ -112,7 +103,7 @@ class Collection:
             refuse_newer(path / SNAPSHOTS)
         lock = WriterLock(path) if writable else None
         try:
-            encoder = _checked_encoder(path, config)
+            encoder = checked_encoder(path, config)
             store = ItemStore(path / ITEMS, int(config["dimension"]), create=False)
         except BaseException:
             _release(lock)
@@ -581,54 +572,3 @@ def _now() -> str:
 def _release(lock: WriterLock | None) -> None:
     if lock is not None:
         lock.release()
-
-
-def _checked_encoder(path: Path, config: dict[str, Any]) -> Encoder:
-    """The collection's encoder. Raises `CollectionError` when it is another one."""
-    try:
-        encoder = load_encoder(path / ENCODER)
-    except OSError as error:
-        raise CollectionError(f"{path / ENCODER}: cannot be read ({error}). Check its permissions.") from error
-    if encoder.fingerprint != config["encoder"]:
-        raise CollectionError(
-            f"{path / ENCODER}: this encoder ({encoder.fingerprint[:12]}) is not the one the collection was built "
-            f"with ({config['encoder'][:12]}), so its vectors would mean nothing here. Restore that encoder, or "
-            "build the collection again with `surematch index`."
-        )
-    if encoder.dimension != config["dimension"]:
-        raise CollectionError(
-            f"{path / CONFIG}: says {config['dimension']} dimensions, the encoder makes {encoder.dimension}. "
-            "Restore the file from a backup, or build the collection again."
-        )
-    return encoder
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """`collection.json` of the collection at `path`, checked. Raises `CollectionError`."""
-    file, replaced = path / CONFIG, path.with_name(f".{path.name}-old")
-    try:
-        found = file.is_file()
-        kept = not found and (replaced / CONFIG).is_file()
-    except OSError as error:
-        raise CollectionError(f"{file}: cannot be read ({error.strerror}). Check its folder's permissions.") from error
-    if kept:
-        raise CollectionError(
-            f"{path}: was being replaced when the process died. The collection lies in {replaced}: put it back with "
-            f"mv {replaced} {path}"
-        )
-    if not found:
-        raise CollectionError(
-            f"{path}: not a collection (it has no {CONFIG}). Build one with: surematch index MODEL DATA --out {path}"
-        )
-    try:
-        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        newer = int(config["format"]) > FORMAT
-        if not (isinstance(config["name"], str) and isinstance(config["encoder"], str)):
-            raise ValueError("name or encoder is no text")
-        if not isinstance(config["dimension"], int) or config["dimension"] < 1:
-            raise ValueError(f"dimension is {config['dimension']!r}")
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise CollectionError(f"{file}: not readable ({error}). Restore it from a backup, or build again.") from error
-    if newer:
-        raise CollectionError(f"{file}: written by a newer surematch (format {config['format']}). Upgrade to open it.")
-    return config

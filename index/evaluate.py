@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from index import metrics
 from index.answer import Answer
 from index.calibration_page import Measured, write_page
-from index.collection import ENCODER, Collection
+from index.collection import Collection
+from index.collection_folder import ENCODER
 from index.conformal import CoverageFor
 from index.errors import CalibrationError, DataError
 from index.rows import Row, text_key
