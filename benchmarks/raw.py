@@ -93,6 +93,17 @@ def service(raw: dict[str, Any]) -> Outcome:
                 for count in clients:
                     what = f"{part}: requests a second, {count} clients"
                     against.append(Against(what, found[ours][count]["per_second"], name, by[count]["per_second"]))
+    if "minilm" in raw.get("text", {}):
+        told = raw["text"]["minilm"]
+        encoding: list[list[Cell]] = [
+            ["surematch, int8, search over HTTP", told["ours_p50_ms"], told["32 clients"]["per_second"]],
+            ["sentence-transformers, encode alone", told["theirs_p50_ms"], None],
+        ]
+        columns = ["", "p50 ms, one at a time", "requests/s, 32 clients"]
+        note = f"`minilm`, {told['texts']}; measured in turns."
+        tables.append(Table("Texts through MiniLM", columns, encoding, note))
+        what, theirs = "minilm int8: p50 ms of a search", "sentence-transformers, encode alone"
+        against.append(Against(what, told["ours_p50_ms"], theirs, told["theirs_p50_ms"], False))
     return Outcome("service", "The service over HTTP", tables, against, versions, raw)
 
 
