@@ -382,7 +382,7 @@ class Collection:
         rebuilt = state.snapshot_id.startswith("rebuilt-")
         stale = state.calibration is not None and state.pending > 0 and state.uncalibrated() is not None
         # other items may be calibrated where those of then could not
-        again = state.calibration is None and state.pending > 0.1 * len(state.engine)
+        again = state.calibration is None and state.pending > 0.01 * len(state.engine)
         return rebuilt or stale or again or state.pending > max(COMPACT_LEAST, COMPACT_SHARE * len(state.engine))
 
     def _catch_up(self) -> None:

@@ -41,10 +41,12 @@ def recalibrated(
         _check_enough(store, gallery)
     queries, notes = fitting.queries(folder, store, now, gallery)
     with saying(notes):
-        if fitting.feedback and len(queries.feedback) < MIN_QUERIES:
+        fed = queries.codes[len(queries.codes) - len(queries.feedback) :]
+        known = int((fed >= 0).sum())
+        if fitting.feedback and (len(fed) < MIN_QUERIES or known < FEW_QUERIES or known == len(fed)):
             raise CalibrationError(
-                f"There is enough feedback, but only {len(queries.feedback)} of them can be used; at least "
-                f"{MIN_QUERIES} are needed."
+                f"There is enough feedback, but only {len(fed)} of them can be used, {known} with a label and "
+                f"{len(fed) - known} without; at least {MIN_QUERIES} are needed, {FEW_QUERIES} with and one without."
             )
         made = fitting.examples(queries, now, gallery)
         found = fitting.fitted(made, queries, gallery, notes)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.calibration import FEW_QUERIES
-from index.distinct import distinct
+from index.distinct import SAME, distinct
 from index.encode import BATCH, blame, encode_batch
 from index.encoder_files import TRAINED_ROWS
 from index.encoders import Encoder
@@ -119,28 +119,38 @@ def stored_queries(
         labels, vectors = [*labels, *fed.labels], np.concatenate([vectors, fed.vectors])
         was_known = np.concatenate([was_known, [label is not None for label in fed.labels]])
     codes = gallery.encode_labels(labels)
-    said = int((codes[len(kept.labels) :] >= 0).sum())
-    if kept.known.any() or (said >= FEW_QUERIES and not len(trained)):
-        queries = Queries(
-            vectors,
-            codes,
-            np.full(len(codes), -1, np.int64),
-            _GIVEN if kept.known.any() else "users' feedback",
-            names=tuple(labels),
-            items_untrained=not len(trained),
-        )
-    else:
-        keys = np.empty(0, np.uint64)
-        if len(trained):
-            of_row = store.texts(now.born.tolist())
-            texts = (of_row[row] for row in now.born.tolist())
-            keys = np.array([NO_TEXT if text is None else text_key(text) for text in texts], np.uint64)
-        queries = _own_rows(keys, now.vectors, gallery, labels, vectors, codes, trained, seed)
-    if fed is not None:
-        queries = replace(queries, feedback=fed.numbers)
-    queries, gone = _of_labels_that_left(queries, was_known)
-    queries, left_out = distinct(queries, now.vectors, gallery.codes)
-    return queries, [*gone, *left_out, *_notes(queries, gallery, trained)]
+    given = Queries(
+        vectors,
+        codes,
+        np.full(len(codes), -1, np.int64),
+        _GIVEN if kept.known.any() else "users' feedback",
+        names=tuple(labels),
+        items_untrained=not len(trained),
+        feedback=np.empty(0, np.int64) if fed is None else fed.numbers,
+    )
+    given, gone = _of_labels_that_left(given, was_known)
+    given, left_out = distinct(_last_word(given), now.vectors, gallery.codes)
+    notes = [*gone, *left_out]
+    usable = int((given.codes >= 0).sum()) >= FEW_QUERIES and (kept.known.any() or not len(trained))
+    if usable or (kept.known.any() and not notes):
+        return given, [*notes, *_notes(given, gallery, trained)]
+    keys = np.empty(0, np.uint64)
+    if len(trained):
+        of_row = store.texts(now.born.tolist())
+        texts = (of_row[row] for row in now.born.tolist())
+        keys = np.array([NO_TEXT if text is None else text_key(text) for text in texts], np.uint64)
+    with saying(notes):
+        own = _own_rows(keys, now.vectors, gallery, given.names, given.vectors, given.codes, trained, seed)
+    queries = replace(own, feedback=given.feedback)
+    return queries, [*notes, *_notes(queries, gallery, trained)]
+
+
+def _last_word(queries: Queries) -> Queries:
+    """Without queries whose answer feedback on the same query corrects."""
+    first = len(queries.codes) - len(queries.feedback)
+    same = queries.vectors[:first] @ queries.vectors[first:].T >= 1 - SAME
+    corrected = (same & (queries.codes[:first, None] != queries.codes[None, first:])).any(axis=1)
+    return queries.only(np.concatenate([~corrected, np.ones(len(queries.feedback), np.bool_)]))
 
 
 def _of_labels_that_left(queries: Queries, was_known: NDArray[np.bool_]) -> tuple[Queries, list[str]]:
