@@ -281,8 +281,8 @@ def report(bench: Bench, results: dict[str, dict[str, float]]) -> Outcome:
     ]
     columns = ["method", "seen recall@1", "unseen recall@1", "unseen MAP@R", "sd", "loop processor s", "peak MiB"]
     note = (
-        f"Means of {bench.seeds} seeds; the loop's median seconds of all its threads, which are the same on a busy "
-        "machine; the highest memory of the process."
+        f"Means of {bench.seeds} seeds; the loop's median processor seconds, over all its threads; the highest memory "
+        "of the process."
     )
     against = []
     ours = results.get("ours", {})

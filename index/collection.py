@@ -22,6 +22,7 @@ from index.answer import Answer, MapSpec
 from index.asked import MAX_K as MAX_K
 from index.asked import check_how, texts_asked, vectors_asked
 from index.calibrate import Calibration
+from index.calibration import FEW_QUERIES
 from index.collection_folder import ENCODER, ITEMS, SNAPSHOTS, checked_encoder, read_config
 from index.conformal import CoverageFor
 from index.consent import Expiry
@@ -381,8 +382,8 @@ class Collection:
             return False
         rebuilt = state.snapshot_id.startswith("rebuilt-")
         stale = state.calibration is not None and state.pending > 0 and state.uncalibrated() is not None
-        # other items may be calibrated where those of then could not
-        again = state.calibration is None and state.pending > 0.01 * len(state.engine)
+        # other items may be calibrated where those of then could not; fewer than a calibration needs change nothing
+        again = state.calibration is None and state.pending >= max(FEW_QUERIES, 0.01 * len(state.engine))
         return rebuilt or stale or again or state.pending > max(COMPACT_LEAST, COMPACT_SHARE * len(state.engine))
 
     def _catch_up(self) -> None:

@@ -94,25 +94,22 @@ class Database:
         return int(self._guard(lambda: self._connection.execute(statement).fetchone()[0]))
 
     def _read(self, statement: str, *values: Any) -> list[Any]:
-        with self._reader(statements=1) as connection:
+        with self._reader(one_statement=True) as connection:
             found: list[Any] = connection.execute(statement, values).fetchall()
             return found
 
     @contextmanager
-    def _reader(self, statements: int = 2) -> Iterator[sqlite3.Connection]:
-        """A connection in a transaction of its own: everything read through it is of one moment.
-
-        One statement is a transaction by itself.
-        """
+    def _reader(self, *, one_statement: bool = False) -> Iterator[sqlite3.Connection]:
+        """A connection in a transaction of its own (one statement is one by itself): all it reads is of one moment."""
         try:
             connection = self._readers.pop()
         except IndexError:
             connection = self._guard(self._connect)
         try:
-            if statements > 1:
+            if not one_statement:
                 connection.execute("BEGIN")
             yield connection
-            if statements > 1:
+            if not one_statement:
                 connection.execute("COMMIT")
         except BaseException as error:
             connection.close()

@@ -6,10 +6,12 @@ ones every figure looks better, or better supported, than it is. Queries are kep
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 
-from index.evidence import Ints
+from index.evidence import Ints, exact_top
 from index.examples import Queries
 
 Vectors = NDArray[np.float32]
@@ -17,44 +19,54 @@ Flags = NDArray[np.bool_]
 SAME = 1e-4
 """What the cosine of one text with itself may lack to 1, encoded at two times in different company."""
 
+MANY = 0.05
+"""Share of copies from which they are worth a warning: people do ask the same."""
+
 
 def distinct(queries: Queries, gallery: Vectors, codes: Ints) -> tuple[Queries, list[str]]:
-    """The queries without copies and items, and what to say of those left out; the gallery (size, d) with its label
-    codes (size,). Queries taken from the gallery itself (`Queries.rows`) stay: they are hidden from themselves."""
+    """The queries without copies and items, and what to say of those left out; a few copies go without a word.
+
+    Of the gallery (size, d) the label codes (size,) are needed. Queries taken from the gallery itself (`Queries.rows`)
+    stay: they are hidden from themselves.
+    """
     given = queries.rows < 0
     copies = given & repeated(queries.vectors, queries.codes)
     items = given & ~copies & _items(queries.vectors, queries.codes, gallery, codes)
     said = []
     if items.any():
         said.append(
-            f"{items.sum()} of {given.sum()} calibration queries are items of the gallery, which find themselves: not "
-            "used. Give queries that are no items with --calibrate FILE."
+            f"{items.sum()} of {given.sum()} calibration queries are items of the gallery to this encoder, and find "
+            "themselves: not used. Give queries that are no items with --calibrate FILE."
         )
-    if copies.any():
+    if copies.sum() > MANY * given.sum():
         said.append(f"{copies.sum()} of {given.sum()} calibration queries are copies of others: each counts once.")
-    return (queries.only(~(copies | items)), said) if said else (queries, [])
+    left_out = copies | items
+    return (queries.only(~left_out) if left_out.any() else queries), said
+
+
+def last_word(queries: Queries) -> Queries:
+    """Without the queries that feedback, which comes last, gives another answer to."""
+    first = len(queries.codes) - len(queries.feedback)
+    corrected = np.zeros(len(queries.codes), np.bool_)
+    if len(queries.feedback):
+        scores, at = exact_top(queries.vectors[:first], queries.vectors[first:], 1)
+        corrected[:first] = (scores[:, 0] >= 1 - SAME) & (queries.codes[:first] != queries.codes[first:][at[:, 0]])
+    return queries.only(~corrected) if corrected.any() else queries
 
 
 def repeated(vectors: Vectors, codes: Ints) -> Flags:
-    """(n,) whether an earlier row of `vectors` (n, d) with the same code is the same vector, up to `SAME`.
-
-    Rows that are the same lie together along any direction, so each is compared with its neighbours on one alone.
-    """
+    """(n,) whether an earlier row of `vectors` (n, d) with the same code is the same vector, up to `SAME`."""
     found = np.zeros(len(vectors), np.bool_)
-    if len(vectors) < 2:
-        return found
-    direction = np.random.default_rng(0).standard_normal(vectors.shape[1])
-    along = vectors @ (direction / np.linalg.norm(direction)).astype(np.float32)
-    order = np.argsort(along, kind="stable")
-    reach = np.sqrt(2 * SAME)  # two unit vectors of that cosine are no farther apart
-    for step in range(1, len(order)):
-        near = np.flatnonzero(along[order[step:]] - along[order[:-step]] <= reach)
-        if not len(near):
-            break
-        one, other = order[near], order[near + step]
-        alike = (codes[one] == codes[other]) & (np.einsum("ij,ij->i", vectors[one], vectors[other]) >= 1 - SAME)
-        found[np.maximum(one, other)[alike]] = True
+    for code in np.unique(codes):
+        mine = np.flatnonzero(codes == code)
+        nearest, _ = exact_top(vectors[mine], vectors[mine], 1, partial(_not_earlier, np.arange(len(mine))))
+        found[mine] = nearest[:, 0] >= 1 - SAME
     return found
+
+
+def _not_earlier(rows: Ints, part: slice) -> Flags:
+    hidden: Flags = rows >= rows[part, None]
+    return hidden
 
 
 def _items(vectors: Vectors, codes: Ints, gallery: Vectors, of_item: Ints) -> Flags:
@@ -65,5 +77,5 @@ def _items(vectors: Vectors, codes: Ints, gallery: Vectors, of_item: Ints) -> Fl
         mine = np.flatnonzero(codes == code)
         start, end = np.searchsorted(of_item, [code, code + 1], sorter=order)
         if end > start:
-            found[mine] = (vectors[mine] @ gallery[order[start:end]].T).max(axis=1) >= 1 - SAME
+            found[mine] = exact_top(vectors[mine], gallery[order[start:end]], 1)[0][:, 0] >= 1 - SAME
     return found

@@ -25,6 +25,7 @@ from index.items import Changes, ItemStore
 from index.outcome import distribution, table
 from index.sources import saying
 
+Vectors = NDArray[np.float32]
 _DRAWS = 500
 
 
@@ -37,36 +38,32 @@ def recalibrated(
     label is right" on them, known and unknown weighted to the share expected in use; `nll_change` with its 95 % paired
     bootstrap interval. Where nothing honest can be compared, `why_not` says why. Raises `CalibrationError`.
     """
-    if fitting.feedback:
-        _check_enough(store, gallery)
     queries, notes = fitting.queries(folder, store, now, gallery)
     with saying(notes):
-        fed = queries.codes[len(queries.codes) - len(queries.feedback) :]
-        known = int((fed >= 0).sum())
-        if fitting.feedback and (len(fed) < MIN_QUERIES or known < FEW_QUERIES or known == len(fed)):
-            raise CalibrationError(
-                f"There is enough feedback, but only {len(fed)} of them can be used, {known} with a label and "
-                f"{len(fed) - known} without; at least {MIN_QUERIES} are needed, {FEW_QUERIES} with and one without."
-            )
+        if fitting.feedback:
+            _check_enough(queries)
         made = fitting.examples(queries, now, gallery)
         found = fitting.fitted(made, queries, gallery, notes)
-    return found, _change(made, queries, found, served) if fitting.feedback else None
+    fitted_on = np.concatenate([store.calibration_queries().vectors, queries.vectors[queries.rows >= 0]])
+    return found, _change(made, queries, fitted_on, found, served) if fitting.feedback else None
 
 
-def _check_enough(store: ItemStore, gallery: Gallery) -> None:
-    codes = gallery.encode_labels(store.feedback().distinct().labels)
-    known = int((codes >= 0).sum())
-    if len(codes) < MIN_QUERIES or known < FEW_QUERIES or known == len(codes):
+def _check_enough(queries: Queries) -> None:
+    fed = queries.codes[len(queries.codes) - len(queries.feedback) :]
+    known = int((fed >= 0).sum())
+    if len(fed) < MIN_QUERIES or known < FEW_QUERIES or known == len(fed):
         raise CalibrationError(
-            f"There is feedback on {len(codes)} different queries, {known} with a label of this collection and "
-            f"{len(codes) - known} without; to recalibrate, at least {MIN_QUERIES} are needed, of which at least "
-            f"{FEW_QUERIES} with and one without. Collect more (POST /v1/feedback), or fit again without any: "
+            f"There is feedback on {len(fed)} different queries that can be used, {known} with a label of this "
+            f"collection and {len(fed) - known} without; to recalibrate, at least {MIN_QUERIES} are needed, of which "
+            f"at least {FEW_QUERIES} with and one without. Collect more (POST /v1/feedback), or fit again without any: "
             "surematch recalibrate COLLECTION --no-feedback."
         )
 
 
-def _change(made: Examples, queries: Queries, found: Calibration, served: Calibration | None) -> dict[str, Any]:
-    at = _compared(made, queries, served)
+def _change(
+    made: Examples, queries: Queries, fitted_on: Vectors, found: Calibration, served: Calibration | None
+) -> dict[str, Any]:
+    at = _compared(made, queries, fitted_on, served)
     known = made.codes[at] >= 0
     counts = {"queries": len(at), "known": int(known.sum()), "unknown": int((~known).sum())}
     if served is None:
@@ -89,14 +86,15 @@ def _change(made: Examples, queries: Queries, found: Calibration, served: Calibr
     }
 
 
-def _compared(made: Examples, queries: Queries, served: Calibration | None) -> NDArray[np.int64]:
-    """Examples of feedback that neither calibration was fitted on: newer than the served one, and with no copy.
+def _compared(made: Examples, queries: Queries, fitted_on: Vectors, served: Calibration | None) -> NDArray[np.int64]:
+    """Examples of feedback that neither calibration was fitted on: newer than the served one, and no copy of a query in
+    `fitted_on` (m, d), of those that feedback corrects neither.
 
-    The examples that hide nothing come first, one a query; a copy among the other queries would be in the fit.
+    The examples that hide nothing come first, one a query.
     """
     first = len(queries.codes) - len(queries.feedback)
     used = (served.report.get("queries", {}).get("feedback") or {}) if served is not None else {}
-    others = {vector.tobytes() for vector in queries.vectors[:first]}
+    others = {vector.tobytes() for vector in fitted_on}
     of_feedback = np.flatnonzero(made.group[: len(queries.codes)] >= first)
     kept = [
         example

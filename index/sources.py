@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.calibration import FEW_QUERIES
-from index.distinct import SAME, distinct
+from index.distinct import distinct, last_word
 from index.encode import BATCH, blame, encode_batch
 from index.encoder_files import TRAINED_ROWS
 from index.encoders import Encoder
@@ -34,6 +34,7 @@ MAX_LEFT_OUT = 2000
 MAX_COMPARISONS = 200_000_000
 """Queries times items, from which on queries are sampled: a minute or two of calibration, whatever the gallery."""
 FEW_LABELS = 5
+"""Labels that queries must carry, where the gallery has so many, to go without a warning."""
 FEWEST = 400
 """Queries that are taken however large the gallery is."""
 
@@ -72,26 +73,16 @@ def calibration_queries(
     check_labels(held.known, gallery.names, known=True)
     check_labels(held.unknown, gallery.names, known=False, known_as="with --calibrate")
     warnings: list[str] = []
-    with saying(warnings):
-        unknown = _untrained(held.unknown, trained, "unknown queries", warnings)
-        asked = _no_items(held.known, keys, gallery, warnings)
-        if asked:
-            known = _untrained(asked, trained, "calibration queries", warnings)
-            queries = _given(encoder, known, unknown, gallery, not len(trained), progress)
-        else:
-            outside = encode_rows(encoder, unknown, progress, "encoding unknown queries")
-            queries = _own_rows(
-                keys,
-                vectors,
-                gallery,
-                [row.label for row in unknown],
-                outside,
-                np.full(len(outside), -1, np.int64),
-                trained,
-                seed,
-            )
-    queries, said = distinct(queries, vectors, gallery.codes)
-    return queries, [*warnings, *said, *_notes(queries, gallery, trained)]
+    unknown = _untrained(held.unknown, trained, "unknown queries", warnings)
+    asked = _no_items(held.known, keys, gallery, warnings)
+    known = _untrained(asked, trained, "calibration queries", warnings)
+    given = _given(encoder, known, unknown, gallery, not len(trained), progress)
+    given, left_out = distinct(given, vectors, gallery.codes)
+    warnings += left_out
+    if not (given.codes >= 0).any():  # too few are refused, and who gave them can give more
+        with saying(warnings):
+            given = _own_rows(given, keys, vectors, gallery, trained, seed)
+    return given, [*warnings, *_notes(given, gallery, trained)]
 
 
 @contextmanager
@@ -109,15 +100,15 @@ def stored_queries(
     """The queries to calibrate a gallery with again: those the collection kept, else its own rows `now` as at first.
 
     `fed` are what users said was right, and join them; where there is nothing but items left out one by one, enough
-    feedback takes their place, and they become its prior. Labels are looked up anew: a query whose label has left the
-    gallery is an unknown one now, and the other way round. Raises `CalibrationError` when no honest query is left.
+    feedback takes their place, and they become its prior. Labels are looked up anew: an unknown query whose label has
+    come into the gallery is a known one now. Raises `CalibrationError` when no honest query is left.
     """
     trained = trained_rows(encoder_folder)
     kept = store.calibration_queries()
     labels, vectors, was_known = kept.labels, kept.vectors, kept.known
     if fed is not None:
         labels, vectors = [*labels, *fed.labels], np.concatenate([vectors, fed.vectors])
-        was_known = np.concatenate([was_known, [label is not None for label in fed.labels]])
+        was_known = np.concatenate([was_known, np.array([label is not None for label in fed.labels], np.bool_)])
     codes = gallery.encode_labels(labels)
     given = Queries(
         vectors,
@@ -129,28 +120,18 @@ def stored_queries(
         feedback=np.empty(0, np.int64) if fed is None else fed.numbers,
     )
     given, gone = _of_labels_that_left(given, was_known)
-    given, left_out = distinct(_last_word(given), now.vectors, gallery.codes)
+    given, left_out = distinct(last_word(given), now.vectors, gallery.codes)
     notes = [*gone, *left_out]
     usable = int((given.codes >= 0).sum()) >= FEW_QUERIES and (kept.known.any() or not len(trained))
-    if usable or (kept.known.any() and not notes):
-        return given, [*notes, *_notes(given, gallery, trained)]
-    keys = np.empty(0, np.uint64)
-    if len(trained):
-        of_row = store.texts(now.born.tolist())
-        texts = (of_row[row] for row in now.born.tolist())
-        keys = np.array([NO_TEXT if text is None else text_key(text) for text in texts], np.uint64)
-    with saying(notes):
-        own = _own_rows(keys, now.vectors, gallery, given.names, given.vectors, given.codes, trained, seed)
-    queries = replace(own, feedback=given.feedback)
-    return queries, [*notes, *_notes(queries, gallery, trained)]
-
-
-def _last_word(queries: Queries) -> Queries:
-    """Without queries whose answer feedback on the same query corrects."""
-    first = len(queries.codes) - len(queries.feedback)
-    same = queries.vectors[:first] @ queries.vectors[first:].T >= 1 - SAME
-    corrected = (same & (queries.codes[:first, None] != queries.codes[None, first:])).any(axis=1)
-    return queries.only(np.concatenate([~corrected, np.ones(len(queries.feedback), np.bool_)]))
+    if not usable and (notes or not kept.known.any()):
+        keys = np.empty(0, np.uint64)
+        if len(trained):
+            of_row = store.texts(now.born.tolist())
+            texts = (of_row[row] for row in now.born.tolist())
+            keys = np.array([NO_TEXT if text is None else text_key(text) for text in texts], np.uint64)
+        with saying(notes):
+            given = _own_rows(given, keys, now.vectors, gallery, trained, seed)
+    return given, [*notes, *_notes(given, gallery, trained)]
 
 
 def _of_labels_that_left(queries: Queries, was_known: NDArray[np.bool_]) -> tuple[Queries, list[str]]:
@@ -158,8 +139,7 @@ def _of_labels_that_left(queries: Queries, was_known: NDArray[np.bool_]) -> tupl
 
     It may have been renamed, and then they would be unknown queries beside their own items.
     """
-    gone = np.zeros(len(queries.codes), np.bool_)
-    gone[queries.rows < 0] = was_known & (queries.codes[queries.rows < 0] < 0)
+    gone = was_known & (queries.codes < 0)
     if not gone.any():
         return queries, []
     return queries.only(~gone), [
@@ -214,7 +194,11 @@ def _untrained(rows: Sequence[Row], trained: NDArray[np.uint64], what: str, warn
 
 
 def _no_items(rows: Sequence[Row], keys: NDArray[np.uint64], gallery: Gallery, warnings: list[str]) -> Sequence[Row]:
-    """Without the rows that are items of the gallery, text and label: they find themselves, which shows nothing."""
+    """Without the rows that are items of the gallery, text and label: they find themselves, which shows nothing.
+
+    By their texts, because an int8 encoder gives one text vectors .98 apart in different company (`index.distinct`
+    would not know them).
+    """
     codes = gallery.encode_labels([row.label for row in rows])
     items = set(zip(keys.tolist(), gallery.codes.tolist(), strict=True))
     others = [row for row, code in zip(rows, codes, strict=True) if (text_key(row.text), code) not in items]
@@ -263,20 +247,18 @@ def _given(
 
 
 def _own_rows(
+    given: Queries,
     keys: NDArray[np.uint64],
     vectors: NDArray[np.float32],
     gallery: Gallery,
-    names: Sequence[str | None],
-    outside: NDArray[np.float32],
-    codes: NDArray[np.int64],
     trained: NDArray[np.uint64],
     seed: int,
 ) -> Queries:
-    """Queries from the gallery's own rows: those held out of training, or, untrained, items left out one by one.
+    """Queries from the gallery's own rows: those held out of training, or, untrained, items left out one by one; and
+    those `given` that are no items.
 
-    `outside` (u, d) are queries that are no items, with label `names` and `codes` (u,). Of held-out rows all copies of
-    a text are taken together, and a label keeps at least one item visible. An item without a text may have been
-    trained on. The texts' `keys` are needed only for a trained encoder.
+    Of held-out rows all copies of a text are taken together, and a label keeps at least one item visible. An item
+    without a text may have been trained on. The texts' `keys` are needed only for a trained encoder.
     """
     fresh = gallery.codes < len(gallery.names)
     random = np.random.default_rng(seed)
@@ -292,13 +274,16 @@ def _own_rows(
             if len(trained)
             else "No item has a label, so none can ask for its like. Give labelled queries with --calibrate FILE."
         )
-    return Queries(
-        np.concatenate([vectors[picked], outside]),
-        np.concatenate([gallery.codes[picked], codes]),
-        np.concatenate([picked, np.full(len(outside), -1)]),
-        "rows held out of training" if len(trained) else "the gallery's own items, each left out with its near copies",
+    return replace(
+        given,
+        vectors=np.concatenate([vectors[picked], given.vectors]),
+        codes=np.concatenate([gallery.codes[picked], given.codes]),
+        rows=np.concatenate([picked, given.rows]),
+        source="rows held out of training"
+        if len(trained)
+        else "the gallery's own items, each left out with its near copies",
         leave_one_out=not len(trained),
-        names=tuple(names),
+        items_untrained=False,
     )
 
 

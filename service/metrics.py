@@ -105,7 +105,7 @@ class Metrics:
     def observe(self, answers: Iterable[Answer], queue: float, encode: float, search: float) -> None:
         """Seconds of one search request and what it was answered."""
         for stage, seconds in (("queue", queue), ("encode", encode), ("search", search)):
-            if seconds:  # vectors are not encoded
+            if seconds or stage != "encode":  # vectors are not encoded
                 self.stages.labels(stage).observe(seconds)
         for answer in answers:
             if answer.no_match is None or answer.decision is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +17,11 @@ from index.collection import Collection, NewItem
 from index.distinct import distinct, repeated
 from index.errors import CalibrationError
 from index.examples import Queries
+from index.rows import text_key
 from index.sources import Held
 from index.thresholds import from_fpir
 from tests.index.conftest import World
-from tests.index.helpers import unit
+from tests.index.helpers import sentences, unit
 
 
 @pytest.fixture
@@ -104,7 +106,9 @@ def test_feedback_on_little_else_is_too_little(live: Collection, world: World) -
     for vector, row in zip(live.encoder.encode([row.text for row in rows]), rows, strict=True):
         live.feedback(vector, row.label)
     live.feedback(live.encoder.encode(["a storm and a melody today"])[0], None)
-    with pytest.raises(CalibrationError, match=r"only 1 of them can be used.* are items of the gallery"):
+    with pytest.raises(
+        CalibrationError, match=r"feedback on 1 different queries that can be used.* are items of the gallery"
+    ):
         live.recalibrate()
 
 
@@ -129,6 +133,62 @@ def test_what_was_left_out_is_said_where_too_little_is_left(world: World, tmp_pa
     assert not found["calibrated"]
     assert "at least 20 are needed" in found["reason"]
     assert f"{len(items)} of {len(items) + len(few)} calibration queries are items" in found["reason"]
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["the same words", "in another order"])
+def test_where_nothing_is_left_the_items_ask(world: World, tmp_path: Path, order: int) -> None:
+    rows = [replace(row, text=" ".join(row.text.split()[::order])) for row in world.rows(world.items)]
+    found = build_collection(str(world.encoder), world.rows(world.items), tmp_path / "c", held=Held(rows))
+    assert "left out" in found["calibration"]["queries"]["source"]
+    assert any("calibration queries are items of the gallery" in warning for warning in found["warnings"])
+
+
+def test_what_was_left_out_is_said_where_nothing_is_left(world: World, tmp_path: Path) -> None:
+    encoder = Path(shutil.copytree(world.encoder, tmp_path / "encoder"))
+    items, held = world.rows(world.items), world.rows(world.held)
+    keys = sorted({text_key(row.text) for row in items + held})
+    np.save(encoder / "trained_rows.npy", np.array(keys, np.uint64))
+    found = build_collection(str(encoder), items, tmp_path / "c", held=Held(held))
+    assert "Every row of the gallery was used to train" in found["reason"]
+    assert f"of {len(held)} calibration queries were in the encoder's training data" in found["reason"]
+
+
+def test_feedback_corrects_what_was_given(live: Collection) -> None:
+    """The last word counts, and what the served calibration was fitted on does not measure it."""
+    kept = live._store.calibration_queries()
+    wrong = kept.vectors[kept.known][:30]
+    for vector in wrong:
+        live.feedback(vector, None)
+    for text, label in sentences(40, ["card", "travel", "food"], 91):
+        live.feedback(live.encoder.encode([text])[0], label)
+    assert live.calibration is not None
+    before = live.calibration.report["queries"]
+    version = live.recalibrate()
+    assert live.calibration is not None
+    after = live.calibration.report["queries"]
+    assert after["unknown"] == before["unknown"] + len(wrong)
+    assert after["known"] == before["known"] - len(wrong) + after["feedback"]["queries"] - len(wrong)
+    assert version.change is not None
+    assert version.change["unknown"] == 0, "the corrected ones were in the fit of what served"
+
+
+def test_feedback_that_becomes_items_leaves_a_calibration(copied: Path, world: World, tmp_path: Path) -> None:
+    build_collection(str(world.encoder), world.rows(world.items), tmp_path / "c")
+    opened = Collection.open(tmp_path / "c", writable=True)
+    opened.maintenance.close()
+    asked = world.rows(world.test)
+    for vector, row in zip(opened.encoder.encode([row.text for row in asked]), asked, strict=True):
+        opened.feedback(vector, row.label)
+    for row in world.rows(world.test_unknown):
+        opened.feedback(opened.encoder.encode([row.text])[0], None)
+    opened.recalibrate()
+    opened.upsert([NewItem(f"asked {at}", row.label, row.text) for at, row in enumerate(asked)])
+    opened.snapshot()
+    assert opened.calibration is not None
+    queries = opened.calibration.report["queries"]
+    assert "left out" in queries["source"]
+    assert queries["feedback"]["queries"] > 20, "of the unknown ones none has become an item"
+    opened.close()
 
 
 def test_queries_of_few_labels_are_said(world: World, tmp_path: Path) -> None:
