@@ -14,7 +14,6 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Generic, TypeVar
@@ -75,15 +74,11 @@ class Batcher(Generic[T, R]):
         self._observe = observe
         self._queue: deque[_Waiting[T, R]] = deque()
         self._running: set[asyncio.Task[None]] = set()
-        self._awaited = 0  # callers that a lane lingers for
-        self._all_here = asyncio.Event()
 
     async def submit(self, item: T, size: int = 1) -> R:
         """The result of `item`. Cancelled while it waits, it is never computed."""
         waiting: _Waiting[T, R] = _Waiting(item, size)
         self._queue.append(waiting)
-        if len(self._queue) == self._awaited:
-            self._all_here.set()
         if self._free:
             self._free -= 1
             lane = asyncio.get_running_loop().create_task(self._lane())
@@ -119,11 +114,8 @@ class Batcher(Generic[T, R]):
         end = perf_counter() + LONGEST * seconds
         callers = min(callers, self._max_batch)
         waiting, quiet = len(self._queue), 0
-        self._awaited = callers
-        self._all_here.clear()
         while callers > 1 and waiting < callers and quiet < QUIET and perf_counter() < end:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._all_here.wait(), PAUSE * seconds)
+            await asyncio.sleep(PAUSE * seconds)
             quiet = quiet + 1 if len(self._queue) <= waiting else 0
             waiting = len(self._queue)
 
