@@ -105,7 +105,8 @@ def examples(queries: Queries, gallery: Vectors, codes: Ints, labels: int, unkno
     view = _view(queries, gallery, codes, labels)
     _check_labels(queries, known)
     asked = ((known, "nothing"), (real, "nothing"), (removed, "own label"), (removed, "labels around"))
-    evidence = concatenate([_evidence(queries, part, view, hidden) for part, hidden in asked if len(part)])
+    wanted = f"give at least {needed} with --unknown FILE" + (f" ({len(real)} are too few)" if len(real) else "")
+    evidence = concatenate([_evidence(queries, part, view, hidden, wanted) for part, hidden in asked if len(part)])
     of_known = _truth(queries, known, view)
     enough(int((of_known >= 0).sum()))
     truth = np.concatenate([of_known, np.full(len(real) + 2 * len(removed), -1)])
@@ -232,8 +233,11 @@ def _view(queries: Queries, gallery: Vectors, codes: Ints, labels: int) -> _View
     return _View(gallery, codes, np.flatnonzero(shown), LabelProfile.of(gallery, codes, labels))
 
 
-def _evidence(queries: Queries, part: Ints, view: _View, hidden: str) -> Evidence:
-    """What the queries at `part` see when "nothing", their "own label" or the "labels around" them are hidden."""
+def _evidence(queries: Queries, part: Ints, view: _View, hidden: str, wanted: str) -> Evidence:
+    """What the queries at `part` see when "nothing", their "own label" or the "labels around" them are hidden.
+
+    Raises `CalibrationError` when some see nothing, which real unknown queries help against: `wanted`.
+    """
     vectors, own = queries.vectors[part], queries.codes[part]
 
     def unseen(block: slice) -> Flags:
@@ -251,7 +255,7 @@ def _evidence(queries: Queries, part: Ints, view: _View, hidden: str) -> Evidenc
     if not some.all():
         raise CalibrationError(
             f"{(~some).sum()} calibration queries see no item at all once their own label is hidden. The gallery is "
-            "too small or too uniform to imitate unknown queries: give some with --unknown FILE."
+            f"too small or too uniform to imitate unknown queries: {wanted}."
         )
     evidence = gather(scores, view.codes[positions], vectors, view.profile)
     if queries.leave_one_out and hidden == "nothing":

@@ -130,6 +130,20 @@ def test_one_label_alone_cannot_be_told_from_anything() -> None:
         examples(queries, vectors[:40], codes, 1, 0.3)
 
 
+@pytest.mark.parametrize("real", [0, 6])
+def test_two_labels_need_real_unknown_queries_and_are_told_how_many(real: int) -> None:
+    """Of two labels nothing is left once one and those around it are hidden."""
+    vectors, codes = unit(100, 8), np.arange(100) % 2
+    asked = np.concatenate([codes[40:80], np.full(real, -1)])
+    queries = Queries(vectors[40 : 80 + real], asked, np.full(40 + real, -1), "made")
+    # 40 known queries are to be 70 %, so 18 unknown ones are the other 30 %
+    said = r"at least 18 with --unknown FILE" + (r" \(6 are too few\)" if real else r"\.")
+    with pytest.raises(CalibrationError, match=said):
+        examples(queries, vectors[:40], codes[:40], 2, 0.3)
+    enough = Queries(vectors[40:98], np.where(np.arange(58) < 40, codes[40:98], -1), np.full(58, -1), "made")
+    assert examples(enough, vectors[:40], codes[:40], 2, 0.3).unknowns == "18 real unknown queries"
+
+
 def build(world: World, folder: Path, rows: list[Row], held: Held) -> Collection:
     build_collection(str(world.encoder), rows, folder / "c", held=held, unknown_share=0.3)
     return Collection.open(folder / "c")
