@@ -17,11 +17,11 @@ from index.collection import Collection, NewItem
 from index.distinct import distinct, repeated
 from index.errors import CalibrationError
 from index.examples import Queries
-from index.rows import text_key
+from index.rows import read_rows, text_key
 from index.sources import Held
 from index.thresholds import from_fpir
 from tests.index.conftest import World
-from tests.index.helpers import sentences, unit
+from tests.index.helpers import Vectors, sentences, unit
 
 
 @pytest.fixture
@@ -62,6 +62,38 @@ def test_items_and_copies_go_with_their_names_and_numbers() -> None:
     assert [line[:6] for line in said] == ["1 of 7", "1 of 7"]
     own = replace(given, rows=np.arange(7), names=(), feedback=np.empty(0, np.int64))
     assert distinct(own, gallery, codes) == (own, []), "items that ask for their like are hidden from themselves"
+
+
+@pytest.mark.parametrize(
+    ("made_of_items", "spread", "told"), [(1.0, 1, True), (0.5, 1, True), (0, 1, False), (1, 0, False)]
+)
+def test_queries_made_of_items_are_told(made_of_items: float, spread: float, told: bool) -> None:
+    """But not where the items themselves are as near to each other (`spread` 0)."""
+    random, labels = np.random.default_rng(0), 8
+    centres, codes = unit(labels, 32), np.arange(400) % labels
+
+    def around(points: Vectors, by: float) -> Vectors:
+        moved = points + by * unit(len(points), 32, int(random.integers(1 << 30)))
+        return (moved / np.linalg.norm(moved, axis=1, keepdims=True)).astype(np.float32)
+
+    gallery = around(centres[codes], spread or 0.1)
+    changed, fresh = around(gallery[:200], 0.2), around(centres[codes[:200]], spread or 0.1)
+    vectors = np.where(random.random((200, 1)) < made_of_items, changed, fresh)
+    given = Queries(vectors, codes[:200], np.full(200, -1), "given", names=tuple(map(str, codes[:200])))
+    found, said = distinct(given, gallery, codes)
+    assert len(found.codes) == 200
+    assert [("are nearly an item" in line) for line in said] == [True] * told
+
+
+def test_real_queries_are_not_taken_for_changed_items(shared_data: Path, tmp_path: Path) -> None:
+    items, queries = (
+        read_rows([shared_data / "banking77" / name], text="text", label="category")
+        for name in ("train.csv", "test.csv")
+    )
+    marked = [replace(row, text=f"{row.text} please") for row in items[::10]]
+    for at, (held, told) in enumerate([(queries[::3], False), (marked, True)]):
+        said = build_collection("static", items, tmp_path / str(at), held=Held(held))["warnings"]
+        assert any("are nearly an item" in line for line in said) == told
 
 
 def test_one_unknown_query_four_hundred_times_is_one(world: World, tmp_path: Path) -> None:
