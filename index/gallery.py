@@ -75,7 +75,14 @@ class Gallery:
 
     def codes_of(self, rows: Ints) -> Ints:
         """Label codes of row numbers, any shape."""
+        if self._whole:  # nothing to search where no row is missing
+            found: Ints = self.codes.take(rows - self.rows[0], mode="clip")  # -1: no row, as below
+            return found
         return self.codes[np.searchsorted(self.rows, rows)]
+
+    @cached_property
+    def _whole(self) -> bool:
+        return bool(len(self.rows)) and int(self.rows[-1] - self.rows[0]) == len(self.rows) - 1
 
     def encode_labels(self, labels: Sequence[str | None]) -> Ints:
         """Codes of labels, -1 for one that is not in the gallery."""

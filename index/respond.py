@@ -176,8 +176,11 @@ def _answer(
 ) -> Answer:
     codes = evidence.codes[evidence.starts[query] : evidence.starts[query + 1]]
     p, logits = p[: len(codes) + 1], logits[: len(codes) + 1]
-    barred = np.zeros(len(codes), np.bool_) if found.shown is None else ~np.isin(codes, found.shown.labels)
-    p = np.concatenate([[min(p[0] + p[1:][barred].sum(), 1.0)], np.where(barred, 0.0, p[1:])])  # 1 + 2e-16 is no share
+    barred = np.zeros(len(codes), np.bool_)
+    if found.shown is not None:
+        barred = ~np.isin(codes, found.shown.labels)
+        p = np.concatenate([p[:1] + p[1:][barred].sum(), np.where(barred, 0.0, p[1:])])
+    p = np.minimum(p, 1.0)  # 1 + 2e-16 is no share
 
     def entries(columns: NDArray[np.int64]) -> list[LabelProbability]:
         ordered = columns[np.argsort(-p[columns], kind="stable")]

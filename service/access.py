@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.by_name import address
+from service.headers import header
 from service.keys import Keys
 from service.problems import Problem, response
 
@@ -57,7 +57,7 @@ class Access:
         needed = scope_needed(scope["method"], scope["path"])
         if needed is None:
             return None
-        given = _given(Headers(scope=scope))
+        given = _given(scope)
         key = keys.find(given) if given else None
         if key is None:
             why = "The key is not valid." if given else "No key was sent."
@@ -68,6 +68,6 @@ class Access:
         return None
 
 
-def _given(headers: Headers) -> str:
-    kind, _, token = headers.get("authorization", "").partition(" ")
-    return token.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
+def _given(scope: Scope) -> str:
+    kind, _, token = (header(scope, b"authorization") or "").partition(" ")
+    return token.strip() if kind.lower() == "bearer" else header(scope, b"x-api-key") or ""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.by_name import address
+from service.headers import header
 from service.problems import Problem, response
 
 
@@ -29,7 +30,7 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         # The server has checked that the header, if any, is digits.
-        if int(Headers(scope=scope).get("content-length", "0")) > self.limit:
+        if int(header(scope, b"content-length") or "0") > self.limit:
             await response(self.too_large(), address(scope))(scope, receive, send)
             return
         seen = 0
@@ -74,7 +75,7 @@ class KnownHosts:
         self.names = names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        host = Headers(scope=scope).get("host") if scope["type"] == "http" else None
+        host = header(scope, b"host") if scope["type"] == "http" else None
         if host is not None and _without_port(host).lower() not in self.names:
             problem = Problem("unknown-host", "The Host header names another service.")
             await response(problem, address(scope))(scope, receive, send)

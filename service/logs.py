@@ -6,17 +6,19 @@ Addresses are logged as the route's template (`/v1/items/{id}`), because an id o
 from __future__ import annotations
 
 import logging
+import random
 import re
-import secrets
 import sys
 import time
 from typing import Any
 
 import orjson
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.headers import header
+
 REQUEST_ID = "X-Request-Id"
+_RAW_ID = REQUEST_ID.lower().encode()
 _PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 log = logging.getLogger("surematch.access")
 
@@ -63,8 +65,8 @@ class RequestLog:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(REQUEST_ID, "")
-        request_id = given if _PLAIN_ID.fullmatch(given) else secrets.token_hex(8)
+        given = header(scope, _RAW_ID) or ""
+        request_id = given if _PLAIN_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
         scope.setdefault("state", {})["request_id"] = request_id
         began = time.perf_counter()
         status = 0
@@ -73,7 +75,7 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+                message["headers"] = [*message["headers"], (_RAW_ID, request_id.encode())]
             await send(message)
 
         try:

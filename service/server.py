@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import socket
 import sys
@@ -71,6 +72,9 @@ def run(
         # asyncio's backlog is also how many connections are accepted at a time: one, or the first of several workers
         # to wake would take them all. Those that wait are the kernel's affair.
         listening.listen(WAITING)
+        # what is here now, stays: to look through it for cycles, again and again, is what slow requests waited for
+        gc.collect()
+        gc.freeze()
         if supervisor is not None:
             supervisor.send(("ready", greeting))
             return

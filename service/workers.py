@@ -26,6 +26,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import FrameType
 
+from prometheus_client import values
 from prometheus_client.multiprocess import mark_process_dead
 
 from index.errors import SurematchError
@@ -183,6 +184,9 @@ def _send(pipe: Connection, what: str, said: str | None) -> None:
 def _work(settings: ServeSettings, listening: socket.socket, pipe: Connection) -> None:
     """One worker, from the first to the last line."""
     os.setsid()  # Ctrl-C in a terminal goes to the supervisor alone, which passes it on
+    number = os.getpid()
+    # as it is, every count asks the system for that number, in case the process has forked; this one never does
+    values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
     try:
         run(settings, Serving.open_all(settings), listening, pipe)
     except SurematchError as error:
