@@ -34,16 +34,12 @@ class OnnxEncoder:
     def __init__(self, folder: Path) -> None:
         """Raises `EncoderError` for a folder that is damaged, or when ONNX Runtime is not installed."""
         need_onnxruntime()
-        import onnxruntime
         from tokenizers import Tokenizer
 
         self.fingerprint = fingerprint(folder)
         record, content = _read(folder)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
-        options.log_severity_level = 3
         try:
-            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            self._session = inference_session(content)
             self._tokenizer = Tokenizer.from_file(str(module_paths(folder)[0] / "tokenizer.json"))
             self._inputs = [str(name) for name in record["inputs"]]
             self._pad, self._limit = int(record["pad"]), int(record["max_tokens"])
@@ -85,6 +81,20 @@ class OnnxEncoder:
             fields["token_type_ids"][at, :end] = encoding.type_ids
         found: Vectors = self._session.run(None, {name: fields[name] for name in self._inputs})[0]
         return found
+
+
+def inference_session(content: bytes) -> Any:
+    """The network in an ONNX file, on the CPU: as many threads as there are cores, or as OMP_NUM_THREADS says.
+
+    They sleep while they wait for work: as they come they turn for a while, on cores that somebody else needs.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def need_onnxruntime() -> None:

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +27,7 @@ from index.encoders import Vectors
 from index.errors import DataError, EncoderError
 from index.faces import Aligner, yunet, yunet_file
 from index.image_encoder import PicturesOnly, Source, opened, unit
-from index.onnx_encoder import need_onnxruntime
+from index.onnx_encoder import inference_session, need_onnxruntime
 
 MODULE = "0_OnnxPictures"
 MODEL, CONFIG = "model.onnx", "config.json"
@@ -83,8 +82,6 @@ class OnnxPictureEncoder(PicturesOnly):
     def __init__(self, folder: Path, align: Aligner | None = None) -> None:
         """The encoder in `folder`; `align` takes the place of its own. Raises `EncoderError`."""
         need_onnxruntime()
-        import onnxruntime
-
         self.fingerprint = fingerprint(folder)
         module = module_paths(folder)[0]
         self._prepared = _preparation((module / CONFIG).read_text(encoding="utf-8"), module / CONFIG)
@@ -93,12 +90,9 @@ class OnnxPictureEncoder(PicturesOnly):
             raise EncoderError(
                 f"{module / MODEL}: its SHA-256 is not the one recorded. Build or copy the encoder again."
             )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
-        options.log_severity_level = 3
         size = self._prepared.size
         try:
-            self._session: Any = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            self._session = inference_session(content)
             (self._input,) = (put.name for put in self._session.get_inputs())
             shape = self._run(np.zeros((1, 3, size, size), np.float32)).shape
         except Exception as error:  # ONNX Runtime raises many unrelated types

@@ -137,6 +137,9 @@ def serve(argv: Sequence[str]) -> int:
     settings = parse(ServeSettings, argv)
     settings.folders  # noqa: B018 (two of one name are refused before anything is opened)
     _check_exposure(settings)
+    # The threads of FAISS that wait for work sleep. As they come they turn, on the core that answers others; it is read
+    # when FAISS is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # Imported late, so that `serve --help` and wrong flags answer at once.
     from service.server import run
     from service.serving import Serving
