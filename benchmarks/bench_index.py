@@ -5,7 +5,8 @@
 
 Raw FAISS searches the very same index with the same parameters, in turns with ours; what is compared is what the engine
 adds: checks, row numbers, never fewer than k. `flat` is compared with `IndexFlatIP` as the wheel ships it, and with its
-BLAS tuned (newer kernels, `distance_compute_blas_threshold` 1). Ratios are medians over rounds.
+BLAS tuned (newer kernels, `distance_compute_blas_threshold` 1). Ratios are medians over rounds. Beside `hnsw` stand
+hnswlib and usearch, with graphs of the same size and the narrowest beam that finds as much (`index_peers.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.index_peers import beside
 from index import exact
 from index.engine import Vectors
 from index.engines import FAISS, make_engine
@@ -87,7 +89,10 @@ def raw_calls(engine: FaissEngine) -> Calls:
     return {"raw FAISS": shipped, "raw FAISS, BLAS tuned": tuned} if engine.kind == "flat" else {"raw FAISS": shipped}
 
 
-def measure(kind: str, vectors: Vectors, queries: Vectors, true: Any, seconds: float) -> dict[str, Any]:
+def measure(
+    kind: str, vectors: Vectors, queries: Vectors, true: Any, seconds: float, cache: Path | None
+) -> dict[str, Any]:
+    """One engine; `hnsw` beside its peers, which keep their environments in `cache`, unless that is None."""
     begun = time.perf_counter()
     engine = make_engine(kind, vectors, np.arange(len(vectors)))
     built = time.perf_counter() - begun
@@ -106,6 +111,8 @@ def measure(kind: str, vectors: Vectors, queries: Vectors, true: Any, seconds: f
     for batch in BATCHES:
         calls = {"ours": lambda asked: engine.search(asked, K), **raw_calls(engine)}
         result[f"batch {batch}, queries/s"] = in_turns(calls, queries, batch, seconds)
+    if kind == "hnsw" and cache is not None:
+        result["peers"] = beside(engine, vectors, queries, true, float(recall), BATCHES, cache)
     return result
 
 
@@ -126,13 +133,16 @@ def main() -> None:
     parser.add_argument("--engines", nargs="*", default=[*FAISS, "auto"])
     parser.add_argument("--seconds", type=float, default=8.0, help="time for each batch size of each engine")
     parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "surematch-bench-index")
+    parser.add_argument("--no-peers", action="store_true", help="without hnswlib and usearch")
     args = parser.parse_args()
     vectors, queries = clustered(args.size, args.dimension, args.queries)
     _, true = exact.top(queries, vectors, K)
     setting = {"size": args.size, "dimension": args.dimension, "faiss": faiss.__version__, "cores": os.cpu_count()}
     results = earlier(args.json, setting)
     for kind in args.engines:
-        results[kind] = measure(kind, vectors, queries, true, args.seconds)
+        cache = None if args.no_peers else args.cache
+        results[kind] = measure(kind, vectors, queries, true, args.seconds, cache)
         print(json.dumps({kind: results[kind]}, indent=2), flush=True)
         if args.json:
             args.json.write_text(json.dumps({**setting, "engines": results}, indent=2))

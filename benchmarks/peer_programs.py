@@ -99,8 +99,11 @@ def vectors_of(texts: list[str]) -> Any:
 def txtai() -> Ask:
     from txtai.embeddings import Embeddings
 
-    config = {"method": "external", "backend": "faiss", "faiss": {"components": f"IDMap,HNSW{BEAM['m']}"}}
-    path = folder / "data"
+    # its FAISS graphs are searched with a beam of 16 whatever is asked for, and find .90 of the ten nearest; this one's
+    # beam can be set
+    beam = {"m": BEAM["m"], "efconstruction": BEAM["ef_construct"], "efsearch": BEAM["ef"]}
+    config = {"method": "external", "backend": "hnsw", "hnsw": beam}
+    path = folder / "hnsw"
     if not path.exists():
         made = Embeddings(config)
         made.index((at, vector, None) for at, vector in enumerate(np.asarray(items)))

@@ -37,8 +37,38 @@ def index(raw: dict[str, Any]) -> Outcome:
     columns = ["engine", "build and tune, s", "memory, MB", "recall@10 when built", "recall@10, new queries"]
     columns += [name for batch in batches for name in (batch, "times raw FAISS")]
     title = f"{raw['size']:,} vectors of {raw['dimension']} dimensions"
-    table = Table(title, columns, rows, "Clustered vectors; our searches and FAISS's take turns; medians.")
-    return Outcome("index", "Vector engines", [table], against, {"faiss-cpu": raw["faiss"]}, raw)
+    tables = [Table(title, columns, rows, "Clustered vectors; our searches and FAISS's take turns; medians.")]
+    versions = {"faiss-cpu": raw["faiss"]}
+    peers = {name: one for name, one in raw["engines"].get("hnsw", {}).get("peers", {}).items() if "beam" in one}
+    if peers:
+        tables.append(_graphs(raw, peers))
+        versions |= {name: one["version"] for name, one in peers.items()}
+    for name, one in peers.items():
+        for batch in ("batch 1", "batch 64"):
+            ours, theirs = (one[f"{batch}, {who}"][1] for who in ("ours", name))
+            against.append(Against(f"hnsw, {raw['size']:,} vectors, {batch}, queries/s", ours, name, theirs))
+    return Outcome("index", "Vector engines", tables, against, versions, raw)
+
+
+def _graphs(raw: dict[str, Any], peers: dict[str, Any]) -> Table:
+    """Our `hnsw` and its peers: medians of rounds taken in turns, and their range."""
+    ours = raw["engines"]["hnsw"]
+    rows: list[list[Cell]] = []
+    for name, one in peers.items():
+        for who, built, beam, recall in (
+            (f"surematch, beside {name}", ours["build and tune, s"], ours["parameters"]["ef_search"], ours[_NEW]),
+            (name, one["build, s"], one["beam"], one["recall@10"]),
+        ):
+            speeds = [one[f"batch {batch}, {'ours' if who != name else name}"] for batch in (1, 64)]
+            rows.append(
+                [who, built, beam, recall, *(f"{mid:,.0f} ({low:,.0f} to {top:,.0f})" for low, mid, top in speeds)]
+            )
+    columns = ["graph", "build, s", "beam", "recall@10, new queries", "batch 1, queries/s", "batch 64, queries/s"]
+    note = "Equal links and building beam; each peer searches with the narrowest beam that finds as much as ours. Ours "
+    return Table("Graphs of other libraries", columns, rows, note + "also tunes its beam while it builds.")
+
+
+_NEW = "recall@10 of new queries"
 
 
 def images(raw: dict[str, Any]) -> Outcome:

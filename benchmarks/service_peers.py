@@ -18,7 +18,7 @@ import numpy as np
 
 PACKAGES = {
     "chroma": ["chromadb"],
-    "txtai": ["txtai[api]"],
+    "txtai": ["txtai[api]", "hnswlib"],
     "milvus-lite": ["pymilvus>=3.0", "milvus-lite>=3.2"],
     "qdrant-edge": ["qdrant-edge-py"],
 }

@@ -1,0 +1,83 @@
+"""hnswlib and usearch beside our `hnsw`: the same vectors, graphs of the same size, as much found, in turns."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.service_peers import environment
+from index.engine import Vectors
+from index.faiss_engine import FaissEngine
+
+PEERS = ("hnswlib", "usearch")
+ROUNDS = 3
+K = 10
+
+
+@contextmanager
+def _running(name: str, cache: Path, recall: float) -> Iterator[tuple[dict[str, Any], Callable[[int, float], float]]]:
+    """What it says of itself, and its queries a second for a batch size. Raises `subprocess.SubprocessError`."""
+    python = environment(cache / f"{name}-venv", [name])
+    program = [python, Path(__file__).with_name("index_programs.py"), name, cache, str(recall)]
+    process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin
+    assert process.stdout
+    source, sink = process.stdout, process.stdin
+
+    def speed(batch: int, seconds: float) -> float:
+        sink.write(f"{batch} {seconds}\n")
+        sink.flush()
+        return float(json.loads(source.readline()))
+
+    try:
+        if not (told := source.readline()):
+            raise subprocess.SubprocessError(f"{name} did not start")
+        yield json.loads(told), speed
+    finally:
+        sink.close()
+        process.wait(30)
+
+
+def _ours(engine: FaissEngine, queries: Vectors, batch: int, seconds: float) -> float:
+    taken: list[float] = []
+    over = time.perf_counter() + seconds
+    while (begun := time.perf_counter()) < over or len(taken) < 5:
+        at = len(taken) * batch % (len(queries) - batch)
+        engine.search(queries[at : at + batch], K)
+        taken.append(time.perf_counter() - begun)
+    return batch / statistics.median(taken)
+
+
+def beside(
+    engine: FaissEngine,
+    vectors: Vectors,
+    queries: Vectors,
+    true: Any,
+    recall: float,
+    batches: tuple[int, ...],
+    cache: Path,
+) -> dict[str, Any]:
+    """{peer: its build time, beam, recall and queries a second beside ours}, medians over rounds with their range."""
+    cache.mkdir(parents=True, exist_ok=True)
+    for name, array in (("items", vectors), ("queries", queries), ("true", true)):
+        np.save(cache / f"{name}.npy", array)
+    found: dict[str, Any] = {}
+    for name in PEERS:
+        try:
+            with _running(name, cache, recall) as (told, speed):
+                found[name] = told
+                for batch in batches:
+                    pairs = [(_ours(engine, queries, batch, 2.0), speed(batch, 2.0)) for _ in range(ROUNDS)]
+                    for who, of in zip(("ours", name), zip(*pairs, strict=True), strict=True):
+                        found[name][f"batch {batch}, {who}"] = [round(x, 1) for x in sorted(of)]
+        except (OSError, subprocess.SubprocessError) as error:
+            found[name] = {"not measured": str(error)[-500:]}
+    return found
