@@ -303,7 +303,7 @@ def threshold(argv: Sequence[str]) -> int:
     reason = collection.uncalibrated()
     if collection.calibration is None or reason is not None:
         raise CalibrationError(f"{settings.collection}: no threshold without a calibration. {reason}")
-    sample = collection.calibration.held_out
+    sample, warnings = collection.calibration.held_out, [*collection.state.warnings, *collection.calibration.warnings]
     if settings.false_match_cost is not None and settings.miss_cost is not None:
         found = thresholds.from_costs(sample, settings.false_match_cost, settings.miss_cost)
     elif settings.precision is not None:
@@ -311,9 +311,9 @@ def threshold(argv: Sequence[str]) -> int:
     else:
         found = thresholds.from_fpir(sample, settings.fpir or 0.0)
     if settings.json_:
-        _print_json(asdict(found))
+        _print_json({**asdict(found), "warnings": warnings})
     else:
-        console.show_threshold(Console(), found)
+        console.show_threshold(Console(), found, warnings)
     return 0
 
 

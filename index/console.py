@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -134,8 +134,8 @@ def show_collection(out: Console, built: dict[str, Any], path: Path) -> None:
     out.print(f'Ask it:   surematch search {name} "..."\nServe it: surematch serve {name}', highlight=False)
 
 
-def show_threshold(out: Console, found: Threshold) -> None:
-    """A threshold and what it rests on, in plain words."""
+def show_threshold(out: Console, found: Threshold, warnings: Sequence[str]) -> None:
+    """A threshold and what it rests on, in plain words, with the calibration's `warnings`."""
     out.print(
         f"Call it a match when its probability is at least [bold]{found.probability:.4f}[/bold].", highlight=False
     )
@@ -153,6 +153,8 @@ def show_threshold(out: Console, found: Threshold) -> None:
     )
     if found.assumes is not None:
         out.print(f"[yellow]Mind:[/] {found.assumes}", highlight=False)
+    for warning in warnings:
+        out.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False)
 
 
 def show_evaluation(out: Console, report: dict[str, Any]) -> None:

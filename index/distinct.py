@@ -28,15 +28,19 @@ NEARLY, EXCESS = 0.95, 0.3
 may exceed that of such items. Real queries and items differ by less than .1 (BANKING77 and CLINC150, static and minilm:
 .13 to .30 of the queries, .15 to .27 of the items); of items with a mark appended .88 to .996 are that near.
 """
+ALONE = 0.8
+"""The share of such queries from which they are told where labels have one item each, which are near to nothing."""
+
 SAMPLE, OF_LABEL, LEAST = 1000, 50, 20
-"""Items that tell how near items of one label are, how many of one label, and with fewer of which nothing is said."""
+"""Items that tell how near items of one label are, how many of one label, and how few say nothing."""
 
 
 def distinct(queries: Queries, gallery: Vectors, codes: Ints) -> tuple[Queries, list[str]]:
     """The queries without copies and items, and what to say of those left out; a few copies go without a word.
 
     Of the gallery (size, d) the label codes (size,) are needed. Queries taken from the gallery itself (`Queries.rows`)
-    stay: they are hidden from themselves. Queries that look like items with a word changed stay, too, but are told.
+    stay: they are hidden from themselves. Known queries that look made out of items all go: next to
+    them every real query would look unknown.
     """
     given = queries.rows < 0
     copies = given & repeated(queries.vectors, queries.codes)
@@ -52,7 +56,10 @@ def distinct(queries: Queries, gallery: Vectors, codes: Ints) -> tuple[Queries, 
     if copies.sum() > MANY * given.sum():
         said.append(f"{copies.sum()} of {given.sum()} calibration queries are copies of others: each counts once.")
     left_out = copies | items
-    said += own.made_of_items(nearest[given & ~left_out & (queries.codes >= 0)])
+    known = given & ~left_out & (queries.codes >= 0)
+    made, told = own.made_of_items(nearest[known])
+    said += told
+    left_out |= known & made
     return (queries.only(~left_out) if left_out.any() else queries), said
 
 
@@ -104,27 +111,34 @@ class _Own:
 
     def among_themselves(self) -> Vectors:
         """(m,) the best cosine of a sample of the items to another of their label, copies left aside."""
+        random = np.random.default_rng(0)
         found: list[Vectors] = []
-        for code in np.random.default_rng(0).permutation(np.unique(self.codes)):
+        for code in random.permutation(np.unique(self.codes)):
             if sum(map(len, found)) >= SAMPLE:
                 break
             items = self.gallery[self.of(code)]
             if len(items) > 1:
-                cosines = items[:OF_LABEL] @ items.T
+                cosines = items[random.permutation(len(items))[:OF_LABEL]] @ items.T
                 found.append(np.where(cosines >= 1 - SAME, -np.inf, cosines).max(axis=1))
         return np.concatenate([np.empty(0, np.float32), *found])
 
-    def made_of_items(self, nearest: Vectors) -> list[str]:
-        """A warning where queries, by their `nearest` item (n,), look as if somebody had made them out of items."""
+    def made_of_items(self, nearest: Vectors) -> tuple[bool, list[str]]:
+        """Whether known queries, by their `nearest` item (n,), were made by changing items, and what to say of it."""
         nearly = nearest >= NEARLY
         if nearly.sum() <= EXCESS * len(nearest):  # looking at the items would not change that
-            return []
+            return False, []
+        said = f"{nearly.sum()} of {len(nearest)} calibration queries are nearly an item of their label (cosine "
         items = self.among_themselves()
-        share = float((items >= NEARLY).mean()) if len(items) else 0.0
-        if len(items) < LEAST or nearly.mean() <= share + EXCESS:
-            return []
-        return [
-            f"{nearly.sum()} of {len(nearest)} calibration queries are nearly an item of their label (cosine "
-            f"{NEARLY} or more), which only {share:.0%} of the items are to each other. If they were made by changing "
-            "items, probabilities come out too high: give real queries with --calibrate FILE."
+        if len(items) < LEAST:
+            return False, [
+                f"{said}{NEARLY} or more). If they were made by changing items, real queries will look unknown, and "
+                "their probabilities be far too low: then give real ones with --calibrate FILE."
+            ] * bool(nearly.mean() > ALONE)
+        share = float((items >= NEARLY).mean())
+        if nearly.mean() <= share + EXCESS:
+            return False, []
+        return True, [
+            f"{said}{NEARLY} or more), as only {share:.0%} of the items are to each other, so they look made by "
+            "changing items. Next to them real queries would look unknown: none of the known ones is used. Give real "
+            "queries with --calibrate FILE."
         ]

@@ -108,6 +108,11 @@ def examples(queries: Queries, gallery: Vectors, codes: Ints, labels: int, unkno
     wanted = f"give at least {needed} with --unknown FILE" + (f" ({len(real)} are too few)" if len(real) else "")
     evidence = concatenate([_evidence(queries, part, view, hidden, wanted) for part, hidden in asked if len(part)])
     of_known = _truth(queries, known, view)
+    if queries.leave_one_out and (of_known >= 0).sum() < FEW_QUERIES:
+        raise CalibrationError(
+            f"Of {len(known)} items only {(of_known >= 0).sum()} have another of their label that is no near copy, so "
+            "items cannot ask for their like. Give labelled queries with --calibrate FILE."
+        )
     enough(int((of_known >= 0).sum()))
     truth = np.concatenate([of_known, np.full(len(real) + 2 * len(removed), -1)])
     target = np.where(truth >= 0, evidence.candidate(truth), NO_MATCH)

@@ -73,7 +73,7 @@ def calibration_queries(
     check_labels(held.known, gallery.names, known=True)
     check_labels(held.unknown, gallery.names, known=False, known_as="with --calibrate")
     warnings: list[str] = []
-    unknown = _untrained(held.unknown, trained, "unknown queries", warnings)
+    unknown = _untrained(_unseen(held.unknown, keys, warnings), trained, "unknown queries", warnings)
     asked = _no_items(held.known, keys, gallery, warnings)
     known = _untrained(asked, trained, "calibration queries", warnings)
     given = _given(encoder, known, unknown, gallery, not len(trained), progress)
@@ -143,8 +143,8 @@ def _of_labels_that_left(queries: Queries, was_known: NDArray[np.bool_]) -> tupl
     if not gone.any():
         return queries, []
     return queries.only(~gone), [
-        f"{gone.sum()} of {len(was_known)} calibration queries carry a label that has left the gallery, or has another "
-        "name now: not used."
+        f"{gone.sum()} of {len(was_known)} calibration queries carry a label that is not in the gallery, or has "
+        "another name there now: not used."
     ]
 
 
@@ -158,8 +158,8 @@ def _notes(queries: Queries, gallery: Gallery, trained: NDArray[np.uint64]) -> l
         )
     if queries.leave_one_out:
         warnings.append(
-            "Calibrated without queries, on the gallery's own items left out one by one. Real queries may differ: give "
-            "some with --calibrate FILE."
+            "Without queries the gallery's own items asked for their like, left out one by one. Real queries may "
+            "differ: give some with --calibrate FILE."
         )
     if len(trained) and not (queries.codes < 0).any():
         warnings.append(
@@ -206,6 +206,18 @@ def _no_items(rows: Sequence[Row], keys: NDArray[np.uint64], gallery: Gallery, w
         warnings.append(
             f"{len(rows) - len(others)} of {len(rows)} calibration queries are items of the gallery, which find "
             "themselves: not used. Give queries that are no items with --calibrate FILE."
+        )
+    return others
+
+
+def _unseen(rows: Sequence[Row], keys: NDArray[np.uint64], warnings: list[str]) -> Sequence[Row]:
+    """Without the unknown rows whose text is an item's: whatever their label, the gallery knows them."""
+    items = set(keys.tolist())
+    others = [row for row in rows if text_key(row.text) not in items]
+    if len(others) < len(rows):
+        warnings.append(
+            f"{len(rows) - len(others)} of {len(rows)} unknown queries have the text of an item, under another label: "
+            "not used. Give queries that are not in the gallery with --unknown FILE."
         )
     return others
 

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from index.build import build_collection
 from index.cli import evaluate, index
+from index.rows import read_rows
+from index.sources import Held
 
 
 def report(capsys: pytest.CaptureFixture[str]) -> dict[str, float]:
@@ -39,3 +42,16 @@ def test_banking77_by_reserved_rows(shared_data: Path, tmp_path: Path, capsys: p
     )
     assert evaluate([str(out), str(data / "test.csv"), *flags]) == 0
     assert report(capsys)["recall@1"] >= 0.87  # 88.1 % measured for the untrained encoder
+
+
+def test_one_item_a_label_is_told_which_calibrator_fits(shared_data: Path, tmp_path: Path) -> None:
+    """Nothing but the best cosine is seen there, which one scale for labels and no match does not fit."""
+    items, queries = (
+        read_rows([shared_data / "clinc150" / name], text="text", label="intent") for name in ("train.csv", "val.csv")
+    )
+    first = list({row.label: row for row in reversed(items)}.values())
+    default = build_collection("static", first, tmp_path / "c", held=Held(queries))
+    assert any("With --calibrator" in warning for warning in default["warnings"])
+    better = build_collection("static", first, tmp_path / "d", held=Held(queries), calibrator="platt")
+    assert better["calibration"]["ece"] < default["calibration"]["ece"]
+    assert not any("off by" in warning and "does not fit" in warning for warning in better["warnings"])

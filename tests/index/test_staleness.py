@@ -102,8 +102,8 @@ def test_renamed_labels_end_the_calibration_and_the_next_one_says_what_it_rests_
     assert not live.describe()["stale"]
     assert live.calibration is not None
     said = " ".join(live.calibration.warnings)
-    assert "has another name now: not used" in said
-    assert "on the gallery's own items left out one by one" in said, "there is nothing else to ask with"
+    assert "has another name there now: not used" in said
+    assert "items asked for their like, left out one by one" in said, "there is nothing else to ask with"
 
 
 def test_replaced_texts_end_the_calibration_until_it_is_made_again(live: Collection, world: World) -> None:
