@@ -86,13 +86,13 @@ class OnnxEncoder:
 def inference_session(content: bytes) -> Any:
     """The network in an ONNX file, on the CPU: as many threads as there are cores, or as OMP_NUM_THREADS says.
 
-    They sleep while they wait for work: as they come they turn for a while, on cores that somebody else needs.
+    Between two calls they sleep: as they come they turn for a while, on cores that somebody else needs.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
