@@ -66,13 +66,14 @@ class Drift:
 
     def observe(self, best: NDArray[np.floating], background: Floats, calibration: object) -> None:
         """Best cosines and backgrounds of queries, (n,) each; another calibration begins anew."""
-        new = np.column_stack([best, background])[-len(self._seen) :]
+        size = len(self._seen)
+        best, background = best[-size:], background[-size:]
         with self._lock:
             if calibration is not self._of:
                 self._of, self._count = calibration, 0
-            at = (self._count + np.arange(len(new))) % len(self._seen)
-            self._seen[at] = new
-            self._count += len(new)
+            at = np.arange(self._count, self._count + len(best)) % size
+            self._seen[at, 0], self._seen[at, 1] = best, background
+            self._count += len(best)
 
     def forget(self) -> None:
         """Begins anew: what was asked until now was no user's query."""

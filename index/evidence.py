@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ TOP_K = 100
 _BLOCK_BYTES = 128 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Evidence:
     """Candidate labels of n queries, m in all, each query's ordered by its best cosine (its top hit's label first).
 
@@ -44,10 +45,10 @@ class Evidence:
     def __len__(self) -> int:
         return len(self.background)
 
-    @property
+    @cached_property
     def query(self) -> Ints:
         """(m,) the query each candidate belongs to."""
-        return np.repeat(np.arange(len(self)), np.diff(self.starts))
+        return np.repeat(np.arange(len(self)), self.starts[1:] - self.starts[:-1])
 
     def candidate(self, codes: Ints) -> Ints:
         """(n,) position among the m candidates of each query's label `codes` (n,), -1 where it is not among them."""
@@ -72,25 +73,32 @@ def gather(
     present = np.isfinite(scores)
     if n and not present[:, 0].all():
         raise ValueError("every query needs at least one hit")
-    query = np.repeat(np.arange(n), k).reshape(n, k)
     background = backgrounds(scores, codes)
 
-    s, c, q = scores[present].astype(np.float64), codes[present], query[present]
+    # every request comes through here, most of them alone: each call of numpy counts, whatever the size
+    s, c, q = scores.ravel().astype(np.float64), codes.ravel(), np.arange(n).repeat(k)
+    if not present.all():
+        at = present.ravel()
+        s, c, q = s[at], c[at], q[at]
     order = np.lexsort((c, q))  # stable: hits of one label stay in descending order
     s, c, q = s[order], c[order], q[order]
-    first = np.flatnonzero(np.concatenate(([True], (np.diff(q) != 0) | (np.diff(c) != 0)))[: len(s)])
+    begins = np.ones(len(s), np.bool_)
+    np.logical_or(q[1:] != q[:-1], c[1:] != c[:-1], out=begins[1:])
+    first = begins.nonzero()[0]
     top = scores[:, 0].astype(np.float64)[q]
-    pooled = [top[first] + np.log(np.add.reduceat(np.exp(b * (s - top)), first)) / b for b in SHARPNESS]
-    best = s[first]
+    best, label, owner, gap = s[first], c[first], q[first], s - top
+    features = np.empty((len(first), len(FEATURES)))
+    features[:, 0] = best
+    for column, b in enumerate(SHARPNESS, 1):
+        features[:, column] = top[first] + np.log(np.add.reduceat(np.exp(b * gap), first)) / b
     if profile is None or queries is None:
-        of_label = np.column_stack([best, np.zeros(len(best))])
+        features[:, 3], features[:, 4] = best, 0.0
     else:
-        of_label = profile.features(queries, q[first], c[first], best)
-    features = np.column_stack([best, *pooled, of_label])
-    rank = np.lexsort((-best, q[first]))
+        features[:, 3:] = profile.features(queries, owner, label, best)
+    rank = np.lexsort((-best, owner))
     # ties with the top hit must not displace its label from the first place
-    features, codes_found, owner = features[rank], c[first][rank], q[first][rank]
-    starts = np.searchsorted(owner, np.arange(n + 1))
+    features, codes_found, owner = features[rank], label[rank], owner[rank]
+    starts = owner.searchsorted(np.arange(n + 1))
     _top_label_first(features, codes_found, starts, codes[:, 0] if n else np.empty(0, np.int64))
     return Evidence(features, codes_found, starts, background)
 
@@ -99,9 +107,11 @@ def backgrounds(scores: NDArray[np.floating], codes: Ints) -> Floats:
     """(n,) mean cosine of the hits that carry another label than the best; the worst hit's where there are none."""
     present = np.isfinite(scores)
     other = present & (codes != codes[:, :1])
-    last = np.where(present, scores, np.inf).min(axis=1, initial=np.inf)
-    others = np.where(other, scores, 0.0).sum(axis=1, dtype=np.float64)
-    found: Floats = np.where(other.any(axis=1), others / np.maximum(other.sum(axis=1), 1), last).astype(np.float64)
+    count = other.sum(axis=1)
+    others = scores.sum(axis=1, dtype=np.float64, where=other)
+    found: Floats = others / np.maximum(count, 1)
+    if not count.all():
+        found = np.where(count > 0, found, scores.min(axis=1, initial=np.inf, where=present)).astype(np.float64)
     return found
 
 

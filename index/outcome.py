@@ -45,10 +45,10 @@ def map_name(spec: MapSpec) -> str:
 
 def table(evidence: Evidence, logits: Floats, no_match: Floats) -> Floats:
     """Logits as one row a query (n, 1 + L): no match first, then the candidates in order, -inf to the right end."""
-    sizes = np.diff(evidence.starts)
-    rows = np.full((len(evidence), 1 + int(sizes.max(initial=0))), -np.inf)
+    starts, query = evidence.starts, evidence.query
+    rows = np.full((len(evidence), 1 + int((starts[1:] - starts[:-1]).max(initial=0))), -np.inf)
     rows[:, 0] = no_match
-    rows[evidence.query, 1 + np.arange(len(logits)) - np.repeat(evidence.starts[:-1], sizes)] = logits
+    rows[query, np.arange(1, 1 + len(logits)) - starts[query]] = logits
     return rows
 
 

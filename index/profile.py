@@ -74,8 +74,9 @@ class LabelProfile:
 
         An unlabelled item is its own centroid, so there the cosine is `best` (m,).
         """
-        found = np.column_stack([best, np.full(len(codes), self.neutral)])
-        labelled = np.flatnonzero(codes < len(self.cohesion))
+        found = np.empty((len(codes), 2))
+        found[:, 0], found[:, 1] = best, self.neutral
+        labelled = (codes < len(self.cohesion)).nonzero()[0]
         found[labelled, 1] = self.cohesion[codes[labelled]]
         for start in range(0, len(labelled), _BLOCK):
             at = labelled[start : start + _BLOCK]

@@ -62,7 +62,7 @@ class Found:
     def hits(self, query: int, k: int, probability: dict[int, float] | None) -> list[Hit]:
         best = self.shown or self
         # rounding in the inner product can leave [-1, 1] by an ulp
-        scores = np.clip(best.scores[query, :k], -1.0, 1.0)
+        scores = best.scores[query, :k].clip(-1.0, 1.0)
         shown = zip(best.rows[query, :k].tolist(), scores.tolist(), best.codes[query, :k].tolist(), strict=True)
         return [
             Hit(
@@ -183,7 +183,7 @@ def _answer(
     p = np.minimum(p, 1.0)  # 1 + 2e-16 is no share
 
     def entries(columns: NDArray[np.int64]) -> list[LabelProbability]:
-        ordered = columns[np.argsort(-p[columns], kind="stable")]
+        ordered = columns[(-p[columns]).argsort(kind="stable")]
         shown = zip(codes[ordered - 1].tolist(), p[ordered].tolist(), strict=True)
         return [LabelProbability(*found.identity(code), probability) for code, probability in shown]
 
@@ -192,10 +192,10 @@ def _answer(
     inside = None if cut is None else nonconformity(logits) <= np.array([cut[0], *[cut[1]] * len(codes)])
     return Answer(
         hits=found.hits(query, k, dict(zip(codes.tolist(), p[1:].tolist(), strict=True))),
-        labels=entries(1 + np.flatnonzero(p[1:] > 0)),
+        labels=entries(1 + (p[1:] > 0).nonzero()[0]),
         no_match=float(p[0]),
         decision=Decision(label, item, float(p[best])),
-        prediction_set=None if inside is None else entries(1 + np.flatnonzero(inside[1:] & ~barred)),
+        prediction_set=None if inside is None else entries(1 + (inside[1:] & ~barred).nonzero()[0]),
         set_has_no_match=None if inside is None else bool(inside[0] or (inside[1:] & barred).any()),
         coverage=coverage,
         certified=certified,
