@@ -1,7 +1,7 @@
 """Searches off the event loop: one thread encodes, a few lanes search, both in micro-batches over all requests.
 
 One encoder thread, because concurrent forward passes fight over the same cores; one search lane for an exact engine,
-whose matrix products use all cores themselves. What takes about a millisecond is done in the event loop.
+whose matrix products use all cores themselves. What takes a few milliseconds at most is done in the event loop.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ PICTURES = 16
 
 QUICK_ENGINES = ("hnsw", "ivf", "ivf-pq")
 QUICK_QUERIES, QUICK_CHARACTERS = 32, 10_000
+QUICK_SECONDS, SHORT_CHARACTERS = 0.003, 200
 SMALL = 2**22
 """Numbers in a gallery that is compared with a query in a millisecond."""
 
@@ -76,11 +77,12 @@ class Searcher:
         self.cache = VectorCache(settings.cache_bytes)
         self._deadline = settings.deadline_seconds
         self._places = Admission(settings.max_pending)
+        self._took = float("inf")
         self._encoding: Batcher[list[str], tuple[Vectors, float]] = Batcher(
             self._encode,
             name="encode",
             max_batch=MAX_BATCH,
-            quick=_encoded_soon if isinstance(collection.encoder, StaticEncoder) else _not_soon,
+            quick=_encoded_soon if isinstance(collection.encoder, StaticEncoder) else self._one_encoded_soon,
             observe=metrics.batches.labels("encode").observe,
         )
         self._picturing: Batcher[bytes, tuple[Vectors, float]] = Batcher(
@@ -193,8 +195,15 @@ class Searcher:
         except DataError as error:  # a text in which the encoder finds nothing must not fail its neighbours
             return [error] if len(jobs) == 1 else [self._encode([texts])[0] for texts in jobs]
         seconds = perf_counter() - began
+        if _short(jobs):
+            self._took = seconds
         ends = np.cumsum([len(texts) for texts in jobs])[:-1]
         return [(vectors, seconds) for vectors in np.split(made, ends)]
+
+    def _one_encoded_soon(self, jobs: list[list[str]]) -> bool:
+        """A short text alone, when the last such one took no longer than `QUICK_SECONDS`: a small network, an idle
+        service."""
+        return self._took <= QUICK_SECONDS and _short(jobs)
 
     def _found_soon(self, jobs: list[_Job]) -> bool:
         queries = sum(len(job.vectors) for job in jobs)
@@ -263,8 +272,8 @@ def _encoded_soon(jobs: list[list[str]]) -> bool:
     return sum(len(text) for texts in jobs for text in texts) <= QUICK_CHARACTERS
 
 
-def _not_soon(jobs: list[list[str]]) -> bool:
-    return False
+def _short(jobs: list[list[str]]) -> bool:
+    return len(jobs) == 1 and len(jobs[0]) == 1 and len(jobs[0][0]) <= SHORT_CHARACTERS
 
 
 class _Place:
