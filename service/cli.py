@@ -137,7 +137,7 @@ def serve(argv: Sequence[str]) -> int:
     settings = parse(ServeSettings, argv)
     settings.folders  # noqa: B018 (two of one name are refused before anything is opened)
     _check_exposure(settings)
-    # The threads of FAISS that wait for work soon sleep: as they come they turn for a millisecond and longer, on the core
+    # The threads of FAISS that wait for work soon sleep: as they come they turn for a millisecond and more, on the core
     # that answers others, and a third of the processor's time is lost. It is read when FAISS is loaded.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
