@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import raw
-from outcome import Against, Outcome, Table, shown
+from outcome import Against, Cell, Outcome, Table, shown
 
 mpl.use("svg")
 mpl.rcParams.update({"svg.hashsalt": "bench", "svg.fonttype": "none", "font.size": 9})
@@ -120,15 +121,28 @@ def _lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
 
+def spread(cell: Cell) -> tuple[float, float, float] | None:
+    """Lowest, middle and highest of a cell: a number, "mean ± deviation" or "middle (lowest to highest)"; else None."""
+    if isinstance(cell, int | float):
+        return float(cell), float(cell), float(cell)
+    found = [float(number.replace(",", "")) for number in re.findall(r"-?[\d,]*\.?\d+", str(cell))]
+    if len(found) == 2 and "±" in str(cell):
+        return found[0] - found[1], found[0], found[0] + found[1]
+    if len(found) == 3 and " to " in str(cell):
+        return found[1], found[0], found[2]
+    return (found[0], found[0], found[0]) if len(found) == 1 else None
+
+
 def draw(table: Table, path: Path) -> None:
-    """The plotted column as horizontal bars."""
+    """The plotted column as horizontal bars, with whiskers where the cells tell a spread."""
     assert table.plot is not None
     at = table.columns.index(table.plot)
-    drawn = [
-        (" ".join(str(cell) for cell in row[:1]), row[at]) for row in table.rows if isinstance(row[at], int | float)
-    ]
+    drawn = [(str(row[0]), figure) for row in table.rows if (figure := spread(row[at])) is not None]
     figure, axes = plt.subplots(figsize=(7, 0.9 + 0.26 * len(drawn)), layout="constrained")
-    axes.barh([str(place) for place in range(len(drawn))], [value for _, value in drawn], color="#4269d0")
+    middle = [value for _, (_, value, _) in drawn]
+    ranges = [[value - low for _, (low, value, _) in drawn], [high - value for _, (_, value, high) in drawn]]
+    whiskers = {"xerr": ranges, "ecolor": "0.3", "capsize": 2} if any(map(any, ranges)) else {}
+    axes.barh([str(place) for place in range(len(drawn))], middle, color="#4269d0", **whiskers)
     axes.set_yticks(range(len(drawn)), [name for name, _ in drawn])
     axes.invert_yaxis()
     axes.axvline(0, color="0.3", linewidth=0.8)

@@ -272,7 +272,7 @@ def report(written: dict[str, Any], flags: argparse.Namespace) -> Outcome:
                 [method, *(f"{row[key][0]:.4f} ± {row[key][1]:.4f}" for key in keys)] for method, row in methods.items()
             ]
             tables.append(
-                Table(title, ["probability from", *keys], rows, f"Mean and deviation of {flags.seeds} splits.")
+                Table(title, ["probability from", *keys], rows, f"Mean and deviation of {flags.seeds} splits.", "ece")
             )
             sized = ["coverage", "outcomes", "labels", "no match in"]
             sizes: list[list[Cell]] = [[asked, *(row[key][0] for key in sized)] for asked, row in found["sets"].items()]

@@ -37,7 +37,8 @@ def index(raw: dict[str, Any]) -> Outcome:
     columns = ["engine", "build and tune, s", "memory, MB", "recall@10 when built", "recall@10, new queries"]
     columns += [name for batch in batches for name in (batch, "times raw FAISS")]
     title = f"{raw['size']:,} vectors of {raw['dimension']} dimensions"
-    tables = [Table(title, columns, rows, "Clustered vectors; our searches and FAISS's take turns; medians.")]
+    note = "Clustered vectors; our searches and FAISS's take turns; medians."
+    tables = [Table(title, columns, rows, note, "batch 64, queries/s")]
     versions = {"faiss-cpu": raw["faiss"]}
     peers = {name: one for name, one in raw["engines"].get("hnsw", {}).get("peers", {}).items() if "beam" in one}
     if peers:
@@ -65,7 +66,9 @@ def _graphs(raw: dict[str, Any], peers: dict[str, Any]) -> Table:
             )
     columns = ["graph", "build, s", "beam", "recall@10, new queries", "batch 1, queries/s", "batch 64, queries/s"]
     note = "Equal links and building beam; each peer searches with the narrowest beam that finds as much as ours. Ours "
-    return Table("Graphs of other libraries", columns, rows, note + "also tunes its beam while it builds.")
+    return Table(
+        "Graphs of other libraries", columns, rows, note + "also tunes its beam while it builds.", "batch 1, queries/s"
+    )
 
 
 _NEW = "recall@10 of new queries"
@@ -89,7 +92,7 @@ def images(raw: dict[str, Any]) -> Outcome:
                 ours = results["am-softmax"]["mean"]
                 against += [Against(f"{name}: {c}", ours[c], method, found["mean"][c]) for c in columns]
         seeds = max(len(found["runs"]) for found in results.values())
-        tables.append(Table(name, ["method", *columns], rows, f"Mean of {seeds} seeds, lowest to highest."))
+        tables.append(Table(name, ["method", *columns], rows, f"Mean of {seeds} seeds, lowest to highest.", columns[0]))
     return Outcome("images", "Pictures of identities never seen", tables, against, figures=raw)
 
 
@@ -116,7 +119,7 @@ def service(raw: dict[str, Any]) -> Outcome:
             for name, by in found.items()
         ]
         columns = ["", *(f"{what}, {count} clients" for count in clients for what in ("requests/s", "p50 ms"))]
-        tables.append(Table(part, columns, rows))
+        tables.append(Table(part, columns, rows, "Medians of rounds in turns.", columns[-2]))
         ours = next(name for name in found if name.startswith("surematch"))
         for name, by in found.items():
             if not name.startswith("surematch"):
