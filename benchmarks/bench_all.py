@@ -176,7 +176,7 @@ def section(part: Part, measured: Measured, out: Path) -> list[str]:
         lines += [table.note, ""] if table.note else []
         lines += [table.markdown(), ""]
         if table.plot is not None:
-            picture = f"bench-{outcome.name}-{number}.svg"
+            picture = f"bench-{part.name}-{number}.svg"
             draw(table, out / "figures" / picture)
             lines += [f"![{table.plot}: {table.title}](figures/{picture})", ""]
     return lines
