@@ -69,6 +69,10 @@ PARTS = (
 )
 
 
+TARGETS = ("simplex",)
+"""Parts whose exit status tells of targets, not of an end before its time."""
+
+
 @dataclass(frozen=True)
 class Measured:
     """What a part found, and the machine it ran on."""
@@ -98,12 +102,14 @@ def run(part: Part, results: Path, minutes: float) -> str | None:
     try:
         code = subprocess.run(command, env=environment, cwd=ROOT, timeout=minutes * 60).returncode
     except subprocess.TimeoutExpired:
-        return f"not finished after {minutes:g} minutes"
+        return f"not finished after {minutes:g} minutes; what stands below is of an earlier run, if anything"
     print(f"=== {part.name}: {time.perf_counter() - started:.0f} s", flush=True)
     if not path.is_file():
-        return f"ended with status {code} and left no result"
+        return f"ended with status {code} and left no result; what stands below is of an earlier run, if anything"
+    if code and part.name not in TARGETS:
+        return f"ended with status {code} before it was done; what stands below is of an earlier run, if anything"
     Measured(machine(), raw.read(part.name, path)).keep(results / path.name)
-    return None
+    return f"ended with status {code}: a target was missed" if code else None
 
 
 def machine() -> str:
@@ -195,9 +201,9 @@ def write(results: Path, out: Path, failed: dict[str, str]) -> None:
         "",
     ]
     lines += behind([measured.outcome for measured in found.values()])
-    missing = {part.name: failed.get(part.name, "not run") for part in PARTS if part.name not in found}
+    missing = failed | {part.name: failed.get(part.name, "not run") for part in PARTS if part.name not in found}
     if missing:
-        lines += ["## Not in this report", "", *(f"- {name}: {why}" for name, why in missing.items()), ""]
+        lines += ["## Not measured in this run", "", *(f"- {name}: {why}" for name, why in missing.items()), ""]
     for part in PARTS:
         if part.name in found:
             lines += section(part, found[part.name], out)

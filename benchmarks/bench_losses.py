@@ -72,7 +72,7 @@ def main() -> int:
         tables.append(table(name, figures[name], options.seeds))
         print(f"\n## {name}\n\n{tables[-1].markdown()}", flush=True)
     Outcome("losses", "Losses on classes never seen", tables, figures=figures).write(options.json)
-    return 0
+    return 0 if DATA.keys() <= figures.keys() else 1
 
 
 if __name__ == "__main__":

@@ -292,6 +292,7 @@ def report(bench: Bench, results: dict[str, dict[str, float]]) -> Outcome:
                 Against(f"{bench.encoder}, {name}", ours[key], PEERS[method], found[key], higher)
                 for name, key, higher in (
                     ("unseen MAP@R", "unseen MAP@R", True),
+                    ("unseen recall@1", "unseen recall@1", True),
                     ("seen recall@1", "seen recall@1", True),
                     ("processor seconds of the training loop", "s", False),
                     ("peak MiB", "MiB", False),

@@ -35,7 +35,9 @@ def _running(name: str, cache: Path, recall: float) -> Iterator[tuple[dict[str, 
     def speed(batch: int, seconds: float) -> float:
         sink.write(f"{batch} {seconds}\n")
         sink.flush()
-        return float(json.loads(source.readline()))
+        if not (answer := source.readline()):
+            raise subprocess.SubprocessError(f"{name} ended")
+        return float(json.loads(answer))
 
     try:
         if not (told := source.readline()):

@@ -44,6 +44,7 @@ def index(raw: dict[str, Any]) -> Outcome:
     if peers:
         tables.append(_graphs(raw, peers))
         versions |= {name: one["version"] for name, one in peers.items()}
+    tables += _not_measured(raw["engines"].get("hnsw", {}).get("peers", {}))
     for name, one in peers.items():
         for batch in ("batch 1", "batch 64"):
             ours, theirs = (one[f"{batch}, {who}"][1] for who in ("ours", name))
@@ -72,6 +73,15 @@ def _graphs(raw: dict[str, Any], peers: dict[str, Any]) -> Table:
 
 
 _NEW = "recall@10 of new queries"
+
+
+def _not_measured(peers: dict[str, Any]) -> list[Table]:
+    rows: list[list[Cell]] = [
+        [name, str(one["not measured"])]
+        for name, one in peers.items()
+        if isinstance(one, dict) and "not measured" in one
+    ]
+    return [Table("Not measured", ["peer", "why"], rows)] if rows else []
 
 
 def images(raw: dict[str, Any]) -> Outcome:
@@ -119,13 +129,14 @@ def service(raw: dict[str, Any]) -> Outcome:
             for name, by in found.items()
         ]
         columns = ["", *(f"{what}, {count} clients" for count in clients for what in ("requests/s", "p50 ms"))]
-        tables.append(Table(part, columns, rows, "Medians of rounds in turns.", columns[-2]))
+        tables.append(Table(part, columns, rows, f"{NOTES.get(part, PEER)} {_recalls(raw, part)}", columns[-2]))
         ours = next(name for name in found if name.startswith("surematch"))
         for name, by in found.items():
             if not name.startswith("surematch"):
                 for count in clients:
                     what = f"{part}: requests a second, {count} clients"
                     against.append(Against(what, found[ours][count]["per_second"], name, by[count]["per_second"]))
+    tables += _not_measured(raw.get("peers", {}))
     if "minilm" in raw.get("text", {}):
         told = raw["text"]["minilm"]
         encoding: list[list[Cell]] = [
@@ -138,6 +149,28 @@ def service(raw: dict[str, Any]) -> Outcome:
         what, theirs = "minilm int8: p50 ms of a search", "sentence-transformers, encode alone"
         against.append(Against(what, told["ours_p50_ms"], theirs, told["theirs_p50_ms"], False))
     return Outcome("service", "The service over HTTP", tables, against, versions, raw)
+
+
+PEER = (
+    "Medians of rounds in turns. Ours over HTTP by two processes, the peer as its own command starts it: one process, "
+    "in threads without HTTP where it has no server."
+)
+NOTES = {
+    "flat": "100,000 vectors of 384 dimensions; medians of rounds in turns. Ours over HTTP, by one process, with the "
+    "100 nearest and probabilities; FAISS in this process, ten hits, the queries of all clients in one call.",
+    "hnsw": "100,000 vectors of 384 dimensions; medians of rounds in turns. Ours over HTTP, by two processes, with the "
+    "100 nearest and probabilities; FAISS in threads of this process, whose p50 counts only the time within a call.",
+    "text": "Medians of rounds in turns. Our static encoder and `hnsw`, two processes, without a cache.",
+}
+
+
+def _recalls(raw: dict[str, Any], part: str) -> str:
+    """What share of the ten nearest each finds."""
+    if part in raw.get("peers", {}):
+        peer = raw["peers"][part]
+        return f"Recall@10: ours {peer['ours']['recall_at_10']}, {part} {peer['recall_at_10']}."
+    found = raw.get(part, {}).get("recall_at_10")
+    return "" if found is None else f"Recall@10: ours {found}."
 
 
 READERS: dict[str, Callable[[dict[str, Any]], Outcome]] = {
