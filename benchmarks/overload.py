@@ -3,7 +3,7 @@
     make test-overload                            # 60 seconds at 4 times the capacity
     make test-overload ARGS="--seconds 10"
 
-A request is 64 vectors (little-endian float32) on the gallery of `make bench-service`. First the capacity (four clients
+A request is 64 vectors (little-endian float32) on the gallery of `make bench-service`. First the capacity (two clients
 that never pause: as much as the queue holds by default), then the unloaded service: requests at half that rate. Then
 they come at four times the capacity whether answered or not, on as many connections as that takes, timed from the
 moment they were due. Ends with status 1 unless: every answer is 200, or 503 with Retry-After; p99 of the accepted is
@@ -109,7 +109,7 @@ async def measure(url: str, body: bytes, times: float, seconds: float) -> dict[s
     parts = urlsplit(url)
     clients = Clients(str(parts.hostname), int(parts.port or 0), body)
     await clients.one_by_one(2)
-    capacity = await clients.one_by_one(10, clients=4)
+    capacity = await clients.one_by_one(10, clients=2)
     told: dict[str, Any] = {
         "capacity": {"per_second": round(capacity, 1), "answers": dict(clients.seen), "p99_ms": clients.percentile(99)}
     }

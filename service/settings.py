@@ -71,7 +71,7 @@ class ServeSettings(Settings):
     max_vector_length: int = Field(16_384, ge=1, description="longest vector read before its length is checked")
     max_k: int = Field(TOP_K, ge=1, le=TOP_K, description="most hits that may be asked for a query")
     max_items: int = Field(1000, ge=1, le=100_000, description="most items in one write")
-    max_pending: int = Field(256, ge=1, description="queries that may wait or run; further requests get 503")
+    max_pending: int = Field(128, ge=1, description="queries that may wait or run; further requests get 503")
     deadline_seconds: float = Field(30, gt=0, description="seconds a search may take in all; then 503")
     receive_seconds: float = Field(
         10, gt=0, description="seconds a client may take to send a request's head, or its body"
