@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.index_programs import K, per_second
 from benchmarks.service_peers import environment
 from index.engine import Vectors
 from index.faiss_engine import FaissEngine
 
 PEERS = ("hnswlib", "usearch")
 ROUNDS = 3
-K = 10
 
 
 @contextmanager
@@ -44,18 +42,8 @@ def _running(name: str, cache: Path, recall: float) -> Iterator[tuple[dict[str, 
             raise subprocess.SubprocessError(f"{name} did not start")
         yield json.loads(told), speed
     finally:
-        sink.close()
-        process.wait(30)
-
-
-def _ours(engine: FaissEngine, queries: Vectors, batch: int, seconds: float) -> float:
-    taken: list[float] = []
-    over = time.perf_counter() + seconds
-    while (begun := time.perf_counter()) < over or len(taken) < 5:
-        at = len(taken) * batch % (len(queries) - batch)
-        engine.search(queries[at : at + batch], K)
-        taken.append(time.perf_counter() - begun)
-    return batch / statistics.median(taken)
+        process.kill()
+        process.wait()
 
 
 def beside(
@@ -72,14 +60,18 @@ def beside(
     for name, array in (("items", vectors), ("queries", queries), ("true", true)):
         np.save(cache / f"{name}.npy", array)
     found: dict[str, Any] = {}
+
+    def ours(asked: Vectors) -> Any:
+        return engine.search(asked, K)
+
     for name in PEERS:
         try:
             with _running(name, cache, recall) as (told, speed):
                 found[name] = told
                 for batch in batches:
-                    pairs = [(_ours(engine, queries, batch, 2.0), speed(batch, 2.0)) for _ in range(ROUNDS)]
+                    pairs = [(per_second(ours, queries, batch, 2.0), speed(batch, 2.0)) for _ in range(ROUNDS)]
                     for who, of in zip(("ours", name), zip(*pairs, strict=True), strict=True):
-                        found[name][f"batch {batch}, {who}"] = [round(x, 1) for x in sorted(of)]
+                        found[name][f"batch {batch}, {who}"] = sorted(of)
         except (OSError, subprocess.SubprocessError) as error:
             found[name] = {"not measured": str(error)[-500:]}
     return found

@@ -63,6 +63,17 @@ def recall(rows: Any, true: Any) -> float:
     )
 
 
+def per_second(search: Callable[[Any], Any], queries: Any, batch: int, seconds: float) -> float:
+    """Median queries a second in batches of that size."""
+    taken: list[float] = []
+    over = time.perf_counter() + seconds
+    while (begun := time.perf_counter()) < over or len(taken) < 5:
+        at = len(taken) * batch % (len(queries) - batch)
+        search(queries[at : at + batch])
+        taken.append(time.perf_counter() - begun)
+    return round(batch / statistics.median(taken), 1)
+
+
 def main() -> None:
     name, folder, wanted = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
     items, queries, true = (np.load(folder / f"{what}.npy") for what in ("items", "queries", "true"))
@@ -75,14 +86,8 @@ def main() -> None:
     told = {"version": version(name), "build, s": round(built, 1), "beam": beam, "recall@10": round(found, 4)}
     print(json.dumps(told), flush=True)
     for line in sys.stdin:
-        batch, seconds = int(line.split()[0]), float(line.split()[1])
-        taken: list[float] = []
-        over = time.perf_counter() + seconds
-        while (begun := time.perf_counter()) < over or len(taken) < 5:
-            at = len(taken) * batch % (len(queries) - batch)
-            search(queries[at : at + batch], beam)
-            taken.append(time.perf_counter() - begun)
-        print(json.dumps(round(batch / statistics.median(taken), 1)), flush=True)
+        batch, seconds = line.split()
+        print(per_second(lambda asked: search(asked, beam), queries, int(batch), float(seconds)), flush=True)
 
 
 if __name__ == "__main__":

@@ -176,7 +176,7 @@ def calibrate(
     scores = np.array([nonconformity(row)[at] for row, at in zip(rows, truth, strict=True)])
     # a known query whose label is no candidate is in no set, however large
     scores[(made.codes >= 0) & (made.target < 0)] = np.inf
-    right = made.codes == made.evidence.codes[made.evidence.starts[:-1]]
+    right = made.right
     p = distribution(rows, "softmax", 1.0)[:, 1]
     held_out = HeldOut(p, right, made.codes >= 0, made.weight, scores, made.group, made.identity)
     report = {"calibrator": calibrator, **_report(made, rows, temperatures, scores, seed)}
@@ -253,8 +253,7 @@ def _misfit(report: dict[str, Any], made: Examples, seed: int) -> list[str]:
 def _ece(made: Examples, fit: Fit, seed: int) -> float:
     """Of the top hit's label, cross-fitted by another calibrator."""
     rows, _ = _cross_fitted(made, fit, seed)
-    right = made.codes == made.evidence.codes[made.evidence.starts[:-1]]
-    return metrics.ece(distribution(rows, "softmax", 1.0)[:, 1], right, made.weight)
+    return metrics.ece(distribution(rows, "softmax", 1.0)[:, 1], made.right, made.weight)
 
 
 def _cross_fitted(made: Examples, fit: Fit, seed: int) -> tuple[Floats, Ints]:
@@ -283,7 +282,7 @@ def _temperatures(rows: Floats, truth: Ints, weight: Floats, seed: int) -> dict[
 
 def _report(made: Examples, rows: Floats, temperatures: dict[str, float], scores: Floats, seed: int) -> dict[str, Any]:
     """Held-out measures: "right" is the event that the top hit's label is the query's."""
-    right, w = made.codes == made.evidence.codes[made.evidence.starts[:-1]], made.weight
+    right, w = made.right, made.weight
     known = made.codes >= 0
     p = distribution(rows, "softmax", 1.0)
     of_maps = {name: metrics.ece(distribution(rows, name, temperatures[name])[:, 1], right, w) for name in temperatures}

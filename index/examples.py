@@ -90,6 +90,12 @@ class Examples:
     unknowns: str
     prior: Examples | None = None
 
+    @property
+    def right(self) -> Flags:
+        """(n,) whether the top hit's label is the query's."""
+        found: Flags = self.codes == self.evidence.codes[self.evidence.starts[:-1]]
+        return found
+
 
 def examples(queries: Queries, gallery: Vectors, codes: Ints, labels: int, unknown_share: float) -> Examples:
     """Examples of `queries` against the gallery (size, d) with codes (size,), of which those below `labels` are labels.

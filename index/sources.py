@@ -73,9 +73,10 @@ def calibration_queries(
     check_labels(held.known, gallery.names, known=True)
     check_labels(held.unknown, gallery.names, known=False, known_as="with --calibrate")
     warnings: list[str] = []
-    unknown = _untrained(_unseen(held.unknown, keys, warnings), trained, "unknown queries", warnings)
+    unknown = _without(held.unknown, keys, _ITEMS, warnings)
+    unknown = _without(unknown, trained, f"unknown queries {_TRAINED}", warnings)
     asked = _no_items(held.known, keys, gallery, warnings)
-    known = _untrained(asked, trained, "calibration queries", warnings)
+    known = _without(asked, trained, f"calibration queries {_TRAINED}", warnings)
     given = _given(encoder, known, unknown, gallery, not len(trained), progress)
     given, left_out = distinct(given, vectors, gallery.codes)
     warnings += left_out
@@ -184,13 +185,20 @@ def trained_rows(encoder_folder: Path) -> NDArray[np.uint64]:
         ) from error
 
 
-def _untrained(rows: Sequence[Row], trained: NDArray[np.uint64], what: str, warnings: list[str]) -> list[Row]:
-    """Without the rows the encoder was trained on, which would look better than life; says how many there were."""
-    seen = set(trained.tolist())
-    kept = [row for row in rows if text_key(row.text) not in seen]
-    if len(kept) < len(rows):
-        warnings.append(f"{len(rows) - len(kept)} of {len(rows)} {what} were in the encoder's training data: not used.")
-    return kept
+_TRAINED = "were in the encoder's training data: not used."
+_ITEMS = (
+    "unknown queries have the text of an item, under another label: not used. Give queries that are not in the gallery "
+    "with --unknown FILE."
+)
+
+
+def _without(rows: Sequence[Row], texts: NDArray[np.uint64], said: str, warnings: list[str]) -> Sequence[Row]:
+    """Without the rows whose text is one of `texts` (`text_key`s), which would look better than life, or are none."""
+    there = np.isin(np.array([text_key(row.text) for row in rows], np.uint64), texts)
+    if not there.any():
+        return rows
+    warnings.append(f"{there.sum()} of {len(rows)} {said}")
+    return [row for row, left_out in zip(rows, there, strict=True) if not left_out]
 
 
 def _no_items(rows: Sequence[Row], keys: NDArray[np.uint64], gallery: Gallery, warnings: list[str]) -> Sequence[Row]:
@@ -206,18 +214,6 @@ def _no_items(rows: Sequence[Row], keys: NDArray[np.uint64], gallery: Gallery, w
         warnings.append(
             f"{len(rows) - len(others)} of {len(rows)} calibration queries are items of the gallery, which find "
             "themselves: not used. Give queries that are no items with --calibrate FILE."
-        )
-    return others
-
-
-def _unseen(rows: Sequence[Row], keys: NDArray[np.uint64], warnings: list[str]) -> Sequence[Row]:
-    """Without the unknown rows whose text is an item's: whatever their label, the gallery knows them."""
-    items = set(keys.tolist())
-    others = [row for row in rows if text_key(row.text) not in items]
-    if len(others) < len(rows):
-        warnings.append(
-            f"{len(rows) - len(others)} of {len(rows)} unknown queries have the text of an item, under another label: "
-            "not used. Give queries that are not in the gallery with --unknown FILE."
         )
     return others
 

@@ -138,7 +138,7 @@ def serve(argv: Sequence[str]) -> int:
     settings.folders  # noqa: B018 (two of one name are refused before anything is opened)
     _check_exposure(settings)
     # The threads of FAISS that wait for work soon sleep: as they come they turn for a millisecond and more, on the core
-    # that answers others, and a third of the processor's time is lost. It is read when FAISS is loaded.
+    # that answers others. It is read when FAISS is loaded.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     # Imported late, so that `serve --help` and wrong flags answer at once.

@@ -14,7 +14,8 @@ from index import metrics
 from index.build import build_collection
 from index.calibration import MIN_QUERIES
 from index.collection import Collection, NewItem
-from index.distinct import distinct, repeated
+from index.distinct import NEARLY, _Own, distinct, repeated
+from index.encoders import encoder_folder, load_encoder
 from index.errors import CalibrationError
 from index.examples import Queries
 from index.rows import read_rows, text_key
@@ -95,6 +96,25 @@ def test_real_queries_are_not_taken_for_changed_items(shared_data: Path, tmp_pat
         said = build_collection("static", items, tmp_path / str(at), held=Held(held))["warnings"]
         assert any("are nearly an item" in line for line in said) == told
         assert any("left out one by one" in line for line in said) == told, "then the items ask for their like"
+
+
+@pytest.mark.parametrize(("name", "label"), [("banking77", "category"), ("clinc150", "intent")])
+def test_the_shares_that_the_limits_rest_on(shared_data: Path, name: str, label: str) -> None:
+    items, queries = (
+        read_rows([shared_data / name / file], text="text", label=label) for file in ("train.csv", "test.csv")
+    )
+    names = sorted({row.label for row in items})
+    with encoder_folder("static") as folder:
+        encoder = load_encoder(folder)
+    gallery, codes = encoder.encode([row.text for row in items]), np.array([names.index(row.label) for row in items])
+    own = _Own(gallery, codes)
+    of_queries = own.nearest(
+        encoder.encode([row.text for row in queries]), np.array([names.index(row.label) for row in queries])
+    )
+    marked = own.nearest(encoder.encode([f"{row.text} ?" for row in items]), codes)
+    of_items = own.among_themselves()
+    assert abs((of_queries >= NEARLY).mean() - (of_items >= NEARLY).mean()) < 0.1
+    assert (marked >= NEARLY).mean() > 5 / 6
 
 
 def test_where_labels_have_one_item_each_queries_near_to_them_are_told() -> None:
