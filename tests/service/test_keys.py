@@ -197,7 +197,7 @@ def test_beyond_loopback_keys_or_public_are_needed(tmp_path: Path, collection: P
     refused = run("serve", str(collection), "--host", "0.0.0.0", code=SERVE)
     assert refused.returncode == 2
     assert "surematch keys add" in refused.stderr
-    missing = run("serve", str(collection), "--keys", str(tmp_path / "none.json"), code=SERVE)
+    missing = run("serve", str(collection), "--port", "0", "--keys", str(tmp_path / "none.json"), code=SERVE)
     assert missing.returncode == 2
     assert "none.json" in missing.stderr
     with serving(collection, "--host", "0.0.0.0", "--keys", made["file"]) as server:
