@@ -12,7 +12,7 @@ WORKERS ?= 2
 .PHONY: bench bench-losses bench-first-answer
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 30
 
 # torch first: a bare `torch` pulled in by another package may bring gigabytes of CUDA libraries.
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -60,36 +60,54 @@ check: $(VENV)/ready  ## lint, types, and who may import whom
 format: $(VENV)/ready  ## format the code
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
+# Each part writes its section of docs/benchmarks.md. With ARGS, which the script gets, it is a look and writes nothing.
+part = $(BIN)/python benchmarks/bench_all.py --only $(1) $(if $(ARGS),-- $(ARGS))
+.PHONY: bench
 bench: $(VENV)/ready  ## every benchmark, and docs/benchmarks.md of what they printed (ARGS="--only simplex losses")
 	$(BIN)/python benchmarks/bench_all.py $(ARGS)
 
+bench-simplex: $(VENV)/ready  ## speed of the maps against the entmax package
+	$(call part,simplex)
+
+bench-training: $(VENV)/ready  ## unseen-class retrieval, speed and memory of training, beside peers
+	$(call part,training)
+
+bench-training-minilm: $(VENV)/ready  ## the same from minilm: an hour and more
+	$(call part,training-minilm)
+
 bench-losses: $(VENV)/ready  ## which loss finds classes it has never seen: three data sets, three seeds
-	PYTHONPATH=. $(BIN)/python benchmarks/bench_losses.py $(ARGS)
+	$(call part,losses)
+
+bench-heads: $(VENV)/ready  ## training with 10,000 to 1,000,000 classes: steps/s and memory of full, sampled, exact sparse heads
+	$(call part,heads)
+
+bench-images: $(VENV)/ready  ## pictures of identities never seen: margin, plain and Taylor softmax, PCA (ARGS="--data DIR")
+	$(call part,images)
+
+bench-calibration: $(VENV)/ready  ## how honest the probabilities are, beside Platt, isotonic, temperature and raw cosines
+	$(call part,calibration)
+
+bench-calibration-finetuned: $(VENV)/ready  ## the same after the default training, five seeds: most of an hour
+	$(call part,calibration-finetuned)
+
+bench-index: $(VENV)/ready  ## every engine beside raw FAISS, hnswlib and usearch, 100,000 vectors
+	$(call part,index)
+
+bench-index-million: $(VENV)/ready  ## the same with a million: a quarter of an hour
+	$(call part,index-million)
+
+bench-service: $(VENV)/ready  ## the service over HTTP beside raw FAISS and other vector databases (ARGS="--part hnsw")
+	$(call part,service)
+
+bench-bulk: $(VENV)/ready  ## a million texts through `surematch index`: time, memory, kill -9 and --resume
+	$(call part,bulk)
 
 bench-first-answer: $(VENV)/ready  ## from a CSV to the first answer over HTTP, beside a hand-written script
-	PYTHONPATH=. $(BIN)/python benchmarks/bench_first_answer.py $(ARGS)
+	$(call part,first-answer)
 
 .PHONY: bench-pages
 bench-pages: $(VENV)/ready  ## the figures README and the guides quote, by the commands a reader types
-	PYTHONPATH=. $(BIN)/python benchmarks/bench_pages.py $(ARGS)
-
-bench-bulk: $(VENV)/ready  ## a million texts through `surematch index`: time, memory, kill -9 and --resume
-	$(BIN)/python benchmarks/bench_bulk.py $(ARGS)
-
-bench-calibration: $(VENV)/ready  ## how honest the probabilities are, beside Platt, isotonic, temperature and raw cosines
-	PYTHONPATH=. $(BIN)/python benchmarks/bench_calibration.py $(ARGS)
-
-bench-index: $(VENV)/ready  ## every engine beside raw FAISS (ARGS="--size 1000000 --dimension 128")
-	PYTHONPATH=. $(BIN)/python benchmarks/bench_index.py $(ARGS)
-
-bench-training: $(VENV)/ready  ## unseen-class retrieval, speed and memory of training, beside peers (ARGS="--encoder minilm")
-	$(BIN)/python benchmarks/bench_training.py $(ARGS)
-
-bench-heads: $(VENV)/ready  ## training with 10,000 to 1,000,000 classes: steps/s and memory of full, sampled, exact sparse heads
-	PYTHONPATH=. $(BIN)/python benchmarks/bench_heads.py $(ARGS)
-
-bench-simplex: $(VENV)/ready  ## speed of the maps against the entmax package
-	PYTHONPATH=. $(BIN)/python benchmarks/bench_simplex.py $(ARGS)
+	$(call part,pages)
 
 test-contract: $(VENV)/ready  ## thousands of generated requests against the OpenAPI document, and 100 reloads under load
 	SUREMATCH_CASES=700 SUREMATCH_LEAST=5000 SUREMATCH_RELOADS=100 \
@@ -97,9 +115,6 @@ test-contract: $(VENV)/ready  ## thousands of generated requests against the Ope
 
 audit: $(VENV)/ready  ## known vulnerabilities of the pinned dependencies (asks the vulnerability service of PyPI)
 	$(BIN)/python -m pip_audit --strict --disable-pip --no-deps -r constraints.txt $(ARGS)
-
-bench-images: $(VENV)/ready  ## pictures of identities never seen: margin, plain and Taylor softmax, PCA (ARGS="--data DIR")
-	PYTHONPATH=. $(BIN)/python benchmarks/bench_images.py $(ARGS)
 
 bench-faces: $(VENV)/ready  ## whole photographs: detect, align, encode, index, identify; promises against held-back ones (ARGS="--data PEOPLE")
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_faces.py $(ARGS)
@@ -110,10 +125,7 @@ fuzz-images: $(VENV)/ready  ## 1,500 damaged pictures through the service: no 5x
 clean:  ## remove the environment and everything the demo made
 	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache
 
-.PHONY: bench-service test-overload test-soak
-bench-service: $(VENV)/ready  ## the service over HTTP beside raw FAISS and other vector databases (ARGS="--part hnsw")
-	PYTHONPATH=. $(BIN)/python benchmarks/bench_service.py $(ARGS)
-
+.PHONY: test-overload test-soak
 test-overload: $(VENV)/ready  ## four times the capacity for a minute: who is accepted waits little longer, the rest get 503
 	PYTHONPATH=. $(BIN)/python benchmarks/overload.py $(ARGS)
 

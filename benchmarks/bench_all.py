@@ -1,8 +1,9 @@
 """All benchmarks, one report: `make bench` runs every part and writes docs/benchmarks.md and its pictures.
 
     python benchmarks/bench_all.py [--only simplex losses ...] [--out docs] [--write-only]
+    python benchmarks/bench_all.py --only simplex -- --threads 1    # a look: with its own arguments, nothing is written
 
-Each part is a command of its own (`make bench-NAME`). What it found is kept in --results, with the machine it ran on,
+`make bench-NAME` runs one part and writes its section. What it found is kept in --results, with the machine it ran on,
 and the report is made of whatever lies there: a part can be repeated alone, and parts of different machines stand
 side by side, each under its own. --write-only writes the report again. A part that fails or is missing is named in the
 report, and the exit status is 1.
@@ -11,10 +12,10 @@ report, and the exit status is 1.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 import time
@@ -23,8 +24,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import matplotlib as mpl
+import psutil
 import raw
-from outcome import Against, Cell, Outcome, Table, shown
+from outcome import Against, Outcome, Table, ended, shown, spread
 
 mpl.use("svg")
 mpl.rcParams.update({"svg.hashsalt": "bench", "svg.fonttype": "none", "font.size": 9})
@@ -46,14 +48,13 @@ class Part:
 
     @property
     def command(self) -> str:
-        target = self.script.removesuffix(".py").replace("_", "-")
-        return f"make {target}" + (f' ARGS="{" ".join(self.arguments)}"' if self.arguments else "")
+        return f"make bench-{self.name}"
 
 
 MILLION = ("--size", "1000000", "--dimension", "128", "--engines", "flat", "hnsw", "ivf", "ivf-pq", "sq8", "auto")
 PARTS = (
     Part("simplex", "bench_simplex.py"),
-    Part("training-static", "bench_training.py"),
+    Part("training", "bench_training.py"),
     Part("training-minilm", "bench_training.py", ("--encoder", "minilm")),
     Part("losses", "bench_losses.py"),
     Part("heads", "bench_heads.py"),
@@ -95,13 +96,10 @@ def run(part: Part, results: Path, minutes: float) -> str | None:
     """Runs it and keeps what it found in `results`; None, or why there is no result."""
     path = BUILD / f"{part.name}.json"
     path.unlink(missing_ok=True)
-    command = [sys.executable, str(HERE / part.script), *part.arguments, "--json", str(path)]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     print(f"\n=== {part.name}: {part.command}", flush=True)
     started = time.perf_counter()
-    try:
-        code = subprocess.run(command, env=environment, cwd=ROOT, timeout=minutes * 60).returncode
-    except subprocess.TimeoutExpired:
+    code = finish(part, ["--json", str(path)], minutes)
+    if code is None:
         return f"not finished after {minutes:g} minutes; what stands below is of an earlier run, if anything"
     print(f"=== {part.name}: {time.perf_counter() - started:.0f} s", flush=True)
     if not path.is_file():
@@ -110,6 +108,27 @@ def run(part: Part, results: Path, minutes: float) -> str | None:
         return f"ended with status {code} before it was done; what stands below is of an earlier run, if anything"
     Measured(machine(), raw.read(part.name, path)).keep(results / path.name)
     return f"ended with status {code}: a target was missed" if code else None
+
+
+def finish(part: Part, arguments: list[str], minutes: float) -> int | None:
+    """The exit status of its script; None, with everything it started ended, where it took longer."""
+    command = [sys.executable, str(HERE / part.script), *part.arguments, *arguments]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    process = subprocess.Popen(command, env=environment, cwd=ROOT)
+    try:
+        return process.wait(minutes * 60)
+    except subprocess.TimeoutExpired:
+        return None
+    except KeyboardInterrupt:  # the terminal has told the script as well: it has a while to clean up
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+        raise
+    finally:
+        if process.poll() is None:
+            for member in [*psutil.Process(process.pid).children(recursive=True), process]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    member.kill()
+            process.wait()
 
 
 def machine() -> str:
@@ -125,18 +144,6 @@ def machine() -> str:
 
 def _lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-
-
-def spread(cell: Cell) -> tuple[float, float, float] | None:
-    """Lowest, middle and highest of a cell: a number, "mean ± deviation" or "middle (lowest to highest)"; else None."""
-    if isinstance(cell, int | float):
-        return float(cell), float(cell), float(cell)
-    found = [float(number.replace(",", "")) for number in re.findall(r"-?[\d,]*\.?\d+", str(cell))]
-    if len(found) == 2 and "±" in str(cell):
-        return found[0] - found[1], found[0], found[0] + found[1]
-    if len(found) == 3 and " to " in str(cell):
-        return found[1], found[0], found[2]
-    return (found[0], found[0], found[0]) if len(found) == 1 else None
 
 
 def draw(table: Table, path: Path) -> None:
@@ -159,16 +166,27 @@ def draw(table: Table, path: Path) -> None:
 
 
 def behind(outcomes: list[Outcome]) -> list[str]:
-    """The first section: each comparison in which a peer is ahead."""
-    rows: list[tuple[str, Against]] = [(o.title, a) for o in outcomes for a in o.against if a.ratio < 1]
-    every = sum(len(outcome.against) for outcome in outcomes)
+    """The first section: every comparison in which a peer is ahead, one line for each peer of a table."""
+    every = [(outcome.title, one) for outcome in outcomes for one in outcome.comparisons()]
+    groups: dict[tuple[str, str, str], list[Against]] = {}
+    for title, one in every:
+        if one.ratio < 1:
+            groups.setdefault((title, one.where, one.peer), []).append(one)
     lines = ["## Where others are ahead", ""]
-    if not rows:
-        return [*lines, f"Nowhere in this run, of {every} comparisons.", ""]
-    lines += [f"In {len(rows)} of {every} comparisons:", "", "| part | figure | surematch | peer | its figure |"]
-    lines += ["|---|---|---:|---|---:|"]
-    for title, one in sorted(rows, key=lambda row: row[1].ratio):
-        lines.append(f"| {title} | {one.what} | {shown(one.ours)} | {one.peer} | {shown(one.theirs)} |")
+    if not groups:
+        return [*lines, f"Nowhere in this run, of {len(every):,} comparisons.", ""]
+    count = sum(map(len, groups.values()))
+    lines += [
+        f"In {count:,} of {len(every):,} comparisons. Every row of ours that has peers' rows beside it is compared "
+        "with each of them in every column where more or less is better; medians and means, without regard to their "
+        "spread. In each line the largest distance comes first.",
+        "",
+        "| part | | peer | ahead in: its figure (ours) |",
+        "|---|---|---|---|",
+    ]
+    for (title, where, peer), found in sorted(groups.items(), key=lambda group: min(one.ratio for one in group[1])):
+        told = (f"{one.what}: {shown(one.theirs)} ({shown(one.ours)})" for one in sorted(found, key=lambda o: o.ratio))
+        lines.append(f"| {title} | {where} | {peer} | {'; '.join(told)} |")
     return [*lines, ""]
 
 
@@ -200,7 +218,7 @@ def write(results: Path, out: Path, failed: dict[str, str]) -> None:
         "Peers run on the same data and the same machine as ours.",
         "",
     ]
-    lines += behind([measured.outcome for measured in found.values()])
+    lines += behind([found[part.name].outcome for part in PARTS if part.name in found])
     missing = failed | {part.name: failed.get(part.name, "not run") for part in PARTS if part.name not in found}
     if missing:
         lines += ["## Not measured in this run", "", *(f"- {name}: {why}" for name, why in missing.items()), ""]
@@ -218,7 +236,13 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--minutes", type=float, default=120, help="longest a part may take")
     parser.add_argument("--write-only", action="store_true", help="run nothing, write the report of what is there")
+    parser.add_argument("arguments", nargs="*", help="after --: arguments of the one part named with --only")
     options = parser.parse_args()
+    if options.arguments:
+        if len(options.only or []) != 1:
+            parser.error("arguments after -- need one part: --only NAME -- ...")
+        (part,) = (part for part in PARTS if part.name in options.only)
+        return finish(part, options.arguments, options.minutes) or 0
     for folder in (options.results, BUILD):
         folder.mkdir(parents=True, exist_ok=True)
     (options.out / "figures").mkdir(parents=True, exist_ok=True)
@@ -232,4 +256,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ended(main)

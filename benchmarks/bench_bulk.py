@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from outcome import ended
 
 _WORDS = {
     "subject": "card account transfer refund invoice order parcel password login subscription router phone battery "
@@ -184,4 +185,4 @@ def _ask(surematch: str, out: Path) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    main()
+    ended(main)

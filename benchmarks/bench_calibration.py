@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from calibration_tasks import FILES, Task, fine_tuned, zero_shot
-from outcome import Against, Cell, Outcome, Table
+from outcome import Against, Beside, Cell, Outcome, Table, ended
 
 from index import metrics
 from index.calibrate import Calibration, calibrate
@@ -263,7 +263,8 @@ def main() -> int:
 
 def report(written: dict[str, Any], flags: argparse.Namespace) -> Outcome:
     """The same figures for docs/benchmarks.md."""
-    tables, against = [], []
+    tables: list[Table] = []
+    against: list[Against] = []
     for part in ("zero-shot", "finetuned"):
         for name, found in written.get(part, {}).items():
             title, methods = f"{name}, {flags.encoder}, {part}", found["methods"]
@@ -271,20 +272,14 @@ def report(written: dict[str, Any], flags: argparse.Namespace) -> Outcome:
             rows: list[list[Cell]] = [
                 [method, *(f"{row[key][0]:.4f} ± {row[key][1]:.4f}" for key in keys)] for method, row in methods.items()
             ]
-            tables.append(
-                Table(title, ["probability from", *keys], rows, f"Mean and deviation of {flags.seeds} splits.", "ece")
-            )
+            note = f"Mean and deviation of {flags.seeds} splits."
+            tables.append(Table(title, ["probability from", *keys], rows, note, "ece", [beside(list(methods))]))
             sized = ["coverage", "outcomes", "labels", "no match in"]
             sizes: list[list[Cell]] = [[asked, *(row[key][0] for key in sized)] for asked, row in found["sets"].items()]
             tables.append(Table(f"Prediction sets, {title}", ["asked for", *sized], sizes))
             aged: list[list[Cell]] = [[what, old, str(said), new] for what, old, said, new in found["stale"]]
             columns = ["gallery", "ECE of the old calibration", "flagged", "ECE after a refit"]
             tables.append(Table(f"The gallery changes, {title}", columns, aged))
-            against += [
-                Against(f"{title}: {key}", methods[OURS][key][0], method, methods[method][key][0], False)
-                for method in PEERS
-                for key in ("ece", "nll", "fpr95")
-            ]
     if "pairs" in written:
         keys = ["pairs", "same_share", "ece", "ece_floor", "raw_cosine_ece", "auroc", "brier"]
         tenths = ["5%", "95%"]
@@ -298,6 +293,10 @@ def report(written: dict[str, Any], flags: argparse.Namespace) -> Outcome:
         ]
         columns = ["data", *keys, *(f"{at} of probabilities below" for at in tenths)]
         tables.append(Table("Pairs: are these two of one class?", columns, compared))
+        against = [
+            Against(f"Pairs, {name}", "ece", found["ece"], "raw cosine", found["raw_cosine_ece"], False)
+            for name, found in written["pairs"].items()
+        ]
     tuned = flags.part == ["finetuned"]
     name, title = (
         ("calibration-finetuned", "Calibration after fine-tuning") if tuned else ("calibration", "Calibration")
@@ -305,9 +304,16 @@ def report(written: dict[str, Any], flags: argparse.Namespace) -> Outcome:
     return Outcome(name, title, tables, against, figures=written)
 
 
+def beside(methods: list[str]) -> Beside:
+    """How the methods are compared: those with another source of queries are ours as well, and no peers."""
+    near = {"right of those given >= .9": "said there"}
+    peers = [method for method in methods if method in PEERS]
+    return Beside(OURS, peers, higher=["auroc"], lower=["ece", "nll", "fpr95"], near=near, neither=["floor"])
+
+
 def _made(maker: Callable[..., Task], name: str, flags: argparse.Namespace, seed: int) -> Task:
     return maker(name, seed, flags.encoder, flags.data, flags.cache)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ended(main)

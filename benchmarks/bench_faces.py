@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from outcome import ended
 from scipy.stats import beta
 
 from index import cli
@@ -198,4 +199,4 @@ def _table(rows: Sequence[tuple[Path, str]], path: Path) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    ended(main)

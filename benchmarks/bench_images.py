@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from outcome import ended
 from rich.console import Console
 
 from index.encoders import load_encoder
@@ -52,7 +53,7 @@ OMNIGLOT = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--work", type=Path, default=Path("bench-images"), help="where trained networks are kept")
+    parser.add_argument("--work", type=Path, default=Path("build/bench-images"), help="where trained networks are kept")
     parser.add_argument("--part", choices=("orl", "omniglot"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path)
@@ -199,4 +200,4 @@ def _show(title: str, results: dict[str, list[dict[str, float]]]) -> dict[str, A
 
 
 if __name__ == "__main__":
-    main()
+    ended(main)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from outcome import ended
 
 from benchmarks.index_peers import beside
 from index import exact
@@ -64,6 +65,8 @@ def in_turns(calls: Calls, queries: Vectors, batch: int, seconds: float) -> dict
         at += 1
     first, *others = times
     result: dict[str, Any] = {name: round(batch / statistics.median(taken), 1) for name, taken in times.items()}
+    quarters = {name: np.percentile(taken, [75, 25]) for name, taken in times.items()}
+    result["middle half"] = {name: [round(batch / taken, 1) for taken in both] for name, both in quarters.items()}
     for other in others:
         ratio = statistics.median(theirs / ours for ours, theirs in zip(times[first], times[other], strict=True))
         result[f"times {other}"] = round(ratio, 2)
@@ -149,4 +152,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    ended(main)

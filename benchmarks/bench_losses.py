@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from outcome import Cell, Outcome, Table
+from outcome import Cell, Outcome, Table, ended
 from rich.console import Console
 
 from index.settings import parse
@@ -76,4 +76,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ended(main)

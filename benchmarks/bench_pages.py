@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from outcome import Cell, Outcome, Table
+from outcome import Cell, Outcome, Table, ended
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
@@ -117,4 +117,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ended(main)

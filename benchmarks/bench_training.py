@@ -1,6 +1,6 @@
 """Training on BANKING77: 57 classes train, 20 are never seen. Ours beside the library's own loss and a peer's CosFace.
 
-    python benchmarks/bench_training.py [--encoder static|minilm] [--seeds 3] [--random-classes] [--json FILE]
+    python benchmarks/bench_training.py [--encoder static|minilm] [--seeds 3] [--random-classes] [--data DIR]
 
 Every method starts from the same encoder and runs the same epochs and batch size on the same rows, in a process of its
 own, so that its peak memory can be read. `ours` is `surematch train` with its defaults; the peers run in a plain
@@ -35,11 +35,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from outcome import Against, Cell, Outcome, Table
+from outcome import Beside, Cell, Outcome, Table, ended
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).parents[1]
-DATA = ROOT.parent / "shared" / "data" / "banking77"
 UNSEEN = 20
 SPLIT = 9
 """Generator seed of the classes that are never seen."""
@@ -55,13 +54,14 @@ PEERS = {
     "pml CosFace": "pytorch-metric-learning CosFaceLoss",
 }
 METHODS = (*OURS, *PEERS)
+QUALITY = ("seen recall@1", "unseen recall@1", "unseen MAP@R")
 TRAINERS_OWN_RATE = 5e-5
 """Default of SentenceTransformerTrainingArguments. Ours trains faster and goes part of the way back."""
 Rows = list[tuple[str, str]]
 
 
-def read(name: str) -> Rows:
-    with (DATA / name).open(encoding="utf-8", newline="") as file:
+def read(folder: Path, name: str) -> Rows:
+    with (folder / name).open(encoding="utf-8", newline="") as file:
         return [(row["text"], row["category"]) for row in csv.DictReader(file)]
 
 
@@ -173,12 +173,12 @@ def cosface(model: Any, classes: int) -> Any:
     return Wrapped()
 
 
-def work(method: str, encoder: str, seed: int, away: set[str]) -> dict[str, float]:
+def work(data: Path, method: str, encoder: str, seed: int, away: set[str]) -> dict[str, float]:
     """One seed of one method, in this process."""
     from index.encoder_files import open_sentence_transformer
     from training.objectives.contrastive import multiple_negatives_ranking
 
-    train, test = read("train.csv"), read("test.csv")
+    train, test = read(data, "train.csv"), read(data, "test.csv")
     rows = [row for row in train if row[1] not in away]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -198,8 +198,9 @@ def work(method: str, encoder: str, seed: int, away: set[str]) -> dict[str, floa
 
 @dataclass(frozen=True)
 class Bench:
-    """What all methods share: the encoder, the choice of classes, the peer's packages, where results are kept."""
+    """What all methods share: BANKING77, the encoder, the choice of classes, the peer's packages, where results go."""
 
+    data: Path
     encoder: str
     seeds: int
     random_classes: bool
@@ -210,7 +211,7 @@ class Bench:
         """Means over the seeds of one method; the loop's median processor time, the highest memory."""
         results = [self.seed(method, seed) for seed in range(self.seeds)]
         means = {name: statistics.mean(result[name] for result in results) for name in results[0]}
-        means["unseen MAP@R sd"] = statistics.pstdev(result["unseen MAP@R"] for result in results)
+        means |= {f"{name} sd": statistics.pstdev(result[name] for result in results) for name in QUALITY}
         means["s"] = statistics.median(result["s"] for result in results)
         means["MiB"] = max(result["MiB"] for result in results)
         return means
@@ -226,7 +227,7 @@ class Bench:
                 "PYTHONPATH": f"{ROOT}{os.pathsep}{self.packages}",
                 "PYTHONWARNINGS": "ignore",
             }
-            command = [sys.executable, __file__, "--work", method, self.encoder, str(seed), str(split)]
+            command = [sys.executable, __file__, "--work", str(self.data), method, self.encoder, str(seed), str(split)]
             done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
             kept.parent.mkdir(parents=True, exist_ok=True)
             unfinished = kept.with_suffix(".new")
@@ -246,21 +247,22 @@ def main() -> None:
         "--cache", type=Path, default=Path("build/bench-training"), help="where finished seeds are kept"
     )
     parser.add_argument("--json", type=Path, help="also write the figures here")
-    parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--work", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
-        method, encoder, seed, split = arguments.work
-        away = unseen_classes(sorted({label for _, label in read("train.csv")}), int(split))
-        print(json.dumps(work(method, encoder, int(seed), away)))
+        folder, method, encoder, seed, split = arguments.work
+        away = unseen_classes(sorted({label for _, label in read(Path(folder), "train.csv")}), int(split))
+        print(json.dumps(work(Path(folder), method, encoder, int(seed), away)))
         return
-    if not DATA.is_dir():
-        sys.exit(f"The data set BANKING77 is not at {DATA}.")
+    data = (arguments.data / "banking77").resolve()
+    if not data.is_dir():
+        sys.exit(f"{data}: no data, nothing measured. Give the folder that holds it with --data.")
     with tempfile.TemporaryDirectory() as packages:
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
         subprocess.run([*pip, "--target", packages, f"pytorch-metric-learning=={PML}"], check=True)
-        bench = Bench(
-            arguments.encoder, arguments.seeds, arguments.random_classes, Path(packages), arguments.cache.resolve()
-        )
+        shared = arguments.encoder, arguments.seeds, arguments.random_classes
+        bench = Bench(data, *shared, Path(packages), arguments.cache.resolve())
         results = table(bench, arguments.methods)
     report(bench, results).write(arguments.json)
 
@@ -268,45 +270,27 @@ def main() -> None:
 def report(bench: Bench, results: dict[str, dict[str, float]]) -> Outcome:
     """The same figures for docs/benchmarks.md."""
     rows: list[list[Cell]] = [
-        [
-            method,
-            found["seen recall@1"],
-            found["unseen recall@1"],
-            found["unseen MAP@R"],
-            found["unseen MAP@R sd"],
-            found["s"],
-            found["MiB"],
-        ]
+        [method, *(f"{found[name]:.4f} ± {found[name + ' sd']:.4f}" for name in QUALITY), found["s"], found["MiB"]]
         for method, found in results.items()
     ]
-    columns = ["method", "seen recall@1", "unseen recall@1", "unseen MAP@R", "sd", "loop processor s", "peak MiB"]
+    columns = ["method", *QUALITY, "loop processor s", "peak MiB"]
     note = (
-        f"Means of {bench.seeds} seeds; the loop's median processor seconds, over all its threads; the highest memory "
-        "of the process."
+        f"Means and deviations of {bench.seeds} seeds; the loop's median processor seconds, over all its threads; the "
+        "highest memory of the process."
     )
-    against = []
-    ours = results.get("ours", {})
-    for method, found in results.items():
-        if ours and method in PEERS:
-            against += [
-                Against(f"{bench.encoder}, {name}", ours[key], PEERS[method], found[key], higher)
-                for name, key, higher in (
-                    ("unseen MAP@R", "unseen MAP@R", True),
-                    ("unseen recall@1", "unseen recall@1", True),
-                    ("seen recall@1", "seen recall@1", True),
-                    ("processor seconds of the training loop", "s", False),
-                    ("peak MiB", "MiB", False),
-                )
-            ]
+    others = [method for method in results if method not in ("ours", "start")]
+    beside = [  # the untrained encoder costs nothing, which is no merit of it
+        Beside("ours", ["start"], higher=list(QUALITY), neither=columns[-2:]),
+        Beside("ours", others, higher=list(QUALITY), lower=columns[-2:]),
+    ]
     title = f"BANKING77, `{bench.encoder}`, {77 - UNSEEN} classes trained, {UNSEEN} never seen"
     versions = {"sentence-transformers": version("sentence-transformers"), "pytorch-metric-learning": PML}
     return Outcome(
         f"training-{bench.encoder}",
         f"Training, {bench.encoder}",
-        [Table(title, columns, rows, note, "unseen MAP@R")],
-        against,
-        versions,
-        results,
+        [Table(title, columns, rows, note, "unseen MAP@R", beside if "ours" in results else [])],
+        versions=versions,
+        figures=results,
     )
 
 
@@ -335,4 +319,4 @@ def table(bench: Bench, methods: list[str]) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    main()
+    ended(main)

@@ -113,7 +113,7 @@ def costing(load: Load, pid: int) -> Load:
 
 
 def alternate(loads: dict[str, Load], rounds: int) -> dict[str, Any]:
-    """{name: {clients: figures}}, medians over rounds; in every round each is asked once."""
+    """{name: {clients: figures}}, medians over rounds, and the range of the rates; in a round each is asked once."""
     found: dict[str, dict[int, list[dict[str, Any]]]] = {name: {n: [] for n in CLIENTS} for name in loads}
     for clients in CLIENTS:
         for _ in range(rounds):
@@ -121,7 +121,10 @@ def alternate(loads: dict[str, Load], rounds: int) -> dict[str, Any]:
                 found[name][clients].append(load(clients))
     medians = {
         name: {
-            str(clients): {key: round(statistics.median(run[key] for run in runs), 3) for key in runs[0]}
+            str(clients): {
+                **{key: round(statistics.median(run[key] for run in runs), 3) for key in runs[0]},
+                "per_second_range": [pick(run["per_second"] for run in runs) for pick in (min, max)],
+            }
             for clients, runs in by.items()
         }
         for name, by in found.items()

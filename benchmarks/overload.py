@@ -26,6 +26,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+from outcome import ended
 
 from benchmarks.bench_service import DIMENSION, SIZE, serving
 from benchmarks.service_gallery import build
@@ -164,4 +165,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    ended(main)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from outcome import Against, Cell, Outcome, Table
+from outcome import Against, Beside, Cell, Outcome, Table, ranged, shown
 
 
 def index(raw: dict[str, Any]) -> Outcome:
@@ -25,19 +25,19 @@ def index(raw: dict[str, Any]) -> Outcome:
                 one["build and tune, s"],
                 one["memory, MB"],
                 *recalls,
-                *(cell for speed, ratio in zip(speeds, ratios, strict=True) for cell in (speed["ours"], ratio)),
+                *(cell for speed, ratio in zip(speeds, ratios, strict=True) for cell in (_speed(speed), ratio)),
             ]
         )
         against += [
-            Against(f"{asked}, {raw['size']:,} vectors, {batch}", speed["ours"], name, speed[name])
+            Against(asked, batch, speed["ours"], name, speed[name])
             for batch, speed in zip(batches, speeds, strict=True)
-            for name in speed
-            if name.startswith("raw")
+            for name in speed["middle half"]
+            if name != "ours"
         ]
     columns = ["engine", "build and tune, s", "memory, MB", "recall@10 when built", "recall@10, new queries"]
     columns += [name for batch in batches for name in (batch, "times raw FAISS")]
     title = f"{raw['size']:,} vectors of {raw['dimension']} dimensions"
-    note = "Clustered vectors; our searches and FAISS's take turns; medians."
+    note = "Clustered vectors; our searches and FAISS's take turns; medians, and the middle half of the runs."
     tables = [Table(title, columns, rows, note, "batch 64, queries/s")]
     versions = {"faiss-cpu": raw["faiss"]}
     peers = {name: one for name, one in raw["engines"].get("hnsw", {}).get("peers", {}).items() if "beam" in one}
@@ -45,11 +45,12 @@ def index(raw: dict[str, Any]) -> Outcome:
         tables.append(_graphs(raw, peers))
         versions |= {name: one["version"] for name, one in peers.items()}
     tables += _not_measured(raw["engines"].get("hnsw", {}).get("peers", {}))
-    for name, one in peers.items():
-        for batch in ("batch 1", "batch 64"):
-            ours, theirs = (one[f"{batch}, {who}"][1] for who in ("ours", name))
-            against.append(Against(f"hnsw, {raw['size']:,} vectors, {batch}, queries/s", ours, name, theirs))
-    return Outcome("index", "Vector engines", tables, against, versions, raw)
+    return Outcome("index", f"Vector engines, {title}", tables, against, versions, raw)
+
+
+def _speed(speed: dict[str, Any]) -> str:
+    low, high = speed["middle half"]["ours"]
+    return f"{shown(speed['ours'])} ({shown(low)} to {shown(high)})"
 
 
 def _graphs(raw: dict[str, Any], peers: dict[str, Any]) -> Table:
@@ -67,9 +68,18 @@ def _graphs(raw: dict[str, Any], peers: dict[str, Any]) -> Table:
             )
     columns = ["graph", "build, s", "beam", "recall@10, new queries", "batch 1, queries/s", "batch 64, queries/s"]
     note = "Equal links and building beam; each peer searches with the narrowest beam that finds as much as ours. Ours "
-    return Table(
-        "Graphs of other libraries", columns, rows, note + "also tunes its beam while it builds.", "batch 1, queries/s"
-    )
+    beside = [
+        Beside(
+            f"surematch, beside {name}",
+            [name],
+            higher=["recall@10, new queries", "batch 1, queries/s", "batch 64, queries/s"],
+            lower=["build, s"],
+            neither=["beam"],
+        )
+        for name in peers
+    ]
+    note += "also tunes its beam while it builds."
+    return Table("Graphs of other libraries", columns, rows, note, "batch 1, queries/s", beside)
 
 
 _NEW = "recall@10 of new queries"
@@ -86,7 +96,7 @@ def _not_measured(peers: dict[str, Any]) -> list[Table]:
 
 def images(raw: dict[str, Any]) -> Outcome:
     """Pictures of identities never seen: our losses, PCA and raw pixels."""
-    tables, against = [], []
+    tables = []
     for name, results in raw.items():
         columns = list(next(iter(results.values()))["mean"])
         rows: list[list[Cell]] = []
@@ -98,23 +108,32 @@ def images(raw: dict[str, Any]) -> Outcome:
                 for mean, values in zip(means, spread, strict=True)
             ]
             rows.append([method, *cells])
-            if method.startswith(("PCA", "raw")) and "am-softmax" in results:
-                ours = results["am-softmax"]["mean"]
-                against += [Against(f"{name}: {c}", ours[c], method, found["mean"][c]) for c in columns]
         seeds = max(len(found["runs"]) for found in results.values())
-        tables.append(Table(name, ["method", *columns], rows, f"Mean of {seeds} seeds, lowest to highest.", columns[0]))
-    return Outcome("images", "Pictures of identities never seen", tables, against, figures=raw)
+        others = [method for method in results if method != OURS]
+        beside = [Beside(OURS, others, higher=columns)] if OURS in results else []
+        note = f"Mean of {seeds} seeds, lowest to highest."
+        tables.append(Table(name, ["method", *columns], rows, note, columns[0], beside))
+    return Outcome("images", "Pictures of identities never seen", tables, figures=raw)
+
+
+OURS = "am-softmax"
 
 
 def bulk(raw: dict[str, Any]) -> Outcome:
     """A million texts through `surematch index`."""
-    rows: list[list[Cell]] = [[name.replace("_", " "), str(value)] for name, value in raw.items()]
-    return Outcome("bulk", "A million texts", [Table("surematch index", ["", "measured"], rows)], figures=raw)
+    flat = {**raw, **{f"served: {name}": value for name, value in raw["serve"].items()}}
+    del flat["serve"]
+    rows: list[list[Cell]] = [
+        [name.replace("_", " "), "yes" if value is True else "no" if value is False else value]
+        for name, value in flat.items()
+    ]
+    note = "One build, and one that is killed half-way and resumed; answers: the median of a hundred."
+    return Outcome("bulk", "A million texts", [Table("surematch index", ["", "measured"], rows, note)], figures=raw)
 
 
 def service(raw: dict[str, Any]) -> Outcome:
     """Requests a second over HTTP: ours, raw FAISS in process, and the peers."""
-    tables, against, versions = [], [], {"faiss-cpu": raw["machine"]["faiss"]}
+    versions = {"faiss-cpu": raw["machine"]["faiss"]}
     loads = {part: raw[part]["loads"] for part in ("flat", "hnsw") if part in raw}
     if "text" in raw:
         loads["text"] = raw["text"]["static"]
@@ -122,45 +141,50 @@ def service(raw: dict[str, Any]) -> Outcome:
         if isinstance(found, dict) and "loads" in found:
             loads[name] = found["loads"]
             versions[name] = found["version"]
-    for part, found in loads.items():
-        clients = list(next(iter(found.values())))
-        rows: list[list[Cell]] = [
-            [name, *(by[count][key] for count in clients for key in ("per_second", "p50_ms"))]
-            for name, by in found.items()
-        ]
-        columns = ["", *(f"{what}, {count} clients" for count in clients for what in ("requests/s", "p50 ms"))]
-        tables.append(Table(part, columns, rows, f"{NOTES.get(part, PEER)} {_recalls(raw, part)}", columns[-2]))
-        ours = next(name for name in found if name.startswith("surematch"))
-        for name, by in found.items():
-            if not name.startswith("surematch"):
-                for count in clients:
-                    what = f"{part}: requests a second, {count} clients"
-                    against.append(Against(what, found[ours][count]["per_second"], name, by[count]["per_second"]))
+    tables = [_loads(raw, part, found) for part, found in loads.items()]
     tables += _not_measured(raw.get("peers", {}))
     if "minilm" in raw.get("text", {}):
         told = raw["text"]["minilm"]
         encoding: list[list[Cell]] = [
-            ["surematch, int8, search over HTTP", told["ours_p50_ms"], told["32 clients"]["per_second"]],
-            ["sentence-transformers, encode alone", told["theirs_p50_ms"], None],
+            ["surematch, int8, search over HTTP", ranged(told["ours_p50s_ms"]), told["32 clients"]["per_second"]],
+            ["sentence-transformers, encode alone", ranged(told["theirs_p50s_ms"]), None],
         ]
         columns = ["", "p50 ms, one at a time", "requests/s, 32 clients"]
+        beside = [Beside(str(encoding[0][0]), [str(encoding[1][0])], higher=columns[2:], lower=columns[1:2])]
         note = f"`minilm`, {told['texts']}; measured in turns."
-        tables.append(Table("Texts through MiniLM", columns, encoding, note))
-        what, theirs = "minilm int8: p50 ms of a search", "sentence-transformers, encode alone"
-        against.append(Against(what, told["ours_p50_ms"], theirs, told["theirs_p50_ms"], False))
-    return Outcome("service", "The service over HTTP", tables, against, versions, raw)
+        tables.append(Table("Texts through MiniLM", columns, encoding, note, beside=beside))
+    return Outcome("service", "The service over HTTP", tables, versions=versions, figures=raw)
+
+
+def _loads(raw: dict[str, Any], part: str, found: dict[str, Any]) -> Table:
+    """One row a load: requests a second with their range over the rounds, and the median of the medians' time."""
+    clients = list(next(iter(found.values())))
+    rows: list[list[Cell]] = []
+    for name, by in found.items():
+        row: list[Cell] = [name]
+        for count in clients:
+            low, high = by[count]["per_second_range"]
+            row += [f"{shown(by[count]['per_second'])} ({shown(low)} to {shown(high)})", by[count]["p50_ms"]]
+        rows.append(row)
+    speeds, times = ([f"{what}, {count} clients" for count in clients] for what in ("requests/s", "p50 ms"))
+    columns = ["", *(name for pair in zip(speeds, times, strict=True) for name in pair)]
+    ours = [name for name in found if name.startswith("surematch")]
+    peers = [name for name in found if name not in ours]
+    beside = [Beside(name, peers, higher=speeds, lower=times) for name in ours] if peers else []
+    return Table(part, columns, rows, f"{NOTES.get(part, PEER)} {_recalls(raw, part)}", speeds[-1], beside)
 
 
 PEER = (
-    "Medians of rounds in turns. Ours over HTTP by two processes, the peer as its own command starts it: one process, "
-    "in threads without HTTP where it has no server."
+    "Medians of rounds in turns, lowest to highest. Ours over HTTP by two processes and by one, the peer as its own "
+    "command starts it: one process, in threads without HTTP where it has no server."
 )
+TURNS = "100,000 vectors of 384 dimensions; medians of rounds in turns, lowest to highest."
 NOTES = {
-    "flat": "100,000 vectors of 384 dimensions; medians of rounds in turns. Ours over HTTP, by one process, with the "
-    "100 nearest and probabilities; FAISS in this process, ten hits, the queries of all clients in one call.",
-    "hnsw": "100,000 vectors of 384 dimensions; medians of rounds in turns. Ours over HTTP, by two processes, with the "
-    "100 nearest and probabilities; FAISS in threads of this process, whose p50 counts only the time within a call.",
-    "text": "Medians of rounds in turns. Our static encoder and `hnsw`, two processes, without a cache.",
+    "flat": f"{TURNS} Ours over HTTP, by one process, with the 100 nearest and probabilities; FAISS in this process, "
+    "the queries of all clients in one call, whose time is its p50.",
+    "hnsw": f"{TURNS} Ours over HTTP, by two processes, with the 100 nearest and probabilities; FAISS in threads of "
+    "this process, whose p50 counts only the time within a call.",
+    "text": f"{TURNS} Our static encoder and `hnsw`, two processes, without a cache.",
 }
 
 

@@ -7,7 +7,9 @@ through `build_collection`, and a text query costs what it costs with any static
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
+import index
 from index.build import Held, build_collection
 from index.rows import Row
 
@@ -67,15 +70,24 @@ def write_encoder(folder: Path, table: dict[str, NDArray[np.float32]]) -> Path:
     return folder
 
 
+def sources() -> str:
+    """What the code that writes collections is told apart by, so that none of an earlier one is served as today's."""
+    files = [Path(__file__), *sorted(Path(index.__file__).parent.rglob("*.py"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
 def build(folder: Path, engine: str, size: int, dimension: int) -> tuple[Path, Vectors, Vectors]:
-    """The collection (made once, then reused), the gallery's vectors (size, d) and the ASKED queries' (n, d)."""
+    """The collection (made once by this code), the gallery's vectors (size, d), and the ASKED queries' (n, d)."""
     items, labels, queries, truth = vectors(size, dimension)
+    folder = folder / f"made-by-{sources()}"
     out = folder / f"{engine}-{size}-{dimension}"
     if not out.exists():
         encoder = folder / f"encoder-{size}-{dimension}"
         if not encoder.exists():
             table = {f"v{at}": vector for at, vector in enumerate(items)}
-            write_encoder(encoder, table | {f"q{at}": vector for at, vector in enumerate(queries)})
+            shutil.rmtree(unfinished := encoder.with_suffix(".new"), ignore_errors=True)
+            write_encoder(unfinished, table | {f"q{at}": vector for at, vector in enumerate(queries)})
+            unfinished.rename(encoder)
         rows = [Row(f"v{at}", f"label {label}", "gallery", at) for at, label in enumerate(labels)]
         held = [Row(f"q{at}", f"label {truth[at]}", "held", at) for at in range(HELD) if truth[at] is not None]
         unknown = [Row(f"q{at}", None, "held", at) for at in range(HELD) if truth[at] is None]

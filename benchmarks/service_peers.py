@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -35,8 +37,8 @@ class Peer:
 
 def environment(folder: Path, packages: list[str]) -> Path:
     """The Python of an environment with these packages, and with ours where theirs ask for nothing else."""
-    python = folder / "bin" / "python"
-    if not (folder / "ready").exists():
+    python, ready, wanted = folder / "bin" / "python", folder / "ready", " ".join(packages)
+    if not ready.exists() or ready.read_text() != wanted:
         venv.create(folder, with_pip=True, clear=True)
         site = subprocess.run(
             [python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
@@ -49,20 +51,25 @@ def environment(folder: Path, packages: list[str]) -> Path:
         (Path(site) / "ours.pth").write_text("\n".join(ours) + "\n")
         install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages]
         subprocess.run(install, check=True, stdout=sys.stderr)
-        (folder / "ready").touch()
+        ready.write_text(wanted)
     return python
 
 
 @contextmanager
 def start(name: str, cache: Path, items: Any, queries: Any, seconds: float, wrk: Callable[..., Any]) -> Iterator[Peer]:
     """Raises `subprocess.SubprocessError` when it cannot be installed or does not start."""
+    python = environment(cache / "peers" / f"{name}-venv", PACKAGES[name])
     folder = cache / "peers" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / "items.npy", items)
-    np.save(folder / "queries.npy", queries)
-    python = environment(folder / "venv", PACKAGES[name])
-    program = [python, Path(__file__).with_name("peer_programs.py"), name, folder]
-    process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    program = Path(__file__).with_name("peer_programs.py")
+    made = hashlib.sha256(items.tobytes() + queries.tobytes() + program.read_bytes())
+    filled = folder / "filled"
+    if not filled.exists() or filled.read_text() != made.hexdigest():  # of other vectors, or ended half-way
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        np.save(folder / "items.npy", items)
+        np.save(folder / "queries.npy", queries)
+    command = [python, program, name, folder]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin
     assert process.stdout
 
@@ -79,6 +86,7 @@ def start(name: str, cache: Path, items: Any, queries: Any, seconds: float, wrk:
         if not (told := process.stdout.readline()):
             raise subprocess.SubprocessError(f"{name} did not start")
         about = json.loads(told)
+        filled.write_text(made.hexdigest())
         if "url" in about:
             load = wrk(about["url"], about["path"], Path(about["bodies"]), 0, "application/json", seconds)
         else:

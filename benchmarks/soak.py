@@ -27,6 +27,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import psutil
+from outcome import ended
 
 from benchmarks.bench_service import serving
 from benchmarks.service_gallery import build
@@ -135,4 +136,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    ended(main)

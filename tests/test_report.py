@@ -1,0 +1,79 @@
+"""The benchmarks' report: which comparisons its first section is made of, and what a table may not leave out."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def outcome(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("outcome")
+
+
+ROWS: list[list[Any]] = [
+    ["ours", "658 (601 to 702)", 9.5, 0.98, 0.97, 4],
+    ["theirs", "1,213 (1,100 to 1,300)", 12.0, 0.91, 0.97, 8],
+    ["silent", None, 12.0, "0.975 ± 0.004", "0.97 ± 0.01", 8],
+]
+COLUMNS = ["", "requests/s", "p50 ms", "right", "said", "beam"]
+
+
+def test_every_column_of_a_peer_is_compared(outcome: Any) -> None:
+    beside = outcome.Beside(
+        "ours", ["theirs", "silent"], higher=["requests/s"], lower=["p50 ms"], near={"right": "said"}, neither=["beam"]
+    )
+    made = outcome.Table("flat", COLUMNS, ROWS, beside=[beside])
+    found = {(one.peer, one.what): round(one.ratio, 3) for one in made.against()}
+    assert found == {
+        ("theirs", "requests/s"): round(658 / 1213, 3),
+        ("theirs", "p50 ms"): round(12 / 9.5, 3),
+        ("theirs", "right: away from said"): 6.0,
+        ("silent", "p50 ms"): round(12 / 9.5, 3),
+        ("silent", "right: away from said"): 0.5,
+    }
+    again = outcome.Outcome.of({"name": "n", "title": "t", "against": [], "tables": [outcome.asdict(made)]})
+    assert again.comparisons() == list(made.against())
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"higher": ["requests/s"]},  # forgets the others
+        {"higher": ["requests/s", "p50 ms", "right", "said", "beam", "p99"]},
+        {"ours": "nobody", "higher": COLUMNS[1:]},
+    ],
+)
+def test_no_column_and_no_row_is_left_out_by_forgetting_it(outcome: Any, beside: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"flat: (columns unknown|no rows)"):
+        outcome.Table("flat", COLUMNS, ROWS, beside=[outcome.Beside(**{"ours": "ours", "peers": ["theirs"], **beside})])
+
+
+def test_the_first_section_names_every_figure_in_which_a_peer_is_ahead(outcome: Any, tmp_path: Path) -> None:
+    beside = outcome.Beside(
+        "ours", ["theirs"], higher=["requests/s", "right"], lower=["p50 ms"], neither=["said", "beam"]
+    )
+    made = outcome.Outcome("simplex", "Service", [outcome.Table("flat", COLUMNS, ROWS, beside=[beside])])
+    all_parts = importlib.import_module("bench_all")
+    all_parts.Measured("a machine", made).keep(tmp_path / "simplex.json")
+    (tmp_path / "figures").mkdir()
+    all_parts.write(tmp_path, tmp_path, {})
+    report = (tmp_path / "benchmarks.md").read_text()
+    assert "In 1 of 3 comparisons." in report
+    assert "| Service | flat | theirs | requests/s: 1,213 (658) |" in report
+    assert "- bulk: not run" in report
+
+
+def test_an_interrupted_benchmark_ends_with_a_line() -> None:
+    program = "import outcome\ndef main(): raise KeyboardInterrupt\noutcome.ended(main)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=BENCHMARKS, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "Interrupted."
