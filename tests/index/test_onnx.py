@@ -63,6 +63,28 @@ def test_float_export_gives_torchs_vectors(source: Path, exported: Path, torch_v
     assert not list(exported.glob("*.safetensors"))
 
 
+def test_attention_is_one_operator(exported: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="the package onnx is not installed")
+    operators = [node.op_type for node in onnx.load(exported / "model.onnx").graph.node]
+    assert operators.count("Attention") == 6
+    assert "Softmax" not in operators
+
+
+def test_what_the_network_does_not_read_is_not_given_to_it(source: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
+    folder = tmp_path / "distilbert"  # its tokenizer gives token types, it takes none
+    shutil.copytree(source, folder)
+    for weights in folder.glob("*.safetensors"):
+        weights.unlink()
+    config = transformers.DistilBertConfig(vocab_size=30522, dim=384, n_layers=1, n_heads=12, hidden_dim=64)
+    transformers.DistilBertModel(config).save_pretrained(folder)
+    (told,) = install_encoder(folder, tmp_path / "out", "onnx", TEXTS)
+    assert "exported to ONNX (fp32)" in told
+    np.testing.assert_allclose(
+        load_encoder(tmp_path / "out").encode(TEXTS), SentenceEncoder(folder).encode(TEXTS), atol=2e-6
+    )
+
+
 def test_int8_is_another_encoder_and_says_how_far_off(
     source: Path, exported: Path, torch_vectors: np.ndarray, tmp_path: Path
 ) -> None:
