@@ -1,4 +1,4 @@
-"""docs/comparison.md: every cell of ours leads to a test that exists, and every other claim to a source."""
+"""docs/comparison.md: every cell of ours leads to a test that exists, and every cell of another project to a source."""
 
 from __future__ import annotations
 
@@ -8,23 +8,39 @@ from pathlib import Path
 import pytest
 
 PAGE = Path(__file__).parents[1] / "docs" / "comparison.md"
-ROWS = [line.strip("|").split(" | ") for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+TEXT = PAGE.read_text(encoding="utf-8")
+SOURCES = dict(re.findall(r"^\[([^\]]+)\]: (\S+)$", TEXT, re.MULTILINE))
+ROWS = [[cell.strip() for cell in line[1:-1].split("| ")] for line in TEXT.splitlines() if line.startswith("| ")]
+CLAIMS = [cells for cells in ROWS if cells[0] != ""]
+LINK = re.compile(r'\]\((?!http)([^)\s]+)(?: "([^"]*)")?\)')
+REFERENCE = re.compile(r"\]\[([^\]]+)\]")
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!http)([^)#]+)\)", PAGE.read_text(encoding="utf-8")))))
-def test_links_within_the_project_lead_somewhere(target: str) -> None:
-    assert (PAGE.parent / target).is_file()
+@pytest.mark.parametrize(("target", "name"), sorted(set(LINK.findall(TEXT))))
+def test_links_within_the_project_lead_somewhere(target: str, name: str) -> None:
+    file = PAGE.parent / target
+    assert file.is_file()
+    assert not name or f"\ndef {name}(" in file.read_text(encoding="utf-8"), f"{target} has no {name}"
 
 
-def test_what_we_claim_to_have_leads_to_a_test() -> None:
-    claims = [cells for cells in ROWS if cells[0].strip() != ""]
-    assert len(claims) > 15
-    for name, ours, *_ in claims:
-        honest = ours.startswith("**no**")
-        assert honest or "](../tests/" in ours, f"{name.strip()}: no test behind {ours!r}"
+@pytest.mark.parametrize("cells", CLAIMS, ids=lambda cells: cells[0])
+def test_a_cell_of_ours_leads_to_tests_by_name(cells: list[str]) -> None:
+    links = LINK.findall(cells[1])
+    assert links, f"no test behind {cells[1]!r}"
+    assert all(target.startswith("../tests/") and name for target, name in links)
+    assert not REFERENCE.search(cells[1])
 
 
-def test_what_is_said_of_others_has_a_source() -> None:
-    for name, _, *others in (cells for cells in ROWS if cells[0].strip() != ""):
-        for told in (cell.strip(" |") for cell in others):
-            assert told in ("not found", "does not apply") or "](http" in told or "](../" in told, f"{name}: {told!r}"
+@pytest.mark.parametrize("cells", CLAIMS, ids=lambda cells: cells[0])
+def test_a_cell_of_another_project_leads_to_a_source(cells: list[str]) -> None:
+    for told in cells[2:]:
+        sources = REFERENCE.findall(told)
+        assert sources, f"no source behind {told!r}"
+        assert all(SOURCES.get(source, "").startswith("https://") for source in sources), told
+
+
+def test_the_tables_are_whole_and_no_source_is_left_over() -> None:
+    assert len(CLAIMS) > 15
+    heads = [cells for cells in ROWS if cells[0] == ""]
+    assert {len(cells) for cells in CLAIMS} == {len(cells) for cells in heads} == {7, 6, 4}
+    assert set(REFERENCE.findall(TEXT)) == set(SOURCES)

@@ -98,6 +98,16 @@ def check(engine: Engine, queries: Vectors, k: int, selection: Selection | None)
         np.testing.assert_allclose(scores, expected_scores, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [kind for kind, engine in FAISS.items() if not engine.exact and kind != "sq8"])
+@pytest.mark.parametrize("few", ["one", "few"])
+def test_the_few_that_pass_are_compared_one_by_one(kind: str, few: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The index, which may miss some, is not asked; "sq8" compares rounded vectors."""
+    built = make_engine(kind, VECTORS, ROWS)
+    monkeypatch.setattr(type(built), "_search", lambda *given: pytest.fail("the index was asked"))
+    _, rows = built.search(QUERIES, 10, SELECTIONS[few])
+    np.testing.assert_array_equal(rows, brute(QUERIES, 10, SELECTIONS[few])[1])
+
+
 @pytest.mark.parametrize(("count", "filtered", "by_numpy"), [(1, False, True), (40, False, False), (40, True, True)])
 def test_batches_of_a_large_flat_gallery_go_to_faiss_the_rest_to_numpy(
     count: int, filtered: bool, by_numpy: bool, monkeypatch: pytest.MonkeyPatch

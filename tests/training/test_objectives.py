@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import get_args
 
@@ -19,7 +20,7 @@ from tests.training.conftest import TOPICS, Write, sentences
 from training.cli import train
 from training.config import Loss
 from training.evaluation import retrieval
-from training.heads import class_means, load_head, save_head
+from training.heads import HEAD, class_means, load_head, save_head
 from training.objectives import OBJECTIVES, Objective, make_objective
 from training.objectives.base import NORM
 from training.objectives.contrastive import reshape
@@ -351,6 +352,28 @@ def test_class_means_are_unit_means_of_directions() -> None:
 def test_a_class_without_vectors_has_no_mean() -> None:
     with pytest.raises(ValueError, match="class 1"):
         class_means(torch.eye(2), torch.tensor([0, 0]), 2)
+
+
+def test_training_goes_on_from_the_class_weights_of_the_encoder(
+    tiny_encoder: Path, tmp_path: Path, write_csv: Write
+) -> None:
+    data, flags = write_csv(sentences(20)), ("--batch-size", "16", "--held-out", "0", "--loss", "am-softmax")
+    first, bare = tmp_path / "first", tmp_path / "bare"
+    command = [str(data), "--encoder", str(tiny_encoder), "--out", str(first), *flags]
+    assert train([*command, "--epochs", "2", "--learning-rate", "0.2", "--head-learning-rate", "0.2"]) == 0
+    shutil.copytree(first, bare)
+    (bare / HEAD).unlink()
+    weight, labels = load_head(first)
+    still = ("--epochs", "1", "--learning-rate", "1e-9", "--head-learning-rate", "1e-9")
+    cosines = {}
+    for encoder in (first, bare):
+        out = tmp_path / f"{encoder.name}-again"
+        assert train([str(data), "--encoder", str(encoder), "--out", str(out), *flags, *still]) == 0
+        again, same = load_head(out)
+        assert same == labels
+        cosines[encoder.name] = float(torch.cosine_similarity(weight, again).min())
+    assert cosines["first"] > 1 - 1e-5
+    assert cosines["bare"] < 1 - 1e-3, "class means, where there is nothing to go on from"
 
 
 def test_the_head_survives_saving(tmp_path: Path) -> None:
