@@ -137,7 +137,8 @@ def show_collection(out: Console, built: dict[str, Any], path: Path) -> None:
 def show_threshold(out: Console, found: Threshold, warnings: Sequence[str]) -> None:
     """A threshold and what it rests on, in plain words, with the calibration's `warnings`."""
     out.print(
-        f"Call it a match when its probability is at least [bold]{found.probability:.4f}[/bold].", highlight=False
+        f"Call the first hit a match when its probability is at least [bold]{found.probability:.4f}[/bold].",
+        highlight=False,
     )
     out.print(
         f"On the held-out calibration queries: {found.promised} {found.measured:.4f} (95 % interval {found.low:.4f} to "

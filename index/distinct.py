@@ -33,6 +33,13 @@ ALONE = 0.8
 SAMPLE, OF_LABEL, LEAST = 1000, 50, 20
 """Items that tell how near items of one label are, how many of one label, and how few say nothing."""
 
+ONE_ITEM, ITS_OWN, SURELY = 0.6, 0.75, 4.0
+"""How often the gap between the nearest and the second item of the own label is wider for a query than for an item (by
+chance half of the time), from which queries are told, and from which not used; and by how many standard deviations of
+chance it must be more than half. Real queries stay below .65 even where there are thirty, and below .55 where there are
+hundreds; a greeting before an item, or two words less, gives .8 (tests/index/test_distinct.py).
+"""
+
 
 def distinct(queries: Queries, gallery: Vectors, codes: Ints) -> tuple[Queries, list[str]]:
     """The queries without copies and items, and what to say of those left out; a few copies go without a word.
@@ -44,19 +51,28 @@ def distinct(queries: Queries, gallery: Vectors, codes: Ints) -> tuple[Queries, 
     given = queries.rows < 0
     copies = given & repeated(queries.vectors, queries.codes)
     own = _Own(gallery, codes)
-    nearest = own.nearest(queries.vectors, queries.codes)
-    items = given & ~copies & (nearest >= 1 - SAME)
+    two = own.nearest(queries.vectors, queries.codes)
+    items = given & ~copies & (two[:, 0] >= 1 - SAME)
+    strangers = np.flatnonzero(given & ~copies & (queries.codes < 0))
+    named = np.zeros(len(given), np.bool_)
+    if len(gallery):
+        named[strangers] = exact_top(queries.vectors[strangers], gallery, 1)[0][:, 0] >= 1 - SAME
     said = []
     if items.any():
         said.append(
             f"{items.sum()} of {given.sum()} calibration queries are items of the gallery to this encoder, and find "
             "themselves: not used. Give queries that are no items with --calibrate FILE."
         )
+    if named.any():
+        said.append(
+            f"{named.sum()} of {len(strangers)} unknown queries are items of the gallery to this encoder, and so not "
+            "unknown any more: not used."
+        )
     if copies.sum() > MANY * given.sum():
         said.append(f"{copies.sum()} of {given.sum()} calibration queries are copies of others: each counts once.")
-    left_out = copies | items
+    left_out = copies | items | named
     known = given & ~left_out & (queries.codes >= 0)
-    made, told = own.made_of_items(nearest[known])
+    made, told = own.made_of_items(two[known])
     said += told
     left_out |= known & made
     return (queries.only(~left_out) if left_out.any() else queries), said
@@ -100,16 +116,17 @@ class _Own:
         return self._order[start:end]
 
     def nearest(self, vectors: Vectors, codes: Ints) -> Vectors:
-        """(n,) the best cosine to an item of the own label; -inf without one (code -1, or a label without items)."""
-        found = np.full(len(vectors), -np.inf, np.float32)
+        """(n, 2) the best cosines to two items of the own label; -inf where it has none or one (or the code is -1)."""
+        found = np.full((len(vectors), 2), -np.inf, np.float32)
         for code in np.unique(codes[codes >= 0]):
             mine, items = np.flatnonzero(codes == code), self.of(code)
             if len(items):
-                found[mine] = exact_top(vectors[mine], self.gallery[items], 1)[0][:, 0]
+                best = exact_top(vectors[mine], self.gallery[items], 2)[0]
+                found[mine, : best.shape[1]] = best
         return found
 
     def among_themselves(self) -> Vectors:
-        """(m,) the best cosine of a sample of the items to another of their label, copies left aside."""
+        """(m, 2) the best cosines of a sample of the items to two others of their label, copies left aside."""
         random = np.random.default_rng(0)
         found: list[Vectors] = []
         several, count = np.unique(self.codes, return_counts=True)
@@ -118,16 +135,46 @@ class _Own:
                 break
             items = self.gallery[self.of(code)]
             cosines = items[random.permutation(len(items))[:OF_LABEL]] @ items.T
-            found.append(np.where(cosines >= 1 - SAME, -np.inf, cosines).max(axis=1))
-        return np.concatenate([np.empty(0, np.float32), *found])
+            found.append(-np.sort(-np.where(cosines >= 1 - SAME, -np.inf, cosines), axis=1)[:, :2])
+        return np.concatenate([np.empty((0, 2), np.float32), *found])
 
-    def made_of_items(self, nearest: Vectors) -> tuple[bool, list[str]]:
-        """Whether known queries, by their `nearest` item (n,), were made by changing items, and what to say of it."""
+    def made_of_items(self, two: Vectors) -> tuple[bool, list[str]]:
+        """Whether known queries, by the cosines of their nearest items (n, 2), were made by changing items, and what to
+        say of it."""
+        items = self.among_themselves()
+        made, said = self._nearly_items(two[:, 0], items[:, 0])
+        return (made, said) if said else self._near_to_one_item(two, items)
+
+    def _near_to_one_item(self, two: Vectors, items: Vectors) -> tuple[bool, list[str]]:
+        """By the gap to the second item: what was made of one item lies nearer to it than to its fellows."""
+        of_queries, of_items = (found[np.isfinite(found).all(axis=1)] for found in (two, items))
+        n, m = len(of_queries), len(of_items)
+        if min(n, m) < LEAST:
+            return False, []
+        gaps = np.sort(of_items[:, 0] - of_items[:, 1])
+        wider = float(np.searchsorted(gaps, of_queries[:, 0] - of_queries[:, 1]).mean() / m)  # Mann & Whitney 1947
+        chance = 0.5 + SURELY * np.sqrt((n + m + 1) / (12 * n * m))
+        if wider <= max(ONE_ITEM, chance):
+            return False, []
+        said = (
+            f"The calibration queries look made by changing items: next to one item of their label they are farther "
+            f"from its others than items are, in {wider:.0%} of comparisons (real ones: in about half). "
+        )
+        if wider <= max(ITS_OWN, chance):
+            return False, [
+                f"{said}Where they were, real queries will look unknown, and their probabilities be too low: give real "
+                "ones with --calibrate FILE."
+            ]
+        return True, [
+            f"{said}Next to them real queries would look unknown: none of the known ones is used. Give real queries "
+            "with --calibrate FILE."
+        ]
+
+    def _nearly_items(self, nearest: Vectors, items: Vectors) -> tuple[bool, list[str]]:
         nearly = nearest >= NEARLY
-        if nearly.sum() <= EXCESS * len(nearest):  # looking at the items would not change that
+        if nearly.sum() <= EXCESS * len(nearest):
             return False, []
         said = f"{nearly.sum()} of {len(nearest)} calibration queries are nearly an item of their label (cosine "
-        items = self.among_themselves()
         if len(items) < LEAST and nearly.mean() <= ALONE:
             return False, []
         if len(items) < LEAST:

@@ -15,6 +15,7 @@ from index.calibration_page import Measured, write_page
 from index.collection import Collection
 from index.collection_folder import ENCODER
 from index.conformal import CoverageFor
+from index.distinct import MANY
 from index.errors import CalibrationError, DataError
 from index.rows import Row, text_key
 from index.sources import Progress, check_labels, encode_rows, trained_rows
@@ -60,9 +61,14 @@ def evaluate(
         "warnings": answers[0].warnings,
     }
     if answers[0].calibrated:
-        points, honesty = _honesty(answers, truth, is_known)
+        keys = [f"{text_key(row.text)} {row.label}" if row.image is None else str(at) for at, row in enumerate(rows)]
+        group = np.unique(keys, return_inverse=True)[1]
+        points, honesty = _honesty(answers, truth, is_known, group)
         report |= honesty
         report["warnings"] = [*report["warnings"], *_mix_warning(collection, float(1 - is_known.mean()))]
+        if (copies := len(rows) - len(np.unique(group))) > MANY * len(rows):
+            said = f"{copies} of {len(rows)} queries are copies of others: intervals and floors count each once."
+            report["warnings"].append(said)
     report["warnings"] = [*_seen_warning(collection, rows, answers), *report["warnings"]]
     if answers[0].calibrated:
         report["sets"] = _sets(collection, vectors, truth, "mixed")
@@ -124,16 +130,17 @@ def _recall(answers: list[Answer], truth: list[str | None], known: NDArray[np.bo
 
 
 def _honesty(
-    answers: list[Answer], truth: list[str | None], known: NDArray[np.bool_]
+    answers: list[Answer], truth: list[str | None], known: NDArray[np.bool_], group: NDArray[np.int64]
 ) -> tuple[Measured, dict[str, Any]]:
+    """The points of the report's pictures, and its figures; queries of one `group` (n,) are copies."""
     p = np.array([answer.hits[0].probability for answer in answers])
     no_match = np.array([answer.no_match for answer in answers])
     right = np.array([answer.hits[0].label == label for answer, label in zip(answers, truth, strict=True)]) & known
     decided = np.array([_decided_right(answer, label) for answer, label in zip(answers, truth, strict=True)])
     return Measured(p, right, known, np.ones(len(p))), {
         **metrics.report(p, no_match, right, known),
-        "intervals": metrics.intervals(p, no_match, right, known),
-        "ece_floor": metrics.ece_floor(p),
+        "intervals": metrics.intervals(p, no_match, right, known, group=group),
+        "ece_floor": metrics.ece_floor(p, group=group),
         "decision_accuracy": float(decided.mean()),
         **_identification(answers, decided, known),
         "no_match_mean": float(no_match.mean()),

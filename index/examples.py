@@ -105,22 +105,17 @@ def examples(queries: Queries, gallery: Vectors, codes: Ints, labels: int, unkno
     known = np.flatnonzero(queries.codes >= 0)
     real = np.flatnonzero(queries.codes < 0)
     enough(len({vector.tobytes() for vector in queries.vectors[known]}))
+    view = _view(queries, gallery, codes, labels)
+    _check_labels(queries, known)
+    # an item whose label shows no other has nothing to find, and would count as unknown among the known
+    known = known[_able(queries, known, view)]
     prior = _prior(queries, len(known), gallery, codes, labels, unknown_share)
     needed = _needed(len(known), unknown_share)
     removed = known[:0] if len(real) >= needed else known
-    view = _view(queries, gallery, codes, labels)
-    _check_labels(queries, known)
     asked = ((known, "nothing"), (real, "nothing"), (removed, "own label"), (removed, "labels around"))
     wanted = f"give at least {needed} with --unknown FILE" + (f" ({len(real)} are too few)" if len(real) else "")
     evidence = concatenate([_evidence(queries, part, view, hidden, wanted) for part, hidden in asked if len(part)])
-    of_known = _truth(queries, known, view)
-    if queries.leave_one_out and (of_known >= 0).sum() < FEW_QUERIES:
-        raise CalibrationError(
-            f"Of {len(known)} items only {(of_known >= 0).sum()} have another of their label that is no near copy, so "
-            "items cannot ask for their like. Give labelled queries with --calibrate FILE."
-        )
-    enough(int((of_known >= 0).sum()))
-    truth = np.concatenate([of_known, np.full(len(real) + 2 * len(removed), -1)])
+    truth = np.concatenate([queries.codes[known], np.full(len(real) + 2 * len(removed), -1)])
     target = np.where(truth >= 0, evidence.candidate(truth), NO_MATCH)
     group = np.concatenate([known, real, removed, removed])
     return Examples(
@@ -316,11 +311,17 @@ def _correct_centroids(evidence: Evidence, queries: Queries, part: Ints, view: _
             evidence.features[found, 3] = float(queries.vectors[at] @ centroid) / length if length else 0.0
 
 
-def _truth(queries: Queries, known: Ints, view: _View) -> Ints:
-    """Codes of the known queries, -1 for one left out of a label it sees no other item of."""
+def _able(queries: Queries, known: Ints, view: _View) -> Flags:
+    """(n,) whether each known query sees an item of its label, as one left out may not. Raises `CalibrationError`."""
     if not queries.leave_one_out:
-        return queries.codes[known]
-    return np.array([queries.codes[at] if len(_fellows(queries, at, view)) else -1 for at in known], np.int64)
+        return np.ones(len(known), np.bool_)
+    able = np.array([len(_fellows(queries, at, view)) > 0 for at in known], np.bool_)
+    if able.sum() < FEW_QUERIES:
+        raise CalibrationError(
+            f"Of {len(known)} items only {able.sum()} have another of their label that is no near copy, so items "
+            "cannot ask for their like. Give labelled queries with --calibrate FILE."
+        )
+    return able
 
 
 def _needed(known: int, share: float) -> int:

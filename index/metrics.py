@@ -57,12 +57,21 @@ def ece(probability: ArrayLike, event: ArrayLike, weight: ArrayLike | None = Non
 
 
 def ece_floor(
-    probability: ArrayLike, weight: ArrayLike | None = None, bins: int = BINS, draws: int = 100, seed: int = 0
+    probability: ArrayLike,
+    weight: ArrayLike | None = None,
+    bins: int = BINS,
+    draws: int = 100,
+    seed: int = 0,
+    group: NDArray[np.int64] | None = None,
 ) -> float:
-    """Mean ECE when events really happen with these probabilities: the noise floor of this sample."""
+    """Mean ECE when events really happen with these probabilities: the noise floor of this sample.
+
+    Members of a `group` (n,) are one query asked several times: what happens to one happens to all of them.
+    """
     p = np.asarray(probability, np.float64)
-    random = np.random.default_rng(seed)
-    return float(np.mean([ece(p, random.random(len(p)) < p, weight, bins) for _ in range(draws)]))
+    of_group = np.arange(len(p)) if group is None else np.unique(group, return_inverse=True)[1]
+    random, count = np.random.default_rng(seed), int(of_group.max(initial=-1)) + 1
+    return float(np.mean([ece(p, random.random(count)[of_group] < p, weight, bins) for _ in range(draws)]))
 
 
 def brier(probability: ArrayLike, event: ArrayLike, weight: ArrayLike | None = None) -> float:

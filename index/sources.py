@@ -33,6 +33,8 @@ MAX_QUERIES = 4000
 MAX_LEFT_OUT = 2000
 MAX_COMPARISONS = 200_000_000
 """Queries times items, from which on queries are sampled: a minute or two of calibration, whatever the gallery."""
+FEW_ALONE = 0.1
+"""Share of labels with one item from which it is worth a warning that these could not ask."""
 FEW_LABELS = 5
 """Labels that queries must carry, where the gallery has so many, to go without a warning."""
 FEWEST = 400
@@ -161,6 +163,19 @@ def _notes(queries: Queries, gallery: Gallery, trained: NDArray[np.uint64]) -> l
         warnings.append(
             "Without queries the gallery's own items asked for their like, left out one by one. Real queries may "
             "differ: give some with --calibrate FILE."
+        )
+    count = np.bincount(gallery.codes[gallery.codes < labels], minlength=labels)
+    alone = int((count == 1).sum())
+    if queries.leave_one_out and alone > FEW_ALONE * labels:
+        warnings.append(
+            f"{alone} of the gallery's {labels} labels have one item, which cannot ask for its like: how such labels "
+            "are found was not measured, and their probabilities may be too low or too high."
+        )
+    if not (queries.codes < 0).any() and count.max(initial=0) > count.sum() / 2:
+        warnings.append(
+            f"The label {gallery.names[int(count.argmax())]!r} has {count.max() / count.sum():.0%} of the items. With "
+            "it hidden, as an unknown query is imitated, little is left to be mistaken: real unknown queries may get "
+            "in far more often. Give some with --unknown FILE."
         )
     if len(trained) and not (queries.codes < 0).any():
         warnings.append(

@@ -26,7 +26,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """Call it a match when its probability is at least `probability`.
+    """Call the first hit a match when its probability (`hits[0].probability`) is at least `probability`.
 
     `promised` is the measure asked for, `measured` its value on the sample with the interval (`low`, `high`) at 95 %.
     `accepted` is the share of queries called a match, `precision` the share of those that are right, `miss_rate` the

@@ -184,13 +184,15 @@ def test_a_left_out_item_sees_neither_itself_nor_its_near_copies() -> None:
         assert evidence.features[made.target[i], 3] == pytest.approx(expected, abs=1e-6)
 
 
-def test_an_item_left_out_of_a_label_of_copies_is_an_unknown_query() -> None:
+def test_an_item_left_out_of_a_label_of_copies_does_not_ask() -> None:
+    """It has nothing to find; as an unknown query it would make them more than they are said to be."""
     gallery, codes = unit(200, 8, seed=2), np.arange(200) % 5
     gallery[codes == 4] = gallery[4]
     queries = Queries(gallery[:100], codes[:100], np.arange(100), "here", leave_one_out=True)
     made = examples(queries, gallery, codes, 5, 0.3)
-    assert (made.codes[:100][codes[:100] == 4] == -1).all()
-    assert (made.codes[:100][codes[:100] < 4] >= 0).all()
+    assert (made.codes[:80] == codes[:100][codes[:100] < 4]).all()
+    assert len(made.codes) == 80 + 2 * 80, "nor is it imitated as unknown"
+    assert made.weight[made.codes < 0].sum() / made.weight.sum() == pytest.approx(0.3)
 
 
 def test_too_little_to_learn_from_is_refused() -> None:

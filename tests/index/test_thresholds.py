@@ -254,7 +254,7 @@ def test_the_verb(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (answer,) = opened.search(["my card"])
     assert found["warnings"] == answer.warnings != [], "what holds for a probability holds for a line drawn through it"
     assert cli.threshold([str(built), "--precision", "0.9"]) == 0
-    assert "Call it a match when its probability is at least" in capsys.readouterr().out
+    assert "Call the first hit a match when its probability is at least" in capsys.readouterr().out
     with pytest.raises(CalibrationError, match="cannot support an FPIR"):
         cli.threshold([str(built), "--fpir", "0.1"])  # its strangers are of two labels
 
