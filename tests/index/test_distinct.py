@@ -17,6 +17,7 @@ from index.collection import Collection, NewItem
 from index.distinct import NEARLY, _Own, distinct, repeated
 from index.encoders import encoder_folder, load_encoder
 from index.errors import CalibrationError
+from index.evaluate import evaluate
 from index.examples import Queries
 from index.rows import read_rows, text_key
 from index.sources import Held
@@ -341,3 +342,27 @@ def test_intervals_hold_the_figure_and_stay_what_they_measure() -> None:
                 low, high = found[name]
                 assert 0 <= low <= float(value or 0) <= high
                 assert name == "nll" or high <= 1
+
+
+def test_labels_that_could_not_ask_and_a_label_of_most_items_are_said(world: World, tmp_path: Path) -> None:
+    rows = world.rows(world.items)
+    alone = [replace(row, label=f"{row.label} {at}", line=1000 + at) for at, row in enumerate(rows[:10])]
+    found = build_collection(str(world.encoder), [*rows, *alone], tmp_path / "a")
+    assert any("10 of the gallery's 13 labels have one item" in warning for warning in found["warnings"])
+    cards = [row for row in rows if row.label == "card"]
+    others = [row for row in rows if row.label != "card"][::4]
+    for at, (items, told) in enumerate([([*cards, *others], True), (rows, False)]):
+        found = build_collection(str(world.encoder), items, tmp_path / str(at), held=Held(world.rows(world.held)))
+        assert any("The label 'card' has" in warning for warning in found["warnings"]) == told
+
+
+def test_an_evaluation_counts_copies_once(world: World, built: Path) -> None:
+    opened = Collection.open(built)
+    known, unknown = world.rows(world.test), world.rows(world.test_unknown)
+    once, often = (evaluate(opened, known * times, unknown * times, progress=lambda *_: None) for times in (1, 20))
+    opened.close()
+    assert often["ece_floor"] == pytest.approx(once["ece_floor"], rel=0.3), "copies are no evidence"
+    widths = [one["intervals"]["brier"][1] - one["intervals"]["brier"][0] for one in (once, often)]
+    assert widths[1] == pytest.approx(widths[0], rel=0.3)
+    assert any("are copies of others" in warning for warning in often["warnings"])
+    assert not any("are copies of others" in warning for warning in once["warnings"])
