@@ -82,8 +82,9 @@ class Table:
     def against(self) -> Iterator[Against]:
         """Every comparison of a row of ours with a peer's, wherever both have a figure."""
         rows = {str(row[0]): dict(zip(self.columns, map(middle, row), strict=True)) for row in self.rows}
+        several = len({one.ours for one in self.beside}) > 1
         for one in self.beside:
-            ours = rows[one.ours]
+            ours, where = rows[one.ours], f"{self.title}: {one.ours}" if several else self.title
             for peer in one.peers:
                 theirs = rows[peer]
                 for column in self.columns[1:]:
@@ -92,7 +93,7 @@ class Table:
                     if found[0] is None or found[1] is None or column in (*one.neither, *one.near.values()):
                         continue
                     what = f"{column}: away from {other}" if other else column
-                    yield Against(self.title, what, found[0], peer, found[1], column in one.higher)
+                    yield Against(where, what, found[0], peer, found[1], column in one.higher)
 
     def markdown(self) -> str:
         lines = ["| " + " | ".join(self.columns) + " |", "|---" + "|---:" * (len(self.columns) - 1) + "|"]
