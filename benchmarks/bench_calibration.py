@@ -109,7 +109,8 @@ def methods(task: Task) -> dict[str, Report]:
 
 
 def sets(task: Task) -> dict[str, Report]:
-    """Measured coverage and mean size of the conformal sets: all outcomes, labels alone, share that holds no match."""
+    """Measured coverage and mean size of the conformal sets: all outcomes, labels alone, share that holds no match; and
+    the coverage of known and of unknown queries in sets that promise it to each apart."""
     made = fitted(task, "conditional-logit")
     queries, codes = task.test
     evidence = task.evidence(queries)
@@ -121,11 +122,14 @@ def sets(task: Task) -> dict[str, Report]:
     found = {}
     for coverage in (0.9, 0.95, 0.99):
         cut, _ = made.set_thresholds(coverage)  # one threshold for knowns and unknowns as they come
+        of_unknown, of_known = made.set_thresholds(coverage, "known-unknown")
         found[f"{coverage:.2f}"] = {
             "coverage": float((truth <= cut).mean()),
             "outcomes": float((scores <= cut).sum(1).mean()),
             "labels": float((scores[:, 1:] <= cut).sum(1).mean()),
             "no match in": float((scores[:, 0] <= cut).mean()),
+            "known, apart": float((truth[codes >= 0] <= of_known).mean()),
+            "unknown, apart": float((truth[codes < 0] <= of_unknown).mean()),
         }
     return found
 
@@ -274,7 +278,7 @@ def report(written: dict[str, Any], flags: argparse.Namespace) -> Outcome:
             ]
             note = f"Mean and deviation of {flags.seeds} splits."
             tables.append(Table(title, ["probability from", *keys], rows, note, "ece", [beside(list(methods))]))
-            sized = ["coverage", "outcomes", "labels", "no match in"]
+            sized = list(next(iter(found["sets"].values())))
             sizes: list[list[Cell]] = [[asked, *(row[key][0] for key in sized)] for asked, row in found["sets"].items()]
             tables.append(Table(f"Prediction sets, {title}", ["asked for", *sized], sizes))
             aged: list[list[Cell]] = [[what, old, str(said), new] for what, old, said, new in found["stale"]]
