@@ -9,7 +9,7 @@ ARGS ?=
 WORKERS ?= 2
 
 .PHONY: help demo test check format clean audit test-contract bench-bulk bench-calibration bench-heads bench-index bench-simplex bench-training bench-images bench-faces fuzz-images
-.PHONY: bench bench-losses bench-first-answer
+.PHONY: bench bench-losses bench-first-answer bench-images bench-pages
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 30
@@ -62,7 +62,6 @@ format: $(VENV)/ready  ## format the code
 
 # Each part writes its section of docs/benchmarks.md. With ARGS, which the script gets, it is a look and writes nothing.
 part = $(BIN)/python benchmarks/bench_all.py --only $(1) $(if $(ARGS),-- $(ARGS))
-.PHONY: bench
 bench: $(VENV)/ready  ## every benchmark, and docs/benchmarks.md of what they printed (ARGS="--only simplex losses")
 	$(BIN)/python benchmarks/bench_all.py $(ARGS)
 
@@ -105,7 +104,6 @@ bench-bulk: $(VENV)/ready  ## a million texts through `surematch index`: time, m
 bench-first-answer: $(VENV)/ready  ## from a CSV to the first answer over HTTP, beside a hand-written script
 	$(call part,first-answer)
 
-.PHONY: bench-pages
 bench-pages: $(VENV)/ready  ## the figures README and the guides quote, by the commands a reader types
 	$(call part,pages)
 

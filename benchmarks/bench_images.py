@@ -41,8 +41,7 @@ from training.verification_pairs import read_pairs, tar_at_far
 Vectors = NDArray[np.float32]
 FAR = 0.01
 ORL = {"epochs": 200.0, "margin_warmup": 0.5, "batch_size": 32, "image_size": 64, "augment": "faces"}
-"""Chosen on the people who are not tested, ten of whom were left out of training in turn: a margin brings something
-where two dozen people are trained for long and it comes slowly. Plain softmax gets as many epochs."""
+"""Chosen without the people who are tested. Plain softmax has no margin, and gets as many epochs."""
 OMNIGLOT = {
     "epochs": 8.0,
     "batch_size": 64,

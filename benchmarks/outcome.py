@@ -167,9 +167,14 @@ def middle(cell: Cell) -> float | None:
     return None if found is None else found[1]
 
 
+def between(value: float, low: float, high: float) -> str:
+    """A figure and what it lies between: `658 (601 to 702)`."""
+    return f"{shown(value)} ({shown(low)} to {shown(high)})"
+
+
 def ranged(values: Sequence[float]) -> str:
-    """The median and what it lies between: `658 (601 to 702)`."""
-    return f"{shown(statistics.median(values))} ({shown(min(values))} to {shown(max(values))})"
+    """The median, and the lowest to the highest."""
+    return between(statistics.median(values), min(values), max(values))
 
 
 def _distance(value: float | None, other: float | None) -> float | None:
@@ -182,8 +187,3 @@ def ended(main: Callable[[], int | None]) -> None:
         sys.exit(main() or 0)
     except KeyboardInterrupt:
         sys.exit("\nInterrupted.")
-
-
-def mean_sd(values: Sequence[float]) -> str:
-    """`0.651 ± 0.004`."""
-    return f"{statistics.fmean(values):.3f} ± {statistics.pstdev(values):.3f}"

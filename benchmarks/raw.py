@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from outcome import Against, Beside, Cell, Outcome, Table, ranged, shown
+from outcome import Against, Beside, Cell, Outcome, Table, between, ranged
 
 
 def index(raw: dict[str, Any]) -> Outcome:
@@ -25,7 +25,11 @@ def index(raw: dict[str, Any]) -> Outcome:
                 one["build and tune, s"],
                 one["memory, MB"],
                 *recalls,
-                *(cell for speed, ratio in zip(speeds, ratios, strict=True) for cell in (_speed(speed), ratio)),
+                *(
+                    cell
+                    for speed, ratio in zip(speeds, ratios, strict=True)
+                    for cell in (between(speed["ours"], *speed["middle half"]["ours"]), ratio)
+                ),
             ]
         )
         against += [
@@ -46,11 +50,6 @@ def index(raw: dict[str, Any]) -> Outcome:
         versions |= {name: one["version"] for name, one in peers.items()}
     tables += _not_measured(raw["engines"].get("hnsw", {}).get("peers", {}))
     return Outcome("index", f"Vector engines, {title}", tables, against, versions, raw)
-
-
-def _speed(speed: dict[str, Any]) -> str:
-    low, high = speed["middle half"]["ours"]
-    return f"{shown(speed['ours'])} ({shown(low)} to {shown(high)})"
 
 
 def _graphs(raw: dict[str, Any], peers: dict[str, Any]) -> Table:
@@ -163,8 +162,7 @@ def _loads(raw: dict[str, Any], part: str, found: dict[str, Any]) -> Table:
     for name, by in found.items():
         row: list[Cell] = [name]
         for count in clients:
-            low, high = by[count]["per_second_range"]
-            row += [f"{shown(by[count]['per_second'])} ({shown(low)} to {shown(high)})", by[count]["p50_ms"]]
+            row += [between(by[count]["per_second"], *by[count]["per_second_range"]), by[count]["p50_ms"]]
         rows.append(row)
     speeds, times = ([f"{what}, {count} clients" for count in clients] for what in ("requests/s", "p50 ms"))
     columns = ["", *(name for pair in zip(speeds, times, strict=True) for name in pair)]

@@ -36,8 +36,8 @@ SAMPLE, OF_LABEL, LEAST = 1000, 50, 20
 ONE_ITEM, ITS_OWN, SURELY = 0.6, 0.75, 4.0
 """How often the gap between the nearest and the second item of the own label is wider for a query than for an item (by
 chance half of the time), from which queries are told, and from which not used; and by how many standard deviations of
-chance it must be more than half. Real queries stay below .65 even where there are thirty, and below .55 where there are
-hundreds; a greeting before an item, or two words less, gives .8 (tests/index/test_distinct.py).
+chance it must be more than half. Of BANKING77 and CLINC150 neither forty nor a thousand real queries are told, and
+items with a greeting before them are not used (tests/index/test_distinct.py).
 """
 
 

@@ -66,7 +66,7 @@ def evaluate(
         points, honesty = _honesty(answers, truth, is_known, group)
         report |= honesty
         report["warnings"] = [*report["warnings"], *_mix_warning(collection, float(1 - is_known.mean()))]
-        if (copies := len(rows) - len(np.unique(group))) > MANY * len(rows):
+        if (copies := len(rows) - len(set(keys))) > MANY * len(rows):
             said = f"{copies} of {len(rows)} queries are copies of others: intervals and floors count each once."
             report["warnings"].append(said)
     report["warnings"] = [*_seen_warning(collection, rows, answers), *report["warnings"]]
