@@ -4,6 +4,10 @@ Label y with logit g_y is in the support of sparsemax(g / T) iff sum_{i: g_i > g
 2016, eq. 6). So that sum is a nonconformity score, and split conformal prediction's quantile of it is the temperature:
 support and set are one (Campos et al. 2025).
 
+The likeliest label would so be in every set, and where it is right more often than was asked, sets would hold more than
+that. So it has a score too: how far it is above the second, negated, which carries the sum on below 0. A quantile below
+0 is no temperature; it leaves the sets of close calls empty: nothing is sure enough there.
+
 One quantile keeps the promise for knowns and unknowns mixed, and may keep it better for one than for the other. With a
 quantile each ("Mondrian", Vovk et al. 2005, section 4.5) it holds for both apart, at the price of larger sets; then
 labels and no match are cut at temperatures of their own.
@@ -24,17 +28,22 @@ CoverageFor = Literal["mixed", "known-unknown"]
 """Whom a coverage is promised to: all queries together, or known and unknown ones apart."""
 
 
-def nonconformity(logits: Floats) -> Floats:
-    """(L,) for each outcome of one query: sum of the logit gaps to everything above it; 0 for the best.
+_ALONE = -float(np.finfo(np.float64).max)
+"""The score of an outcome that is the only one possible: finite, for it is stored as JSON."""
 
-    An outcome of logit -inf is in no set, however large: inf.
+
+def nonconformity(logits: Floats) -> Floats:
+    """(L,) for each outcome of one query: sum of the logit gaps to everything above it; of the best, minus that below.
+
+    An outcome of logit -inf is in no set, however large: inf. The only one possible is in every set.
     """
     possible = np.flatnonzero(np.isfinite(logits))
     order = possible[np.argsort(-logits[possible], kind="stable")]
     g = logits[order]
-    above = np.cumsum(g) - g * np.arange(1, len(g) + 1)
+    above = np.maximum(np.cumsum(g) - g * np.arange(1, len(g) + 1), 0.0)
+    above[:1] = g[1] - g[0] if len(g) > 1 else _ALONE
     scores = np.full(len(logits), np.inf)
-    scores[order] = np.maximum(above, 0.0)
+    scores[order] = above
     # equal logits have equal scores whatever their order
     return scores
 
