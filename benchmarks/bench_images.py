@@ -4,8 +4,8 @@
 
 DIR holds `orl_faces` (24 people train, 10 never seen, pairs file) and `omniglot` (136 characters train, 106 of other
 alphabets never seen). Every network is trained by `surematch train`'s own pipeline; finished ones are kept in --work
-and not trained again, and one that was stopped goes on from its last checkpoint. The baselines are computed in the same
-run.
+and not trained again, and one that was stopped goes on from its last checkpoint. Each trains on one thread, as many at
+a time as there are cores. The baselines are computed in the same run.
 
     recall@1, one      one enrolled picture an identity, all others asked, mean over which one is enrolled
     recall@1, all      leave one out: one picture asked, all others enrolled
@@ -18,12 +18,16 @@ import argparse
 import csv
 import hashlib
 import json
+import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from outcome import ended
 from rich.console import Console
@@ -92,9 +96,9 @@ def orl(data: Path, work: Path, seeds: int) -> dict[str, Any]:
     results = {f"PCA-{k}{' whitened' if white else ''}": [measured(pca(train, test, k, white))]
                for k in (20, 40, 80, 160) for white in (False, True)}  # fmt: skip
     results["raw pixels"] = [measured(_unit(_pixels(test)))]
-    for loss in ("softmax", "am-softmax"):
-        results[loss] = [measured(trained(table, work / f"orl-{loss}-{seed}", test, loss, seed, ORL))
-                         for seed in range(seeds)]  # fmt: skip
+    found = trained([(loss, seed, ORL) for loss in ("softmax", "am-softmax") for seed in range(seeds)],
+                    table, work / "orl", test)  # fmt: skip
+    results |= {loss: [measured(vectors) for vectors in of_seeds] for loss, of_seeds in found.items()}
     return _show("ORL faces, 10 people never seen", results)
 
 
@@ -115,33 +119,53 @@ def omniglot(data: Path, work: Path, seeds: int) -> dict[str, Any]:
         }
 
     results = {"raw pixels": [measured(_unit(_pixels(test)))]}
-    for loss, options in (("softmax", {}), ("taylor", {}), ("am-softmax", {"scale": 16.0})):
-        recipe = OMNIGLOT | options
-        results[loss] = [measured(trained(train, work / f"omniglot-{loss}-{seed}", test, loss, seed, recipe))
-                         for seed in range(seeds)]  # fmt: skip
+    losses: tuple[tuple[str, dict[str, Any]], ...] = (("softmax", {}), ("taylor", {}), ("am-softmax", {"scale": 16.0}))
+    found = trained([(loss, seed, OMNIGLOT | options) for loss, options in losses for seed in range(seeds)],
+                    train, work / "omniglot", test)  # fmt: skip
+    results |= {loss: [measured(vectors) for vectors in of_seeds] for loss, of_seeds in found.items()}
     return _show("Omniglot, 106 characters of alphabets never seen", results)
 
 
-def trained(data: Path, out: Path, test: Sequence[Row], loss: str, seed: int, recipe: dict[str, Any]) -> Vectors:
-    """Vectors (n, d) of `test` by a network trained on `data`, or trained before by the same recipe."""
-    out = out.with_name(f"{out.name}-{hashlib.sha256(repr(sorted(recipe.items())).encode()).hexdigest()[:8]}")
-    if not out.exists():
-        began = time.perf_counter()
-        settings = TrainSettings(
-            data=[data],
-            out=out,
-            encoder="image",
-            loss=loss,
-            seed=seed,
-            held_out=0.0,
-            checkpoint_steps=100,
-            resume=any(out.with_name(f"{out.name}.run").glob("*/checkpoint-*")),
-            **recipe,
-        )  # type: ignore[arg-type]
-        train_encoder(settings, Console(quiet=True))
-        print(f"{out.name}: trained in {time.perf_counter() - began:.0f} s", flush=True)
-    encoder = image_encoder(load_encoder(out))
-    return encoder.encode_images([picture_of(row) for row in test])
+def trained(
+    runs: Sequence[tuple[str, int, dict[str, Any]]], data: Path, out: Path, test: Sequence[Row]
+) -> dict[str, list[Vectors]]:
+    """By loss, for each seed, the vectors (n, d) of `test` by a network trained on `data`, now or before.
+
+    A run is a loss, a seed and a recipe; its network's folder is named by them, beginning with `out`.
+    """
+    folders = []
+    for loss, seed, recipe in runs:
+        digest = hashlib.sha256(repr(sorted(recipe.items())).encode()).hexdigest()[:8]
+        folders.append(out.with_name(f"{out.name}-{loss}-{seed}-{digest}"))
+    with ProcessPoolExecutor(
+        os.cpu_count(), get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        list(pool.map(train, *zip(*runs, strict=True), [data] * len(runs), folders))
+    found: dict[str, list[Vectors]] = {}
+    for (loss, _, _), folder in zip(runs, folders, strict=True):
+        encoder = image_encoder(load_encoder(folder))
+        found.setdefault(loss, []).append(encoder.encode_images([picture_of(row) for row in test]))
+    return found
+
+
+def train(loss: str, seed: int, recipe: dict[str, Any], data: Path, out: Path) -> None:
+    """One network, unless it is there."""
+    if out.exists():
+        return
+    began = time.perf_counter()
+    settings = TrainSettings(
+        data=[data],
+        out=out,
+        encoder="image",
+        loss=loss,
+        seed=seed,
+        held_out=0.0,
+        checkpoint_steps=100,
+        resume=any(out.with_name(f"{out.name}.run").glob("*/checkpoint-*")),
+        **recipe,
+    )  # type: ignore[arg-type]
+    train_encoder(settings, Console(quiet=True))
+    print(f"{out.name}: trained in {time.perf_counter() - began:.0f} s", flush=True)
 
 
 def pca(train: Sequence[Row], test: Sequence[Row], components: int, whiten: bool) -> Vectors:
