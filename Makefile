@@ -114,8 +114,8 @@ test-contract: $(VENV)/ready  ## thousands of generated requests against the Ope
 audit: $(VENV)/ready  ## known vulnerabilities of the pinned dependencies (asks the vulnerability service of PyPI)
 	$(BIN)/python -m pip_audit --strict --disable-pip --no-deps -r constraints.txt $(ARGS)
 
-bench-faces: $(VENV)/ready  ## whole photographs: detect, align, encode, index, identify; promises against held-back ones (ARGS="--data PEOPLE")
-	PYTHONPATH=. $(BIN)/python benchmarks/bench_faces.py $(ARGS)
+bench-faces: $(VENV)/ready  ## photographs: detect, align, encode, index, identify; promises against held-back ones (ARGS="--data PEOPLE")
+	$(call part,faces)
 
 fuzz-images: $(VENV)/ready  ## 1,500 damaged pictures through the service: no 5xx, no crash, memory bounded
 	FUZZED_PICTURES=1500 $(BIN)/python -m pytest tests/service/test_pictures.py -k damaged $(ARGS)

@@ -59,6 +59,7 @@ PARTS = (
     Part("losses", "bench_losses.py"),
     Part("heads", "bench_heads.py"),
     Part("images", "bench_images.py"),
+    Part("faces", "bench_faces.py"),
     Part("calibration", "bench_calibration.py"),
     Part("calibration-finetuned", "bench_calibration.py", ("--part", "finetuned")),
     Part("index", "bench_index.py"),
