@@ -35,7 +35,7 @@ from scipy.stats import beta
 from index import cli
 from index.collection import Collection
 from index.encoders import encoder_folder, load_encoder
-from index.errors import DataError
+from index.errors import CalibrationError, DataError
 from index.image_encoder import image_encoder
 from index.images import SUFFIXES
 from index.pictures import picture_of, read_pictures
@@ -173,7 +173,8 @@ def drawn(out: Path, *flags: object) -> dict[str, Any] | None:
     """What `surematch threshold` says; None where it refuses."""
     try:
         line: dict[str, Any] = command(cli.threshold, out, *flags, "--json")
-    except SystemExit:
+    except CalibrationError as error:
+        print(error, file=sys.stderr)
         return None
     return line
 
