@@ -107,21 +107,6 @@ def test_sets_of_a_collection_cover_knowns_and_unknowns_apart(collection: Collec
         collection.search(["card"], coverage=0.9, coverage_for="all")  # type: ignore[arg-type]
 
 
-def test_close_calls_abstain_where_less_is_asked_than_the_collection_gets_right(
-    collection: Collection, world: World, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = world.rows(world.test)
-    answers = collection.search([row.text for row in rows], coverage=0.5)
-    sets = [{entry.label for entry in answer.prediction_set or []} for answer in answers]
-    assert 0.35 < np.mean([row.label in inside for row, inside in zip(rows, sets, strict=True)]) < 0.75
-    empty = [not inside and not answer.set_has_no_match for inside, answer in zip(sets, answers, strict=True)]
-    assert any(empty)
-    at = empty.index(True)
-    assert answers[at].decision is not None, "the likeliest outcome stays what it is"
-    assert cli.search([str(collection.path), rows[at].text or "", "--coverage", "0.5"]) == 0
-    assert "50% set: empty: abstain" in capsys.readouterr().out
-
-
 def test_the_verbs_know_both_promises(built: Path, world: World, capsys: pytest.CaptureFixture[str]) -> None:
     words = [str(built), "bank card", "--json", "--coverage", "0.9"]
     assert cli.search([*words, "--coverage-for", "known-unknown"]) == 0
