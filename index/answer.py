@@ -92,10 +92,10 @@ class Answer:
     """One query's answer.
 
     `labels` (descending, only nonzero entries) and `no_match` sum to 1. `prediction_set` holds the labels that contain
-    the truth with probability >= `coverage`; `set_has_no_match` says whether "no match" belongs to it, and an empty
-    set is an abstention: at this coverage nothing is sure enough. `certified`: proven that labels without one of
-    the nearest items get nothing. When `calibrated` is False every probability is None, `decision` too, and
-    `reason` says why and what to do. `explanation` is there when asked for.
+    the truth with probability >= `coverage`; `set_has_no_match` says whether "no match" belongs to it; no match
+    alone is an abstention. `certified`: proven that labels without one of the nearest items get nothing. When
+    `calibrated` is False every probability is None, `decision` too, and `reason` says why and what to do.
+    `explanation` is there when asked for.
     """
 
     hits: list[Hit]

@@ -4,9 +4,9 @@ Label y with logit g_y is in the support of sparsemax(g / T) iff sum_{i: g_i > g
 2016, eq. 6). So that sum is a nonconformity score, and split conformal prediction's quantile of it is the temperature:
 support and set are one (Campos et al. 2025).
 
-The likeliest label would so be in every set, and where it is right more often than was asked, sets would hold more than
-that. So it has a score too: how far it is above the second, negated, which carries the sum on below 0. A quantile below
-0 is no temperature; it leaves the sets of close calls empty: nothing is sure enough there.
+The likeliest outcome so is in every set: where it alone is right more often than was asked, sets hold more, never
+less. To hold no more they would have to be empty for close calls; a mix with more unknown queries than were promised,
+whose calls are closer, would then find many of its sets empty.
 
 One quantile keeps the promise for knowns and unknowns mixed, and may keep it better for one than for the other. With a
 quantile each ("Mondrian", Vovk et al. 2005, section 4.5) it holds for both apart, at the price of larger sets; then
@@ -28,22 +28,17 @@ CoverageFor = Literal["mixed", "known-unknown"]
 """Whom a coverage is promised to: all queries together, or known and unknown ones apart."""
 
 
-_ALONE = -float(np.finfo(np.float64).max)
-"""The score of an outcome that is the only one possible: finite, for it is stored as JSON."""
-
-
 def nonconformity(logits: Floats) -> Floats:
-    """(L,) for each outcome of one query: sum of the logit gaps to everything above it; of the best, minus that below.
+    """(L,) for each outcome of one query: sum of the logit gaps to everything above it; 0 for the best.
 
-    An outcome of logit -inf is in no set, however large: inf. The only one possible is in every set.
+    An outcome of logit -inf is in no set, however large: inf.
     """
     possible = np.flatnonzero(np.isfinite(logits))
     order = possible[np.argsort(-logits[possible], kind="stable")]
     g = logits[order]
-    above = np.maximum(np.cumsum(g) - g * np.arange(1, len(g) + 1), 0.0)
-    above[:1] = g[1] - g[0] if len(g) > 1 else _ALONE
+    above = np.cumsum(g) - g * np.arange(1, len(g) + 1)
     scores = np.full(len(logits), np.inf)
-    scores[order] = above
+    scores[order] = np.maximum(above, 0.0)
     # equal logits have equal scores whatever their order
     return scores
 

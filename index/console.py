@@ -91,7 +91,7 @@ def show_answer(out: Console, text: str, answer: Answer) -> None:
     if answer.prediction_set is not None:
         names = [entry.label or entry.id or "" for entry in answer.prediction_set]
         names += ["no match"] if answer.set_has_no_match else []
-        out.print(f"  {answer.coverage:.0%} set: {escape(', '.join(names)) or 'empty: abstain'}", highlight=False)
+        out.print(f"  {answer.coverage:.0%} set: {escape(', '.join(names))}", highlight=False)
     if answer.explanation is not None:
         _show_explanation(out, answer.explanation)
     for warning in answer.warnings:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import entmax
@@ -34,41 +33,6 @@ def test_nonconformity_below_the_temperature_is_the_support_of_sparsemax(
     np.testing.assert_array_equal(nonconformity(g) < temperature, support)
 
 
-@settings(deadline=None, max_examples=200)
-@given(logits=gaps, line=st.integers(-800, 0).map(lambda n: n / 16))
-def test_below_zero_only_the_likeliest_is_left_and_only_where_nothing_is_close(
-    logits: list[float], line: float
-) -> None:
-    g = np.array(logits)
-    second, best = (-np.inf, *np.sort(g))[-2:]
-    clear = best - second >= -line
-    np.testing.assert_array_equal(nonconformity(g) <= line, (g == best) & clear)
-
-
-def test_the_only_possible_outcome_is_in_every_set_and_can_be_stored() -> None:
-    scores = nonconformity(np.array([-np.inf, 3.0, -np.inf]))
-    assert json.loads(json.dumps(scores[1], allow_nan=False)) == scores[1] < -1e300
-    np.testing.assert_array_equal(np.isinf(scores), [True, False, True])
-    assert threshold(np.full(99, scores[1]), np.ones(99), 0.9) == scores[1]
-
-
-@pytest.mark.parametrize("coverage", [0.5, 0.8, 0.9, 0.99])
-def test_sets_hold_what_was_asked_and_no_more_where_the_likeliest_is_right_more_often(coverage: float) -> None:
-    random = np.random.default_rng(3)
-    logits = random.normal(size=(8000, 6)) * 8
-    p = distribution(logits, "softmax", 1.0)
-    truth = (random.random(8000)[:, None] > np.cumsum(p, axis=1)).sum(1).clip(max=5)
-    assert 0.85 < (p.argmax(1) == truth).mean() < 0.9
-    scores = np.stack([nonconformity(row) for row in logits])
-    of_truth = scores[np.arange(8000), truth]
-    line = threshold(of_truth[:4000], np.ones(4000), coverage)
-    assert (of_truth[4000:] <= line).mean() == pytest.approx(
-        coverage, abs=4 * np.sqrt(coverage * (1 - coverage) / 2000)
-    )
-    sizes = (scores[4000:] <= line).sum(1)
-    assert (sizes.min() == 0) == (coverage < 0.85)
-
-
 @pytest.mark.parametrize("coverage", [0.8, 0.9, 0.95])
 def test_sets_cover_exchangeable_queries(coverage: float) -> None:
     random = np.random.default_rng(0)
@@ -78,6 +42,26 @@ def test_sets_cover_exchangeable_queries(coverage: float) -> None:
         covered.append(scores[-1] <= threshold(scores[:-1], np.ones(100), coverage))
     exact = np.ceil(101 * coverage) / 101
     assert np.mean(covered) == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 300))
+
+
+@pytest.mark.parametrize("coverage", [0.5, 0.8, 0.95])
+def test_where_the_likeliest_is_right_more_often_than_asked_sets_are_it_alone_and_hold_more(coverage: float) -> None:
+    random = np.random.default_rng(3)
+    logits = random.normal(size=(8000, 6)) * 8
+    p = distribution(logits, "softmax", 1.0)
+    truth = (random.random(8000)[:, None] > np.cumsum(p, axis=1)).sum(1).clip(max=5)
+    right = float((p.argmax(1) == truth)[4000:].mean())
+    assert 0.85 < right < 0.9
+    scores = np.stack([nonconformity(row) for row in logits])
+    of_truth = scores[np.arange(8000), truth]
+    line = threshold(of_truth[:4000], np.ones(4000), coverage)
+    held, sizes = float((of_truth[4000:] <= line).mean()), (scores[4000:] <= line).sum(1)
+    if coverage < right:
+        assert held == right
+        assert set(sizes) == {1}
+    else:
+        assert held == pytest.approx(coverage, abs=0.02)
+        assert sizes.min() == 1
 
 
 def test_the_threshold_is_the_finite_sample_quantile() -> None:
@@ -213,6 +197,6 @@ def test_prediction_sets_cover_and_agree_with_their_threshold(collection: Collec
         truth = row.label if row.label in collection.gallery.names else None
         inside.append(truth in names)
         best = answer.decision.label if answer.decision else None
-        assert best in names or not names
+        assert best in names
     assert np.mean(inside) > 0.8
     assert dataclasses.asdict(answers[0])["coverage"] == 0.9
