@@ -153,7 +153,7 @@ def photographs(data: Path, fpirs: Sequence[float], cost: float, seed: int) -> l
         answers = asked(out, evaluated, tables)
     left_out = len(built["left_out"]) + len(evaluated["left_out"])
     people = len({label for rows in tables.values() for _, label in rows})
-    note = f"{people:,} people of `{data.name}`; {left_out:,} photographs do not show exactly one main face."
+    note = f"{people:,} people of `{data.resolve().name}`; {left_out:,} photographs do not show exactly one main face."
     used: list[list[Cell]] = [[name, len(rows), len({row[1] for row in rows})] for name, rows in tables.items()]
     keys = ["recall@1", "ece", "ece_floor", "auroc_known_unknown", "fpir", "fnir"]
     figures: list[list[Cell]] = [[key, evaluated[key]] for key in keys]
