@@ -22,6 +22,14 @@ def _prepare(probability: ArrayLike, event: ArrayLike, weight: ArrayLike | None)
     return p, y, w
 
 
+def _alike(p: Floats, y: Floats, w: Floats) -> Floats:
+    """`y` with the mean of all queries of one `p` in place of each: which of them comes first says nothing."""
+    values, at = np.unique(p, return_inverse=True)
+    mass = np.bincount(at, w, len(values))
+    mean: Floats = np.bincount(at, w * y, len(values)) / np.where(mass > 0, mass, 1.0)
+    return mean[at]
+
+
 def effective(weight: ArrayLike, group: ArrayLike | None = None) -> float:
     """Queries that examples of these weights (n,) are worth, (sum w)^2 / sum w^2 (Kish 1965); those of one `group` (n,)
     count as one."""
@@ -34,10 +42,13 @@ def effective(weight: ArrayLike, group: ArrayLike | None = None) -> float:
 def reliability(
     probability: ArrayLike, event: ArrayLike, weight: ArrayLike | None = None, bins: int = BINS
 ) -> list[dict[str, float]]:
-    """Bins of equal mass: mean probability, observed frequency and weight share of each, ascending."""
+    """Bins of equal mass: mean probability, observed frequency and weight share of each, ascending.
+
+    Where equal probabilities fall into two bins, both have the frequency of all of them.
+    """
     p, y, w = _prepare(probability, event, weight)
-    order = np.argsort(p, kind="stable")
-    p, y, w = p[order], y[order], w[order]
+    order = np.lexsort((w, p))
+    p, y, w = p[order], _alike(p, y, w)[order], w[order]
     share = (np.cumsum(w) - w / 2) / w.sum()
     of_bin = np.minimum((share * bins).astype(int), bins - 1)
     mass = np.bincount(of_bin, w, bins)
@@ -119,8 +130,8 @@ def fpr_at_tpr(score: ArrayLike, event: ArrayLike, weight: ArrayLike | None = No
 def aurc(confidence: ArrayLike, correct: ArrayLike, weight: ArrayLike | None = None) -> float:
     """Area under the risk-coverage curve (El-Yaniv & Wiener 2010): mean error rate over all coverages."""
     c, y, w = _prepare(confidence, correct, weight)
-    order = np.argsort(-c, kind="stable")
-    w, wrong = w[order], (w * (1 - y))[order]
+    order = np.lexsort((w, -c))
+    w, wrong = w[order], (w * (1 - _alike(c, y, w)))[order]
     return float(np.sum(w * np.cumsum(wrong) / np.cumsum(w)) / w.sum())
 
 
@@ -132,8 +143,8 @@ def risk_coverage(
     Thinned to so many points at most.
     """
     c, y, w = _prepare(confidence, correct, weight)
-    order = np.argsort(-c, kind="stable")
-    w, wrong = w[order], (w * (1 - y))[order]
+    order = np.lexsort((w, -c))
+    w, wrong = w[order], (w * (1 - _alike(c, y, w)))[order]
     coverage, risk = np.cumsum(w) / w.sum(), np.cumsum(wrong) / np.cumsum(w)
     at = np.unique(np.linspace(0, len(w) - 1, min(points, len(w))).astype(int))
     return [{"coverage": float(coverage[i]), "risk": float(risk[i])} for i in at]

@@ -232,8 +232,9 @@ def test_twins_never_straddle_a_fold() -> None:
 def test_few_queries_get_platt_and_a_warning(known: int, asked: str) -> None:
     found = calibrate(examples(*queries_of(known=known), 0.3), Seen(200, 5), warnings=["careful"], calibrator=asked)
     assert found.calibrator.to_json()["kind"] == found.report["calibrator"] == "platt"
-    careful, few = found.warnings
+    careful, few, *misfit = found.warnings
     assert careful == "careful"
+    assert all(said.startswith("On the calibration queries held out, probabilities are off by") for said in misfit)
     assert f"only {known} queries" in few
     assert (f"instead of {asked}" in few) is (asked != "platt")
     again = Calibration.from_json(json.loads(json.dumps(found.to_json(), allow_nan=False)))

@@ -28,11 +28,28 @@ def test_against_scikit_learn(weight: np.ndarray[tuple[int], np.dtype[np.float64
 def test_ece_of_equal_bins_by_hand() -> None:
     order = np.argsort(P, kind="stable")
     bins = np.array_split(order, 15)  # 600 = 15 * 40
-    expected = np.mean([abs(P[part].mean() - Y[part].mean()) for part in bins])
+    frequency = np.array([Y[p == P].mean() for p in P])  # of all queries that were given the same
+    expected = np.mean([abs(P[part].mean() - frequency[part].mean()) for part in bins])
     assert metrics.ece(P, Y) == pytest.approx(expected)
     table = metrics.reliability(P, Y)
     assert [row["share"] for row in table] == pytest.approx([1 / 15] * 15)
     assert [row["probability"] for row in table] == pytest.approx([P[part].mean() for part in bins])
+
+
+@pytest.mark.parametrize("weight", [None, W], ids=["equal weights", "weighted"])
+def test_which_of_equal_probabilities_comes_first_says_nothing(
+    weight: np.ndarray[tuple[int], np.dtype[np.float64]] | None,
+) -> None:
+    p = np.round(P, 1)  # as a calibrator of few steps says it
+    worst_first = np.argsort(Y, kind="stable")
+    for order in (worst_first, worst_first[::-1], np.random.default_rng(2).permutation(N)):
+        w = None if weight is None else weight[order]
+        for measure in (metrics.ece, metrics.aurc):
+            assert measure(p[order], Y[order], w) == pytest.approx(measure(p, Y, weight), abs=1e-12)
+        curve = metrics.risk_coverage(p[order], Y[order], w)
+        expected = metrics.risk_coverage(p, Y, weight)
+        assert [point["risk"] for point in curve] == pytest.approx([point["risk"] for point in expected])
+    assert metrics.ece(np.full(1000, 0.8), np.arange(1000) < 800) == pytest.approx(0)
 
 
 def test_integer_weights_mean_copies() -> None:
