@@ -15,7 +15,8 @@ MapSpec = str | dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One retrieved item. `probability` is P(this item has the query's identity), None when uncalibrated."""
+    """One retrieved item. `probability` is P(this item has the query's identity), None when uncalibrated
+    or where the calibrator speaks of the first label alone."""
 
     id: str
     label: str | None

@@ -245,6 +245,8 @@ class Collection:
                 raise DataError(f"The {what} of feedback is a {type(value).__name__}, expected a string or None.")
         if label == "":
             raise DataError("The label of feedback is empty. Name one, or None for nothing in the gallery.")
+        if label is not None and label not in self.gallery.names:
+            raise DataError(f"No item has the label {label!r}. Name one that is there, or None: nothing here matches.")
         vector = vectors_asked(np.asarray(query)[None], self.encoder.dimension, self.model_id)[0]
         return self._store.add_feedback(vector, label, query_id)
 

@@ -66,9 +66,17 @@ def threshold(
         best = float(reached[np.isfinite(s)][-1]) if np.isfinite(s).any() else 0.0
         queries = len(s) if group is None else len(np.unique(np.asarray(group)))
         worth = f" (worth {count:.0f}, as their weights differ)" if count < queries - 0.5 else ""
+        lost = float(w[~np.isfinite(s)].sum() / w.sum()) if len(s) else 0.0
+        remedy = "Ask for less, or calibrate with more queries."
+        if coverage > 1 - lost:
+            remedy = (
+                f"More would not help: of {lost:.1%} the right label is none that the calibrator names (platt, "
+                "isotonic and venn-abers name the first hit's alone). Ask for less, or index with --calibrator "
+                "conditional-logit."
+            )
         raise CalibrationError(
             f"Coverage {coverage:g} cannot be promised: the {queries} {of}calibration queries{worth} support at most "
-            f"{best:.4f}. Ask for less, or calibrate with more queries."
+            f"{best:.4f}. {remedy}"
         )
     return float(s[at])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 from collections.abc import Iterator, Sequence
@@ -66,6 +67,19 @@ def verdict(answer: Answer) -> str:
     return "no match" if name is None else f"match: {name}"
 
 
+def percent(share: float | None) -> str:
+    """With as many digits as it was asked with: 0.9 as "90%", 0.997 as "99.7%"."""
+    return "" if share is None else f"{100 * share:.6g}%"
+
+
+def at_least(probability: float) -> str:
+    """Four digits, rounded up, so that what is printed keeps what the line promises; more where that would say 1."""
+    digits = 4
+    while (shown := math.ceil(probability * 10**digits - 1e-9) / 10**digits) >= 1 > probability and digits < 12:
+        digits += 1
+    return f"{shown:.{digits}f}"
+
+
 def bar(probability: float) -> str:
     """A probability as a bar of fixed width and a percentage."""
     full = round(probability * _BAR)
@@ -91,7 +105,7 @@ def show_answer(out: Console, text: str, answer: Answer) -> None:
     if answer.prediction_set is not None:
         names = [entry.label or entry.id or "" for entry in answer.prediction_set]
         names += ["no match"] if answer.set_has_no_match else []
-        out.print(f"  {answer.coverage:.0%} set: {escape(', '.join(names))}", highlight=False)
+        out.print(f"  {percent(answer.coverage)} set: {escape(', '.join(names))}", highlight=False)
     if answer.explanation is not None:
         _show_explanation(out, answer.explanation)
     for warning in answer.warnings:
@@ -124,7 +138,7 @@ def show_collection(out: Console, built: dict[str, Any], path: Path) -> None:
         queries = report["queries"]
         out.print(
             f"Calibrated on {queries['known']} known queries ({queries['source']}) and {queries['unknowns']}, for a "
-            f"mix with {queries['unknown_share']:.0%} unknown queries.",
+            f"mix with {percent(queries['unknown_share'])} unknown queries.",
             highlight=False,
         )
         out.print(_honesty(report), highlight=False)
@@ -137,7 +151,7 @@ def show_collection(out: Console, built: dict[str, Any], path: Path) -> None:
 def show_threshold(out: Console, found: Threshold, warnings: Sequence[str]) -> None:
     """A threshold and what it rests on, in plain words, with the calibration's `warnings`."""
     out.print(
-        f"Call the first hit a match when its probability is at least [bold]{found.probability:.4f}[/bold].",
+        f"Call the first hit a match when its probability is at least [bold]{at_least(found.probability)}[/bold].",
         highlight=False,
     )
     out.print(
@@ -166,14 +180,16 @@ def show_evaluation(out: Console, report: dict[str, Any]) -> None:
         out.print(f"recall@1 {report['recall@1']:.4f}   recall@5 {report['recall@5']:.4f}", highlight=False)
     if not report["calibrated"]:
         out.print(f"[yellow]{escape(str(report['reason']))}[/yellow]", highlight=False)
-        return
-    out.print(_honesty(report), highlight=False)
+    else:
+        out.print(_honesty(report), highlight=False)
     for warning in report["warnings"]:
         out.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False)
+    if not report["calibrated"]:
+        return
     for sets, promised in (("sets", "sets"), ("sets_known_unknown", "sets for known and unknown apart")):
         for measured in report[sets]:
             said = measured.get("reason") or _coverage(measured)
-            out.print(f"{measured['coverage']:.0%} {promised}: {escape(said)}", highlight=False)
+            out.print(f"{percent(measured['coverage'])} {promised}: {escape(said)}", highlight=False)
     _show_reliability(out, report["reliability"], "Of the answers given p, how many were right")
 
 

@@ -106,8 +106,8 @@ def _mix_warning(collection: Collection, share: float) -> list[str]:
         return []
     low = "low" if share < promised else "high"
     return [
-        f"{share:.0%} of these queries are unknown, but the probabilities were calibrated for a mix with "
-        f"{promised:.0%}, so they look too {low} here. Add unknown queries with --unknown FILE, or index with "
+        f"{100 * share:.3g}% of these queries are unknown, but the probabilities were calibrated for a mix with "
+        f"{100 * promised:.6g}%, so they look too {low} here. Add unknown queries with --unknown FILE, or index with "
         "--unknown-share set to what you expect."
     ]
 

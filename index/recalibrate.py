@@ -71,8 +71,8 @@ def _change(
     if len(at) < MIN_QUERIES or known.all() or not known.any():
         return {
             **counts,
-            "why_not": "The calibration in use was itself fitted on all but these feedback queries; "
-            f"{MIN_QUERIES} newer ones, known and unknown, are needed to measure it honestly.",
+            "why_not": f"Of the feedback that can be used, the calibration in use was fitted on all but {len(at)} "
+            f"queries; {MIN_QUERIES} newer ones, known and unknown, are needed to measure it honestly.",
         }
     weight = np.where(known, (1 - made.unknown_share) / known.sum(), made.unknown_share / (~known).sum()) * len(at)
     evidence, right = select(made.evidence, at), found.held_out.right[at]

@@ -59,7 +59,7 @@ class Found:
         row = int(self.gallery.rows[code - len(names)])
         return None, self.items[row].id
 
-    def hits(self, query: int, k: int, probability: dict[int, float] | None) -> list[Hit]:
+    def hits(self, query: int, k: int, probability: dict[int, float | None] | None) -> list[Hit]:
         best = self.shown or self
         # rounding in the inner product can leave [-1, 1] by an ulp
         scores = best.scores[query, :k].clip(-1.0, 1.0)
@@ -190,13 +190,18 @@ def _answer(
     best = int(np.argmax(p))
     label, item = (None, None) if best == 0 else found.identity(int(codes[best - 1]))
     inside = None if cut is None else nonconformity(logits) <= np.array([cut[0], *[cut[1]] * len(codes)])
+    told: list[float | None] = [
+        share if spoken_of else None
+        for share, spoken_of in zip(p[1:].tolist(), (np.isfinite(logits[1:]) | barred).tolist(), strict=True)
+    ]
     return Answer(
-        hits=found.hits(query, k, dict(zip(codes.tolist(), p[1:].tolist(), strict=True))),
+        hits=found.hits(query, k, dict(zip(codes.tolist(), told, strict=True))),
         labels=entries(1 + (p[1:] > 0).nonzero()[0]),
         no_match=float(p[0]),
         decision=Decision(label, item, float(p[best])),
         prediction_set=None if inside is None else entries(1 + (inside[1:] & ~barred).nonzero()[0]),
-        set_has_no_match=None if inside is None else bool(inside[0] or (inside[1:] & barred).any()),
+        # labels that a filter bars are no match together, which so may be the likeliest outcome and must be inside
+        set_has_no_match=None if inside is None else bool(inside[0] or best == 0 or (inside[1:] & barred).any()),
         coverage=coverage,
         certified=certified,
         calibrated=True,

@@ -75,10 +75,10 @@ def calibration_queries(
     check_labels(held.known, gallery.names, known=True)
     check_labels(held.unknown, gallery.names, known=False, known_as="with --calibrate")
     warnings: list[str] = []
-    unknown = _without(held.unknown, keys, _ITEMS, warnings)
+    known, unknown = _agreeing(held, warnings)
+    unknown = _without(unknown, keys, _ITEMS, warnings)
     unknown = _without(unknown, trained, f"unknown queries {_TRAINED}", warnings)
-    asked = _no_items(held.known, keys, gallery, warnings)
-    known = _without(asked, trained, f"calibration queries {_TRAINED}", warnings)
+    known = _without(_no_items(known, keys, gallery, warnings), trained, f"calibration queries {_TRAINED}", warnings)
     given = _given(encoder, known, unknown, gallery, not len(trained), progress)
     given, left_out = distinct(given, vectors, gallery.codes)
     warnings += left_out
@@ -171,7 +171,7 @@ def _notes(queries: Queries, gallery: Gallery, trained: NDArray[np.uint64]) -> l
             f"{alone} of the gallery's {labels} labels have one item, which cannot ask for its like: how such labels "
             "are found was not measured, and their probabilities may be too low or too high."
         )
-    if not (queries.codes < 0).any() and count.max(initial=0) > count.sum() / 2:
+    if labels > 1 and not (queries.codes < 0).any() and count.max(initial=0) > count.sum() / 2:
         warnings.append(
             f"The label {gallery.names[int(count.argmax())]!r} has {count.max() / count.sum():.0%} of the items. With "
             "it hidden, as an unknown query is imitated, little is left to be mistaken: real unknown queries may get "
@@ -205,6 +205,14 @@ _ITEMS = (
     "unknown queries have the text of an item, under another label: not used. Give queries that are not in the gallery "
     "with --unknown FILE."
 )
+
+
+def _agreeing(held: Held, warnings: list[str]) -> tuple[Sequence[Row], Sequence[Row]]:
+    """Without the texts that were given as known and as unknown queries, for one of the two must be wrong."""
+    of_known, of_unknown = ({text_key(row.text) for row in rows} for rows in (held.known, held.unknown))
+    both = np.array(sorted(of_known & of_unknown), np.uint64)
+    known = _without(held.known, both, "calibration queries stand among the unknown ones too: not used.", warnings)
+    return known, _without(held.unknown, both, "unknown queries stand among the others too: not used.", warnings)
 
 
 def _without(rows: Sequence[Row], texts: NDArray[np.uint64], said: str, warnings: list[str]) -> Sequence[Row]:

@@ -37,7 +37,8 @@ class SurematchRetriever(BaseRetriever):
         (answer,) = client.search([query], k=self.k, filter=self.filter).results
         if _nothing(answer) and not self.keep_no_match:
             return []
-        hits = [hit for hit in answer.hits if hit.probability is None or hit.probability >= self.min_probability]
+        least = self.min_probability if answer.calibrated else 0.0
+        hits = [hit for hit in answer.hits if (hit.probability or 0.0) >= least]
         return [_document(hit, answer) for hit in hits]
 
 

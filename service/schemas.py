@@ -240,7 +240,10 @@ class HitReply(Reply):
     label: str | None
     score: float = Field(ge=-1.001, le=1.001, description="cosine of query and item in [-1, 1]; not a probability")
     probability: float | None = Field(
-        ge=0, le=1, description="calibrated probability that the item has the query's identity; null when uncalibrated"
+        ge=0,
+        le=1,
+        description="calibrated probability that the item has the query's identity; null when uncalibrated, or where "
+        "the calibrator speaks of the first label alone",
     )
     text: str | None
     metadata: dict[str, Any]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from index import cli, console
 from index.build import build_collection
 from index.calibrate import calibrate
 from index.calibration import NO_MATCH
@@ -28,7 +29,7 @@ from index.rows import Row
 from index.sources import Held
 from index.staleness import Seen
 from index.thresholds import from_fpir, from_precision
-from tests.index.conftest import World
+from tests.index.conftest import World, write_csv
 from tests.index.helpers import unit
 from tests.index.test_calibrators import evidence_of
 
@@ -226,3 +227,38 @@ def test_a_query_vector_that_is_no_unit_vector_is_refused(built: Path, fault: fl
     with pytest.raises(DataError, match="not finite or not of norm 1"):
         opened.search_vectors(vector)
     opened.close()
+
+
+def test_texts_given_as_known_and_as_unknown_are_neither(world: World, tmp_path: Path) -> None:
+    known = world.rows(world.held)
+    both = [replace(row, label="elsewhere") for row in known[:30]]
+    held = Held(known, [*world.rows(world.held_unknown), *both])
+    built = build_collection(str(world.encoder), world.rows(world.items), tmp_path / "c", held=held)
+    said = " ".join(built["warnings"])
+    texts = {row.text for row in both}
+    twice = sum(row.text in texts for row in known)
+    assert f"{twice} of {len(known)} calibration queries stand among the unknown ones too: not used." in said
+    assert f"30 of {len(held.unknown)} unknown queries stand among the others too: not used." in said
+
+
+def test_an_uncalibrated_collection_says_all_it_has_to_say(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = [row for row in world.rows(world.items) if row.label == "card"]
+    file = write_csv(tmp_path / "one.csv", [(row.text, "card") for row in items])
+    build_collection(str(world.encoder), items, tmp_path / "one")
+    assert cli.evaluate([str(tmp_path / "one"), str(file), "--label", "label"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "All items of the gallery have one label" in said
+    assert "queries stand word for word in the gallery" in said
+    assert "--unknown FILE" not in said, "which would not help"
+
+
+def test_what_is_printed_keeps_what_was_asked() -> None:
+    assert [console.percent(share) for share in (0.9, 0.925, 0.997, 0.999999, 1e-6)] == [
+        "90%", "92.5%", "99.7%", "99.9999%", "0.0001%",
+    ]  # fmt: skip
+    assert console.at_least(0.728345) == "0.7284"
+    assert console.at_least(0.5) == "0.5000"
+    assert console.at_least(0.999999) == "0.999999"
+    assert console.at_least(1.0) == "1.0000"

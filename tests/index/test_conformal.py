@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ import pytest
 from numpy.typing import NDArray
 
 from index import cli
+from index.build import build_collection
 from index.calibrate import Calibration, HeldOut
 from index.calibration import ConditionalLogit
 from index.collection import Collection
 from index.conformal import most, threshold
 from index.errors import CalibrationError, DataError
+from index.sources import Held
 from index.staleness import Seen
 from tests.index.conftest import World
 
@@ -123,3 +126,30 @@ def test_the_verbs_know_both_promises(built: Path, world: World, capsys: pytest.
         assert first["measured"] == pytest.approx((90 * first["known"] + 60 * first["unknown"]) / 150)
     assert cli.evaluate(words) == 0
     assert "90% sets for known and unknown apart: held the truth" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_coverage_that_no_number_of_queries_would_reach_says_so() -> None:
+    found = np.where(np.arange(1000) % 5 == 0, np.inf, 0.5)
+    with pytest.raises(
+        CalibrationError, match=r"at most 0\.7992\. More would not help: of 20\.0% the right label is none"
+    ):
+        threshold(found, np.ones(1000), 0.9)
+    with pytest.raises(CalibrationError, match=r"at most 0\.7992\. Ask for less, or calibrate with more queries"):
+        threshold(found, np.ones(1000), 0.7995)
+
+
+def test_hits_that_the_calibrator_does_not_speak_of_have_no_probability(world: World, tmp_path: Path) -> None:
+    held = Held(world.rows(world.held), world.rows(world.held_unknown))
+    out = tmp_path / "platt"
+    build_collection(str(world.encoder), world.rows(world.items), out, held=held, calibrator="platt")
+    with closing(Collection.open(out)) as collection:
+        answers = collection.search([row.text for row in world.rows(world.test)], k=100)
+    others = 0
+    for answer in answers:
+        assert answer.no_match is not None
+        first = answer.hits[0]
+        assert first.probability == pytest.approx(1 - answer.no_match)
+        for hit in answer.hits:
+            assert hit.probability == (first.probability if hit.label == first.label else None)
+            others += hit.label != first.label
+    assert others > 0

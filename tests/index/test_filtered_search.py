@@ -153,3 +153,20 @@ def test_the_filter_is_a_flag(built: Path, capsys: pytest.CaptureFixture[str]) -
     assert {hit["label"] for hit in answer["hits"]} == {"food"}
     with pytest.raises(DataError, match="not JSON"):
         search([str(built), QUERY, "--filter", "brand = acme"])
+
+
+def test_the_decision_is_in_the_set_also_where_it_is_made_of_what_the_filter_bars(
+    live: Collection, world: World
+) -> None:
+    texts = [row.text for row in world.rows(world.test)] + ["my card and a storm", "soup in a bank or a hotel"]
+    nothing = 0
+    for coverage in (0.3, 0.5, 0.9):
+        for answer in live.search(texts, coverage=coverage, filter={"$label": {"in": ["card", "travel"]}}):
+            assert answer.decision is not None
+            assert answer.prediction_set is not None
+            if answer.decision.label is None:
+                nothing += 1
+                assert answer.set_has_no_match
+            else:
+                assert answer.decision.label in {entry.label for entry in answer.prediction_set}
+    assert nothing > 0

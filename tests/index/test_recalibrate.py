@@ -18,7 +18,7 @@ from index import cli_calibrations, recalibrate, snapshot, versions
 from index.backup import copy_collection
 from index.build import build_collection
 from index.collection import Collection, NewItem
-from index.errors import CalibrationError, DiskFull, NotFound, ReadOnly
+from index.errors import CalibrationError, DataError, DiskFull, NotFound, ReadOnly
 from index.evidence import gather
 from index.outcome import distribution, table
 from tests.index.conftest import KNOWN, OTHER
@@ -192,7 +192,7 @@ def test_a_second_time_only_newer_feedback_can_be_compared(live: Collection) -> 
     assert change is not None
     assert change["queries"] == 0
     assert "before" not in change
-    assert "itself fitted" in change["why_not"]
+    assert "was fitted on all but 0 queries" in change["why_not"]
     give(live, known=20, unknown=10, seed=60)
     change = live.recalibrate().change
     assert change is not None
@@ -399,3 +399,19 @@ def test_the_interval_of_a_change_is_that_of_paired_draws() -> None:
     half = 1.96 * exact.std() / 20
     np.testing.assert_allclose(found["interval"], [exact.mean() - half, exact.mean() + half], atol=0.01)
     assert recalibrate._nll_change(before, np.where(right, 1.0, 0.0) * 0, right, np.ones(400)) is None
+
+
+def test_feedback_with_a_label_that_no_item_has_is_refused(live: Collection) -> None:
+    (vector,) = live.encoder.encode(["my card"])
+    with pytest.raises(DataError, match=r"No item has the label 'card '\. Name one that is there, or None"):
+        live.feedback(vector, "card ")
+
+
+def test_the_verb_says_what_it_left_out(live: Collection, capsys: pytest.CaptureFixture[str]) -> None:
+    give(live)
+    gone = next(label for label in live._store.feedback().labels if label is not None)
+    live.delete_where({"$label": gone})
+    path = live.path
+    live.close()
+    assert cli_calibrations.recalibrate([str(path)]) == 0
+    assert "carry a label that is not in the gallery" in " ".join(capsys.readouterr().out.split())
