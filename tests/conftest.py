@@ -6,7 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")  # tests never time anything: a busy machine is no failure
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 

@@ -114,7 +114,7 @@ def test_separable_queries_stay_finite(always: str) -> None:
     assert min(found.weights[:4]) >= 0
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     cosines=st.lists(st.floats(-1, 1, width=32), min_size=2, max_size=8),
     codes=st.lists(st.integers(0, 3), min_size=8, max_size=8),

@@ -41,7 +41,7 @@ def test_the_numpy_encoder_equals_sentence_transformers(tmp_path: Path, prompt: 
     model, encoder = open_sentence_transformer(str(made)), load_encoder(made)
     assert isinstance(encoder, StaticEncoder)
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=12).map(" ".join), min_size=1, max_size=5))
     def agree(texts: list[str]) -> None:
         vectors = encoder.encode(texts)

@@ -42,7 +42,6 @@ def naive(scores: list[float], codes: list[int]) -> tuple[dict[int, list[float]]
     return found, sum(others) / len(others) if others else min(scores)
 
 
-@settings(deadline=None)
 @given(hits())
 def test_gather_follows_its_definition(given_hits: Any) -> None:
     scores, codes = given_hits
@@ -64,7 +63,7 @@ def test_gather_follows_its_definition(given_hits: Any) -> None:
     assert (evidence.candidate(np.full(len(scores), -1)) == -1).all()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(hits(), min_size=1, max_size=3), st.randoms(use_true_random=False))
 def test_select_undoes_concatenate(batches: list[Any], random: Any) -> None:
     parts = [gather(*batch) for batch in batches]

@@ -130,7 +130,7 @@ def test_an_id_twice_in_one_batch_is_refused(store: ItemStore) -> None:
     assert len(store) == 0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(
         st.tuples(st.booleans(), st.lists(st.sampled_from("abcde1\u2028é"), unique=True, max_size=4)),

@@ -23,7 +23,7 @@ from tests.index.conftest import World
 gaps = st.lists(st.integers(-400, 400).map(lambda n: n / 16), min_size=1, max_size=9)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(logits=gaps, temperature=st.integers(1, 200).map(lambda n: n / 8 + 1 / 32))
 def test_nonconformity_below_the_temperature_is_the_support_of_sparsemax(
     logits: list[float], temperature: float

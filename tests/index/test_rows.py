@@ -36,7 +36,7 @@ def read(path: Path, **options: Any) -> list[Row]:
     return read_rows([path], text="text", label="label", **options)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rows=st.lists(st.tuples(texts, cells), min_size=1, max_size=6), bom=st.booleans(), tabs=st.booleans())
 def test_csv_round_trip(tmp_path_factory: pytest.TempPathFactory, rows: list[Pair], bom: bool, tabs: bool) -> None:
     out = io.StringIO()
@@ -46,7 +46,7 @@ def test_csv_round_trip(tmp_path_factory: pytest.TempPathFactory, rows: list[Pai
     assert [(row.text, row.label) for row in found] == [(text, label.strip()) for text, label in rows]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(rows=st.lists(st.tuples(texts, cells), min_size=1, max_size=6))
 def test_jsonl_round_trip(tmp_path_factory: pytest.TempPathFactory, rows: list[Pair]) -> None:
     lines = [json.dumps({"text": text, "label": label}, ensure_ascii=len(text) % 2 == 0) for text, label in rows]

@@ -94,7 +94,7 @@ def test_help_describes_every_setting(
         assert field.description.split()[0] in said
 
 
-@limits(max_examples=30, deadline=None)
+@limits(max_examples=30)
 @given(st.lists(st.text(min_size=1).filter(lambda word: not word.startswith("-")), min_size=1, max_size=4))
 def test_a_query_is_asked_as_it_was_typed(texts: list[str]) -> None:
     assert parse(SearchSettings, ["collection", *texts]).texts == texts
