@@ -21,6 +21,10 @@ from index.encoder_files import ONNX_MODEL, ONNX_RECORD, fingerprint, module_pat
 from index.encoders import checked_texts, default_prompt, tokenized, unit
 from index.errors import EncoderError
 
+# ONNX Runtime 1.32 tells its maker about its use, and keeps a file of it in the user's cache, unless this stands in the
+# environment before it is loaded
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 Vectors = NDArray[np.float32]
 
 _BATCH = 32

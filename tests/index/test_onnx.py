@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -178,3 +179,18 @@ def test_a_collection_serves_without_torch(source: Path, exported: Path, tmp_pat
     shutil.copytree(source, tmp_path / "c" / "encoder")  # torch's own, whose vectors could differ
     with pytest.raises(CollectionError, match="is not the one the collection was built with"):
         Collection.open(tmp_path / "c")
+
+
+def test_onnx_runtime_tells_nobody(tmp_path: Path) -> None:
+    words = "import index.onnx_encoder, onnxruntime; onnxruntime.SessionOptions(); print(onnxruntime.__version__)"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ORT_", "XDG_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", words],
+        env={**environment, "HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip()
+    assert "telemetry" not in done.stderr.lower()
+    assert not list(tmp_path.rglob("*")), "it kept a file of its use"
