@@ -48,8 +48,6 @@ MOST = 30
 """Photographs of an enrolled person that are used, so that nobody dominates."""
 ROLES = ("enrolled", "calibration", "held back", "enrolled", "enrolled")
 """Of people from those with most photographs to those with fewest."""
-
-
 Asked = tuple[str | None, str | None, float]
 """Who it is, None for strangers; the label of the top hit; its probability."""
 PUBLISHED = 0.363, 0.996
@@ -103,15 +101,16 @@ def published(data: Path, pairs: Path) -> Table:
         encoder = image_encoder(load_encoder(saved))
         vectors: dict[str, np.ndarray] = {}
         for name in sorted({name for pair in told for name in (pair.first, pair.second)}):
+            content = (data / name).read_bytes()  # a photograph that is missing is no photograph without a face
             with suppress(DataError):  # no face, or several of one size
-                vectors[name] = encoder.encode_images([data / name])[0]
+                vectors[name] = encoder.encode_images([content])[0]
     usable = [pair for pair in told if pair.first in vectors and pair.second in vectors]
     alike = np.array([vectors[pair.first] @ vectors[pair.second] >= PUBLISHED[0] for pair in usable])
     same = np.array([pair.same for pair in usable])
     rows: list[list[Cell]] = [
-        ["accuracy", with_interval(*interval((alike == same).tolist())), PUBLISHED[1]],
-        ["different people taken for one", with_interval(*interval(alike[~same].tolist())), None],
-        ["one person taken for two", with_interval(*interval((~alike[same]).tolist())), None],
+        ["accuracy", interval((alike == same).tolist()), PUBLISHED[1]],
+        ["different people taken for one", interval(alike[~same].tolist()), None],
+        ["one person taken for two", interval((~alike[same]).tolist()), None],
     ]
     note = (
         f"The {len(usable):,} of {len(told):,} pairs whose photographs both show one main face; 95 % intervals. "
@@ -230,21 +229,17 @@ def asked(out: Path, evaluated: dict[str, Any], tables: dict[str, list[tuple[Pat
 def at_the_line(answers: Sequence[Asked], line: float) -> tuple[str, str]:
     """FPIR and share of misses where a match is called from probability `line`."""
     return (
-        with_interval(*interval([p >= line for person, _, p in answers if person is None])),
-        with_interval(*interval([not (p >= line and label == person) for person, label, p in answers if person])),
+        interval([p >= line for person, _, p in answers if person is None]),
+        interval([not (p >= line and label == person) for person, label, p in answers if person]),
     )
 
 
-def with_interval(share: float, low: float, high: float, of: int) -> str:
-    return between(share, low, high)
-
-
-def interval(flags: Sequence[bool]) -> tuple[float, float, float, int]:
-    """A share with its 95 % Clopper-Pearson interval, and of how many."""
+def interval(flags: Sequence[bool]) -> str:
+    """A share with its 95 % Clopper-Pearson interval."""
     k, n = sum(flags), len(flags)
     low = 0.0 if k == 0 else float(beta.ppf(0.025, k, n - k + 1))
     high = 1.0 if k == n else float(beta.ppf(0.975, k + 1, n - k))
-    return k / n, low, high, n
+    return between(k / n, low, high)
 
 
 def command(verb: Any, *words: object) -> Any:

@@ -190,10 +190,9 @@ def _answer(
     best = int(np.argmax(p))
     label, item = (None, None) if best == 0 else found.identity(int(codes[best - 1]))
     inside = None if cut is None else nonconformity(logits) <= np.array([cut[0], *[cut[1]] * len(codes)])
-    told: list[float | None] = [
-        share if spoken_of else None
-        for share, spoken_of in zip(p[1:].tolist(), (np.isfinite(logits[1:]) | barred).tolist(), strict=True)
-    ]
+    told: list[float | None] = p[1:].tolist()
+    for silent in np.flatnonzero(np.isneginf(logits[1:])).tolist():  # the calibrator does not speak of these labels
+        told[silent] = None
     return Answer(
         hits=found.hits(query, k, dict(zip(codes.tolist(), told, strict=True))),
         labels=entries(1 + (p[1:] > 0).nonzero()[0]),

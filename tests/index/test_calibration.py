@@ -234,7 +234,8 @@ def test_few_queries_get_platt_and_a_warning(known: int, asked: str) -> None:
     assert found.calibrator.to_json()["kind"] == found.report["calibrator"] == "platt"
     careful, few, *misfit = found.warnings
     assert careful == "careful"
-    assert all(said.startswith("On the calibration queries held out, probabilities are off by") for said in misfit)
+    # platt does not fit this sample, which it takes 49 of them to see
+    assert ["probabilities are off by" in said for said in misfit] == ([True] if known == 49 else [])
     assert f"only {known} queries" in few
     assert (f"instead of {asked}" in few) is (asked != "platt")
     again = Calibration.from_json(json.loads(json.dumps(found.to_json(), allow_nan=False)))
