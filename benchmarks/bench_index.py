@@ -31,7 +31,8 @@ from index.faiss_engine import FaissEngine
 from index.native_faiss import BLAS_FROM, faiss
 
 K = 10
-BATCHES = (1, 64)
+BATCHES = (1, 12, 64)
+"""A query alone, what queues up at a busy service, and a bulk."""
 Calls = dict[str, Callable[[Vectors], Any]]
 
 
@@ -134,7 +135,7 @@ def main() -> None:
     parser.add_argument("--dimension", type=int, default=384)
     parser.add_argument("--queries", type=int, default=1000)
     parser.add_argument("--engines", nargs="*", default=[*FAISS, "auto"])
-    parser.add_argument("--seconds", type=float, default=8.0, help="time for each batch size of each engine")
+    parser.add_argument("--seconds", type=float, default=6.0, help="time for each batch size of each engine")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "surematch-bench-index")
     parser.add_argument("--no-peers", action="store_true", help="without hnswlib and usearch")

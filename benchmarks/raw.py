@@ -12,7 +12,7 @@ from outcome import Against, Beside, Cell, Outcome, Table, between, ranged
 
 def index(raw: dict[str, Any]) -> Outcome:
     """Every engine beside raw FAISS of the same kind."""
-    batches = [name for name in next(iter(raw["engines"].values())) if name.startswith("batch")]
+    batches = _batches(next(iter(raw["engines"].values())))
     rows: list[list[Cell]] = []
     against = []
     for asked, one in raw["engines"].items():
@@ -52,26 +52,32 @@ def index(raw: dict[str, Any]) -> Outcome:
     return Outcome("index", f"Vector engines, {title}", tables, against, versions, raw)
 
 
+def _batches(engine: dict[str, Any]) -> list[str]:
+    """What was measured of an engine for each size of batch: "batch 1, queries/s" ..."""
+    return [name for name in engine if name.startswith("batch")]
+
+
 def _graphs(raw: dict[str, Any], peers: dict[str, Any]) -> Table:
     """Our `hnsw` and its peers: medians of rounds taken in turns, and their range."""
     ours = raw["engines"]["hnsw"]
+    batches = _batches(ours)
     rows: list[list[Cell]] = []
     for name, one in peers.items():
         for who, built, beam, recall in (
             (f"surematch, beside {name}", ours["build and tune, s"], ours["parameters"]["ef_search"], ours[_NEW]),
             (name, one["build, s"], one["beam"], one["recall@10"]),
         ):
-            speeds = [one[f"batch {batch}, {'ours' if who != name else name}"] for batch in (1, 64)]
+            speeds = [one[f"{batch.partition(',')[0]}, {'ours' if who != name else name}"] for batch in batches]
             rows.append(
                 [who, built, beam, recall, *(f"{mid:,.0f} ({low:,.0f} to {top:,.0f})" for low, mid, top in speeds)]
             )
-    columns = ["graph", "build, s", "beam", "recall@10, new queries", "batch 1, queries/s", "batch 64, queries/s"]
+    columns = ["graph", "build, s", "beam", "recall@10, new queries", *batches]
     note = "Equal links and building beam; each peer searches with the narrowest beam that finds as much as ours. Ours "
     beside = [
         Beside(
             f"surematch, beside {name}",
             [name],
-            higher=["recall@10, new queries", "batch 1, queries/s", "batch 64, queries/s"],
+            higher=["recall@10, new queries", *batches],
             lower=["build, s"],
             neither=["beam"],
         )

@@ -33,6 +33,7 @@ from index.engines import recall_warning
 from index.errors import CalibrationError, CollectionError, Damaged, DataError, DiskFull, ReadOnly
 from index.evidence import TOP_K
 from index.filters import Filter, says_something
+from index.found import Found, Shown
 from index.gallery import Gallery as Gallery
 from index.image_encoder import Source, image_encoder
 from index.items import Item, ItemStore
@@ -490,7 +491,7 @@ class Collection:
 
     def _found(
         self, queries: NDArray[np.float32], k: int, condition: Filter | None, *, everything: bool
-    ) -> tuple[respond.Found, State]:
+    ) -> tuple[Found, State]:
         """What one state finds, with the items to be shown, or `everything` that makes the evidence.
 
         Should its items have been erased meanwhile, a newer state answers.
@@ -512,7 +513,7 @@ class Collection:
                     wanted |= _wanted(state, shown.rows, shown.codes, TOP_K if everything else k)
                 items = self._store.get(wanted)
                 if len(items) == len(wanted):
-                    return respond.Found(queries, scores, rows, codes, items, state.gallery, shown), state
+                    return Found(queries, scores, rows, codes, items, state.gallery, shown), state
             state = self._state if self._state is not state else self._newer(state)
         raise Damaged(f"{self.path / ITEMS}: items that the index knows are missing. Restore it from a backup.")
 
@@ -553,10 +554,10 @@ class Collection:
         }
 
 
-def _shown(state: State, queries: NDArray[np.float32], allowed: NDArray[np.int64]) -> respond.Shown:
+def _shown(state: State, queries: NDArray[np.float32], allowed: NDArray[np.int64]) -> Shown:
     scores, rows = state.search(queries, TOP_K, allowed)
     codes_of = state.gallery.codes_of
-    return respond.Shown(scores, rows, codes_of(rows), np.unique(codes_of(allowed)))
+    return Shown(scores, rows, codes_of(rows), np.unique(codes_of(allowed)))
 
 
 def _wanted(state: State, rows: NDArray[np.int64], codes: NDArray[np.int64], k: int) -> set[int]:

@@ -207,7 +207,7 @@ def modality_of(name: str) -> Modality:
 def need_torch() -> None:
     if find_spec("torch") is None or find_spec("sentence_transformers") is None:
         raise EncoderError(
-            "This encoder is a neural network and needs torch and sentence-transformers, which are not installed. "
+            "This needs torch and sentence-transformers, which are not installed. "
             "Install them with: pip install torch==2.13.0 'surematch[transformers]'"
         )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns and deadlocks after a fork

@@ -20,7 +20,7 @@ from index.calibrators import Calibrator
 from index.evidence import FEATURES, SHARPNESS, Evidence, Floats
 
 if TYPE_CHECKING:
-    from index.respond import Found
+    from index.found import Found
 
 NAMES = tuple(name.replace(" at ", "_") for name in FEATURES)
 """As members of a JSON object: best, pooled_8, pooled_32, centroid, cohesion."""

@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from index import exact, faiss_file
+from index import exact, faiss_file, side_by_side
 from index.engine import Rows, Scores, Selection, Vectors, check_queries, check_vectors
 from index.errors import CollectionError
-from index.native_faiss import BLAS_FROM, faiss
+from index.native_faiss import faiss
 
 _INDEX_FILE = "vectors.faiss"
 _ROWS_FILE = "rows.i64"
@@ -25,6 +25,11 @@ _FEW = 10_000
 """Up to this many passing rows, or a tenth of the gallery, are compared one by one: exact, and soon done."""
 _SMALL = 2**22
 """Numbers in a gallery that FAISS's loops compare with a query in about a millisecond."""
+_PRODUCT_FROM = 12
+"""Queries from which a product of matrices is sooner done than loops over a small gallery."""
+_LOOPS = faiss.SearchParameters(sel=faiss.IDSelectorAll())
+"""FAISS's search without products: with a selector it compares one vector after the other, and a query alone takes half
+as long as without one."""
 _TRAINED = 64
 _SEED = 1234
 
@@ -224,18 +229,25 @@ class FaissFlat(FaissEngine):
         return size * (4 * dimension + 8)
 
     def _search(self, queries: Vectors, k: int, passing: NDArray[np.bool_] | None) -> tuple[Scores, Rows]:
-        """A batch goes to FAISS, whose product and selection share the cache; a query alone, or what a filter lets
+        """A batch goes to FAISS, whose product and selection share the cache. A query alone, or what a filter lets
         pass, goes to numpy, which uses all cores for one query. A small gallery is searched before either pays."""
-        many = len(queries) > 1 and len(queries) * self.dimension >= BLAS_FROM
-        if (many and passing is None) or self._size * self.dimension <= _SMALL:
-            return super()._search(queries, k, passing)
-        return exact.top(queries, _flat_vectors(self._index), k, passing)
+        small = self._size * self.dimension <= _SMALL
+        if small and passing is None and len(queries) < _PRODUCT_FROM:
+            return self._found(queries, k, _LOOPS)
+        if passing is not None or len(queries) == 1:
+            return super()._search(queries, k, passing) if small else exact.top(queries, self._all(), k, passing)
+        if side_by_side.pays(len(queries)):
+            return side_by_side.top(queries, self._all(), k)
+        return super()._search(queries, k, None)
+
+    def _all(self) -> Vectors:
+        return _flat_vectors(self._index)
 
     def _search_parameters(self, k: int, share: float, **selector: Any) -> Any:
         return faiss.SearchParameters(**selector)
 
     def _vectors(self, positions: Rows) -> Vectors:
-        return _flat_vectors(self._index)[positions]
+        return self._all()[positions]
 
 
 class FaissHNSW(FaissEngine):

@@ -1,81 +1,22 @@
-"""From hits to answers: attaching items, labels and probabilities to what the engine found."""
+"""From what was found to answers: labels, probabilities and sets."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from index.answer import Answer, Decision, Hit, LabelProbability
+from index.answer import Answer, Decision, Explanation, LabelProbability
 from index.calibrate import Calibration
 from index.calibrators import Calibrator
 from index.conformal import CoverageFor, nonconformity
 from index.errors import CalibrationError, DataError
 from index.evidence import SHARPNESS, Evidence, Floats, gather, joined
 from index.explain import explain
-from index.items import Item
+from index.found import Found
 from index.outcome import distribution, interpolated, table
-
-if TYPE_CHECKING:
-    from index.gallery import Gallery
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """What passes a filter: the best of it (n, K') by score, row and label code, and every label that has some of it.
-
-    Evidence is gathered over the whole gallery all the same, so that the calibration holds: the filter only says what
-    may be shown and answered. Labels of which nothing passes count as no match.
-    """
-
-    scores: NDArray[np.float32]
-    rows: NDArray[np.int64]
-    codes: NDArray[np.int64]
-    labels: NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What the engine found for n queries (n, d): scores, rows, label codes (n, K), and the items to be shown.
-
-    `shown` is what passes the filter, None without one.
-    """
-
-    queries: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    rows: NDArray[np.int64]
-    codes: NDArray[np.int64]
-    items: dict[int, Item]
-    gallery: Gallery
-    shown: Shown | None = None
-
-    def identity(self, code: int) -> tuple[str | None, str | None]:
-        """(label, None), or (None, id) of an item that stands for itself."""
-        names = self.gallery.names
-        if code < len(names):
-            return names[code], None
-        row = int(self.gallery.rows[code - len(names)])
-        return None, self.items[row].id
-
-    def hits(self, query: int, k: int, probability: dict[int, float | None] | None) -> list[Hit]:
-        best = self.shown or self
-        # rounding in the inner product can leave [-1, 1] by an ulp
-        scores = best.scores[query, :k].clip(-1.0, 1.0)
-        shown = zip(best.rows[query, :k].tolist(), scores.tolist(), best.codes[query, :k].tolist(), strict=True)
-        return [
-            Hit(
-                id=item.id,
-                label=item.label,
-                score=score,
-                probability=None if probability is None else probability[code],
-                text=item.text,
-                metadata=item.metadata,
-            )
-            for row, score, code in shown
-            if (item := self.items.get(row)) is not None
-        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +30,8 @@ class Why:
 def without_probabilities(found: Found, k: int, reason: str, warnings: list[str]) -> list[Answer]:
     """Hits with scores only, and why."""
     return [
-        Answer(found.hits(query, k, None), None, None, None, None, None, None, False, False, reason, warnings)
-        for query in range(len(found.scores))
+        Answer(found.hits(best, None), None, None, None, None, None, None, False, False, reason, warnings)
+        for best in found.best(k)
     ]
 
 
@@ -128,14 +69,16 @@ def with_probabilities(
         shown = found.shown
         evidence = joined(evidence, gather(shown.scores, shown.codes, found.queries, found.gallery.profile))
         logits = table(evidence, *calibration.calibrator.logits(evidence))
-    p = distribution(logits, name, temperature)
+    p = np.minimum(distribution(logits, name, temperature), 1.0)  # 1 + 2e-16 is no share
+    barred = _barred(found, evidence, p.shape)
+    if barred is not None:
+        p[:, 0] = np.minimum(p[:, 0] + np.where(barred, p, 0.0).sum(axis=1), 1.0)
+        p[barred] = 0.0
     why = Why(calibration.calibrator, temperature) if explained else None
-    return [
-        _answer(
-            found, query, k, evidence, logits[query], p[query], cut, coverage, bool(certified[query]), warnings, why
-        )
-        for query in range(len(found.scores))
-    ]
+    batch = _Batch(found, evidence, logits, _silent(evidence, logits), barred, cut, coverage, warnings, why)
+    order = (-p).argsort(axis=1, kind="stable")
+    rows = zip(found.best(k), p.tolist(), order.tolist(), certified.tolist(), strict=True)
+    return [_answer(batch, query, *row) for query, row in enumerate(rows)]
 
 
 def _map_warning(calibration: Calibration, name: str) -> list[str]:
@@ -161,53 +104,107 @@ def _set_thresholds(
         raise DataError(str(error)) from error
 
 
+def _barred(found: Found, evidence: Evidence, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
+    """A `table` of the candidates that the filter bars; None without one."""
+    if found.shown is None:
+        return None
+    barred = np.zeros(shape, np.bool_)
+    query = evidence.query
+    at = np.arange(1, 1 + len(query)) - evidence.starts[query]
+    barred[query, at] = ~np.isin(evidence.codes, found.shown.labels)
+    return barred
+
+
+def _silent(evidence: Evidence, logits: Floats) -> NDArray[np.bool_] | None:
+    """Where in a `table` the calibrator speaks of no label, or the row has ended; None where it speaks of all."""
+    silent = np.isneginf(logits)
+    ended = silent.size - len(evidence) - len(evidence.codes)
+    return silent if np.count_nonzero(silent) > ended else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """What the answers of one call share; `logits`, `silent` and `barred` are tables (n, 1 + L)."""
+
+    found: Found
+    evidence: Evidence
+    logits: Floats
+    silent: NDArray[np.bool_] | None
+    barred: NDArray[np.bool_] | None
+    cut: tuple[float, float] | None
+    coverage: float | None
+    warnings: list[str]
+    why: Why | None
+
+
 def _answer(
-    found: Found,
+    batch: _Batch,
     query: int,
-    k: int,
-    evidence: Evidence,
-    logits: Floats,
-    p: Floats,
-    cut: tuple[float, float] | None,
-    coverage: float | None,
+    best: list[tuple[int, float, int]],
+    p: list[float],
+    order: list[int],
     certified: bool,
-    warnings: list[str],
-    why: Why | None,
 ) -> Answer:
-    codes = evidence.codes[evidence.starts[query] : evidence.starts[query + 1]]
-    p, logits = p[: len(codes) + 1], logits[: len(codes) + 1]
-    barred = np.zeros(len(codes), np.bool_)
-    if found.shown is not None:
-        barred = ~np.isin(codes, found.shown.labels)
-        p = np.concatenate([p[:1] + p[1:][barred].sum(), np.where(barred, 0.0, p[1:])])
-    p = np.minimum(p, 1.0)  # 1 + 2e-16 is no share
+    """Of one query's hits and row of the table of probabilities, whose columns are given in descending `order`.
 
-    def entries(columns: NDArray[np.int64]) -> list[LabelProbability]:
-        ordered = columns[(-p[columns]).argsort(kind="stable")]
-        shown = zip(codes[ordered - 1].tolist(), p[ordered].tolist(), strict=True)
-        return [LabelProbability(*found.identity(code), probability) for code, probability in shown]
+    It is made of lists: a call of numpy costs more than a label.
+    """
+    found, evidence = batch.found, batch.evidence
+    codes = evidence.codes[evidence.starts[query] : evidence.starts[query + 1]].tolist()
+    told: list[float | None] = [*p[1 : 1 + len(codes)]]
+    if batch.silent is not None:
+        told = [
+            None if silent else value for value, silent in zip(told, batch.silent[query, 1:].tolist(), strict=False)
+        ]
 
-    best = int(np.argmax(p))
-    label, item = (None, None) if best == 0 else found.identity(int(codes[best - 1]))
-    inside = None if cut is None else nonconformity(logits) <= np.array([cut[0], *[cut[1]] * len(codes)])
-    told: list[float | None] = p[1:].tolist()
-    for silent in np.flatnonzero(np.isneginf(logits[1:])).tolist():  # the calibrator does not speak of these labels
-        told[silent] = None
+    def entry(column: int) -> LabelProbability:
+        return LabelProbability(*found.identity(codes[column - 1]), p[column])
+
+    likeliest = order[0]
+    label, item = (None, None) if likeliest == 0 else found.identity(codes[likeliest - 1])
+    inside = _inside(batch, query, len(codes))
+    # labels that a filter bars are no match together, which so may be the likeliest outcome and must be inside
     return Answer(
-        hits=found.hits(query, k, dict(zip(codes.tolist(), told, strict=True))),
-        labels=entries(1 + (p[1:] > 0).nonzero()[0]),
-        no_match=float(p[0]),
-        decision=Decision(label, item, float(p[best])),
-        prediction_set=None if inside is None else entries(1 + (inside[1:] & ~barred).nonzero()[0]),
-        # labels that a filter bars are no match together, which so may be the likeliest outcome and must be inside
-        set_has_no_match=None if inside is None else bool(inside[0] or best == 0 or (inside[1:] & barred).any()),
-        coverage=coverage,
+        hits=found.hits(best, dict(zip(codes, told, strict=True))),
+        labels=[entry(column) for column in order if column and p[column] > 0],
+        no_match=p[0],
+        decision=Decision(label, item, p[likeliest]),
+        prediction_set=None if inside is None else [entry(column) for column in order if column and column in inside],
+        set_has_no_match=None if inside is None else 0 in inside or likeliest == 0,
+        coverage=batch.coverage,
         certified=certified,
         calibrated=True,
-        warnings=warnings,
-        explanation=None
-        if why is None
-        else explain(found, query, evidence, why.calibrator, logits, p, barred, why.temperature),
+        warnings=batch.warnings,
+        explanation=_why(batch, query, np.array(p[: 1 + len(codes)])),
+    )
+
+
+def _inside(batch: _Batch, query: int, labels: int) -> set[int] | None:
+    """The columns in the prediction set of a query with so many candidates; barred ones are there as no match."""
+    if batch.cut is None:
+        return None
+    of_no_match, of_label = batch.cut
+    inside = nonconformity(batch.logits[query, : 1 + labels]) <= np.array([of_no_match, *[of_label] * labels])
+    if batch.barred is not None:
+        barred = batch.barred[query, : 1 + labels]
+        inside[0] |= (inside & barred).any()
+        inside &= ~barred
+    return set(inside.nonzero()[0].tolist())
+
+
+def _why(batch: _Batch, query: int, p: Floats) -> Explanation | None:
+    if batch.why is None:
+        return None
+    barred = np.zeros(len(p), np.bool_) if batch.barred is None else batch.barred[query, : len(p)]
+    return explain(
+        batch.found,
+        query,
+        batch.evidence,
+        batch.why.calibrator,
+        batch.logits[query, : len(p)],
+        p,
+        barred[1:],
+        batch.why.temperature,
     )
 
 

@@ -103,11 +103,20 @@ class Batcher(Generic[T, R]):
                 for waiting, result in zip(batch, results, strict=True):
                     _settle(waiting.answer, result)
                 if quick:
-                    await asyncio.sleep(0)  # others' turn
+                    await self._arriving()
                 elif self._linger:
                     await self._returning(len(batch) + len(self._queue), perf_counter() - began)
         finally:
             self._free += 1
+
+    async def _arriving(self) -> None:
+        """Others' turn, and that of requests that have come meanwhile: the loop reads them, one step a turn. What is
+        in the queue when nobody new came twice is one batch."""
+        waiting, quiet = -1, 0
+        while quiet < 2:
+            await asyncio.sleep(0)
+            quiet = quiet + 1 if len(self._queue) <= waiting else 0
+            waiting = len(self._queue)
 
     async def _returning(self, callers: int, seconds: float) -> None:
         """Waits for `callers` to stand in the queue, as long as new ones come, after a call that took `seconds`."""
