@@ -241,8 +241,8 @@ def _misfit(report: dict[str, Any], made: Examples, seed: int) -> list[str]:
     best = min(others, key=others.__getitem__, default="")
     if best and others[best] < ece - MISFIT / 2:
         return [
-            f"{said} {floor:.1%}. With --calibrator {best} they are off by {others[best]:.1%}, but only the top hit's "
-            "label gets one."
+            f"{said} {floor:.1%}. Look for wrong labels among them. If there are none: with --calibrator {best} they "
+            f"are off by {others[best]:.1%}, but only the top hit's label gets one."
         ]
     return [
         f"{said} {floor:.1%}: the {report['calibrator']} calibrator does not fit them. Look for wrong labels among "

@@ -211,7 +211,7 @@ function showSet(answer) {
   if (!members) return;
   const tags = members.map((entry) => el("li", "tag", nameOf(entry)));
   if (answer.set_has_no_match) tags.push(el("li", "tag no", "no match"));
-  const sentence = `The truth is among these for ${percent(answer.coverage)} of questions like those it was calibrated on:`;
+  const sentence = `The truth is among these for at least ${percent(answer.coverage)} of questions like those it was calibrated on:`;
   $("set").replaceChildren(sentence, el("ul", "", ...tags));
 }
 
