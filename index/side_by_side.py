@@ -35,7 +35,7 @@ def pays(queries: int) -> bool:
 def top(queries: Vectors, vectors: Vectors, k: int) -> tuple[Scores, Rows]:
     """Scores (n, k) descending and positions (n, k) of the k best of `vectors` (m, d) for `queries` (n, d), k <= m.
 
-    Of equal scores at most one thread's order decides: which of them come first is not defined.
+    Which of equal scores come first is not defined.
     """
     n, size = len(queries), len(vectors)
     parts = max(1, min(faiss.omp_get_max_threads(), size // max(k, LEAST)))
@@ -53,7 +53,7 @@ def top(queries: Vectors, vectors: Vectors, k: int) -> tuple[Scores, Rows]:
         )  # fmt: skip
         return scores[:n], positions[:n] + start
 
-    found = list(_threads(len(starts)).map(search, starts))
+    found = [search(0)] if parts == 1 else list(_threads(len(starts)).map(search, starts))
     scores, positions = (np.concatenate(columns, axis=1) for columns in zip(*found, strict=True))
     scores, best = exact.largest(scores, k)
     return scores, np.take_along_axis(positions, best, 1)
