@@ -28,7 +28,7 @@ from index.conformal import CoverageFor
 from index.consent import Expiry
 from index.drift import Drift
 from index.encoders import Encoder
-from index.engine import Engine
+from index.engine import Engine, Selection
 from index.engines import recall_warning
 from index.errors import CalibrationError, CollectionError, Damaged, DataError, DiskFull, ReadOnly
 from index.evidence import TOP_K
@@ -46,6 +46,7 @@ from index.new_items import NewItem as NewItem
 from index.new_items import Receipt as Receipt
 from index.new_items import encoded
 from index.outcome import map_name
+from index.passing import Passing
 from index.recalibrate import recalibrated
 from index.snapshot import clean, created, current_name, refuse_newer
 from index.sources import Progress
@@ -82,6 +83,7 @@ class Collection:
         self.drift = Drift()
         self._store = store
         self._expiry = Expiry(store)
+        self._passing = Passing(store)
         self._config = config
         self._state = state
         self._lock = lock
@@ -500,11 +502,12 @@ class Collection:
         for _ in range(_TRIES):
             if not len(state):
                 raise DataError("This collection holds no items, so there is nothing to search. Index some rows first.")
-            allowed = None if condition is None else self._store.rows_where(condition, state.sequence)
+            allowed = None if condition is None else self._passing.rows(condition, state)
             if condition is None or allowed is not None:
                 ended = self._expiry.ended(state.sequence)
                 if len(ended):
-                    allowed = np.setdiff1d(state.gallery.rows if allowed is None else allowed, ended)
+                    allowed = state.gallery.rows if allowed is None else allowed
+                    allowed = allowed[Selection(excluded=ended).mask(allowed)]
                 scores, rows = state.search(queries, TOP_K)
                 codes = state.gallery.codes_of(rows)
                 shown = None if allowed is None else _shown(state, queries, allowed)
@@ -557,7 +560,9 @@ class Collection:
 def _shown(state: State, queries: NDArray[np.float32], allowed: NDArray[np.int64]) -> Shown:
     scores, rows = state.search(queries, TOP_K, allowed)
     codes_of = state.gallery.codes_of
-    return Shown(scores, rows, codes_of(rows), np.unique(codes_of(allowed)))
+    some = np.zeros(len(state.gallery.names) + len(state), np.bool_)  # marked, which takes less than to sort them
+    some[codes_of(allowed)] = True
+    return Shown(scores, rows, codes_of(rows), np.flatnonzero(some))
 
 
 def _wanted(state: State, rows: NDArray[np.int64], codes: NDArray[np.int64], k: int) -> set[int]:

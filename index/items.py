@@ -181,8 +181,8 @@ class ItemStore(Database):
             )
             return Changes(now, *born, np.array([row for (row,) in died], np.int64))
 
-    def rows_where(self, condition: Filter, at: int | None = None) -> NDArray[np.int64] | None:
-        """Ascending rows that pass the filter and were alive after transaction `at` (None: now).
+    def rows_where(self, condition: Filter, at: int | None = None, after: int = 0) -> NDArray[np.int64] | None:
+        """Ascending rows above `after` that pass the filter and were alive after transaction `at` (None: now).
 
         None where that cannot be known any more.
         """
@@ -191,8 +191,8 @@ class ItemStore(Database):
             at = now if at is None else at
             if not purged <= at <= now:
                 return None
-            statement = f"SELECT row FROM items WHERE {LIVE_AT} AND {condition.sql} ORDER BY row"
-            found = connection.execute(statement, {"at": at, **condition.values})
+            statement = f"SELECT row FROM items WHERE row > :after AND {LIVE_AT} AND {condition.sql} ORDER BY row"
+            found = connection.execute(statement, {"at": at, "after": after, **condition.values})
             return np.array([row for (row,) in found], np.int64)
 
     def get(self, rows: Iterable[int]) -> dict[int, Item]:

@@ -100,7 +100,7 @@ class State:
         `allowed`: rows of live items, the only ones to be found; each stands once.
         """
         delta_rows, delta, selection = self.delta_rows, self.delta, None
-        if allowed is not None:
+        if allowed is not None and len(delta_rows):  # numpy would sort what is allowed, though there be nothing to find
             inside = np.isin(delta_rows, allowed)
             delta_rows, delta = delta_rows[inside], delta[inside]
         if allowed is not None or len(self.dead):
