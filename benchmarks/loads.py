@@ -52,7 +52,7 @@ def wrk(url: str, path: str, bodies: Path, size: int, kind: str, seconds: float)
         )
         found = json.loads(done.stdout.splitlines()[-1])
         if found["bad_status"] or found["broken"]:
-            sys.exit(f"{url}{path}: {found}")
+            raise subprocess.SubprocessError(f"{url}{path}: {found}")
         return {
             "requests": found["requests"],
             "per_second": round(found["requests"] / found["seconds"], 1),
@@ -95,7 +95,7 @@ def _figures(taken: list[float], seconds: float) -> dict[str, Any]:
     }
 
 
-def _cpu(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     """Seconds of processor time that a process and its children have taken."""
     members = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     return sum(sum(member.cpu_times()[:2]) for member in members)
@@ -105,9 +105,9 @@ def costing(load: Load, pid: int) -> Load:
     """The load, and the processor time that a request takes: it tells less of what else the machine does."""
 
     def run(clients: int) -> dict[str, Any]:
-        before = _cpu(pid)
+        before = cpu_seconds(pid)
         found = load(clients)
-        return {**found, "cpu_ms": round(1000 * (_cpu(pid) - before) / found["requests"], 3)}
+        return {**found, "cpu_ms": round(1000 * (cpu_seconds(pid) - before) / found["requests"], 3)}
 
     return run
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -187,3 +188,5 @@ def ended(main: Callable[[], int | None]) -> None:
         sys.exit(main() or 0)
     except KeyboardInterrupt:
         sys.exit("\nInterrupted.")
+    except subprocess.SubprocessError as error:
+        sys.exit(str(error))

@@ -152,7 +152,7 @@ def service(raw: dict[str, Any]) -> Outcome:
         told = raw["text"]["minilm"]
         encoding: list[list[Cell]] = [
             ["surematch, int8, search over HTTP", ranged(told["ours_p50s_ms"]), told["32 clients"]["per_second"]],
-            ["sentence-transformers, encode alone", ranged(told["theirs_p50s_ms"]), None],
+            ["sentence-transformers, encode alone, float32", ranged(told["theirs_p50s_ms"]), None],
         ]
         columns = ["", "p50 ms, one at a time", "requests/s, 32 clients"]
         beside = [Beside(str(encoding[0][0]), [str(encoding[1][0])], higher=columns[2:], lower=columns[1:2])]
@@ -180,7 +180,8 @@ def _loads(raw: dict[str, Any], part: str, found: dict[str, Any]) -> Table:
 
 PEER = (
     "Medians of rounds in turns, lowest to highest. Ours over HTTP by two processes and by one, the peer as its own "
-    "command starts it: one process, in threads without HTTP where it has no server."
+    "command starts it: one process. What has no server is asked in threads without HTTP, and its p50 counts only the "
+    "time within a call."
 )
 TURNS = "100,000 vectors of 384 dimensions; medians of rounds in turns, lowest to highest."
 NOTES = {
