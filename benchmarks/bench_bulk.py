@@ -64,15 +64,20 @@ def watch(command: list[str], kill_at: float | None = None, folder: Path | None 
     began, peak = time.perf_counter(), 0
     process = subprocess.Popen(command, start_new_session=True)
     seen = psutil.Process(process.pid)
-    while process.poll() is None:
-        try:
-            sizes = [member.memory_info().rss for member in [seen, *seen.children(recursive=True)]]
-            peak = max(peak, sum(sizes))
-        except psutil.Error:
-            pass
-        if kill_at is not None and folder is not None and _stored(folder) >= kill_at:
-            os.kill(process.pid, signal.SIGKILL)  # the command alone: its workers must notice by themselves
-        time.sleep(0.1)
+    try:
+        while process.poll() is None:
+            try:
+                sizes = [member.memory_info().rss for member in [seen, *seen.children(recursive=True)]]
+                peak = max(peak, sum(sizes))
+            except psutil.Error:
+                pass
+            if kill_at is not None and folder is not None and _stored(folder) >= kill_at:
+                os.kill(process.pid, signal.SIGKILL)  # the command alone: its workers must notice by themselves
+            time.sleep(0.1)
+    finally:
+        if process.poll() is None:  # interrupted: in a session of its own it has not heard of that
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     return time.perf_counter() - began, peak / 2**30, process.returncode
 
 

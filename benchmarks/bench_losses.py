@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from outcome import Cell, Outcome, Table, ended
+from outcome import Beside, Cell, Outcome, Table, ended
 from rich.console import Console
 
 from index.settings import parse
@@ -56,7 +56,13 @@ def table(name: str, found: dict[str, Any], seeds: int) -> Table:
         for entry in found["losses"]
     ]
     note = f"Static encoder, {seeds} seeds, each with its own quarter of the classes never seen."
-    return Table(name, columns, rows, note, "ahead of softmax")
+    higher = columns[1:4]
+    beside = [
+        Beside(str(row[0]), ["softmax"], higher=higher, lower=["seconds"], neither=columns[4:6])
+        for row in rows
+        if row[0] != "softmax"
+    ]
+    return Table(name, columns, rows, note, "ahead of softmax", beside)
 
 
 def main() -> int:
