@@ -3,10 +3,11 @@
     python benchmarks/bench_all.py [--only simplex losses ...] [--out docs] [--write-only]
     python benchmarks/bench_all.py --only simplex -- --threads 1    # a look: with its own arguments, nothing is written
 
-`make bench-NAME` runs one part and writes its section. What it found is kept in --results, with the machine it ran on,
-and the report is made of whatever lies there: a part can be repeated alone, and parts of different machines stand
-side by side, each under its own. --write-only writes the report again. A part that fails or is missing is named in the
-report, and the exit status is 1.
+`make bench-NAME` runs one part and writes its section. What it found is kept in --results, with the machine, the day
+and the commit, and the report is made of whatever lies there: a part can be repeated alone, and parts of different
+machines stand side by side, each under its own. A part that fails or is missing is named in the report until it is
+measured, and the exit status is 1. --write-only writes the report again; an interrupted run does so, too. --data names
+the folder of the data sets where that is not ../shared/data.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class Part:
     name: str
     script: str
     arguments: tuple[str, ...] = ()
+    data: tuple[str, str] | None = None
+    """The script's option for data sets, and the folder among them that it takes."""
 
     @property
     def command(self) -> str:
@@ -54,57 +57,73 @@ class Part:
 MILLION = ("--size", "1000000", "--dimension", "128", "--engines", "flat", "hnsw", "ivf", "ivf-pq", "sq8", "auto")
 PARTS = (
     Part("simplex", "bench_simplex.py"),
-    Part("training", "bench_training.py"),
-    Part("training-minilm", "bench_training.py", ("--encoder", "minilm")),
-    Part("losses", "bench_losses.py"),
+    Part("training", "bench_training.py", data=("--data", "")),
+    Part("training-minilm", "bench_training.py", ("--encoder", "minilm"), ("--data", "")),
+    Part("losses", "bench_losses.py", data=("--data", "")),
     Part("heads", "bench_heads.py"),
-    Part("images", "bench_images.py"),
-    Part("faces", "bench_faces.py"),
-    Part("calibration", "bench_calibration.py"),
-    Part("calibration-finetuned", "bench_calibration.py", ("--part", "finetuned")),
+    Part("images", "bench_images.py", data=("--data", "")),
+    Part("faces", "bench_faces.py", data=("--orl", "orl_faces")),
+    Part("calibration", "bench_calibration.py", data=("--data", "")),
+    Part("calibration-finetuned", "bench_calibration.py", ("--part", "finetuned"), ("--data", "")),
     Part("index", "bench_index.py"),
     Part("index-million", "bench_index.py", MILLION),
     Part("service", "bench_service.py"),
     Part("bulk", "bench_bulk.py"),
-    Part("first-answer", "bench_first_answer.py"),
-    Part("pages", "bench_pages.py"),
+    Part("first-answer", "bench_first_answer.py", data=("--data", "")),
+    Part("pages", "bench_pages.py", data=("--data", "")),
 )
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a part found, and the machine it ran on."""
+    """What a part found, the machine it ran on, and the day and the commit it was begun at."""
 
     machine: str
     outcome: Outcome
+    begun: str
 
     def keep(self, path: Path) -> None:
         """Writes it without the raw figures, which no report shows."""
-        content = asdict(replace(self.outcome, figures=None))
-        path.write_text(json.dumps({"machine": self.machine, "outcome": content}, indent=1) + "\n", encoding="utf-8")
+        content = {**asdict(self), "outcome": asdict(replace(self.outcome, figures=None))}
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def kept(cls, path: Path) -> Measured:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return cls(content["machine"], Outcome.of(content["outcome"]))
+        return cls(content["machine"], Outcome.of(content["outcome"]), content.get("begun", ""))
 
 
-def run(part: Part, results: Path, minutes: float) -> str | None:
+def run(part: Part, results: Path, minutes: float, data: Path | None) -> str | None:
     """Runs it and keeps what it found in `results`; None, or why there is no result."""
-    path = BUILD / f"{part.name}.json"
+    path, begun = BUILD / f"{part.name}.json", today()
     path.unlink(missing_ok=True)
     print(f"\n=== {part.name}: {part.command}", flush=True)
     started = time.perf_counter()
-    code = finish(part, ["--json", str(path)], minutes)
+    arguments = ["--json", str(path)]
+    if data is not None and part.data is not None:
+        arguments += [part.data[0], str(data.resolve() / part.data[1])]
+    code = finish(part, arguments, minutes)
     if code is None:
-        return f"not finished after {minutes:g} minutes; what stands below is of an earlier run, if anything"
+        return f"not finished after {minutes:g} minutes"
     print(f"=== {part.name}: {time.perf_counter() - started:.0f} s", flush=True)
-    if not path.is_file():
-        return f"ended with status {code} and left no result; what stands below is of an earlier run, if anything"
-    if code:
-        return f"ended with status {code} before it was done; what stands below is of an earlier run, if anything"
-    Measured(machine(), raw.read(part.name, path)).keep(results / path.name)
+    if code or not path.is_file():
+        return f"ended with status {code} before it was done"
+    try:
+        Measured(machine(), raw.read(part.name, path), begun).keep(results / path.name)
+    except (LookupError, TypeError, ValueError) as error:
+        return f"left a result that cannot be read ({type(error).__name__}: {error})"
     return None
+
+
+def today() -> str:
+    """The day, and the commit where this is a clone; changed files are told."""
+    git = ["git", "-C", str(ROOT)]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        commit = subprocess.check_output([*git, "rev-parse", "--short=7", "HEAD"], text=True, stderr=subprocess.DEVNULL)
+        sources = ["--", "*.py", "*.toml", "constraints.txt"]
+        changed = subprocess.check_output([*git, "status", "--porcelain", "-uno", *sources], text=True)
+        return f"{time.strftime('%Y-%m-%d')}, commit {commit.strip()}{' with changes' if changed else ''}"
+    return time.strftime("%Y-%m-%d")
 
 
 def finish(part: Part, arguments: list[str], minutes: float) -> int | None:
@@ -189,7 +208,8 @@ def behind(outcomes: list[Outcome]) -> list[str]:
 
 def section(part: Part, measured: Measured, out: Path) -> list[str]:
     outcome = measured.outcome
-    lines = [f"## {outcome.title}", "", f"`{part.command}`", "", measured.machine, ""]
+    begun = f", {measured.begun}" if measured.begun else ""
+    lines = [f"## {outcome.title}", "", f"`{part.command}`{begun}", "", measured.machine, ""]
     if outcome.versions:
         lines += ["Beside " + ", ".join(f"{name} {number}" for name, number in outcome.versions.items()) + ".", ""]
     for number, table in enumerate(outcome.tables, 1):
@@ -203,20 +223,25 @@ def section(part: Part, measured: Measured, out: Path) -> list[str]:
     return lines
 
 
-def write(results: Path, out: Path, failed: dict[str, str]) -> None:
+def write(results: Path, out: Path) -> None:
     found: dict[str, Measured] = {}
+    missing: dict[str, str] = {}
     for part in PARTS:
         if (path := results / f"{part.name}.json").is_file():
             found[part.name] = Measured.kept(path)
+        if (failure := results / f"{part.name}.failed").is_file():
+            old = "; what stands below is of an earlier run" if part.name in found else ""
+            missing[part.name] = failure.read_text(encoding="utf-8").strip() + old
+        elif part.name not in found:
+            missing[part.name] = "not run"
     lines = [
         "# Benchmarks",
         "",
-        "Written by `make bench`. Over each part stand the command that measures it alone and the machine it ran on.",
-        "Peers run on the same data and the same machine as ours.",
+        "Written by `make bench`. Over each part stand the command that measures it alone, the day and the commit,",
+        "and the machine it ran on. Peers run on the same data and the same machine as ours.",
         "",
     ]
     lines += behind([found[part.name].outcome for part in PARTS if part.name in found])
-    missing = failed | {part.name: failed.get(part.name, "not run") for part in PARTS if part.name not in found}
     if missing:
         lines += ["## Not measured in this run", "", *(f"- {name}: {why}" for name, why in missing.items()), ""]
     for part in PARTS:
@@ -232,6 +257,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=HERE / "results", help="where what was found is kept")
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--minutes", type=float, default=120, help="longest a part may take")
+    parser.add_argument("--data", type=Path, help="the folder of the data sets (default: ../shared/data)")
     parser.add_argument("--write-only", action="store_true", help="run nothing, write the report of what is there")
     parser.add_argument("arguments", nargs="*", help="after --: arguments of the one part named with --only")
     options = parser.parse_args()
@@ -244,11 +270,18 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
     (options.out / "figures").mkdir(parents=True, exist_ok=True)
     chosen = [] if options.write_only else [part for part in PARTS if not options.only or part.name in options.only]
-    results = options.results.resolve()
-    failed = {part.name: why for part in chosen if (why := run(part, results, options.minutes)) is not None}
-    write(results, options.out, failed)
-    for name, why in failed.items():
-        print(f"{name}: {why}", file=sys.stderr)
+    results, failed = options.results.resolve(), False
+    try:
+        for part in chosen:
+            failure = results / f"{part.name}.failed"
+            if (why := run(part, results, options.minutes, options.data)) is None:
+                failure.unlink(missing_ok=True)
+            else:
+                failed = True
+                failure.write_text(why + "\n", encoding="utf-8")
+                print(f"{part.name}: {why}", file=sys.stderr)
+    finally:  # an interrupted run has finished some
+        write(results, options.out)
     return 1 if failed else 0
 
 

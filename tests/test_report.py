@@ -63,13 +63,76 @@ def test_the_first_section_names_every_figure_in_which_a_peer_is_ahead(outcome: 
     )
     made = outcome.Outcome("simplex", "Service", [outcome.Table("flat", COLUMNS, ROWS, beside=[beside])])
     all_parts = importlib.import_module("bench_all")
-    all_parts.Measured("a machine", made).keep(tmp_path / "simplex.json")
+    all_parts.Measured("a machine", made, "2026-11-28, commit abc1234").keep(tmp_path / "simplex.json")
     (tmp_path / "figures").mkdir()
-    all_parts.write(tmp_path, tmp_path, {})
+    all_parts.write(tmp_path, tmp_path)
     report = (tmp_path / "benchmarks.md").read_text()
     assert "In 1 of 3 comparisons." in report
     assert "| Service | flat | theirs | requests/s: 1,213 (658) |" in report
     assert "- bulk: not run" in report
+    assert "`make bench-simplex`, 2026-11-28, commit abc1234\n\na machine\n" in report
+
+
+GOOD = """
+import argparse, json, sys
+parser = argparse.ArgumentParser()
+parser.add_argument("--json"); parser.add_argument("--data")
+given = parser.parse_args()
+outcome = {"name": "n", "title": "Part " + sys.argv[0][-4], "tables": [], "against": []}
+outcome["versions"] = {"data": str(given.data)}
+open(given.json, "w").write(json.dumps(outcome))
+"""
+STOPS = "import os, signal\nos.kill(os.getppid(), signal.SIGINT)\nimport time\ntime.sleep(30)"
+
+
+@pytest.fixture
+def run(outcome: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs `bench_all` over programs, in that order, and returns its exit status and the report."""
+    all_parts = importlib.import_module("bench_all")
+    monkeypatch.setattr(all_parts, "BUILD", tmp_path / "build")
+
+    def run(*flags: str, **programs: str) -> tuple[int, str]:
+        for name, text in programs.items():
+            (tmp_path / f"{name}.py").write_text(text)
+        parts = tuple(all_parts.Part(name, str(tmp_path / f"{name}.py"), data=("--data", "sub")) for name in programs)
+        monkeypatch.setattr(all_parts, "PARTS", parts)
+        monkeypatch.setattr(sys, "argv", ["bench_all", f"--out={tmp_path}", f"--results={tmp_path / 'kept'}", *flags])
+        try:
+            status = all_parts.main()
+        except KeyboardInterrupt:
+            status = -2
+        return status, (tmp_path / "benchmarks.md").read_text()
+
+    return run
+
+
+def test_a_part_that_failed_is_named_until_it_succeeds(run: Any) -> None:
+    fails = "import sys; sys.exit(3)"
+    unreadable = GOOD + "\nopen(given.json, 'w').write('{}')"
+    status, report = run(a=GOOD, b=fails, c=unreadable)
+    assert status == 1
+    assert "- b: ended with status 3 before it was done\n- c: left a result that cannot be read (" in report
+    assert "## Part a\n\n`make bench-a`, 20" in report
+    status, report = run("--only", "a", a=GOOD, b=fails, c=unreadable)
+    assert status == 0
+    assert "- b: ended with status 3" in report
+    _, report = run("--only", "b", a=GOOD, b=GOOD, c=unreadable)
+    assert "- b:" not in report
+    _, report = run("--only", "b", a=GOOD, b=fails, c=unreadable)
+    assert "- b: ended with status 3 before it was done; what stands below is of an earlier run" in report
+    assert "## Part b" in report
+
+
+def test_an_interrupted_run_reports_what_it_finished(run: Any) -> None:
+    status, report = run(a=GOOD, b=STOPS, c=GOOD)
+    assert status == -2
+    assert "## Part a" in report
+    assert "- b: not run\n- c: not run" in report
+
+
+def test_the_data_sets_may_lie_elsewhere(run: Any, tmp_path: Path) -> None:
+    _, report = run(f"--data={tmp_path}", a=GOOD)
+    assert f"Beside data {tmp_path / 'sub'}." in report
 
 
 def test_an_interrupted_benchmark_ends_with_a_line() -> None:
