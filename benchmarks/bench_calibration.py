@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from calibration_tasks import FILES, Task, fine_tuned, zero_shot
+from kept import kept
 from outcome import Against, Beside, Cell, Outcome, Table, ended
 
 from index import metrics
@@ -241,9 +242,10 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=SEEDS, help="splits, and with finetuned trainings, of each task")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     flags = parser.parse_args()
-    if not flags.data.is_dir():
-        print(f"{flags.data}: no data, nothing measured. Give its folder with --data.", file=sys.stderr)
+    if missing := [name for name in flags.tasks if not (flags.data / name).is_dir()]:
+        print(f"{flags.data}: no {missing[0]}, nothing measured. Give its folder with --data.", file=sys.stderr)
         return 2
+    flags.cache = kept(flags.cache)
     flags.cache.mkdir(parents=True, exist_ok=True)
     written: dict[str, Any] = {"encoder": flags.encoder, "seeds": flags.seeds}
     makers = {"zero-shot": zero_shot, "finetuned": fine_tuned}

@@ -19,6 +19,7 @@ import csv
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -28,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from kept import kept
 from numpy.typing import NDArray
 from outcome import ended
 from rich.console import Console
@@ -64,9 +66,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
-    chosen.work.mkdir(parents=True, exist_ok=True)
+    if not all((chosen.data / name).is_dir() for name in ("orl_faces", "omniglot")):
+        sys.exit(f"{chosen.data}: no orl_faces and omniglot, nothing measured. Give their folder with --data.")
+    work = kept(chosen.work)
+    work.mkdir(parents=True, exist_ok=True)
     report = {
-        name: measure(chosen.data, chosen.work, chosen.seeds)
+        name: measure(chosen.data, work, chosen.seeds)
         for name, measure in (("orl", orl), ("omniglot", omniglot))
         if chosen.part in (None, name)
     }

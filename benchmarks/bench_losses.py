@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from kept import kept
 from outcome import Beside, Cell, Outcome, Table, ended
 from rich.console import Console
 
@@ -72,6 +73,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
+    options.out = kept(options.out)
     tables, figures = [], {}
     for name, (file, label) in sources(options.data, options.out).items():
         figures[name] = compared(name, file, label, options)

@@ -81,10 +81,12 @@ def commands(data: Path, out: Path) -> tuple[Table, list[dict[str, Any]]]:
 
 
 def guide(data: Path) -> Table:
-    """The figures beside the pictures of docs/calibration.md."""
-    from draw_calibration import ask, quoted
+    """The figures beside the pictures of docs/calibration.md, which are drawn again."""
+    from draw_calibration import ask, draw, quoted
 
-    rows: list[list[Cell]] = [[what, figure] for what, figure in quoted(*ask(data / "clinc150")).items()]
+    asked = ask(data / "clinc150")
+    draw(*asked)
+    rows: list[list[Cell]] = [[what, figure] for what, figure in quoted(*asked).items()]
     return Table("`python docs/draw_calibration.py`: docs/calibration.md", ["", "CLINC150, static, untrained"], rows)
 
 

@@ -35,6 +35,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from kept import kept
 from outcome import Beside, Cell, Outcome, Table, ended
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -262,7 +263,7 @@ def main() -> None:
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
         subprocess.run([*pip, "--target", packages, f"pytorch-metric-learning=={PML}"], check=True)
         shared = arguments.encoder, arguments.seeds, arguments.random_classes
-        bench = Bench(data, *shared, Path(packages), arguments.cache.resolve())
+        bench = Bench(data, *shared, Path(packages), kept(arguments.cache.resolve()))
         results = table(bench, arguments.methods)
     report(bench, results).write(arguments.json)
 

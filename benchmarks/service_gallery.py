@@ -7,7 +7,6 @@ through `build_collection`, and a text query costs what it costs with any static
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -19,7 +18,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-import index
+from benchmarks.kept import sources
 from index.build import Held, build_collection
 from index.rows import Row
 
@@ -70,16 +69,10 @@ def write_encoder(folder: Path, table: dict[str, NDArray[np.float32]]) -> Path:
     return folder
 
 
-def sources() -> str:
-    """What the code that writes collections is told apart by, so that none of an earlier one is served as today's."""
-    files = [Path(__file__), *sorted(Path(index.__file__).parent.rglob("*.py"))]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
-
-
 def build(folder: Path, engine: str, size: int, dimension: int) -> tuple[Path, Vectors, Vectors]:
     """The collection (made once by this code), the gallery's vectors (size, d), and the ASKED queries' (n, d)."""
     items, labels, queries, truth = vectors(size, dimension)
-    folder = folder / f"made-by-{sources()}"
+    folder = folder / f"made-by-{sources('index')}"
     out = folder / f"{engine}-{size}-{dimension}"
     if not out.exists():
         encoder = folder / f"encoder-{size}-{dimension}"

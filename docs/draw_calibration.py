@@ -92,6 +92,14 @@ def draw_risk(cosine: Floats, p: Floats, right: Flags) -> None:
     save(figure, "risk")
 
 
+def draw(cosine: Floats, p: Floats, right: Flags, known: Flags) -> None:
+    """All pictures of the page."""
+    FIGURES.mkdir(exist_ok=True)
+    draw_reliability(cosine, p, right)
+    draw_scores(cosine, p, known)
+    draw_risk(cosine, p, right)
+
+
 def save(figure: Any, name: str) -> None:
     figure.savefig(FIGURES / f"calibration-{name}.svg", metadata={"Date": None})
     plt.close(figure)
@@ -117,11 +125,8 @@ def quoted(cosine: Floats, p: Floats, right: Flags, known: Flags) -> dict[str, s
 
 
 if __name__ == "__main__":
-    FIGURES.mkdir(exist_ok=True)
     default = Path(__file__).parents[2] / "shared" / "data" / "clinc150"
-    cosine, p, right, known = ask(Path(sys.argv[1]) if len(sys.argv) > 1 else default)
-    draw_reliability(cosine, p, right)
-    draw_scores(cosine, p, known)
-    draw_risk(cosine, p, right)
-    for what, figure in quoted(cosine, p, right, known).items():
+    asked = ask(Path(sys.argv[1]) if len(sys.argv) > 1 else default)
+    draw(*asked)
+    for what, figure in quoted(*asked).items():
         print(f"{what}: {figure}")
