@@ -13,9 +13,9 @@ SIZES, DIMENSION = (10**7, 10**8, 10**9), 384
 MACHINE = 64 * 2**30 * 0.75
 """Bytes of a 64 GiB machine that may hold an index."""
 READ = 9e9
-"""Bytes a second that one core compares: 100,000 x 384 floats in 17 ms."""
+"""Assumed: bytes a second that one core compares."""
 FLOPS = 1e11
-"""Floating-point operations a second of two cores in a matrix product."""
+"""Assumed: floating-point operations a second in a matrix product."""
 QUERIES = 4000
 SHOWN = ("flat", "hnsw", "ivf-pq", "sq8")
 

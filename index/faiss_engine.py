@@ -251,7 +251,7 @@ class FaissFlat(FaissEngine):
 
 
 class FaissHNSW(FaissEngine):
-    """A navigable graph (Malkov & Yashunin 2018): the fastest single queries, slow to build."""
+    """A navigable graph (Malkov & Yashunin 2018): a high recall at a high speed, slow to build."""
 
     kind = "hnsw"
     index_type = faiss.IndexHNSWFlat
