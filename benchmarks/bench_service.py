@@ -35,6 +35,8 @@ from index.native_faiss import faiss
 
 SIZE, DIMENSION, K = 100_000, 384, 10
 CORES = len(os.sched_getaffinity(0))
+FILTER = {"not": {"$label": "label 1"}}
+"""Nearly everything passes: it is asked again and again, as a tenant or a language is."""
 
 
 @contextmanager
@@ -67,7 +69,7 @@ class Work:
         return out
 
     def ours(self, served: tuple[str, int], *kinds: str) -> dict[str, Load]:
-        """Loads of our API: `binary`, `base64`, `json` (lists) and `text`."""
+        """Loads of our API: `binary`, `base64`, `json` (lists), `filter` (lists, and `FILTER`) and `text`."""
         made = {}
         url, pid = served
         for kind in kinds:
@@ -75,14 +77,15 @@ class Work:
             if kind == "binary":
                 file.write_bytes(self.queries.astype("<f4").tobytes())
             else:
-                file.write_text("".join(json.dumps({"queries": [query]}) + "\n" for query in self._bodies(kind)))
+                how = {"filter": FILTER} if kind == "filter" else {}
+                file.write_text("".join(json.dumps({"queries": [query], **how}) + "\n" for query in self._bodies(kind)))
             size, type_ = (4 * DIMENSION, "application/octet-stream") if kind == "binary" else (0, "application/json")
             made[f"surematch, {kind}"] = costing(wrk(url, "/v1/search", file, size, type_, self.seconds), pid)
         return made
 
     def _bodies(self, kind: str) -> Iterator[dict[str, Any]]:
         for at, vector in enumerate(self.queries):
-            if kind == "json":
+            if kind in ("json", "filter"):
                 yield {"vector": [round(float(x), 7) for x in vector]}
             elif kind == "base64":
                 yield {"vector_base64": base64.b64encode(vector.astype("<f4").tobytes()).decode()}
@@ -155,7 +158,7 @@ def part_hnsw(work: Work) -> dict[str, Any]:
         for k, beam in beams.items()
     }
     with serving(collection, "--workers", str(CORES)) as served:
-        found = alternate({**work.ours(served, "binary", "base64", "json"), **raw}, work.rounds)
+        found = alternate({**work.ours(served, "binary", "base64", "json", "filter"), **raw}, work.rounds)
         recall = work.our_recall(served[0])
     most = max(by["per_second"] for by in found["surematch, binary"].values())
     return {"loads": found, "recall_at_10": recall, **gate("hnsw, requests a second", most, 1000)}
