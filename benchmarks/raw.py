@@ -190,7 +190,7 @@ NOTES = {
     "flat": f"{TURNS} Ours over HTTP, by one process, with the 100 nearest and probabilities; FAISS in this process, "
     "the queries of all clients in one call, whose time is its p50.",
     "hnsw": f"{TURNS} Ours over HTTP, by two processes, with the 100 nearest and probabilities (filter: lists, and a "
-    "filter that nearly everything passes); FAISS in threads of this process, whose p50 counts only the time in a call.",
+    "filter that nearly everything passes); FAISS in threads of this process, its p50 counts only the time in a call.",
     "text": f"{TURNS} Our static encoder and `hnsw`, two processes, without a cache.",
 }
 
