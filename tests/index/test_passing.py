@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from index.collection import Collection, NewItem
+from index.engine import Selection
 from index.errors import DataError
 from index.filters import Filter
 from index.passing import Passing
@@ -34,14 +37,14 @@ def live(copied: Path) -> Iterator[Collection]:
 
 
 def check(live: Collection) -> None:
-    for given in FILTERS:
-        condition = Filter.parse(given)
+    for asked in FILTERS:
+        condition = Filter.parse(asked)
         expected = live._store.rows_where(condition, live.sequence)
         for _ in range(2):
             found = live._passing.rows(condition, live.state)
             assert found is not None
             assert expected is not None
-            assert found.tolist() == expected.tolist(), given
+            assert found.tolist() == expected.tolist(), asked
 
 
 def test_follows_every_write(live: Collection) -> None:
@@ -122,3 +125,21 @@ def test_kept_rows_cannot_be_changed(live: Collection) -> None:
 def test_a_wrong_filter_is_refused_as_before(live: Collection) -> None:
     with pytest.raises(DataError, match="no comparison"):
         live.search_vectors(unit(1, live.encoder.dimension), filter={"n": {"near": 1}})
+
+
+@given(
+    rows=st.sets(st.integers(1, 40), min_size=1),
+    whole=st.booleans(),
+    allowed=st.none() | st.lists(st.integers(0, 45), unique=True),
+    excluded=st.none() | st.lists(st.integers(0, 45), unique=True),
+)
+def test_a_selection_marks_the_rows_it_names(
+    rows: set[int], whole: bool, allowed: list[int] | None, excluded: list[int] | None
+) -> None:
+    """Whether rows are missing between the first and the last, or none."""
+    there = np.arange(min(rows), max(rows) + 1) if whole else np.array(sorted(rows))
+    named_rows = [None if named is None else np.array(named, np.int64) for named in (allowed, excluded)]
+    expected = [
+        (allowed is None or row in allowed) and (excluded is None or row not in excluded) for row in there.tolist()
+    ]
+    assert Selection(*named_rows).mask(there).tolist() == expected
