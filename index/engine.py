@@ -38,13 +38,13 @@ class Selection:
 def _positions(rows: Rows, wanted: Rows) -> Rows:
     """Positions in the ascending `rows` of those row numbers in `wanted` that are there."""
     if len(rows) and rows[-1] - rows[0] == len(rows) - 1:  # none is missing, so there is nothing to search
-        at: Rows = wanted - rows[0]
-        found: Rows = at[(at >= 0) & (at < len(rows))]
-        return found
-    at = np.searchsorted(rows, wanted)
-    inside = at < len(rows)
-    at = at[inside]
-    found = at[rows[at] == wanted[inside]]
+        at = wanted - rows[0]
+        inside = (at >= 0) & (at < len(rows))
+    else:
+        at = np.searchsorted(rows, wanted)
+        inside = at < len(rows)
+        inside[inside] = rows[at[inside]] == wanted[inside]
+    found: Rows = at[inside]
     return found
 
 
