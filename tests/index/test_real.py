@@ -51,7 +51,7 @@ def test_one_item_a_label_is_told_which_calibrator_fits(shared_data: Path, tmp_p
     )
     first = list({row.label: row for row in reversed(items)}.values())
     default = build_collection("static", first, tmp_path / "c", held=Held(queries))
-    assert any("With --calibrator" in warning for warning in default["warnings"])
+    assert any("with --calibrator" in warning for warning in default["warnings"])
     better = build_collection("static", first, tmp_path / "d", held=Held(queries), calibrator="platt")
     assert better["calibration"]["ece"] < default["calibration"]["ece"]
     assert not any("off by" in warning and "does not fit" in warning for warning in better["warnings"])
