@@ -27,6 +27,7 @@ from pathlib import Path
 import matplotlib as mpl
 import psutil
 import raw
+from kept import processor
 from outcome import Against, Outcome, Table, ended, shown, spread
 
 mpl.use("svg")
@@ -149,13 +150,11 @@ def finish(part: Part, arguments: list[str], minutes: float) -> int | None:
 
 def machine() -> str:
     """What it ran on, in one paragraph."""
-    info = Path("/proc/cpuinfo")
-    models = [line.partition(":")[2].strip() for line in _lines(info) if line.startswith("model name")]
     memory = [int(line.split()[1]) for line in _lines(Path("/proc/meminfo")) if line.startswith("MemTotal")]
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "faiss-cpu", "numpy", "sentence-transformers"))
     size = f"{(memory[0] if memory else 0) / 2**20:.0f} GiB"
     system = f"{platform.system()}, Python {platform.python_version()}"
-    return f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores, {size}, {system}; {packages}."
+    return f"{processor() or platform.machine()}, {os.cpu_count()} cores, {size}, {system}; {packages}."
 
 
 def _lines(path: Path) -> list[str]:

@@ -73,12 +73,6 @@ class Gallery:
         found: Ints = at[self.rows[at] == rows]
         return found
 
-    def holds(self, rows: Ints) -> NDArray[np.bool_]:
-        """Which of these row numbers (n,) are here."""
-        at = np.searchsorted(self.rows, rows).clip(max=len(self.rows) - 1)
-        found: NDArray[np.bool_] = self.rows[at] == rows
-        return found
-
     def codes_of(self, rows: Ints) -> Ints:
         """Label codes of row numbers, any shape."""
         if self._whole:  # nothing to search where no row is missing

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from index.engine import Rows
+from index.engine import Rows, Selection
 from index.filters import Filter
 from index.items import ItemStore
 from index.state import State
@@ -54,7 +54,7 @@ class Passing:
             rows = self._store.rows_where(condition, state.sequence, after=kept.last)
             if rows is not None:
                 rows = np.concatenate([kept.rows, rows])
-                rows = rows[state.gallery.holds(rows)]
+                rows = rows[Selection(allowed=state.gallery.rows).mask(rows)]
         if rows is not None and (kept is None or kept.sequence < state.sequence):
             rows.setflags(write=False)
             self._keep(key, _Kept(state.sequence, int(state.gallery.rows[-1]), rows))

@@ -132,6 +132,28 @@ def test_what_is_quick_runs_in_the_loop_and_the_rest_in_threads() -> None:
     batcher.close()
 
 
+def test_who_comes_one_turn_after_the_other_is_in_one_batch() -> None:
+    batches: list[list[int]] = []
+
+    def call(items: list[int]) -> list[int | Exception]:
+        batches.append(items)
+        return list(items)
+
+    batcher = Batcher(call, name="test", quick=lambda items: True)
+
+    async def late(item: int) -> None:
+        for _ in range(2 + item):
+            await asyncio.sleep(0)
+        await batcher.submit(item)
+
+    async def run() -> None:
+        await asyncio.gather(batcher.submit(0), *(late(item) for item in range(1, 6)))
+
+    asyncio.run(run())
+    assert batches == [[0], [1, 2, 3, 4, 5]]
+    batcher.close()
+
+
 def test_a_queue_of_quick_batches_leaves_others_their_turn() -> None:
     order: list[str] = []
 
