@@ -17,8 +17,8 @@ from index.filters import Filter
 from index.items import ItemStore
 from index.state import State
 
-MOST_ROWS = 8_000_000
-"""Row numbers that are kept, of all filters together: 64 MB."""
+MOST_BYTES, ENTRY = 64 << 20, 512
+"""What is kept of all filters together, and what one costs beside its text and its row numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,10 @@ class _Kept:
 class Passing:
     """The rows of a store that pass filters; safe to use from several threads."""
 
-    def __init__(self, store: ItemStore, most_rows: int = MOST_ROWS) -> None:
+    def __init__(self, store: ItemStore, most_bytes: int = MOST_BYTES) -> None:
         self._store = store
-        self._most = most_rows
+        self._most = most_bytes
+        self._bytes = 0
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -62,7 +63,13 @@ class Passing:
 
     def _keep(self, key: str, found: _Kept) -> None:
         with self._lock:
+            if (before := self._kept.pop(key, None)) is not None:
+                self._bytes -= _cost(key, before)
             self._kept[key] = found
-            self._kept.move_to_end(key)
-            while sum(len(kept.rows) + 1 for kept in self._kept.values()) > self._most:
-                self._kept.popitem(last=False)
+            self._bytes += _cost(key, found)
+            while self._bytes > self._most:
+                self._bytes -= _cost(*self._kept.popitem(last=False))
+
+
+def _cost(key: str, kept: _Kept) -> int:
+    return ENTRY + len(key) + kept.rows.nbytes

@@ -15,7 +15,7 @@ from index.collection import Collection, NewItem
 from index.engine import Selection
 from index.errors import DataError
 from index.filters import Filter
-from index.passing import Passing
+from index.passing import ENTRY, Passing
 from tests.index.helpers import unit
 
 FILTERS: tuple[dict[str, Any], ...] = (
@@ -101,7 +101,7 @@ def test_an_older_state_gets_its_own_rows_and_keeps_nothing(live: Collection) ->
 
 
 def test_what_is_kept_is_bounded(live: Collection) -> None:
-    kept = Passing(live._store, most_rows=len(live.state) + 5)
+    kept = Passing(live._store, most_bytes=8 * len(live.state) + 3 * ENTRY)
     everything, nothing = Filter.parse({"not": {"n": 99}}), Filter.parse({"n": 99})
     first = kept.rows(everything, live.state)
     assert kept.rows(everything, live.state) is first
@@ -113,6 +113,14 @@ def test_what_is_kept_is_bounded(live: Collection) -> None:
     assert first is not None
     assert again is not first
     assert again.tolist() == first.tolist()
+
+
+def test_filters_that_nothing_passes_are_bounded_too(live: Collection) -> None:
+    kept = Passing(live._store, most_bytes=20 * ENTRY)
+    for at in range(100):
+        assert kept.rows(Filter.parse({"n": 1000 + at, "of": "x" * at}), live.state) is not None
+    assert 5 < len(kept._kept) < 20
+    assert kept._bytes == sum(ENTRY + len(key) + one.rows.nbytes for key, one in kept._kept.items())
 
 
 def test_kept_rows_cannot_be_changed(live: Collection) -> None:
