@@ -33,7 +33,6 @@ from outcome import Beside, Cell, Outcome, Table, between, ended
 from scipy.stats import beta
 
 from index import cli
-from index.collection import Collection
 from index.encoders import encoder_folder, load_encoder
 from index.errors import CalibrationError, DataError
 from index.image_encoder import image_encoder
@@ -144,11 +143,12 @@ def photographs(data: Path, fpirs: Sequence[float], cost: float, seed: int) -> l
             "--unknown", files["unknown calibration"], "--out", out, *columns,
         )  # fmt: skip
         evaluated = command(
-            cli.evaluate, out, files["held back"], "--unknown", files["unknown held back"], *columns
+            cli.evaluate, out, files["held back"], "--unknown", files["unknown held back"],
+            "--answers", work / "answers.csv", *columns,
         )  # fmt: skip
         lines = {f"FPIR {fpir:g}": drawn(out, "--fpir", fpir) for fpir in fpirs}
         lines[f"a false match costs {cost:g} misses"] = drawn(out, "--false-match-cost", cost, "--miss-cost", 1)
-        answers = asked(out, evaluated, tables)
+        answers = asked(work / "answers.csv")
     left_out = len(built["left_out"]) + len(evaluated["left_out"])
     people = len({label for rows in tables.values() for _, label in rows})
     note = f"{people:,} people of `{data.resolve().name}`; {left_out:,} photographs do not show exactly one main face."
@@ -210,19 +210,13 @@ def split(data: Path, seed: int) -> dict[str, list[tuple[Path, str]]]:
     return tables
 
 
-def asked(out: Path, evaluated: dict[str, Any], tables: dict[str, list[tuple[Path, str]]]) -> list[Asked]:
-    """Every usable held-back photograph."""
-    dropped = {entry["file"] for entry in evaluated["left_out"]}
-    collection = Collection.open(out)
-    found: list[Asked] = []
-    for table in ("held back", "unknown held back"):
-        rows = [(path, label) for path, label in tables[table] if str(path.resolve()) not in dropped]
-        answers = collection.search_images([path for path, _ in rows], k=1)
-        for (_, label), answer in zip(rows, answers, strict=True):
-            top = answer.hits[0]
-            found.append((label if table == "held back" else None, top.label, top.probability or 0.0))
-    collection.close()
-    return found
+def asked(file: Path) -> list[Asked]:
+    """Every held-back photograph that could be used, as `surematch evaluate --answers` wrote it down."""
+    with file.open(encoding="utf-8", newline="") as opened:
+        return [
+            (row["label"] if row["known"] == "true" else None, row["top_label"], float(row["top_probability"]))
+            for row in csv.DictReader(opened)
+        ]
 
 
 def at_the_line(answers: Sequence[Asked], line: float) -> tuple[str, str]:

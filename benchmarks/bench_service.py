@@ -222,7 +222,7 @@ PARTS = {"flat": part_flat, "hnsw": part_hnsw, "text": part_text, "peers": part_
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=PARTS, action="append", help="only this part; may stand several times")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each load")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each load")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "surematch-bench-service")
     parser.add_argument("--json", type=Path, help="also write the figures here; parts already there are kept")

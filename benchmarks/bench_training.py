@@ -217,6 +217,10 @@ class Bench:
         means["MiB"] = max(result["MiB"] for result in results)
         return means
 
+    def told(self, found: dict[str, float], name: str) -> str:
+        """The mean of a quality, and its deviation where there are several seeds."""
+        return f"{found[name]:.4f}" + (f" ± {found[name + ' sd']:.4f}" if self.seeds > 1 else "")
+
     def seed(self, method: str, seed: int) -> dict[str, float]:
         """One seed, in a process of its own, so that its peak memory can be read; kept once it is done."""
         split = seed if self.random_classes else SPLIT
@@ -271,12 +275,13 @@ def main() -> None:
 def report(bench: Bench, results: dict[str, dict[str, float]]) -> Outcome:
     """The same figures for docs/benchmarks.md."""
     rows: list[list[Cell]] = [
-        [method, *(f"{found[name]:.4f} ± {found[name + ' sd']:.4f}" for name in QUALITY), found["s"], found["MiB"]]
+        [method, *(bench.told(found, name) for name in QUALITY), found["s"], found["MiB"]]
         for method, found in results.items()
     ]
     columns = ["method", *QUALITY, "loop processor s", "peak MiB"]
     note = (
-        f"Means and deviations of {bench.seeds} seeds; the loop's median processor seconds, over all its threads; the "
+        f"{f'Means and deviations of {bench.seeds} seeds' if bench.seeds > 1 else 'One seed'}; the loop's median "
+        "processor seconds, over all its threads; the "
         "highest memory of the process."
     )
     others = [method for method in results if method not in ("ours", "start")]

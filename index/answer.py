@@ -45,6 +45,10 @@ class Decision:
     id: str | None
     probability: float
 
+    def says(self, label: str | None) -> bool:
+        """Whether this is the answer `label` (None: no match)."""
+        return self.id is None and self.label == label
+
 
 @dataclass(frozen=True)
 class Contribution:

@@ -9,11 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from rich.console import Console
 
 from index import console, thresholds
+from index.answer_table import check_table
 from index.build import build_collection
 from index.calibrate import DEFAULT
 from index.calibration_page import check_place, write_page
@@ -111,6 +113,9 @@ class EvaluateSettings(Settings):
         "softmax", description="map to probabilities: softmax, sparsemax, entmax15, taylor, or entmax:ALPHA"
     )
     report: Path | None = _REPORT
+    answers: Path | None = Field(
+        None, description="also write every query with its answer, and whether that is right, to this CSV file"
+    )
     json_: bool = _JSON
 
 
@@ -181,7 +186,7 @@ def index(argv: Sequence[str]) -> int:
             with encoder_folder(settings.model) as folder:
                 encoder = load_encoder(folder)
                 rows, *asked = (
-                    usable(encoder, list(some), faulty, progress) for some in (rows, held.known, held.unknown)
+                    usable(encoder, list(some), faulty, progress)[0] for some in (rows, held.known, held.unknown)
                 )
                 held = Held(*asked)
         built = build_collection(
@@ -225,6 +230,7 @@ def evaluate(argv: Sequence[str]) -> int:
     """`surematch evaluate COLLECTION QUERIES`"""
     settings = parse(EvaluateSettings, argv)
     check_place(settings.report)
+    check_table(settings.answers)
     if settings.pair_text is not None:
         return _evaluate_pairs(settings, settings.pair_text)
     modality = modality_of(str(settings.collection / ENCODER))
@@ -233,11 +239,22 @@ def evaluate(argv: Sequence[str]) -> int:
     known = _read(modality, settings.data, settings.text, label, faulty)
     unknown = _read(modality, settings.unknown, settings.text, label, faulty, require_label=False)
     collection = Collection.open(settings.collection)
+    vectors = None
     try:
         with console.progress(quiet=settings.json_) as progress:
             if faulty is not None:
-                known, unknown = (usable(collection.encoder, some, faulty, progress) for some in (known, unknown))
-            report = measure(collection, known, unknown, map=settings.map, progress=progress, page=settings.report)
+                looked = [usable(collection.encoder, some, faulty, progress) for some in (known, unknown)]
+                (known, unknown), vectors = (rows for rows, _ in looked), np.concatenate([found for _, found in looked])
+            report = measure(
+                collection,
+                known,
+                unknown,
+                map=settings.map,
+                progress=progress,
+                page=settings.report,
+                table=settings.answers,
+                vectors=vectors,
+            )
     finally:
         collection.close()
     if settings.json_:
@@ -251,6 +268,8 @@ def evaluate(argv: Sequence[str]) -> int:
 def _evaluate_pairs(settings: EvaluateSettings, column: str) -> int:
     if settings.report is not None:
         raise SettingsError("--report: there is no page for pairs yet. Use --json.")
+    if settings.answers is not None:
+        raise SettingsError("--answers: there is no table for pairs yet. Use --json.")
     if settings.unknown:
         raise SettingsError("--unknown: pairs have no gallery, so no query is outside it. Leave the flag away.")
     if settings.label is None:

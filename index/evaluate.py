@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from index import metrics
 from index.answer import Answer
+from index.answer_table import write_table
 from index.calibration_page import Measured, write_page
 from index.collection import Collection
 from index.collection_folder import ENCODER
@@ -32,20 +33,26 @@ def evaluate(
     map: str = "softmax",
     progress: Progress,
     page: Path | None = None,
+    table: Path | None = None,
+    vectors: NDArray[np.float32] | None = None,
 ) -> dict[str, Any]:
     """Measures on `known` queries (label in the gallery) and `unknown` ones (no label of the gallery).
 
     "Right" is the event that the top hit carries the query's label; `ece` is equal-mass, 15 bins, beside the noise
-    floor of a perfectly calibrated predictor on the same sample. `page` is a file for the report
-    with pictures. Raises `DataError` for labels in the wrong file.
+    floor of a perfectly calibrated predictor on the same sample. `page` is a file for the report with pictures,
+    `table` one for every query and its answer (`index.answer_table`). `vectors` (n, d) are those of the known queries
+    and of the unknown ones after them, where they are encoded already. Raises `DataError` for labels in the wrong file.
     """
     check_labels(known, collection.gallery.names, known=True)
     check_labels(unknown, collection.gallery.names, known=False, known_as="as DATA, without a flag,")
     rows = [*known, *unknown]
     if not rows:
         raise DataError("No queries to evaluate. Give at least one file of labelled queries.")
-    vectors = encode_rows(collection.encoder, rows, progress, "encoding queries")
+    if vectors is None:
+        vectors = encode_rows(collection.encoder, rows, progress, "encoding queries")
     answers = _answers(collection, vectors, map, progress)
+    if table is not None:
+        write_table(table, rows, answers, len(known))
     truth = [row.label for row in known] + [None] * len(unknown)
     is_known = np.array([True] * len(known) + [False] * len(unknown))
     report: dict[str, Any] = {
@@ -164,8 +171,7 @@ def _identification(
 
 
 def _decided_right(answer: Answer, label: str | None) -> bool:
-    decision = answer.decision
-    return decision is not None and decision.id is None and decision.label == label
+    return answer.decision is not None and answer.decision.says(label)
 
 
 def _sets(

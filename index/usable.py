@@ -5,27 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from index.encode import encode_batch
+import numpy as np
+
+from index.encode import Vectors, encode_batch
 from index.encoders import Encoder
 from index.errors import DataError
 from index.rows import SHOWN, Row
 from index.sources import Progress
 
 
-def usable(encoder: Encoder, rows: Sequence[Row], faulty: list[Row], progress: Progress) -> list[Row]:
-    """The rows that `encoder` takes, in order; the others go to `faulty` with the reason in `extra["fault"]`.
-
-    Every row is encoded for it, and the vector forgotten.
+def usable(encoder: Encoder, rows: Sequence[Row], faulty: list[Row], progress: Progress) -> tuple[list[Row], Vectors]:
+    """The rows that `encoder` takes, in order, and their vectors (n, d); the others go to `faulty` with the reason in
+    `extra["fault"]`.
     """
-    kept = []
+    kept: list[Row] = []
+    vectors = np.empty((len(rows), encoder.dimension), np.float32)
     for done, row in enumerate(rows, 1):
         try:
-            encode_batch(encoder, [row])
+            vectors[len(kept)] = encode_batch(encoder, [row])[0]
             kept.append(row)
         except DataError as error:
             faulty.append(replace(row, extra={**row.extra, "fault": str(error).removeprefix(f"{row.image}: ")}))
         progress("looking at pictures", done, len(rows))
-    return kept
+    return kept, vectors[: len(kept)]
 
 
 def left_out(faulty: Sequence[Row]) -> list[dict[str, str]]:

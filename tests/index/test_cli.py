@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import subprocess
@@ -149,6 +150,48 @@ def test_an_impossible_event_is_still_json(
     wrong = write_csv(tmp_path / "wrong.csv", [(f"{word} {word}", "food") for word in TOPICS["card"]])
     assert evaluate([str(built), str(wrong), "--label", "label", "--map", "sparsemax", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["nll"] is None
+
+
+def test_the_table_of_answers_is_what_the_report_counts(
+    world: World, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "answers.csv"
+    words = [built, world.test, "--unknown", world.test_unknown, "--label", "label", "--json", "--answers", file]
+    assert evaluate([str(word) for word in words]) == 0
+    report = json.loads(capsys.readouterr().out)
+    with file.open(encoding="utf-8", newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    known = [row for row in rows if row["known"] == "true"]
+    assert [len(known), len(rows) - len(known)] == [report["queries"]["known"], report["queries"]["unknown"]]
+    with world.test.open(encoding="utf-8", newline="") as opened:
+        assert [(row["query"], row["label"]) for row in known] == [
+            (row["text"], row["label"]) for row in csv.DictReader(opened)
+        ]
+    assert sum(row["top_label"] == row["label"] for row in known) / len(known) == pytest.approx(report["recall@1"])
+    right = [row["right"] == "true" for row in rows]
+    assert sum(right) / len(rows) == pytest.approx(report["decision_accuracy"])
+    assert right == [row["answer"] == (row["label"] if row["known"] == "true" else "") for row in rows]
+    unknown = [row for row in rows if row["known"] == "false"]
+    assert sum(row["answer"] != "" for row in unknown) / len(unknown) == pytest.approx(report["fpir"])
+    assert all(0 < float(row["probability"]) <= 1 and -1 <= float(row["top_score"]) <= 1 for row in rows)
+
+
+def test_a_table_of_answers_that_cannot_be_written_is_refused_before_any_work(world: World, tmp_path: Path) -> None:
+    with pytest.raises(SurematchError, match=r"--answers .*nowhere.*does not exist"):
+        evaluate([str(tmp_path / "no collection"), str(world.test), "--answers", str(tmp_path / "nowhere" / "a.csv")])
+
+
+def test_without_a_calibration_the_table_has_no_answers(world: World, tmp_path: Path) -> None:
+    few = write_csv(tmp_path / "few.csv", [(f"item {at}", f"label {at}") for at in range(3)])
+    assert cli.index([str(world.encoder), str(few), "--label", "label", "--out", str(tmp_path / "c")]) == 0
+    file = tmp_path / "answers.csv"
+    assert evaluate([str(tmp_path / "c"), str(few), "--label", "label", "--answers", str(file), "--json"]) == 0
+    with file.open(encoding="utf-8", newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    assert [row["label"] for row in rows] == [f"label {at}" for at in range(3)]
+    for row in rows:
+        assert (row["answer"], row["probability"], row["right"], row["top_probability"]) == ("", "", "", "")
+        assert row["top_label"].startswith("label ")
 
 
 def test_evaluate_sends_misplaced_labels_to_the_right_flag(world: World, built: Path) -> None:

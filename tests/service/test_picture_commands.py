@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,12 @@ def test_faulty_pictures_are_left_out_where_asked_and_listed(
     (fault,) = built["left_out"]
     assert fault["file"].endswith("cut.png")
     assert "cannot be decoded" in fault["reason"]
-    report = run(capsys, cli.evaluate, tmp_path / "collection", people, "--skip-faulty")
+    command = ("--answers", tmp_path / "answers.csv", "--skip-faulty")
+    report = run(capsys, cli.evaluate, tmp_path / "collection", people, *command)
+    with (tmp_path / "answers.csv").open(encoding="utf-8", newline="") as opened:
+        assert [row["query"] for row in csv.DictReader(opened)] == [
+            str(path) for path in sorted(people.rglob("*.png")) if path.name != "cut.png"
+        ]
     assert len(report["left_out"]) == 1
     assert report["queries"]["known"] == 48
     with pytest.raises(SettingsError, match="leaves out pictures only"):

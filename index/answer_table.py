@@ -1,0 +1,52 @@
+"""Every query of an evaluation with its answer, as a CSV file: which ones went wrong, and how sure were those?"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from index.answer import Answer
+from index.errors import SettingsError
+from index.rows import Row
+
+COLUMNS = (
+    "query", "known", "label", "answer", "probability", "right", "top_label", "top_probability", "top_score", "top_id",
+)  # fmt: skip
+"""`known`: the query's label is in the gallery; `label` is what its row says. `answer` is the decision, empty for no
+match, and `probability` its own; `right` says whether it is the label of a known query, or no match for an unknown one.
+Then the nearest item: its label, the probability that it is the query's, its cosine and its id. Without a calibration
+there is no answer."""
+
+
+def check_table(path: Path | None) -> None:
+    """Raises `SettingsError` for a file that cannot be written, before any work is done."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        what = "is a folder" if path.is_dir() else f"the folder {path.parent} does not exist"
+        raise SettingsError(f"--answers {path}: {what}. Name a CSV file in an existing folder.")
+
+
+def write_table(path: Path, rows: Sequence[Row], answers: Sequence[Answer], known: int) -> None:
+    """One line a query, in order, the first `known` of them known. Raises `SettingsError`."""
+    try:
+        with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            for at, (row, answer) in enumerate(zip(rows, answers, strict=True)):
+                writer.writerow(_line(row, answer, at < known))
+    except OSError as error:
+        raise SettingsError(f"--answers {path}: cannot be written ({error.strerror}). Name another file.") from error
+
+
+def _line(row: Row, answer: Answer, known: bool) -> list[object]:
+    query = row.text if row.image is None else str(row.image)
+    decision, top = answer.decision, answer.hits[0]
+    said: list[object] = [None, None, None]
+    if decision is not None:
+        right = decision.says(row.label if known else None)
+        said = [decision.label if decision.id is None else decision.id, decision.probability, _flag(right)]
+    return [query, _flag(known), row.label, *said, top.label, top.probability, top.score, top.id]
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"
