@@ -71,7 +71,7 @@ bench-simplex: $(VENV)/ready  ## speed of the maps against the entmax package
 bench-training: $(VENV)/ready  ## unseen-class retrieval, speed and memory of training, beside peers
 	$(call part,training)
 
-bench-training-minilm: $(VENV)/ready  ## the same from minilm: an hour and more
+bench-training-minilm: $(VENV)/ready  ## the same from minilm, one seed: a quarter of an hour (ARGS="--seeds 3")
 	$(call part,training-minilm)
 
 bench-losses: $(VENV)/ready  ## which loss finds classes it has never seen: three data sets, three seeds
@@ -86,7 +86,7 @@ bench-images: $(VENV)/ready  ## pictures of identities never seen: margin, plain
 bench-calibration: $(VENV)/ready  ## how honest the probabilities are, beside Platt, isotonic, temperature and raw cosines
 	$(call part,calibration)
 
-bench-calibration-finetuned: $(VENV)/ready  ## the same after the default training, five seeds: most of an hour
+bench-calibration-finetuned: $(VENV)/ready  ## the same after the default training, three seeds (ARGS="--seeds 5")
 	$(call part,calibration-finetuned)
 
 bench-index: $(VENV)/ready  ## every engine beside raw FAISS, hnswlib and usearch, 100,000 vectors
