@@ -66,6 +66,7 @@ def build_collection(
     workers: int | None = None,
     seed: int = 0,
     progress: Progress = _silent,
+    opened: Encoder | None = None,
 ) -> dict[str, Any]:
     """Builds the collection `out` of `rows`, encoded by `model` (a folder, `static`, `minilm` or a hub id).
 
@@ -73,7 +74,8 @@ def build_collection(
     `out` and renamed: bad input leaves nothing behind, and a killed build is continued with `resume` (None: refuse to
     start over where one lies). `workers` processes encode; None takes as many as there are cores and work for.
 
-    `backend` says how the encoder is served, see `index.onnx_export`.
+    `backend` says how the encoder is served, see `index.onnx_export`. `opened` is an encoder that may know some of the
+    rows already (`index.usable`); it encodes, in this process, if it is the one that will be served.
 
     Returns the description of `Collection.describe`. When no honest calibration is possible the collection is built
     without one and says why; other faults raise `DataError`, `EncoderError` or `CollectionError`; `WriterBusy` while a
@@ -97,6 +99,8 @@ def build_collection(
             told = install_encoder(source, folder / ENCODER, backend, _sample(rows), least_agreement)
             begin(folder, inputs)
         encoder = load_encoder(folder / ENCODER)
+        if opened is not None and opened.fingerprint == encoder.fingerprint:
+            encoder, workers = opened, 1
         with closing(ItemStore(folder / ITEMS, encoder.dimension)) as store:
             _store(encoder, folder, store, rows, taken.count, id_column, workers, progress)
             now = store.everything()

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from rich.console import Console
@@ -36,7 +35,7 @@ from index.pictures import read_content
 from index.rows import Row, RowFiles, read_rows
 from index.settings import Settings, parse
 from index.sources import Held, trained_rows
-from index.usable import left_out, summary, usable
+from index.usable import Remembering, left_out, summary, usable
 
 _TEXT = Field("text", description="column that holds the text")
 _REPORT = Field(None, description="also write the calibration report, with pictures, to this HTML file")
@@ -171,7 +170,7 @@ def index(argv: Sequence[str]) -> int:
     modality = modality_of(settings.model)
     label = settings.label or _trained_label(Path(settings.model), settings.data[0])
     columns: dict[str, Any] = {"text": settings.text, "label": label}
-    faulty = _faulty(settings.skip_faulty, modality)
+    faulty, opened = _faulty(settings.skip_faulty, modality), None
     rows: Iterable[Row] = (
         RowFiles(settings.data, **columns)
         if modality == "text"
@@ -184,9 +183,9 @@ def index(argv: Sequence[str]) -> int:
     with console.progress(quiet=settings.json_) as progress:
         if faulty is not None:
             with encoder_folder(settings.model) as folder:
-                encoder = load_encoder(folder)
+                opened = Remembering(load_encoder(folder))
                 rows, *asked = (
-                    usable(encoder, list(some), faulty, progress)[0] for some in (rows, held.known, held.unknown)
+                    usable(opened, list(some), faulty, progress) for some in (rows, held.known, held.unknown)
                 )
                 held = Held(*asked)
         built = build_collection(
@@ -205,6 +204,7 @@ def index(argv: Sequence[str]) -> int:
             least_agreement=settings.least_agreement,
             seed=settings.seed,
             progress=progress,
+            opened=opened,
         )
     if settings.report is not None:
         _write_fit(settings.out, settings.report)
@@ -239,12 +239,11 @@ def evaluate(argv: Sequence[str]) -> int:
     known = _read(modality, settings.data, settings.text, label, faulty)
     unknown = _read(modality, settings.unknown, settings.text, label, faulty, require_label=False)
     collection = Collection.open(settings.collection)
-    vectors = None
     try:
         with console.progress(quiet=settings.json_) as progress:
             if faulty is not None:
-                looked = [usable(collection.encoder, some, faulty, progress) for some in (known, unknown)]
-                (known, unknown), vectors = (rows for rows, _ in looked), np.concatenate([found for _, found in looked])
+                collection.encoder = Remembering(collection.encoder)
+                known, unknown = (usable(collection.encoder, some, faulty, progress) for some in (known, unknown))
             report = measure(
                 collection,
                 known,
@@ -253,7 +252,6 @@ def evaluate(argv: Sequence[str]) -> int:
                 progress=progress,
                 page=settings.report,
                 table=settings.answers,
-                vectors=vectors,
             )
     finally:
         collection.close()

@@ -34,22 +34,19 @@ def evaluate(
     progress: Progress,
     page: Path | None = None,
     table: Path | None = None,
-    vectors: NDArray[np.float32] | None = None,
 ) -> dict[str, Any]:
     """Measures on `known` queries (label in the gallery) and `unknown` ones (no label of the gallery).
 
     "Right" is the event that the top hit carries the query's label; `ece` is equal-mass, 15 bins, beside the noise
     floor of a perfectly calibrated predictor on the same sample. `page` is a file for the report with pictures,
-    `table` one for every query and its answer (`index.answer_table`). `vectors` (n, d) are those of the known queries
-    and of the unknown ones after them, where they are encoded already. Raises `DataError` for labels in the wrong file.
+    `table` one for every query and its answer (`index.answer_table`). Raises `DataError` for labels in the wrong file.
     """
     check_labels(known, collection.gallery.names, known=True)
     check_labels(unknown, collection.gallery.names, known=False, known_as="as DATA, without a flag,")
     rows = [*known, *unknown]
     if not rows:
         raise DataError("No queries to evaluate. Give at least one file of labelled queries.")
-    if vectors is None:
-        vectors = encode_rows(collection.encoder, rows, progress, "encoding queries")
+    vectors = encode_rows(collection.encoder, rows, progress, "encoding queries")
     answers = _answers(collection, vectors, map, progress)
     if table is not None:
         write_table(table, rows, answers, len(known))

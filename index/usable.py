@@ -10,24 +10,40 @@ import numpy as np
 from index.encode import Vectors, encode_batch
 from index.encoders import Encoder
 from index.errors import DataError
+from index.image_encoder import PicturesOnly, Source, image_encoder
 from index.rows import SHOWN, Row
 from index.sources import Progress
 
 
-def usable(encoder: Encoder, rows: Sequence[Row], faulty: list[Row], progress: Progress) -> tuple[list[Row], Vectors]:
-    """The rows that `encoder` takes, in order, and their vectors (n, d); the others go to `faulty` with the reason in
-    `extra["fault"]`.
+class Remembering(PicturesOnly):
+    """A picture encoder that encodes no picture twice: it keeps the vectors, 4 d bytes each, while it lives."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = image_encoder(encoder)
+        self.dimension, self.fingerprint = encoder.dimension, encoder.fingerprint
+        self._known: dict[Source, Vectors] = {}
+
+    def encode_images(self, images: Sequence[Source]) -> Vectors:
+        """As `ImageEncoder.encode_images`."""
+        new = [image for image in dict.fromkeys(images) if image not in self._known]
+        self._known.update(zip(new, self._encoder.encode_images(new), strict=True))
+        return np.stack([self._known[image] for image in images]) if images else self._encoder.encode_images([])
+
+
+def usable(encoder: Encoder, rows: Sequence[Row], faulty: list[Row], progress: Progress) -> list[Row]:
+    """The rows that `encoder` takes, in order; the others go to `faulty` with the reason in `extra["fault"]`.
+
+    Every row is encoded for it: give a `Remembering` one, and use it afterwards.
     """
-    kept: list[Row] = []
-    vectors = np.empty((len(rows), encoder.dimension), np.float32)
+    kept = []
     for done, row in enumerate(rows, 1):
         try:
-            vectors[len(kept)] = encode_batch(encoder, [row])[0]
+            encode_batch(encoder, [row])
             kept.append(row)
         except DataError as error:
             faulty.append(replace(row, extra={**row.extra, "fault": str(error).removeprefix(f"{row.image}: ")}))
         progress("looking at pictures", done, len(rows))
-    return kept, vectors[: len(kept)]
+    return kept
 
 
 def left_out(faulty: Sequence[Row]) -> list[dict[str, str]]:

@@ -12,7 +12,9 @@ import httpx2
 import pytest
 
 from index import cli
+from index.collection import Collection
 from index.errors import DataError, SettingsError
+from index.image_encoder import NetworkEncoder
 from tests.pictures import digit, packed, write_digits
 from tests.service.conftest import serving
 from training.cli import train
@@ -81,3 +83,37 @@ def test_faulty_pictures_are_left_out_where_asked_and_listed(
     with pytest.raises(SettingsError, match="leaves out pictures only"):
         cli.index(["static", str(tmp_path / "rows.csv"), "--label", "label", "--out", str(tmp_path / "c"),
                    "--skip-faulty"])  # fmt: skip
+
+
+def test_leaving_out_what_is_faulty_encodes_no_picture_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people = write_digits(tmp_path / "people", range(4), range(12))
+    run(capsys, train, write_digits(tmp_path / "small", range(3), range(4)), "--out", tmp_path / "model",
+        "--encoder", "image", "--image-size", 16, "--epochs", 1)  # fmt: skip
+    index = (cli.index, tmp_path / "model", people, "--backend", "torch")
+    run(capsys, *index, "--out", tmp_path / "plain")
+    plain = run(capsys, cli.evaluate, tmp_path / "plain", people)
+
+    encoded: list[Any] = []
+    encode_images = NetworkEncoder.encode_images
+
+    def counted(self: NetworkEncoder, images: Any) -> Any:
+        encoded.extend(images)
+        return encode_images(self, images)
+
+    monkeypatch.setattr(NetworkEncoder, "encode_images", counted)
+    (people / "d1" / "cut.png").write_bytes(packed(digit(1, 30))[:-60])
+    run(capsys, *index, "--out", tmp_path / "some", "--skip-faulty")
+    assert sorted(picture.name for picture in encoded) == [f"d{d}/{at:03}.png" for d in range(4) for at in range(12)]
+    encoded.clear()
+    report = run(capsys, cli.evaluate, tmp_path / "some", people, "--skip-faulty")
+    assert len(encoded) == len(set(encoded)) == 48
+    assert (report["recall@1"], report["calibrated"]) == (plain["recall@1"], plain["calibrated"])
+    mine, theirs = (Collection.open(tmp_path / name) for name in ("some", "plain"))
+    asked = [people / "d2" / "003.png"]
+    (a,), (b,) = (collection.search_images(asked, k=5) for collection in (mine, theirs))
+    assert [hit.id for hit in a.hits] == [hit.id for hit in b.hits]
+    assert [hit.score for hit in a.hits] == pytest.approx([hit.score for hit in b.hits], abs=1e-5)
+    mine.close()
+    theirs.close()
