@@ -77,11 +77,12 @@ PARTS = (
 
 @dataclass(frozen=True)
 class Measured:
-    """What a part found, the machine it ran on, and the day and the commit it was begun at."""
+    """What a part found, the machine it ran on, the day and the commit it was begun at, and how long it took."""
 
     machine: str
     outcome: Outcome
     begun: str
+    seconds: float | None = None
 
     def keep(self, path: Path) -> None:
         """Writes it without the raw figures, which no report shows."""
@@ -91,7 +92,8 @@ class Measured:
     @classmethod
     def kept(cls, path: Path) -> Measured:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return cls(content["machine"], Outcome.of(content["outcome"]), content.get("begun", ""))
+        outcome = Outcome.of(content["outcome"])
+        return cls(content["machine"], outcome, content.get("begun", ""), content.get("seconds"))
 
 
 def run(part: Part, results: Path, minutes: float, data: Path | None) -> str | None:
@@ -106,11 +108,12 @@ def run(part: Part, results: Path, minutes: float, data: Path | None) -> str | N
     code = finish(part, arguments, minutes)
     if code is None:
         return f"not finished after {minutes:g} minutes"
-    print(f"=== {part.name}: {time.perf_counter() - started:.0f} s", flush=True)
+    seconds = round(time.perf_counter() - started)
+    print(f"=== {part.name}: {seconds} s", flush=True)
     if code or not path.is_file():
         return f"ended with status {code} before it was done"
     try:
-        Measured(machine(), raw.read(part.name, path), begun).keep(results / path.name)
+        Measured(machine(), raw.read(part.name, path), begun, seconds).keep(results / path.name)
     except (LookupError, TypeError, ValueError) as error:
         return f"left a result that cannot be read ({type(error).__name__}: {error})"
     return None
@@ -208,7 +211,8 @@ def behind(outcomes: list[Outcome]) -> list[str]:
 def section(part: Part, measured: Measured, out: Path) -> list[str]:
     outcome = measured.outcome
     begun = f", {measured.begun}" if measured.begun else ""
-    lines = [f"## {outcome.title}", "", f"`{part.command}`{begun}", "", measured.machine, ""]
+    took = "" if measured.seconds is None else f", took {measured.seconds:,.0f} s"
+    lines = [f"## {outcome.title}", "", f"`{part.command}`{begun}{took}", "", measured.machine, ""]
     if outcome.versions:
         lines += ["Beside " + ", ".join(f"{name} {number}" for name, number in outcome.versions.items()) + ".", ""]
     for number, table in enumerate(outcome.tables, 1):

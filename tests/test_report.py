@@ -63,14 +63,14 @@ def test_the_first_section_names_every_figure_in_which_a_peer_is_ahead(outcome: 
     )
     made = outcome.Outcome("simplex", "Service", [outcome.Table("flat", COLUMNS, ROWS, beside=[beside])])
     all_parts = importlib.import_module("bench_all")
-    all_parts.Measured("a machine", made, "2026-11-28, commit abc1234").keep(tmp_path / "simplex.json")
+    all_parts.Measured("a machine", made, "2026-11-28, commit abc1234", 1203).keep(tmp_path / "simplex.json")
     (tmp_path / "figures").mkdir()
     all_parts.write(tmp_path, tmp_path)
     report = (tmp_path / "benchmarks.md").read_text()
     assert "In 1 of 3 comparisons." in report
     assert "| Service | flat | theirs | requests/s: 1,213 (658) |" in report
     assert "- bulk: not run" in report
-    assert "`make bench-simplex`, 2026-11-28, commit abc1234\n\na machine\n" in report
+    assert "`make bench-simplex`, 2026-11-28, commit abc1234, took 1,203 s\n\na machine\n" in report
 
 
 GOOD = """
