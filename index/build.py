@@ -33,7 +33,7 @@ from index.items import Item, ItemStore
 from index.loading import CALIBRATION, PROFILE
 from index.onnx_export import LEAST_AGREEMENT, Backend, install_encoder
 from index.place import STATE, begin, building, prepare
-from index.rows import SHOWN, Row
+from index.rows import SHOWN, Row, text_key
 from index.snapshot import write_snapshot
 from index.sources import NO_QUERIES, Held, Progress, calibration_queries
 from index.versions import CALIBRATIONS
@@ -191,6 +191,7 @@ def _items(encoded: Encoded, id_column: str | None) -> list[Item]:
             row.text if row.image is None else None,  # pictures are not kept, nor what would betray them
             vector,
             metadata_of(row, id_column),
+            None if row.image is None else text_key(row.text),
         )
         for row, vector in zip(encoded.rows, encoded.vectors, strict=True)
     ]

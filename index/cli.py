@@ -230,7 +230,7 @@ def evaluate(argv: Sequence[str]) -> int:
     """`surematch evaluate COLLECTION QUERIES`"""
     settings = parse(EvaluateSettings, argv)
     check_place(settings.report)
-    check_table(settings.answers)
+    check_table(settings.answers, [*settings.data, *settings.unknown])
     if settings.pair_text is not None:
         return _evaluate_pairs(settings, settings.pair_text)
     modality = modality_of(str(settings.collection / ENCODER))

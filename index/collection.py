@@ -157,6 +157,19 @@ class Collection:
     def gallery(self) -> Gallery:
         return self._state.gallery
 
+    def answerable(self) -> list[str]:
+        """The labels that may be answered: some item of theirs is there, and its consent has not ended."""
+        state = self._state
+        ended = self._expiry.ended(state.sequence)
+        if not len(ended):
+            return state.gallery.names
+        there = np.unique(state.gallery.codes[Selection(excluded=ended).mask(state.gallery.rows)])
+        return [state.gallery.names[code] for code in there if code < len(state.gallery.names)]
+
+    def keys(self) -> NDArray[np.uint64]:
+        """`index.rows.text_key` of what each item was made of, see `ItemStore.keys`."""
+        return self._store.keys(self._state.gallery.rows)
+
     @property
     def calibration(self) -> Calibration | None:
         return self._state.calibration

@@ -136,6 +136,8 @@ def compact(
             leaving=leave,
         )
     progress("writing", 1, 1)
+    if encoder.modality == "image":  # with the last picture of a person goes everything that shows them
+        store.forget_queries_of_labels_that_left()
     id = id_of(files[CALIBRATION]) if calibration is not None else None
     return State.of(built, gallery, calibration, name, now.sequence, why_not=why_not, calibration_id=id)
 

@@ -41,13 +41,16 @@ def evaluate(
     floor of a perfectly calibrated predictor on the same sample. `page` is a file for the report with pictures,
     `table` one for every query and its answer (`index.answer_table`). Raises `DataError` for labels in the wrong file.
     """
-    check_labels(known, collection.gallery.names, known=True)
-    check_labels(unknown, collection.gallery.names, known=False, known_as="as DATA, without a flag,")
+    names = collection.answerable()
+    check_labels(known, names, known=True)
+    check_labels(unknown, names, known=False, known_as="as DATA, without a flag,")
     rows = [*known, *unknown]
     if not rows:
         raise DataError("No queries to evaluate. Give at least one file of labelled queries.")
     vectors = encode_rows(collection.encoder, rows, progress, "encoding queries")
     answers = _answers(collection, vectors, map, progress)
+    if not answers[0].hits:
+        raise DataError("The consent of every item has ended, so nothing can be found. Index items that may be.")
     if table is not None:
         write_table(table, rows, answers, len(known))
     truth = [row.label for row in known] + [None] * len(unknown)
@@ -65,7 +68,7 @@ def evaluate(
         "warnings": answers[0].warnings,
     }
     if answers[0].calibrated:
-        keys = [f"{text_key(row.text)} {row.label}" if row.image is None else str(at) for at, row in enumerate(rows)]
+        keys = [f"{text_key(row.text)} {row.label}" for row in rows]
         group = np.unique(keys, return_inverse=True)[1]
         points, honesty = _honesty(answers, truth, is_known, group)
         report |= honesty
@@ -73,7 +76,7 @@ def evaluate(
         if (copies := len(rows) - len(set(keys))) > MANY * len(rows):
             said = f"{copies} of {len(rows)} queries are copies of others: intervals and floors count each once."
             report["warnings"].append(said)
-    report["warnings"] = [*_seen_warning(collection, rows, answers), *report["warnings"]]
+    report["warnings"] = [*_seen_warning(collection, rows), *report["warnings"]]
     if answers[0].calibrated:
         report["sets"] = _sets(collection, vectors, truth, "mixed")
         report["sets_known_unknown"] = _sets(collection, vectors, truth, "known-unknown")
@@ -84,20 +87,16 @@ def evaluate(
     return report
 
 
-def _seen_warning(collection: Collection, rows: Sequence[Row], answers: list[Answer]) -> list[str]:
+def _seen_warning(collection: Collection, rows: Sequence[Row]) -> list[str]:
     """Queries that are not new make every measure look better than life."""
-    keys = [text_key(row.text) for row in rows]
-    trained = set(trained_rows(collection.path / ENCODER).tolist())
-    in_training = sum(key in trained for key in keys)
-    in_gallery = sum(
-        any(hit.text is not None and text_key(hit.text) == key for hit in answer.hits)
-        for key, answer in zip(keys, answers, strict=True)
-    )
+    keys = np.array([text_key(row.text) for row in rows], np.uint64)
+    in_training = int(np.isin(keys, trained_rows(collection.path / ENCODER)).sum())
+    in_gallery = int(np.isin(keys, collection.keys()).sum())
     said = []
     if in_training:
         said.append(f"{in_training} of {len(rows)} queries were in the encoder's training data")
     if in_gallery > 0.05 * len(rows):
-        said.append(f"{in_gallery} of {len(rows)} queries stand word for word in the gallery")
+        said.append(f"{in_gallery} of {len(rows)} queries are items of the gallery")
     if not said:
         return []
     return [f"{' and '.join(said)}, so these measures look better than life. Use queries it has never seen."]

@@ -19,13 +19,15 @@ MAX_DEPTH = 64
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing in the gallery. `label` None: an item that stands for itself."""
+    """One thing in the gallery. `label` None: an item that stands for itself. `content`: `index.rows.text_key` of a
+    picture's digest; a text is its own."""
 
     id: str
     label: str | None
     text: str | None
     vector: NDArray[np.float32]
     metadata: dict[str, Any] = field(default_factory=dict)
+    content: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +66,8 @@ class Feedback:
         return Feedback(self.numbers[kept], [self.labels[at] for at in kept], self.vectors[kept])
 
 
-Record = tuple[str, str | None, str | None, str, bytes, int]
-"""The columns of an item: id, label, text, metadata, vector, checksum."""
+Record = tuple[str, str | None, str | None, str, bytes, int, int | None]
+"""The columns of an item: id, label, text, metadata, vector, checksum, content."""
 ROUNDING = 1e-6
 """What a number of a vector may change by when its text is encoded again in other company."""
 
@@ -100,13 +102,16 @@ def record(item: Item, dimension: int) -> Record:
             ) from error
     check_id(item.id)
     content = vector.tobytes()
-    return item.id, item.label, item.text, metadata, content, checksum(item.label, content)
+    signed = None if item.content is None else item.content - (1 << 64) * (item.content >> 63)
+    return item.id, item.label, item.text, metadata, content, checksum(item.label, content), signed
 
 
-def is_same(stored: tuple[str, str | None, str | None, str, bytes, int | None], given: Record) -> bool:
+def is_same(stored: tuple[str, str | None, str | None, str, bytes, int | None, int | None], given: Record) -> bool:
     """Whether a stored item is what is written again, up to `ROUNDING` of its vector, and is not damaged."""
     label, vector, noted = stored[1], stored[4], stored[5]
-    if stored[:4] != given[:4] or noted not in (None, checksum(label, vector)) or len(vector) != len(given[4]):
+    if stored[:4] != given[:4] or stored[6] != given[6] or len(vector) != len(given[4]):
+        return False
+    if noted not in (None, checksum(label, vector)):
         return False
     then, now = np.frombuffer(vector, "<f4"), np.frombuffer(given[4], "<f4")
     return bool(np.abs(then - now).max(initial=0.0) <= ROUNDING)

@@ -29,9 +29,12 @@ from index.item import Item as Item
 from index.item import KeptQueries as KeptQueries
 from index.item import Record, checksum, is_same, record
 from index.items_schema import LIVE_AT
+from index.rows import text_key
 
 TOMBSTONES = 100_000
 """Row numbers of erased items that are kept, so that processes which follow need not load everything anew."""
+NO_CONTENT = 0
+"""Stands for the `text_key` of an item of which nothing but the vector is known."""
 _EMPTY_VECTOR = np.empty(0, np.float32)
 
 
@@ -81,8 +84,8 @@ class ItemStore(Database):
             same = self._same(cursor, records)
             replaced = self._bury(cursor, [id for id in ids if id not in same], sequence)
             cursor.executemany(
-                "INSERT INTO items (id, label, text, metadata, vector, checksum, sequence) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO items (id, label, text, metadata, vector, checksum, content, sequence) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 ((*columns, sequence) for columns in records if columns[0] not in same),
             )
         return sequence, replaced + len(same)
@@ -233,11 +236,15 @@ class ItemStore(Database):
             found = self._vectors(connection, "row IN (SELECT value FROM json_each(:rows))", {"rows": _numbers(rows)})
         return found[0], found[2]
 
-    def texts(self, rows: Iterable[int]) -> dict[int, str | None]:
-        """Text of each of these rows that is there."""
-        return dict(
-            self._read("SELECT row, text FROM items WHERE row IN (SELECT value FROM json_each(?))", _numbers(rows))
+    def keys(self, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """`text_key` of what each of these rows was made of, a text or a picture's digest; `NO_CONTENT` where it is not
+        known."""
+        found = self._read(
+            "SELECT row, text, content FROM items WHERE row IN (SELECT value FROM json_each(?))", _numbers(rows)
         )
+        of_row = {row: NO_CONTENT if content is None else content % (1 << 64) for row, _, content in found}
+        of_row |= {row: text_key(text) for row, text, _ in found if text is not None}
+        return np.array([of_row.get(row, NO_CONTENT) for row in rows.tolist()], np.uint64)
 
     def keep_calibration_queries(self, queries: KeptQueries) -> None:
         """Stores the queries that a calibration rests on and that are no items, in place of earlier ones."""
@@ -256,6 +263,13 @@ class ItemStore(Database):
             np.array([known for _, known, _ in found], np.bool_),
             self._matrix(vector for _, _, vector in found),
         )
+
+    def forget_queries_of_labels_that_left(self) -> None:
+        """Deletes kept queries and feedback whose label was in the gallery and has no item any more."""
+        there = "label IN (SELECT label FROM items WHERE died IS NULL AND label IS NOT NULL)"
+        with self._transaction(counts=False) as (cursor, _):
+            cursor.execute(f"DELETE FROM calibration_queries WHERE known AND NOT {there}")
+            cursor.execute(f"DELETE FROM feedback WHERE label IS NOT NULL AND NOT {there}")
 
     def add_feedback(self, vector: NDArray[np.float32], label: str | None, query_id: str | None = None) -> int:
         """Notes what a query's right answer was (None: nothing in the gallery); returns the note's number."""
@@ -304,7 +318,7 @@ class ItemStore(Database):
         """Ids of the records that stand there already, undamaged; vectors may differ by rounding."""
         given = {columns[0]: columns for columns in records}
         found = cursor.execute(
-            "SELECT id, label, text, metadata, vector, checksum FROM items "
+            "SELECT id, label, text, metadata, vector, checksum, content FROM items "
             "WHERE died IS NULL AND id IN (SELECT value FROM json_each(?))",
             (json.dumps(list(given)),),
         )

@@ -9,13 +9,15 @@ from __future__ import annotations
 import sqlite3
 import uuid
 
-VERSION = 3
+VERSION = 4
 NEVER = -1
 """`erased` of a store whose earlier deletions were not overwritten."""
 LIVE_AT = "sequence <= :at AND (died IS NULL OR died > :at)"
 """SQL condition for the items that existed after transaction :at."""
 
 _ITEMS = """
+-- checksum is of label and vector, NULL in rows from before version 3
+-- content is of a picture's digest, NULL for texts and in rows from before version 4
 CREATE TABLE items (
     row INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL,
@@ -25,7 +27,8 @@ CREATE TABLE items (
     vector BLOB NOT NULL,
     sequence INTEGER NOT NULL,
     died INTEGER,
-    checksum INTEGER              -- of label and vector, NULL in rows from before version 3
+    checksum INTEGER,
+    content INTEGER
 );
 """
 _TOMBSTONES = """
@@ -84,7 +87,7 @@ def migrate(connection: sqlite3.Connection) -> None:
             "ALTER TABLE items RENAME TO old_items; DROP INDEX items_by_sequence; DROP TABLE state;" + _ITEMS,
         )
         connection.execute(
-            "INSERT INTO items SELECT row, id, label, text, metadata, vector, sequence, NULL, NULL FROM old_items"
+            "INSERT INTO items SELECT row, id, label, text, metadata, vector, sequence, NULL, NULL, NULL FROM old_items"
         )
         _run(connection, "DROP TABLE old_items; DROP TABLE tombstones;" + _REST + _TOMBSTONES)
         # a row number once used stays used, even where its item was the last one and is gone
@@ -95,13 +98,15 @@ def migrate(connection: sqlite3.Connection) -> None:
     elif _version(connection) == 2:
         _run(
             connection,
-            "ALTER TABLE items ADD COLUMN checksum INTEGER;"
+            "ALTER TABLE items ADD COLUMN checksum INTEGER; ALTER TABLE items ADD COLUMN content INTEGER;"
             "ALTER TABLE state ADD COLUMN forgotten INTEGER NOT NULL DEFAULT 0;"
             # version 2 overwrote deletions, but left copies that rows leave behind when they move between pages
             f"UPDATE state SET forgotten = purged, erased = CASE purged WHEN 0 THEN erased ELSE {NEVER} END;"
             + _TOMBSTONES
             + f"PRAGMA user_version = {VERSION}",
         )
+    elif _version(connection) == 3:
+        _run(connection, f"ALTER TABLE items ADD COLUMN content INTEGER; PRAGMA user_version = {VERSION}")
     connection.execute("COMMIT")
 
 

@@ -13,6 +13,8 @@ from index.consent import check_consent
 from index.encoders import Encoder
 from index.errors import DataError
 from index.items import Item
+from index.pictures import digest
+from index.rows import text_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +62,14 @@ def encoded(items: Sequence[NewItem], encoder: Encoder) -> list[Item]:
     for at, vector in zip(images, _images(items, images, encoder), strict=True):
         vectors[at] = vector
     return [
-        Item(item.id, item.label, item.text, vector, item.metadata)
+        Item(item.id, item.label, item.text, vector, item.metadata, _content(item))
         for item, vector in zip(items, vectors, strict=True)
         if vector is not None
     ]
+
+
+def _content(item: NewItem) -> int | None:
+    return None if item.image is None else text_key(digest(item.image))
 
 
 def _check_types(at: int, item: NewItem) -> None:

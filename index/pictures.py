@@ -135,7 +135,12 @@ def _sound(row: Row, *, unlabelled_ok: bool) -> Row:
         decode(content)
     except DataError as error:
         return _with_fault(row, str(error))
-    return Row(DIGEST + hashlib.sha256(content).hexdigest(), row.label, row.file, row.line, row.extra, row.image)
+    return Row(digest(content), row.label, row.file, row.line, row.extra, row.image)
+
+
+def digest(content: bytes) -> str:
+    """What stands for a picture where a text would stand for itself."""
+    return DIGEST + hashlib.sha256(content).hexdigest()
 
 
 def _with_fault(row: Row, fault: str) -> Row:

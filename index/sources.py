@@ -23,12 +23,10 @@ from index.encoders import Encoder
 from index.errors import CalibrationError, CollectionError, DataError
 from index.examples import Queries
 from index.gallery import Gallery
-from index.items import Changes, Feedback, ItemStore
+from index.items import NO_CONTENT, Changes, Feedback, ItemStore
 from index.rows import Row, text_key
 
 _GIVEN = "queries given with --calibrate"
-NO_TEXT = 0
-"""Stands for the `text_key` of an item without a text."""
 MAX_QUERIES = 4000
 MAX_LEFT_OUT = 2000
 MAX_COMPARISONS = 200_000_000
@@ -129,9 +127,7 @@ def stored_queries(
     if not usable and (notes or not kept.known.any()):
         keys = np.empty(0, np.uint64)
         if len(trained):
-            of_row = store.texts(now.born.tolist())
-            texts = (of_row[row] for row in now.born.tolist())
-            keys = np.array([NO_TEXT if text is None else text_key(text) for text in texts], np.uint64)
+            keys = store.keys(now.born)
         with saying(notes):
             given = _own_rows(given, keys, now.vectors, gallery, trained, seed)
     return given, [*notes, *_notes(given, gallery, trained)]
@@ -288,23 +284,18 @@ def _own_rows(
     """Queries from the gallery's own rows: those held out of training, or, untrained, items left out one by one; and
     those `given` that are no items.
 
-    Of held-out rows all copies of a text are taken together, and a label keeps at least one item visible. An item
-    without a text may have been trained on. The texts' `keys` are needed only for a trained encoder.
+    Of held-out rows all copies of a text are taken together, and a label keeps at least one item visible. An item of
+    which only the vector is known may have been trained on. The `keys` are needed only for a trained encoder.
     """
     fresh = gallery.codes < len(gallery.names)
     random = np.random.default_rng(seed)
     if len(trained):
-        fresh &= ~np.isin(keys, trained) & (keys != NO_TEXT)
+        fresh &= ~np.isin(keys, trained) & (keys != NO_CONTENT)
         picked = _held_out(keys, np.flatnonzero(fresh), gallery, random, _affordable(len(vectors), MAX_QUERIES))
     else:
         picked = np.sort(random.permutation(np.flatnonzero(fresh))[: _affordable(len(vectors), MAX_LEFT_OUT)])
     if not len(picked):
-        raise CalibrationError(
-            "Every row of the gallery was used to train the encoder, so none can say how sure a match is. Give "
-            "labelled queries with --calibrate FILE, or hold some rows out: surematch train --held-out 0.15."
-            if len(trained)
-            else "No item has a label, so none can ask for its like. Give labelled queries with --calibrate FILE."
-        )
+        raise CalibrationError(_none_of_its_own(len(trained) > 0, bool((keys == NO_CONTENT).any())))
     return replace(
         given,
         vectors=np.concatenate([vectors[picked], given.vectors]),
@@ -315,6 +306,21 @@ def _own_rows(
         else "the gallery's own items, each left out with its near copies",
         leave_one_out=not len(trained),
         items_untrained=False,
+    )
+
+
+def _none_of_its_own(trained: bool, unclear: bool) -> str:
+    """Why the gallery has no row that could ask."""
+    if not trained:
+        return "No item has a label, so none can ask for its like. Give labelled queries with --calibrate FILE."
+    used = (
+        "Every row of the gallery was used to train the encoder, or may have been (of some only the vector is known)"
+        if unclear
+        else "Every row of the gallery was used to train the encoder"
+    )
+    return (
+        f"{used}, so none can say how sure a match is. Give labelled queries with --calibrate FILE, or hold some rows "
+        "out: surematch train --held-out 0.15."
     )
 
 

@@ -250,7 +250,7 @@ def test_an_uncalibrated_collection_says_all_it_has_to_say(
     assert cli.evaluate([str(tmp_path / "one"), str(file), "--label", "label"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "All items of the gallery have one label" in said
-    assert "queries stand word for word in the gallery" in said
+    assert "queries are items of the gallery" in said
     assert "--unknown FILE" not in said, "which would not help"
 
 

@@ -181,6 +181,15 @@ def test_a_table_of_answers_that_cannot_be_written_is_refused_before_any_work(wo
         evaluate([str(tmp_path / "no collection"), str(world.test), "--answers", str(tmp_path / "nowhere" / "a.csv")])
 
 
+def test_the_table_of_answers_never_takes_the_place_of_the_queries(world: World, built: Path, tmp_path: Path) -> None:
+    own = write_csv(tmp_path / "own.csv", [("a card", "card")])
+    before = own.read_bytes()
+    for words in ([str(own)], [str(world.test), "--unknown", str(own)]):
+        with pytest.raises(SurematchError, match=r"own\.csv: holds the queries, which would be lost"):
+            evaluate([str(built), *words, "--label", "label", "--answers", str(tmp_path / "." / "own.csv")])
+    assert own.read_bytes() == before
+
+
 def test_without_a_calibration_the_table_has_no_answers(world: World, tmp_path: Path) -> None:
     few = write_csv(tmp_path / "few.csv", [(f"item {at}", f"label {at}") for at in range(3)])
     assert cli.index([str(world.encoder), str(few), "--label", "label", "--out", str(tmp_path / "c")]) == 0

@@ -13,7 +13,9 @@ import pytest
 from index.collection import Collection, NewItem
 from index.consent import Expiry, check_consent
 from index.errors import DataError
+from index.evaluate import evaluate
 from index.items import Item, ItemStore
+from index.rows import Row
 from tests.service.gallery import build
 
 PAST, FUTURE = "2020-01-31", "2999-12-31T00:00:00+02:00"
@@ -88,3 +90,17 @@ def test_what_is_not_understood_is_refused(collection: Path, consent: dict[str, 
     with closing(Collection.open(collection, writable=True)) as writing, refused:
         writing.upsert([NewItem("x", None, "turn on lamp", metadata={"consent": consent})])
     check_consent({"consent": "a field of somebody's own"})
+
+
+def test_labels_whose_consent_has_ended_are_no_answers(collection: Path) -> None:
+    known = [Row("turn on lamp", "visitor", "f", 1)]
+    with closing(Collection.open(collection, writable=True)) as opened:
+        opened.upsert([new("a", "turn on lamp", PAST), new("b", "open the door", None, "guest")])
+        assert {"guest"} <= set(opened.answerable()) == set(opened.gallery.names) - {"visitor"}
+        with pytest.raises(DataError, match="'visitor' is not in the gallery"):
+            evaluate(opened, known, [], progress=lambda *_: None)
+        assert evaluate(opened, [], known, progress=lambda *_: None)["queries"] == {"known": 0, "unknown": 1}
+        while shown := {hit.id for hit in opened.search(["turn on lamp"], k=100)[0].hits}:
+            opened.delete(sorted(shown))
+        with pytest.raises(DataError, match="consent of every item has ended"):
+            evaluate(opened, [], known, progress=lambda *_: None)

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from index.errors import CollectionError, Damaged, DataError
 from index.filters import Filter
-from index.items import MAX_ID_BYTES, Item, ItemStore
+from index.items import MAX_ID_BYTES, NO_CONTENT, Item, ItemStore, KeptQueries
+from index.rows import text_key
 from tests.index.helpers import unit
 
 D = 4
@@ -234,6 +235,30 @@ def test_changes_are_known_beyond_an_erasure_as_long_as_the_tombstones_last(
     assert sorted(known.died.tolist()) == [3, 4]
 
 
+def test_a_version_3_store_is_brought_up_to_date(store: ItemStore) -> None:
+    store.upsert([item("x", 0), item("p", 1, text=None, content=2**63 + 5)])
+    assert store.keys(np.array([1, 2, 9])).tolist() == [text_key("x"), 2**63 + 5, NO_CONTENT]
+    edited(store.path, "ALTER TABLE items DROP COLUMN content", "PRAGMA user_version = 3")
+    again = ItemStore(store.path, D)
+    assert again.keys(np.array([1, 2])).tolist() == [text_key("x"), NO_CONTENT]
+    again.upsert([item("x", 0), item("p", 1, text=None, content=7)])
+    assert again.labels().keys() == {1, 3}, "what is written with its content replaces what had none"
+    assert again.keys(np.array([3])).tolist() == [7]
+    again.close()
+
+
+def test_queries_and_feedback_of_labels_that_left_can_be_forgotten(store: ItemStore) -> None:
+    store.upsert([item("x", 0), item("y", 1, label="b"), item("z", 2, label=None)])
+    labels: list[str | None] = ["a", "b", "c", None]
+    store.keep_calibration_queries(KeptQueries(labels, np.array([True, True, False, False]), VECTORS[:4]))
+    for at, label in enumerate(["a", "b", None]):
+        store.add_feedback(VECTORS[at], label)
+    store.delete(["y"])
+    store.forget_queries_of_labels_that_left()
+    assert store.calibration_queries().labels == ["a", "c", None]
+    assert store.feedback().labels == ["a", None]
+
+
 def test_a_version_2_store_is_brought_up_to_date(store: ItemStore) -> None:
     store.upsert([item("x", 0), item("y", 1)])
     store.delete(["x"])
@@ -241,6 +266,7 @@ def test_a_version_2_store_is_brought_up_to_date(store: ItemStore) -> None:
     edited(
         store.path,
         "ALTER TABLE items DROP COLUMN checksum",
+        "ALTER TABLE items DROP COLUMN content",
         "ALTER TABLE state DROP COLUMN forgotten",
         "DROP TABLE tombstones",
         "PRAGMA user_version = 2",

@@ -5,16 +5,20 @@ from __future__ import annotations
 import base64
 import csv
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
-from index import cli
-from index.collection import Collection
+from index import cli, cli_items
+from index.collection import Collection, NewItem
 from index.errors import DataError, SettingsError
 from index.image_encoder import NetworkEncoder
+from index.items import ItemStore
+from index.pictures import digest
+from index.rows import text_key
 from tests.pictures import digit, packed, write_digits
 from tests.service.conftest import serving
 from training.cli import train
@@ -117,3 +121,58 @@ def test_leaving_out_what_is_faulty_encodes_no_picture_twice(
     assert [hit.score for hit in a.hits] == pytest.approx([hit.score for hit in b.hits], abs=1e-5)
     mine.close()
     theirs.close()
+
+
+def test_a_collection_of_trained_pictures_keeps_its_probabilities_when_compacted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    people = write_digits(tmp_path / "people", range(6), range(16))
+    run(capsys, train, people, "--out", tmp_path / "model", "--encoder", "image", "--image-size", 16, "--epochs", 2,
+        "--held-out", 0.4)  # fmt: skip
+    built = run(capsys, cli.index, tmp_path / "model", people, "--out", tmp_path / "c")
+    assert built["calibration"]["queries"]["source"] == "rows held out of training"
+    compacted = run(capsys, cli_items.compact, tmp_path / "c")
+    assert compacted["calibrated"], compacted["reason"]
+    with closing(Collection.open(tmp_path / "c", writable=True)) as opened:
+        before = opened.calibration
+        assert before is not None
+        assert before.report["queries"] == built["calibration"]["queries"]
+        picture = packed(digit(2, 99))
+        opened.upsert([NewItem("new", "d2", image=picture)])
+        assert text_key(digest(picture)) in opened.keys().tolist()
+
+
+def test_with_a_persons_last_picture_go_their_queries(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    people = write_digits(tmp_path / "people", range(5), range(12))
+    asked = write_digits(tmp_path / "asked", range(5), range(20, 28))
+    run(capsys, train, write_digits(tmp_path / "small", range(3), range(4)), "--out", tmp_path / "model",
+        "--encoder", "image", "--image-size", 16, "--epochs", 1)  # fmt: skip
+    out = tmp_path / "c"
+    run(capsys, cli.index, tmp_path / "model", people, "--calibrate", asked, "--out", out)
+    with closing(Collection.open(out, writable=True)) as opened:
+        (vector,) = opened.encoder.encode_images([packed(digit(1, 40))])  # type: ignore[attr-defined]
+        for label in ("d1", "d2", None):
+            opened.feedback(vector, label)
+    run(capsys, cli_items.delete, out, "--where", json.dumps({"$label": "d1"}))
+    run(capsys, cli_items.compact, out)
+    with closing(ItemStore(out / "items.sqlite", len(vector))) as store:
+        assert set(store.calibration_queries().labels) == {"d0", "d2", "d3", "d4"}
+        assert store.feedback().labels == ["d2", None]
+    content = b"".join(path.read_bytes() for path in out.glob("items.sqlite*"))
+    assert vector.astype("<f4").tobytes() in content
+    assert b"d1/" not in content
+
+
+def test_pictures_of_the_gallery_and_copies_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    people = write_digits(tmp_path / "people", range(4), range(12))
+    run(capsys, train, write_digits(tmp_path / "small", range(3), range(4)), "--out", tmp_path / "model",
+        "--encoder", "image", "--image-size", 16, "--epochs", 1)  # fmt: skip
+    run(capsys, cli.index, tmp_path / "model", people, "--out", tmp_path / "c")
+    (warning, *_) = run(capsys, cli.evaluate, tmp_path / "c", people)["warnings"]
+    assert "48 of 48 queries are items of the gallery" in warning
+    new = write_digits(tmp_path / "new", range(4), range(20, 26))
+    for path in sorted(new.rglob("*.png")):
+        path.with_name(f"copy-{path.name}").write_bytes(path.read_bytes())
+    warnings = " ".join(run(capsys, cli.evaluate, tmp_path / "c", new)["warnings"])
+    assert "24 of 48 queries are copies of others" in warnings
+    assert "are items of the gallery" not in warnings
