@@ -9,7 +9,7 @@ ARGS ?=
 WORKERS ?= 2
 
 .PHONY: help demo test check format clean audit test-contract bench-bulk bench-calibration bench-heads bench-index bench-simplex bench-training bench-images bench-faces fuzz-images
-.PHONY: bench bench-losses bench-first-answer bench-images bench-pages
+.PHONY: bench bench-losses bench-first-answer bench-images bench-images-omniglot bench-pages
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 30
@@ -80,8 +80,11 @@ bench-losses: $(VENV)/ready  ## which loss finds classes it has never seen: thre
 bench-heads: $(VENV)/ready  ## training with 10,000 to 1,000,000 classes: steps/s and memory of full, sampled, exact sparse heads
 	$(call part,heads)
 
-bench-images: $(VENV)/ready  ## pictures of identities never seen: margin, plain and Taylor softmax, PCA (ARGS="--data DIR")
+bench-images: $(VENV)/ready  ## faces of people never seen: margin and plain softmax, PCA (ARGS="--data DIR")
 	$(call part,images)
+
+bench-images-omniglot: $(VENV)/ready  ## characters never seen: margin, plain and Taylor softmax
+	$(call part,images-omniglot)
 
 bench-calibration: $(VENV)/ready  ## how honest the probabilities are, beside Platt, isotonic, temperature and raw cosines
 	$(call part,calibration)

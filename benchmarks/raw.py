@@ -118,7 +118,7 @@ def images(raw: dict[str, Any]) -> Outcome:
         beside = [Beside(OURS, others, higher=columns)] if OURS in results else []
         note = f"Mean of {seeds} seeds, lowest to highest."
         tables.append(Table(name, ["method", *columns], rows, note, columns[0], beside))
-    return Outcome("images", "Pictures of identities never seen", tables, figures=raw)
+    return Outcome("images", f"Pictures of identities never seen: {' and '.join(raw)}", tables, figures=raw)
 
 
 OURS = "am-softmax"
