@@ -13,6 +13,7 @@ from pathlib import Path
 
 from PIL import Image, ImageFile, ImageOps
 
+from index.confined import open_confined
 from index.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -85,10 +86,11 @@ def read_image(path: Path, limits: Limits = LIMITS) -> Image.Image:
 def read_bytes(path: Path, limits: Limits = LIMITS) -> bytes:
     """The bytes of a picture file; at most one more than allowed, so that `decode` refuses it. Raises `DataError`."""
     try:
-        with path.open("rb") as file:
+        with open_confined(path) as file:
             return file.read(limits.bytes + 1)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+        why = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{path}: cannot be read ({why}). Check the path and its permissions.") from error
 
 
 def _check_header(image: Image.Image, limits: Limits) -> None:
