@@ -76,8 +76,14 @@ def ended(job: JobReply) -> bool:
     return job.state in ("succeeded", "failed", "cancelled")
 
 
-def test_an_indexed_collection_is_served_once_it_is_promoted_unless_it_is_damaged(folder: Path, link: Path) -> None:
-    with serving(link, "--jobs", str(folder)) as server, Client(server.url, timeout=60) as api:
+def test_an_indexed_collection_is_served_once_it_is_promoted_unless_it_is_damaged(
+    folder: Path, link: Path, tmp_path: Path
+) -> None:
+    audit = tmp_path / "audit.jsonl"
+    with (
+        serving(link, "--jobs", str(folder), "--audit-log", str(audit)) as server,
+        Client(server.url, timeout=60) as api,
+    ):
         before = api.collection()
         started = api.start_job("index", INDEX)
         assert started.state in ("queued", "running")
@@ -110,6 +116,10 @@ def test_an_indexed_collection_is_served_once_it_is_promoted_unless_it_is_damage
         answer = api.search([KNOWN[0][0]]).results[0]
         assert answer.decision is not None
         assert answer.decision.label == KNOWN[0][1]
+    logged = [json.loads(line) for line in audit.read_text().splitlines()]
+    assert [(line["event"], line.get("job")) for line in logged] == [
+        ("promote", job.id), ("failed", None), ("promote", job.id), ("search", None)
+    ]  # fmt: skip
     with serving(link, "--jobs", str(folder)) as server, Client(server.url) as api:
         assert api.collection().snapshot == after.snapshot
         assert api.job(job.id).promoted
