@@ -18,7 +18,7 @@ BELOW = "SUREMATCH_PICTURES_BELOW"
 
 
 def open_confined(path: Path) -> BinaryIO:
-    """The regular file `path` for reading. Raises `DataError`, and `OSError` where it cannot be opened.
+    """The regular file `path` for reading. Raises `DataError`, without its name, and `OSError` if it cannot be opened.
 
     Of what lies outside the folder nothing is said, not even whether it is there.
     """
@@ -26,10 +26,10 @@ def open_confined(path: Path) -> BinaryIO:
     if folder is not None:
         place = Path(os.path.realpath(path))  # wherever links lead
         if not place.is_relative_to(os.path.realpath(folder)):
-            raise DataError(f"{path}: leads out of {folder}, and nothing outside is read. Put the picture there.")
+            raise DataError(f"leads out of {folder}, and nothing outside is read. Put the picture there.")
     # a pipe without a writer would be waited for
     handle = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise DataError(f"{path}: is a folder, a pipe or a device, not a file. Give the file of a picture.")
+        raise DataError("is a folder, a pipe or a device, not a file. Give the file of a picture.")
     return os.fdopen(handle, "rb")

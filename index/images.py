@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from index.confined import open_confined
 from index.errors import DataError
@@ -84,13 +84,16 @@ def read_image(path: Path, limits: Limits = LIMITS) -> Image.Image:
 
 
 def read_bytes(path: Path, limits: Limits = LIMITS) -> bytes:
-    """The bytes of a picture file; at most one more than allowed, so that `decode` refuses it. Raises `DataError`."""
+    """The bytes of a picture file; at most one more than allowed, so that `decode` refuses it.
+
+    Raises `DataError`, without the file's name.
+    """
     try:
         with open_confined(path) as file:
             return file.read(limits.bytes + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         why = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"{path}: cannot be read ({why}). Check the path and its permissions.") from error
+        raise DataError(f"cannot be read ({why}). Check the path and its permissions.") from error
 
 
 def _check_header(image: Image.Image, limits: Limits) -> None:
@@ -122,6 +125,8 @@ def _flat(image: Image.Image) -> Image.Image:
 
 
 def _brief(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # it says where in memory the bytes are
+        return "it does not begin like one"
     return " ".join(f"{type(error).__name__}: {error}".split())[:120]
 
 

@@ -104,6 +104,12 @@ def test_what_is_no_whole_picture_is_refused(content: bytes, why: str) -> None:
         decode(content)
 
 
+@pytest.mark.parametrize("content", [b"GIF89a", b"%PDF-1.7 hello", b"\0" * 100])
+def test_what_is_no_picture_is_said_without_a_place_in_memory(content: bytes) -> None:
+    with pytest.raises(DataError, match=r"cannot be decoded \(it does not begin like one\)\. Expected one"):
+        decode(content)
+
+
 def test_formats_that_start_other_programs_are_not_tried() -> None:
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
     with pytest.raises(DataError, match="cannot be decoded"):
@@ -153,14 +159,16 @@ def test_a_file_is_named(tmp_path: Path) -> None:
 
 def test_damaged_pictures_are_pictures_or_data_errors() -> None:
     """Whatever decodes is upright, small and of a mode encoders know; nothing else than a `DataError` escapes."""
-    decoded = 0
+    decoded, said = 0, set[str]()
     for content in mutations(600):
         try:
             seen = decode(content, Limits(pixels=1_000_000))
-        except DataError:
+        except DataError as error:
+            said.add(str(error))
             continue
         decoded += 1
         assert seen.mode in ("L", "RGB")
         assert seen.width * seen.height <= 1_000_000
         BytesIO().write(seen.tobytes())
+    assert not [message for message in said if " object at 0x" in message]
     assert decoded > 30, "hardly anything decodes: the mutations test only the first check"
