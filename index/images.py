@@ -105,7 +105,8 @@ def _check_header(image: Image.Image, limits: Limits) -> None:
         )
     if image.mode == "F":
         raise DataError("The picture holds floating-point numbers of no known range. Save it with 8 bits a value.")
-    frames = getattr(image, "n_frames", 1)
+    # MPO: a JPEG as some phones write it, with a preview or a depth map behind the picture that is meant
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if frames != 1:
         raise DataError(
             f"The picture has {frames} frames or pages; which of them is meant is not said. Give a file of one picture."

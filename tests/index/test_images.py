@@ -88,6 +88,23 @@ def test_several_frames_are_refused() -> None:
             decode(packed(frames[0], form, save_all=True, append_images=frames[1:]))
 
 
+def test_the_first_picture_of_a_phones_jpeg_is_taken() -> None:
+    """Format MPO. What stands behind it is not looked at, and limits are those of any picture."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    behind = Image.new("RGB", (16, 16), "blue")
+    content = packed(Image.new("RGB", (64, 32), "red"), "MPO", save_all=True, append_images=[behind], exif=exif)
+    assert content.count(b"\xff\xd8\xff") == 2
+    for given in (content, content[:-20]):
+        seen = decode(given)
+        assert seen.size == (32, 64)
+        red, green, blue = seen.getpixel((5, 5))
+        assert red > 240
+        assert max(green, blue) < 15
+    with pytest.raises(DataError, match="64 x 32 pixels"):
+        decode(content, Limits(pixels=64 * 32 - 1))
+
+
 @pytest.mark.parametrize(
     ("content", "why"),
     [
