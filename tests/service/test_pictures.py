@@ -227,5 +227,9 @@ def test_a_dropped_picture_is_matched_and_a_stranger_is_not(
 
     drop("broken.png", b"no picture")
     expect(page.locator("#problem")).to_contain_text("cannot be decoded")
-    assert [fault for fault in faults if "422" not in fault] == []
+    drop("large.png", packed(digit(3, 4)) + bytes(9_000_000))
+    expect(page.locator("#problem")).to_contain_text("The body is too large")
+    expect(page.locator("#problem")).to_contain_text("The limit is 8,388,608 bytes a request. Send less at once")
+    expect(page.locator("#problem")).to_contain_text("a smaller picture")
+    assert [fault for fault in faults if "422" not in fault and "413" not in fault] == []
     page.context.close()
