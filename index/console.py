@@ -93,12 +93,12 @@ def show_answer(out: Console, text: str, answer: Answer) -> None:
     if answer.reason:
         out.print(f"  [yellow]{escape(answer.reason)}[/yellow]", highlight=False)
     table = Table(box=None, pad_edge=False, padding=(0, 2))
-    for heading in ("", "probability", "score", "label", "text"):  # the numbers never give way to long labels
+    for heading in ("", "probability", "score", "label", "text or id"):  # the numbers never give way to long labels
         number = heading in ("probability", "score")
         table.add_column(heading, justify="right" if heading == "score" else "left", no_wrap=number, overflow="fold")
     for hit in answer.hits:
         p = "—" if hit.probability is None else bar(hit.probability)
-        table.add_row("", p, f"{hit.score:.3f}", escape(hit.label or hit.id), escape(hit.text or ""))
+        table.add_row("", p, f"{hit.score:.3f}", escape(hit.label or hit.id), escape(hit.text or hit.id))
     if answer.no_match is not None:
         table.add_row("", bar(answer.no_match), "", "[italic]no match[/italic]", "")
     out.print(table, highlight=False)

@@ -24,7 +24,7 @@ from PIL import Image, ImageOps
 from index.encoder_files import fingerprint
 from index.encoders import Vectors
 from index.errors import DataError, EncoderError
-from index.image_encoder import PicturesOnly, Source, opened, unit
+from index.image_encoder import PicturesOnly, Source, blaming, opened, unit
 
 SFACE_FILE = "face_recognition_sface_2021dec_int8bq.onnx"
 YUNET_FILE = "face_detection_yunet_2023mar_int8bq.onnx"
@@ -105,14 +105,10 @@ class FaceEncoder(PicturesOnly):
     def encode_images(self, images: Sequence[Source]) -> Vectors:
         """(n, 128) float32, rows of norm 1. Raises `DataError` for a picture without exactly one main face."""
         vectors = np.empty((len(images), self.dimension), np.float32)
-        for at, image in enumerate(images):
-            picture = np.asarray(opened(at, image).convert("RGB"), np.uint8)[:, :, ::-1]
-            try:
-                with self._lock:
-                    vectors[at] = self._encode(self._align(np.ascontiguousarray(picture)))
-            except DataError as error:
-                where = f"Picture {at + 1}" if isinstance(image, bytes) else str(image)
-                raise DataError(f"{where}: {error}") from error
+        for at in range(len(images)):
+            picture = np.asarray(opened(images, at).convert("RGB"), np.uint8)[:, :, ::-1]
+            with blaming(images, at), self._lock:
+                vectors[at] = self._encode(self._align(np.ascontiguousarray(picture)))
         return unit(vectors)
 
     def _encode(self, face: Pixels) -> NDArray[np.float32]:

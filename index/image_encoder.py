@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 import numpy as np
+from PIL import Image
 
 from index.encoder_files import fingerprint, need_torch, open_sentence_transformer
 from index.encoders import Encoder, Vectors
 from index.errors import DataError, EncoderError
-from index.images import decode, read_image
+from index.images import decode, read_bytes
 from index.pictures import Picture
 
 BATCH = 64
@@ -69,28 +71,39 @@ class NetworkEncoder(PicturesOnly):
     def encode_images(self, images: Sequence[Source]) -> Vectors:
         vectors = np.empty((len(images), self.dimension), np.float32)
         for start in range(0, len(images), BATCH):
-            part = images[start : start + BATCH]
+            end = min(start + BATCH, len(images))
             # at the network's own size at once, so that a batch of large pictures never stands in memory
-            squares = [self._model[0].square(opened(at, image)) for at, image in enumerate(part, start)]
-            vectors[start : start + len(part)] = self._model.encode(
+            squares = [self._model[0].square(opened(images, at)) for at in range(start, end)]
+            vectors[start:end] = self._model.encode(
                 squares, batch_size=BATCH, convert_to_numpy=True, show_progress_bar=False
             )
         return unit(vectors)
 
 
-def opened(at: int, image: Source) -> Any:
+def opened(images: Sequence[Source], at: int) -> Image.Image:
     """The decoded picture, see `index.images.decode`. Raises `DataError` saying which one cannot be used."""
-    if isinstance(image, Path):
-        return read_image(image)
-    if isinstance(image, Picture):
-        try:
-            return decode(image.read())
-        except DataError as error:
-            raise DataError(f"{image}: {error}") from error
+    image = images[at]
+    with blaming(images, at):
+        if isinstance(image, bytes):
+            return decode(image)
+        return decode(read_bytes(image) if isinstance(image, Path) else image.read())
+
+
+@contextmanager
+def blaming(images: Sequence[Source], at: int) -> Iterator[None]:
+    """Names the picture that a `DataError` is about: its file, or its place among several.
+
+    Bytes alone have no name here: who gave them says in words of their own what they were.
+    """
     try:
-        return decode(image)
+        yield
     except DataError as error:
-        raise DataError(f"Picture {at + 1}: {error}") from error
+        image = images[at]
+        if not isinstance(image, bytes):
+            raise DataError(f"{image}: {error}") from error
+        if len(images) > 1:
+            raise DataError(f"Picture {at + 1}: {error}") from error
+        raise
 
 
 def unit(vectors: Vectors) -> Vectors:

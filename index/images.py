@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from index.confined import open_confined
 from index.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -83,12 +84,16 @@ def read_image(path: Path, limits: Limits = LIMITS) -> Image.Image:
 
 
 def read_bytes(path: Path, limits: Limits = LIMITS) -> bytes:
-    """The bytes of a picture file; at most one more than allowed, so that `decode` refuses it. Raises `DataError`."""
+    """The bytes of a picture file; at most one more than allowed, so that `decode` refuses it.
+
+    Raises `DataError`, without the file's name.
+    """
     try:
-        with path.open("rb") as file:
+        with open_confined(path) as file:
             return file.read(limits.bytes + 1)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+        why = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"cannot be read ({why}). Check the path and its permissions.") from error
 
 
 def _check_header(image: Image.Image, limits: Limits) -> None:
@@ -100,7 +105,8 @@ def _check_header(image: Image.Image, limits: Limits) -> None:
         )
     if image.mode == "F":
         raise DataError("The picture holds floating-point numbers of no known range. Save it with 8 bits a value.")
-    frames = getattr(image, "n_frames", 1)
+    # MPO: a JPEG as some phones write it, with a preview or a depth map behind the picture that is meant
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if frames != 1:
         raise DataError(
             f"The picture has {frames} frames or pages; which of them is meant is not said. Give a file of one picture."
@@ -120,6 +126,8 @@ def _flat(image: Image.Image) -> Image.Image:
 
 
 def _brief(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # it says where in memory the bytes are
+        return "it does not begin like one"
     return " ".join(f"{type(error).__name__}: {error}".split())[:120]
 
 

@@ -24,9 +24,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from index.encoder_files import fingerprint, module_paths
 from index.encoders import Vectors
-from index.errors import DataError, EncoderError
+from index.errors import EncoderError
 from index.faces import Aligner, yunet, yunet_file
-from index.image_encoder import PicturesOnly, Source, opened, unit
+from index.image_encoder import PicturesOnly, Source, blaming, opened, unit
 from index.onnx_encoder import inference_session, need_onnxruntime
 
 MODULE = "0_OnnxPictures"
@@ -108,21 +108,18 @@ class OnnxPictureEncoder(PicturesOnly):
         """(n, d) float32, rows of norm 1. Raises `DataError` for a picture that cannot be used, naming which."""
         vectors = np.empty((len(images), self.dimension), np.float32)
         for start in range(0, len(images), BATCH):
-            squares = [self._square(at, image) for at, image in enumerate(images[start : start + BATCH], start)]
+            squares = [self._square(images, at) for at in range(start, min(start + BATCH, len(images)))]
             for at, square in enumerate(squares, start):  # many such files take one picture at a time only
                 vectors[at] = self._run(square[None])[0]
         return unit(vectors)
 
-    def _square(self, at: int, image: Source) -> NDArray[np.float32]:
+    def _square(self, images: Sequence[Source], at: int) -> NDArray[np.float32]:
         """One picture as the network takes it, (3, size, size)."""
         edge = (self._prepared.size, self._prepared.size)
-        picture = opened(at, image).convert("RGB")
+        picture = opened(images, at).convert("RGB")
         if self._align is not None:
-            try:
+            with blaming(images, at):
                 face = self._align(np.ascontiguousarray(np.asarray(picture, np.uint8)[:, :, ::-1]))
-            except DataError as error:
-                where = f"Picture {at + 1}" if isinstance(image, bytes) else str(image)
-                raise DataError(f"{where}: {error}") from error
             picture = Image.fromarray(np.ascontiguousarray(face[:, :, ::-1]))
         picture = ImageOps.pad(picture, edge, method=Image.Resampling.BILINEAR, color=GREY)
         pixels = np.asarray(picture, np.float32)

@@ -40,7 +40,7 @@ class Picture:
     member: str | None = None
 
     def read(self) -> bytes:
-        """The bytes of the file. Raises `DataError`."""
+        """The bytes of the file. Raises `DataError`, without its name."""
         if self.member is None:
             return read_bytes(self.path)
         try:
@@ -55,9 +55,9 @@ class Picture:
             EOFError,
             ValueError,
         ) as error:
-            raise DataError(f"{self}: cannot be unpacked ({error}). Make the zip again.") from error
+            raise DataError(f"cannot be unpacked ({error}). Make the zip again.") from error
         except Exception as error:  # zlib, lzma and bz2 have errors of their own
-            raise DataError(f"{self}: cannot be unpacked ({error}). Make the zip again.") from error
+            raise DataError(f"cannot be unpacked ({error}). Make the zip again.") from error
 
     def __str__(self) -> str:
         return str(self.path) if self.member is None else f"{self.path}!{self.member}"
@@ -102,7 +102,7 @@ def read_pictures(
             sound = _sound(row, unlabelled_ok=label is None or not require_label)
             (broken if "fault" in sound.extra else rows).append(sound)
     if broken and faulty is None:
-        named = "; ".join(f"{row.file}: {row.extra['fault']}" for row in broken[:SHOWN])
+        named = "; ".join(f"{row.image or row.file}: {row.extra['fault']}" for row in broken[:SHOWN])
         more = f" And {len(broken) - SHOWN} more files." if len(broken) > SHOWN else ""
         raise DataError(f"{len(broken)} files cannot be used. {named}{more}")
     if faulty is not None:

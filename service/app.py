@@ -15,6 +15,7 @@ from service.access import Access
 from service.audit import AuditLog
 from service.by_name import ByName
 from service.direct import direct
+from service.drain import Drain
 from service.fleet import Fleet
 from service.item_schemas import limited_items
 from service.jobs import Jobs
@@ -114,6 +115,7 @@ def create_app(
         app.add_middleware(RequestSpans, tracer=app.state.tracer)
     app.add_middleware(RequestLog)
     app.add_middleware(ByName)
+    app.add_middleware(Drain, seconds=settings.receive_seconds)
     routers = [
         module.router for module in (search, embeddings, items, collection, collections, admin, jobs, health, page)
     ]

@@ -1,7 +1,7 @@
 """The audit log: who asked and who changed what, one JSON object a line, for those who answer for people's data.
 
 It holds ids, labels and decisions, never a text, a vector or a picture. A line is on its way to the disk before the
-answer leaves or the write begins: what cannot be logged does not happen.
+answer leaves or the change begins: what cannot be logged does not happen. A change that fails leaves a second line.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 from fastapi import Request
@@ -18,6 +18,8 @@ from fastapi import Request
 from index.answer import Answer
 from index.collection import NewItem
 from index.errors import DiskFull, SettingsError
+
+Operation = Literal["snapshot", "recalibrate", "calibration", "reload", "promote"]
 
 
 class AuditLog:
@@ -45,8 +47,16 @@ class AuditLog:
         """Before items are deleted, by their ids or by a filter."""
         self._write(request, "delete", collection, **({"filter": filter} if ids is None else {"ids": list(ids)}))
 
+    def feedback(self, request: Request, collection: str, query_id: str, label: str | None) -> None:
+        """Before a query's vector is kept under a label, None where nothing matched."""
+        self._write(request, "feedback", collection, query_id=query_id, label=label)
+
+    def operating(self, request: Request, collection: str, event: Operation, **which: str) -> None:
+        """Before an operator changes what is served; `which` calibration or job, where there are several."""
+        self._write(request, event, collection, **which)
+
     def failed(self, request: Request, collection: str) -> None:
-        """The write that was announced did not take place."""
+        """What was announced did not take place."""
         self._write(request, "failed", collection)
 
     def close(self) -> None:

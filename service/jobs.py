@@ -26,6 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from index.confined import BELOW
 from index.errors import DataError, SettingsError
 from index.snapshot import replace_durably, storing
 from service.job_schemas import IndexJob, RecalibrateJob, TrainJob
@@ -186,7 +187,11 @@ class Jobs:
             return
         self._running = job.id
         await self._put(job)
-        environment = os.environ | {"SUREMATCH_PROGRESS": str(folder / "progress.json"), "HF_HUB_OFFLINE": "1"}
+        environment = os.environ | {
+            "SUREMATCH_PROGRESS": str(folder / "progress.json"),
+            "HF_HUB_OFFLINE": "1",
+            BELOW: str(self.folder),
+        }
         words = [str(self.memory), json.dumps(commands), str(os.getpid())]
         with (folder / "log.txt").open("ab") as said, (folder / "result.json").open("wb") as answered:
             # from the event loop's own thread: the process is told to end when the thread that made it does
@@ -267,11 +272,14 @@ class Jobs:
         return [["backup", str(job.source), str(out)], ["recalibrate", str(out), "--json"]]
 
     def _inside(self, paths: list[str], name: str) -> list[str]:
-        """The files, absolute. Raises `DataError` for one that is not below the folder, wherever links lead."""
+        """The files and folders, absolute. Raises `DataError` for one not below the folder, wherever links lead.
+
+        Pictures that they name or hold are checked as they are opened, see `index.confined`.
+        """
         found = []
         for at, path in enumerate(paths):
             whole = (self.folder / path).resolve() if "\0" not in path else self.folder
-            if not whole.is_relative_to(self.folder) or whole == self.folder or not whole.exists():
+            if not whole.is_relative_to(self.folder) or whole == self.folder or not _readable(whole):
                 raise DataError(f"/settings/{name}/{at}: there is no such file below the folder of --jobs.")
             found.append(str(whole))
         return found
@@ -279,6 +287,14 @@ class Jobs:
 
 _TRAIN = ("text", "label", "encoder", "loss", "epochs", "held_out", "seed")
 _INDEX = ("text", "label", "id", "unknown_share", "engine", "seed")
+
+
+def _readable(path: Path) -> bool:
+    """A file or a folder; no pipe, for reading it would wait for who writes into it."""
+    try:
+        return path.is_file() or path.is_dir()
+    except OSError:  # a name longer than names can be
+        return False
 
 
 def _now() -> str:

@@ -17,7 +17,7 @@ class BodyLimit:
     """Refuses bodies over `limit` bytes with 413: by Content-Length before anything is read, else while counting; and
     with 408 those that take longer than `seconds`.
 
-    The rest of a refused body is read and thrown away by the server, so the client sees the answer, not a reset.
+    `service.drain` sees to it that the client reads the answer.
     """
 
     def __init__(self, app: ASGIApp, limit: int, seconds: float) -> None:
@@ -57,7 +57,7 @@ class BodyLimit:
         await self.app(scope, counted, send)
 
     def too_large(self) -> Problem:
-        return Problem("body-too-large", f"The limit is {self.limit:,} bytes.")
+        return Problem("body-too-large", f"The limit is {self.limit:,} bytes a request.")
 
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})

@@ -51,7 +51,13 @@ KINDS = {
         Kind("method-not-allowed", 405, "This address does not know the method", "Use a method of the Allow header."),
         Kind("slow-body", 408, "The body did not arrive in time", "Send it faster, or in smaller requests."),
         Kind("conflict", 409, "The state of the collection forbids it", "Mend what is named, then try again."),
-        Kind("body-too-large", 413, "The body is too large", "Send fewer queries a request, or raise the limit."),
+        Kind(
+            "body-too-large",
+            413,
+            "The body is too large",
+            "Send less at once (fewer queries or items, a smaller picture), or raise it: `surematch serve "
+            "--max-body-bytes N`.",
+        ),
         Kind(
             "unsupported-media-type",
             415,

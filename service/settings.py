@@ -62,8 +62,9 @@ class ServeSettings(Settings):
     access_log: bool = Field(False, description="log a line of JSON a request: route, status, time, key; never a text")
     audit_log: Path | None = Field(
         None,
-        description="file that gets a line of JSON for each search and write: when, which key, which ids and labels, "
-        "what was decided; never a text, a vector or a picture. What cannot be logged is refused",
+        description="file that gets a line of JSON for each search, write, feedback and operator's change: when, which "
+        "key, which ids and labels, what was decided; never a text, a vector or a picture. What cannot be logged is "
+        "refused",
     )
     max_body_bytes: int = Field(8 * 2**20, ge=1024, description="largest request body; larger ones get 413")
     max_queries: int = Field(256, ge=1, le=4096, description="most queries in one request")

@@ -52,6 +52,7 @@ def mutations(count: int, seed: int = 0) -> list[bytes]:
     ]
     sound.append(packed(digit(3, 1).convert("RGBA"), "PNG"))
     sound.append(packed(digit(4, 1).convert("P"), "PNG", transparency=0))
+    sound.append(packed(digit(5, 1), "MPO", save_all=True, append_images=[digit(5, 2)]))
     made = []
     for at in range(count):
         content = bytearray(sound[at % len(sound)])

@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from index.errors import SettingsError
-from index.images import decode
+from index.image_encoder import opened
 from index.pictures import picture_of
 from index.rows import Row
 from training.augment import AUGMENTATIONS, augment
@@ -31,7 +31,7 @@ def new_image_model(settings: TrainSettings, rows: Sequence[Row]) -> SentenceTra
     from index.image_network import ImageNetwork
 
     backbone = "ir" if settings.encoder == "image" else settings.encoder
-    grey = all(decode(picture_of(row).read()).mode == "L" for row in rows)
+    grey = all(opened([picture_of(row)], 0).mode == "L" for row in rows)
     network = ImageNetwork(
         backbone=backbone, size=settings.image_size or SIZE, channels=1 if grey else 3, width=WIDTH, dimension=DIMENSION
     )
@@ -53,7 +53,7 @@ def with_turned_classes(pictures: Sequence[Image.Image], classes: Classes, count
 def canvases(model: SentenceTransformer, rows: Sequence[Row]) -> list[Image.Image]:
     """The pictures of `rows` at the size the network takes."""
     network: Any = model[0]
-    return [network.square(picture_of(row).read()) for row in rows]
+    return [network.square(opened([picture_of(row)], 0)) for row in rows]
 
 
 class PictureCollator:

@@ -103,7 +103,7 @@ def describe(kind: Kind, rows: Sequence[Row]) -> str:
     """One line: how many rows, and which."""
     if kind == "unusable picture":
         return f"{len(rows)} files cannot be used: " + _some(
-            [f"{row.file}: {row.extra['fault']}" for row in rows], "; "
+            [f"{row.image or row.file}: {row.extra['fault']}" for row in rows], "; "
         )
     if kind in ("empty text", "empty label"):
         lines: dict[str, list[str]] = defaultdict(list)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from index.errors import CalibrationError, NotFound, SurematchError
 from service.problems import Problem, documented
-from service.routes.state import body_of, current_of, json_body, json_response, serving_of, validated
+from service.routes.state import body_of, current_of, json_body, json_response, operated, serving_of, validated
 from service.schemas import ReloadReply, SnapshotReply, UseCalibrationRequest, VersionReply, VersionsReply
 
 router = APIRouter(prefix="/v1/admin", tags=["admin"])
@@ -18,7 +18,7 @@ router = APIRouter(prefix="/v1/admin", tags=["admin"])
     "/reload",
     summary="Serve what the collection's folder holds now",
     response_model=ReloadReply,
-    responses=documented("conflict", "not-ready"),
+    responses=documented("conflict", "not-ready", "disk-full"),
 )
 async def reload(request: Request) -> Response:
     """Opens the folder again (a link is followed to where it points now), and serves it once it is verified and warm.
@@ -26,10 +26,12 @@ async def reload(request: Request) -> Response:
     No request fails: those under way finish on the version they began with. A damaged version is refused with 409 and
     the old one serves on.
     """
-    try:
-        new = await current_of(request).reload_everywhere()
-    except SurematchError as error:
-        raise Problem("conflict", f"The new version is refused and the old one serves on. {error}") from None
+    current = current_of(request)
+    with operated(request, current.name, "reload"):
+        try:
+            new = await current.reload_everywhere()
+        except SurematchError as error:
+            raise Problem("conflict", f"The new version is refused and the old one serves on. {error}") from None
     collection = new.collection
     return json_response({"collection": new.name, "model": collection.model_id, "snapshot": collection.snapshot_id})
 
@@ -43,7 +45,7 @@ async def reload(request: Request) -> Response:
 async def snapshot(request: Request) -> Response:
     """A new index of all items, the calibration fitted again, deleted items erased from the files. Searches and writes
     go on meanwhile; it answers when the new snapshot serves."""
-    with serving_of(request) as serving:
+    with serving_of(request) as serving, operated(request, serving.name, "snapshot"):
         name = await asyncio.to_thread(serving.collection.snapshot)
     return json_response({"snapshot": name})
 
@@ -57,7 +59,7 @@ async def snapshot(request: Request) -> Response:
 async def recalibrate(request: Request) -> Response:
     """Makes a new calibration and serves it; the index stays. At least 50 different queries with feedback are needed,
     known and unknown, else 409. `change` says what it changed, measured on feedback that was not fitted on."""
-    with serving_of(request) as serving:
+    with serving_of(request) as serving, operated(request, serving.name, "recalibrate"):
         try:
             version = await asyncio.to_thread(serving.collection.recalibrate)
         except CalibrationError as error:
@@ -99,7 +101,7 @@ async def calibrations(request: Request) -> Response:
 async def use_calibration(request: Request) -> Response:
     """Serves the calibration of this id until another is chosen or a compaction fits a new one."""
     asked = validated(UseCalibrationRequest, await json_body(request))
-    with serving_of(request) as serving:
+    with serving_of(request) as serving, operated(request, serving.name, "calibration", id=asked.id):
         try:
             await asyncio.to_thread(serving.collection.use_calibration, asked.id)
         except NotFound:

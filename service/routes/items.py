@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Request, Response
 
 from index.collection import Receipt
-from service.audit import AuditLog
 from service.item_schemas import (
     DeletedReply,
     FeedbackReply,
@@ -20,8 +17,7 @@ from service.item_schemas import (
     WrittenReply,
 )
 from service.problems import Fault, Problem, documented
-from service.routes.state import audit_of, body_of, json_body, json_response, serving_of, validated
-from service.serving import Serving
+from service.routes.state import audited, body_of, json_body, json_response, serving_of, validated
 
 router = APIRouter(prefix="/v1", tags=["items"])
 _READ = documented("invalid-request", "not-ready")
@@ -57,7 +53,7 @@ async def put_items(request: Request) -> Response:
     items = [item.new() for item in asked.items]
     with (
         serving_of(request) as serving,
-        _audited(request, serving, lambda audit, name: audit.writing(request, name, items)),
+        audited(request, serving.name, lambda audit, name: audit.writing(request, name, items)),
     ):
         receipt = await serving.writer.run(lambda: serving.collection.upsert(items), len(items))
     return json_response({"sequence": receipt.sequence, "written": receipt.written, "replaced": receipt.replaced})
@@ -80,7 +76,7 @@ async def delete_items(request: Request) -> Response:
         def delete() -> Receipt:
             return collection.delete(asked.ids) if asked.ids else collection.delete_where(asked.filter or {})
 
-        with _audited(request, serving, lambda audit, name: audit.deleting(request, name, asked.ids, asked.filter)):
+        with audited(request, serving.name, lambda audit, name: audit.deleting(request, name, asked.ids, asked.filter)):
             receipt = await serving.writer.run(delete, len(asked.ids or [0]))
     return json_response({"sequence": receipt.sequence, "deleted": receipt.deleted})
 
@@ -110,7 +106,7 @@ async def delete_item(request: Request, id: str) -> Response:
     with serving_of(request) as serving:
         if await asyncio.to_thread(lambda: serving.collection.item(id)) is None:
             raise _no_such_item()
-        with _audited(request, serving, lambda audit, name: audit.deleting(request, name, [id])):
+        with audited(request, serving.name, lambda audit, name: audit.deleting(request, name, [id])):
             receipt = await serving.writer.run(lambda: serving.collection.delete([id]))
     return json_response({"sequence": receipt.sequence, "deleted": receipt.deleted})
 
@@ -132,23 +128,11 @@ async def feedback(request: Request) -> Response:
         if asked.label is not None and not serving.knows(asked.label):
             fault = Fault("/label", "the collection has no such label; null says that nothing here matches")
             raise Problem("invalid-request", f"{fault.pointer}: {fault.detail}.", [fault])
-        await serving.writer.run(lambda: serving.collection.feedback(vector, asked.label, asked.query_id))
+        with audited(
+            request, serving.name, lambda audit, name: audit.feedback(request, name, asked.query_id, asked.label)
+        ):
+            await serving.writer.run(lambda: serving.collection.feedback(vector, asked.label, asked.query_id))
     return json_response({"kept": True})
-
-
-@contextmanager
-def _audited(request: Request, serving: Serving, announce: Callable[[AuditLog, str], None]) -> Iterator[None]:
-    """Announces a write to the audit log, if there is one, and says there when it then fails."""
-    audit, name = audit_of(request), serving.name
-    if audit is None:
-        yield
-        return
-    announce(audit, name)
-    try:
-        yield
-    except Exception:  # not cancellation: a write that has begun is finished, whoever hangs up
-        audit.failed(request, name)
-        raise
 
 
 def _check_wait(request: Request) -> None:

@@ -14,7 +14,7 @@ from index.errors import SurematchError
 from service.job_schemas import JobReply, JobRequest, JobsReply, PromoteRequest, RecalibrateJob
 from service.jobs import ENDED, QUEUE, Job, Jobs
 from service.problems import Problem, documented
-from service.routes.state import body_of, currents_of, json_body, json_response, validated
+from service.routes.state import body_of, currents_of, json_body, json_response, operated, validated
 from service.serving import Current
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented("conflict", "not-ready"))
@@ -129,12 +129,13 @@ async def promote_job(request: Request, id: str) -> Response:
     if not link.is_symlink():
         raise Problem("conflict", f"The collection {name} is served from a folder, not from a link that can be moved.")
     before = link.readlink()
-    _point(link, jobs.folder / job.result)
-    try:
-        await current.reload_everywhere()
-    except SurematchError as error:
-        _point(link, before)
-        raise Problem("conflict", f"The new collection is refused and the old one serves on. {error}") from None
+    with operated(request, name, "promote", job=job.id):
+        _point(link, jobs.folder / job.result)
+        try:
+            await current.reload_everywhere()
+        except SurematchError as error:
+            _point(link, before)
+            raise Problem("conflict", f"The new collection is refused and the old one serves on. {error}") from None
     return json_response((await jobs.promoted(job)).told())
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 import orjson
 from fastapi import Request, Response
 from pydantic import BaseModel, ValidationError
 
-from service.audit import AuditLog
+from service.audit import AuditLog, Operation
 from service.problems import Problem, from_validation
 from service.serving import Current, Serving
 
@@ -54,6 +55,26 @@ def audit_of(request: Request) -> AuditLog | None:
     """The audit log, None where the service keeps none."""
     audit: AuditLog | None = request.app.state.audit
     return audit
+
+
+@contextmanager
+def audited(request: Request, collection: str, announce: Callable[[AuditLog, str], None]) -> Iterator[None]:
+    """Announces a change to the audit log, if there is one, and says there when it then fails."""
+    audit = audit_of(request)
+    if audit is None:
+        yield
+        return
+    announce(audit, collection)
+    try:
+        yield
+    except Exception:  # not cancellation: a write that has begun is finished, whoever hangs up
+        audit.failed(request, collection)
+        raise
+
+
+def operated(request: Request, collection: str, event: Operation, **which: str) -> AbstractContextManager[None]:
+    """As `audited`, for what an operator does."""
+    return audited(request, collection, lambda audit, name: audit.operating(request, name, event, **which))
 
 
 def media_type(request: Request) -> str:

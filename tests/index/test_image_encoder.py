@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from index.encoders import load_encoder
 from index.errors import DataError, EncoderError
 from index.image_encoder import image_encoder
 from index.image_network import ImageNetwork, standardised
-from index.pictures import read_pictures
+from index.pictures import Picture, read_pictures
 from tests.index.helpers import write_static
 from tests.pictures import digit, packed, write_digits
 
@@ -74,6 +75,12 @@ def test_what_it_cannot_take_is_said(folder: Path, tmp_path: Path) -> None:
     encoder = image_encoder(load_encoder(folder))
     with pytest.raises(DataError, match="Picture 2: The picture cannot be decoded"):
         encoder.encode_images([packed(digit(0, 0)), b"nonsense"])
+    with pytest.raises(DataError, match=r"^The picture cannot be decoded"):
+        encoder.encode_images([b"nonsense"])
+    missing = tmp_path / "missing.png"
+    for image in (missing, Picture(missing, "missing")):
+        with pytest.raises(DataError, match=rf"^{re.escape(str(missing))}: cannot be read \(No such file"):
+            encoder.encode_images([image, packed(digit(0, 0))])
     with pytest.raises(DataError, match="cannot be asked with a text"):
         encoder.encode(["hello"])
     with pytest.raises(DataError, match="cannot be asked with a picture"):

@@ -88,6 +88,23 @@ def test_several_frames_are_refused() -> None:
             decode(packed(frames[0], form, save_all=True, append_images=frames[1:]))
 
 
+def test_the_first_picture_of_a_phones_jpeg_is_taken() -> None:
+    """Format MPO. What stands behind it is not looked at, and limits are those of any picture."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    behind = Image.new("RGB", (16, 16), "blue")
+    content = packed(Image.new("RGB", (64, 32), "red"), "MPO", save_all=True, append_images=[behind], exif=exif)
+    assert content.count(b"\xff\xd8\xff") == 2
+    for given in (content, content[:-20]):
+        seen = decode(given)
+        assert seen.size == (32, 64)
+        red, green, blue = seen.getpixel((5, 5))
+        assert red > 240
+        assert max(green, blue) < 15
+    with pytest.raises(DataError, match="64 x 32 pixels"):
+        decode(content, Limits(pixels=64 * 32 - 1))
+
+
 @pytest.mark.parametrize(
     ("content", "why"),
     [
@@ -101,6 +118,12 @@ def test_several_frames_are_refused() -> None:
 )
 def test_what_is_no_whole_picture_is_refused(content: bytes, why: str) -> None:
     with pytest.raises(DataError, match=why):
+        decode(content)
+
+
+@pytest.mark.parametrize("content", [b"GIF89a", b"%PDF-1.7 hello", b"\0" * 100])
+def test_what_is_no_picture_is_said_without_a_place_in_memory(content: bytes) -> None:
+    with pytest.raises(DataError, match=r"cannot be decoded \(it does not begin like one\)\. Expected one"):
         decode(content)
 
 
@@ -153,14 +176,16 @@ def test_a_file_is_named(tmp_path: Path) -> None:
 
 def test_damaged_pictures_are_pictures_or_data_errors() -> None:
     """Whatever decodes is upright, small and of a mode encoders know; nothing else than a `DataError` escapes."""
-    decoded = 0
+    decoded, said = 0, set[str]()
     for content in mutations(600):
         try:
             seen = decode(content, Limits(pixels=1_000_000))
-        except DataError:
+        except DataError as error:
+            said.add(str(error))
             continue
         decoded += 1
         assert seen.mode in ("L", "RGB")
         assert seen.width * seen.height <= 1_000_000
         BytesIO().write(seen.tobytes())
+    assert not [message for message in said if " object at 0x" in message]
     assert decoded > 30, "hardly anything decodes: the mutations test only the first check"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 import stat
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from index.confined import BELOW
 from index.errors import DataError
 from index.pictures import picture_of, read_pictures
 from index.rows import Row
@@ -117,8 +119,53 @@ def test_pictures_without_identity_are_fine_where_none_is_needed(tmp_path: Path)
 
 def test_missing_files_of_a_table_are_named_by_line(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("path,label\nnone.png,a\n")
-    with pytest.raises(DataError, match=r"none\.png: cannot be read \(No such file"):
+    with pytest.raises(DataError, match=r"none\.png: cannot be read \(No such file") as caught:
         read(tmp_path / "rows.csv")
+    assert str(caught.value).count("none.png") == 1
+
+
+@pytest.mark.parametrize("folder", ["{outside}/d0", "../outside/d0", "d0/../../outside/d0", "way-out/d0"])
+def test_a_table_leads_to_nothing_outside_of_the_folder_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    """What lies there is refused in the same words whether it is there or not."""
+    inside, outside = (write_digits(tmp_path / name, range(1), range(2)) for name in ("inside", "outside"))
+    (inside / "way-out").symlink_to(outside)
+    monkeypatch.setenv(BELOW, str(inside))
+    (inside / "rows.csv").write_text("path,label\nd0/000.png,a\nd0/../d0/001.png,b\n")
+    assert [row.label for row in read(inside / "rows.csv")] == ["a", "b"]
+    said = []
+    for name in ("000.png", "none.png"):
+        (inside / "rows.csv").write_text(f"path,label\n{folder.format(outside=outside)}/{name},a\n")
+        with pytest.raises(DataError, match="leads out of") as caught:
+            read(inside / "rows.csv")
+        said.append(str(caught.value).replace(name, "NAME"))
+    assert said[0] == said[1]
+
+
+def test_a_link_in_a_folder_leads_to_nothing_outside_of_the_folder_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, outside = (write_digits(tmp_path / name, range(1), range(2)) for name in ("inside", "outside"))
+    (inside / "d0" / "link.png").symlink_to(outside / "d0" / "000.png")
+    assert len(read(inside)) == 3
+    monkeypatch.setenv(BELOW, str(inside))
+    with pytest.raises(DataError, match=r"^1 files cannot be used.*link\.png: leads out of"):
+        read(inside)
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    folder = write_digits(tmp_path / "people", range(1), range(2))
+    os.mkfifo(folder / "d0" / "pipe.png")
+    with pytest.raises(DataError, match=r"pipe\.png: is a folder, a pipe or a device"):
+        read(folder)
+    for name in ("/dev/zero", "people/d0"):
+        (tmp_path / "rows.csv").write_text(f"path,label\n{name},a\n")
+        with pytest.raises(DataError, match="is a folder, a pipe or a device"):
+            read(tmp_path / "rows.csv")
+    (tmp_path / "rows.jsonl").write_text('{"path": "a\\u0000b.png", "label": "a"}\n')
+    with pytest.raises(DataError, match="cannot be read"):
+        read(tmp_path / "rows.jsonl")
 
 
 def test_nothing_there(tmp_path: Path) -> None:
@@ -182,5 +229,6 @@ def test_a_member_that_lies_about_its_size_is_one_faulty_file(tmp_path: Path) ->
     at = content.find(b"IDAT")
     content[at : at + 40] = bytes(40)  # the checksum of the member no longer fits
     path.write_bytes(bytes(content))
-    with pytest.raises(DataError, match=r"unpacked|decoded|readable"):
+    with pytest.raises(DataError, match=r"people\.zip!d0/000\.png: cannot be unpacked") as caught:
         read(path)
+    assert str(caught.value).count("people.zip") == 1

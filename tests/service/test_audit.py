@@ -11,7 +11,9 @@ import httpx2
 import pytest
 
 from index.errors import SettingsError
+from service import keys
 from service.audit import AuditLog
+from service.client import Client, ServiceProblem
 from tests.service.conftest import serving
 
 
@@ -56,6 +58,41 @@ def test_searches_and_writes_leave_a_line_each(collection: Path, tmp_path: Path)
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
 
 
+def test_feedback_and_what_operators_do_leave_a_line_each(collection: Path, tmp_path: Path) -> None:
+    folder, log = Path(shutil.copytree(collection, tmp_path / "home")), tmp_path / "audit.jsonl"
+    file = tmp_path / "keys.json"
+    key = keys.add(file, "operator", ["search", "write", "admin"])
+    with (
+        serving(folder, "--writable", "--audit-log", str(log), "--keys", str(file)) as server,
+        Client(server.url, key=key, timeout=60) as api,
+    ):
+        (query_id, other) = api.search(["turn on lamp secretly", "score goal"]).query_ids or []
+        api.feedback(query_id, "light_on")
+        api.feedback(other, None)
+        calibration = str(api.calibration().version)
+        api.use_calibration(calibration)
+        api.snapshot()
+        for refused in (
+            lambda: api.reload(),  # of what this service writes itself
+            lambda: api.recalibrate(),
+            lambda: api.use_calibration("nobody"),
+            lambda: api.feedback("unknown", None),
+            lambda: api.feedback(query_id, "no such label"),
+        ):
+            with pytest.raises(ServiceProblem):
+                refused()
+    found = lines(log)
+    assert [line["event"] for line in found] == [
+        *("search", "feedback", "feedback", "calibration", "snapshot"),
+        *("reload", "failed", "recalibrate", "failed", "calibration", "failed"),
+    ]
+    assert {(line["key"], line["collection"], line["client"]) for line in found} == {("operator", "home", "127.0.0.1")}
+    assert [(line["query_id"], line["label"]) for line in found[1:3]] == [(query_id, "light_on"), (other, None)]
+    assert [line["id"] for line in found if line["event"] == "calibration"] == [calibration, "nobody"]
+    assert found[5]["request_id"] == found[6]["request_id"]
+    assert "secretly" not in log.read_text()
+
+
 def test_what_cannot_be_logged_is_refused(collection: Path, tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full on this machine: a full disk was not tried")
@@ -68,6 +105,8 @@ def test_what_cannot_be_logged_is_refused(collection: Path, tmp_path: Path) -> N
             api.post("/v1/search", json={"queries": [{"text": "turn on lamp"}]}),
             api.put("/v1/items", json={"items": [{"id": "new", "text": "turn on lamp"}]}),
             api.delete("/v1/items/intents.csv:2"),
+            api.post("/v1/admin/reload"),
+            api.post("/v1/admin/snapshot"),
         ):
             assert refused.status_code in (404, 507), refused.text
         assert api.get("/v1/items/new").status_code == 404

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import socket
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
 
 import httpx2
 import psutil
 import pytest
 
-from tests.service.conftest import Server
+from tests.service.conftest import Server, serving
 
 JSON = {"Content-Type": "application/json"}
 GOOD = b'{"queries":[{"text":"turn on the kitchen light"}]}'
@@ -222,6 +226,37 @@ def test_a_large_chunked_body_is_refused_too(api: httpx2.Client, server: Server)
     assert reply.status_code == 413
     problem(reply, "body-too-large")
     assert process.memory_info().rss - before < 50 * 2**20
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_who_sends_all_before_reading_is_told_why_it_is_too_large(server: Server, chunked: bool) -> None:
+    """As urllib does, with `Connection: close`: no reset in place of the answer."""
+    content = b"x" * 20_000_000
+    body = iter([content]) if chunked else content
+    asked = urllib.request.Request(f"{server.url}/v1/search", body, JSON)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(asked, timeout=30)
+    assert refused.value.code == 413
+    detail = json.loads(refused.value.read())["detail"]
+    assert "1,000,000 bytes" in detail
+    assert "a smaller picture" in detail
+    assert "--max-body-bytes" in detail
+
+
+def test_what_is_refused_is_not_read_for_ever(collection: Path) -> None:
+    """The answer is there at once, and its end after the time that a body may take."""
+    head = b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 999999999\r\n\r\n"
+    with (
+        serving(collection, "--receive-seconds", "1") as server,
+        socket.create_connection(server.address, timeout=20) as connection,
+    ):
+        began = time.monotonic()
+        connection.sendall(head + b"x" * 1000)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
+        assert time.monotonic() - began < 0.9
+        while connection.recv(4096):
+            pass
+        assert 0.9 < time.monotonic() - began < 10
 
 
 def test_a_body_of_exactly_the_limit_is_read(api: httpx2.Client) -> None:

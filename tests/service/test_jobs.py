@@ -16,11 +16,14 @@ from typing import Any
 
 import httpx2
 import pytest
+from sentence_transformers import SentenceTransformer
 
 from index.collection import Collection
+from index.image_network import ImageNetwork
 from service import keys
 from service.client import Calls, Client, ServiceProblem
 from service.job_schemas import JobReply
+from tests.pictures import write_digits
 from tests.service.conftest import ROOT, Server, serving
 from tests.service.gallery import CALIBRATION, GALLERY, KNOWN, UNKNOWN, write_encoder
 from tests.service.test_hostile import problem
@@ -73,8 +76,14 @@ def ended(job: JobReply) -> bool:
     return job.state in ("succeeded", "failed", "cancelled")
 
 
-def test_an_indexed_collection_is_served_once_it_is_promoted_unless_it_is_damaged(folder: Path, link: Path) -> None:
-    with serving(link, "--jobs", str(folder)) as server, Client(server.url, timeout=60) as api:
+def test_an_indexed_collection_is_served_once_it_is_promoted_unless_it_is_damaged(
+    folder: Path, link: Path, tmp_path: Path
+) -> None:
+    audit = tmp_path / "audit.jsonl"
+    with (
+        serving(link, "--jobs", str(folder), "--audit-log", str(audit)) as server,
+        Client(server.url, timeout=60) as api,
+    ):
         before = api.collection()
         started = api.start_job("index", INDEX)
         assert started.state in ("queued", "running")
@@ -107,6 +116,10 @@ def test_an_indexed_collection_is_served_once_it_is_promoted_unless_it_is_damage
         answer = api.search([KNOWN[0][0]]).results[0]
         assert answer.decision is not None
         assert answer.decision.label == KNOWN[0][1]
+    logged = [json.loads(line) for line in audit.read_text().splitlines()]
+    assert [(line["event"], line.get("job")) for line in logged] == [
+        ("promote", job.id), ("failed", None), ("promote", job.id), ("search", None)
+    ]  # fmt: skip
     with serving(link, "--jobs", str(folder)) as server, Client(server.url) as api:
         assert api.collection().snapshot == after.snapshot
         assert api.job(job.id).promoted
@@ -196,6 +209,31 @@ def test_a_job_that_fails_says_why_and_hurts_nobody(folder: Path, collection: Pa
         assert api.search([KNOWN[0][0]]).results[0].calibrated
 
 
+def test_a_job_reads_no_picture_outside_the_folder(folder: Path, collection: Path, tmp_path: Path) -> None:
+    network = ImageNetwork(size=16, width=8, dimension=8)
+    SentenceTransformer(modules=[network], device="cpu").save_pretrained(
+        str(folder / "pictures"), create_model_card=False
+    )
+    write_digits(folder / "data" / "scans", range(2), range(2))
+    outside = write_digits(tmp_path / "outside", range(1), range(1)) / "d0" / "000.png"
+    (folder / "data" / "inside.csv").write_text("path,label\nscans/d0/000.png,a\nscans/d1/001.png,b\n")
+    (folder / "data" / "outside.csv").write_text(f"path,label\n{outside},a\n../../outside/d0/000.png,a\n")
+    os.mkfifo(folder / "data" / "pipe.csv")
+    with serving(collection, "--jobs", str(folder)) as server, Client(server.url, timeout=60) as api:
+        asked = {"model": "pictures", "label": "label"}
+        fine, refused = (
+            until(api, api.start_job("index", {**asked, "data": [f"data/{name}.csv"]}).id, ended)
+            for name in ("inside", "outside")
+        )
+        with pytest.raises(ServiceProblem, match="no such file below the folder of --jobs"):
+            api.start_job("index", {**asked, "data": ["data/pipe.csv"]})
+    assert fine.state == "succeeded", fine.error
+    assert refused.state == "failed"
+    assert refused.error is not None
+    assert "2 files cannot be used" in refused.error
+    assert refused.error.count("leads out of") == 2
+
+
 @pytest.fixture(scope="module")
 def refusing(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A service whose folder of jobs has a link out of it."""
@@ -209,7 +247,18 @@ def refusing(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.mark.parametrize(
     "path",
-    ["../elsewhere/x.csv", "/etc/passwd", "no.csv", "", ".", "x/../..", "way-out/x.csv", "x.csv\0y", "--config=x.csv"],
+    [
+        "../elsewhere/x.csv",
+        "/etc/passwd",
+        "no.csv",
+        "",
+        ".",
+        "x/../..",
+        "way-out/x.csv",
+        "x.csv\0y",
+        "--config=x.csv",
+        "x" * 300,
+    ],
 )
 def test_paths_stay_inside(refusing: Server, path: str) -> None:
     fine = {"model": "static", "data": ["x.csv"]}

@@ -76,6 +76,8 @@ def test_faulty_pictures_are_left_out_where_asked_and_listed(
     (fault,) = built["left_out"]
     assert fault["file"].endswith("cut.png")
     assert "cannot be decoded" in fault["reason"]
+    assert cli.search([str(tmp_path / "collection"), str(people / "d1" / "003.png"), "-k", "1"]) == 0
+    assert "d1/003.png" in capsys.readouterr().out.split("probability")[1], "the item found is named"
     command = ("--answers", tmp_path / "answers.csv", "--skip-faulty")
     report = run(capsys, cli.evaluate, tmp_path / "collection", people, *command)
     with (tmp_path / "answers.csv").open(encoding="utf-8", newline="") as opened:
