@@ -1,0 +1,159 @@
+"""The verbs on pictures: what cannot be used is named with its place, or left out and listed."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from index import cli
+from index.errors import DataError
+from index.image_encoder import NetworkEncoder, Source
+from index.image_network import ImageNetwork
+from tests.pictures import digit, packed, write_digits
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from sentence_transformers import SentenceTransformer
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("encoder") / "small"
+    network = ImageNetwork(size=24, width=8, dimension=16)
+    SentenceTransformer(modules=[network], device="cpu").save_pretrained(str(folder), create_model_card=False)
+    return folder
+
+
+@pytest.fixture
+def people(tmp_path: Path) -> Path:
+    return write_digits(tmp_path / "people", range(3), range(4))
+
+
+@pytest.fixture
+def picky(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The encoder takes no picture of the digit 2, as a face encoder takes none without a face."""
+    real = NetworkEncoder.encode_images
+
+    def encode_images(self: NetworkEncoder, images: Sequence[Source]) -> Any:
+        for image in images:
+            if "d2" in str(image):
+                raise DataError(f"{image}: no face found. Use another.")
+        return real(self, images)
+
+    monkeypatch.setattr(NetworkEncoder, "encode_images", encode_images)
+
+
+def table(path: Path, rows: Sequence[Sequence[str]], header: Sequence[str] = ("path", "label")) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+def told(capsys: pytest.CaptureFixture[str], verb: Any, *words: object) -> dict[str, Any]:
+    capsys.readouterr()
+    assert verb([*map(str, words), "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def ask(verb: Any, *words: object) -> None:
+    verb([*map(str, words)])
+
+
+def faulty_table(people: Path) -> Path:
+    """Lines 2 to 5 are sound; then an empty label, an empty path, a broken picture, one that is not there."""
+    (people / "cut.png").write_bytes(packed(digit(0, 9))[:-60])
+    sound = [(f"d{label}/{which:03d}.png", f"d{label}") for label in range(2) for which in range(2)]
+    return table(people / "t.csv", [*sound, ("d0/003.png", ""), ("", "d1"), ("cut.png", "d0"), ("nobody.png", "d1")])
+
+
+def test_faults_in_a_table_name_the_line_and_the_picture(
+    encoder: Path, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = faulty_table(people)
+    command = (encoder, rows, "--label", "label", "--out", tmp_path / "c")
+    with pytest.raises(DataError) as caught:
+        ask(cli.index, *command)
+    said = str(caught.value)
+    assert said.startswith(
+        f"4 files cannot be used: {rows}: line 6: {people}/d0/003.png: an empty cell in column 'label'"
+    )
+    assert f"{rows}: line 7: an empty cell in column 'path'" in said
+    assert f"{rows}: line 8: {people}/cut.png: The picture cannot be decoded" in said
+    assert f"{rows}: line 9: {people}/nobody.png: cannot be read (No such file or directory)" in said
+    assert said.endswith("Replace or delete these files, or leave them out with --skip-faulty.")
+    built = told(capsys, cli.index, *command, "--skip-faulty")
+    assert built["items"] == 4
+    assert [(fault["file"], fault["table"], fault["line"]) for fault in built["left_out"]] == [
+        (f"{people}/d0/003.png", str(rows), 6),
+        (str(rows), str(rows), 7),
+        (f"{people}/cut.png", str(rows), 8),
+        (f"{people}/nobody.png", str(rows), 9),
+    ]
+    assert built["left_out"][3]["reason"].startswith("cannot be read")
+
+
+def test_five_faulty_pictures_are_named_and_the_others_counted(encoder: Path, people: Path, tmp_path: Path) -> None:
+    for at in range(7):
+        (people / "d1" / f"cut{at}.png").write_bytes(packed(digit(1, 9))[:-60])
+    with pytest.raises(DataError, match=r"^7 files cannot .*cut4\.png: The[^;]* and 2 more\. .*--skip-faulty\.$"):
+        ask(cli.index, encoder, people, "--out", tmp_path / "c")
+
+
+def test_all_pictures_left_out_are_listed_one_a_line(
+    encoder: Path, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for at in range(7):
+        (people / "d1" / f"cut{at}.png").write_bytes(packed(digit(1, 9))[:-60])
+    ask(cli.index, encoder, people, "--out", tmp_path / "c", "--skip-faulty")
+    lines = capsys.readouterr().err.splitlines()
+    assert "7 pictures were left out:" in lines
+    for at in range(7):
+        assert sum(line.startswith(f"{people}/d1/cut{at}.png: The picture cannot be") for line in lines) == 1
+    capsys.readouterr()
+    ask(cli.evaluate, tmp_path / "c", people, "--skip-faulty")
+    assert "7 pictures were left out:" in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_encoded_is_named_with_the_flag(
+    encoder: Path, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], picky: None
+) -> None:
+    with pytest.raises(DataError, match=r"d2/000\.png: no face found\. Use another\. Or leave .*--skip-faulty"):
+        ask(cli.index, encoder, people, "--out", tmp_path / "c")
+    built = told(capsys, cli.index, encoder, people, "--out", tmp_path / "c", "--skip-faulty")
+    assert built["items"] == 8
+    assert built["left_out"][0] == {
+        "file": str(people / "d2" / "000.png"),
+        "table": None,
+        "line": None,
+        "reason": "no face found. Use another.",
+    }
+    rows = table(people / "t.csv", [("d1/000.png", "d1"), ("d2/001.png", "d1")])
+    words = (tmp_path / "c", rows, "--label", "label")
+    with pytest.raises(DataError, match=r"t\.csv: line 3: .*/d2/001\.png: no face found\. .*--skip-faulty"):
+        ask(cli.evaluate, *words)
+    assert told(capsys, cli.evaluate, *words, "--skip-faulty")["left_out"][0]["line"] == 3
+
+
+def test_where_no_picture_is_left_the_reasons_are_told(
+    encoder: Path, people: Path, tmp_path: Path, picky: None
+) -> None:
+    (tmp_path / "faceless").mkdir()
+    (people / "d2").rename(tmp_path / "faceless" / "d2")
+    why = r"^No picture is left: 4 files cannot be used: .*d2/000\.png: no face found"
+    with pytest.raises(DataError, match=why):
+        ask(cli.index, encoder, tmp_path / "faceless", "--out", tmp_path / "c", "--skip-faulty")
+    ask(cli.index, encoder, people, "--out", tmp_path / "c", "--skip-faulty")
+    with pytest.raises(DataError, match=why):
+        ask(cli.evaluate, tmp_path / "c", tmp_path / "faceless", "--skip-faulty")
+    with pytest.raises(DataError, match=why):
+        ask(cli.evaluate, tmp_path / "c", people, "--unknown", tmp_path / "faceless", "--skip-faulty")
+    for at in range(6):
+        (tmp_path / "faceless" / "d2" / f"{at:03d}.png").write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"No picture is left: 6 files .* and 1 more\."):
+        ask(cli.index, encoder, tmp_path / "faceless", "--out", tmp_path / "d", "--skip-faulty")
