@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from index import cli
-from index.errors import DataError
+from index import cli, cli_items
+from index.collection import Collection
+from index.errors import CollectionError, DataError, SettingsError
 from index.image_encoder import NetworkEncoder, Source
 from index.image_network import ImageNetwork
 from tests.pictures import digit, packed, write_digits
@@ -157,3 +160,84 @@ def test_where_no_picture_is_left_the_reasons_are_told(
         (tmp_path / "faceless" / "d2" / f"{at:03d}.png").write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"No picture is left: 6 files .* and 1 more\."):
         ask(cli.index, encoder, tmp_path / "faceless", "--out", tmp_path / "d", "--skip-faulty")
+
+
+@pytest.fixture
+def gallery(encoder: Path, people: Path, tmp_path: Path) -> Path:
+    ask(cli.index, encoder, people, "--out", tmp_path / "c")
+    return tmp_path / "c"
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "table"])
+def test_pictures_are_added_as_they_are_indexed(
+    encoder: Path, gallery: Path, tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = write_digits(tmp_path / "new", range(2, 5), range(3, 6))
+    words: tuple[object, ...] = (new,)
+    if form == "zip":
+        words = (shutil.make_archive(str(tmp_path / "new"), "zip", new),)
+    elif form == "table":
+        rows = [(f"d{label}/{at:03d}.png", f"d{label}", "door") for label in range(2, 5) for at in range(3, 6)]
+        words = (table(new / "new.csv", rows, ("path", "label", "camera")), "--label", "label")
+    added = told(capsys, cli_items.add, gallery, *words)
+    assert (added["written"], added["replaced"], added["items"]) == (9, 1, 20)
+    assert "left_out" not in added
+    ask(cli.index, encoder, *words, "--out", tmp_path / "d", *(() if form == "table" else ("--label", "label")))
+    with (
+        closing(Collection.open(gallery)) as live,
+        closing(Collection.open(tmp_path / "d")) as built,
+    ):
+        for name in ("d2/003.png", "d4/005.png"):
+            (mine,), (theirs,) = (one.search_images([new / name], k=1) for one in (live, built))
+            (hit,) = mine.hits
+            assert (hit.id, hit.label, hit.text, hit.score) == (name, name[:2], None, pytest.approx(1, abs=1e-5))
+            assert hit.metadata == theirs.hits[0].metadata == ({"camera": "door"} if form == "table" else {})
+            assert theirs.hits[0].id == name
+
+
+def test_ids_of_added_pictures_come_from_a_column_and_labels_only_if_named(
+    gallery: Path, people: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = table(
+        people / "t.csv", [("d0/000.png", "zero", "s1"), ("d1/001.png", "one", "s2")], ("path", "label", "sku")
+    )
+    assert told(capsys, cli_items.add, gallery, rows, "--id", "sku")["items"] == 14
+    with closing(Collection.open(gallery)) as live:
+        found = {hit.id: hit for hit in live.search_images([people / "d0" / "000.png"], k=14)[0].hits}
+    assert (found["s1"].label, found["s1"].metadata) == (None, {"label": "zero"})
+
+
+def test_faulty_pictures_are_not_added_or_left_out(
+    gallery: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], picky: None
+) -> None:
+    new = write_digits(tmp_path / "new", range(1, 3), range(5, 7))
+    (new / "d1" / "cut.png").write_bytes(packed(digit(1, 9))[:-60])
+    with pytest.raises(DataError, match=r"^1 file cannot .*cut\.png.*--skip-faulty"):
+        ask(cli_items.add, gallery, new)
+    added = told(capsys, cli_items.add, gallery, new, "--skip-faulty")
+    assert (added["written"], added["items"]) == (2, 14)
+    assert [Path(fault["file"]).name for fault in added["left_out"]] == ["cut.png", "005.png", "006.png"]
+    ask(cli_items.add, gallery, new, "--skip-faulty")
+    assert "3 pictures were left out:" in capsys.readouterr().err.splitlines()
+    (new / "nobody.png").write_bytes(packed(digit(1, 9)))
+    with pytest.raises(DataError, match=r"nobody\.png: it lies in no folder"):
+        ask(cli_items.add, gallery, new)
+
+
+def test_batches_of_pictures_are_added_whole_or_not_at_all(
+    gallery: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, picky: None
+) -> None:
+    monkeypatch.setattr("index.encode.BATCH", 4)
+    new = write_digits(tmp_path / "new", range(1, 3), range(5, 11))
+    words = r"d2/005\.png: no face found.*--skip-faulty\. The first 4 of 12 items were written before"
+    with pytest.raises(DataError, match=words):
+        ask(cli_items.add, gallery, new)
+    with closing(Collection.open(gallery)) as live:
+        assert live.size == 16
+
+
+def test_what_is_no_collection_and_no_picture_is_said(built: Path, people: Path, tmp_path: Path) -> None:
+    with pytest.raises(CollectionError, match="not a collection"):
+        ask(cli_items.add, tmp_path / "none", people)
+    with pytest.raises(SettingsError, match="leaves out pictures only"):
+        ask(cli_items.add, built, people, "--skip-faulty")
