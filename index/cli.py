@@ -20,11 +20,11 @@ from index.calibrate import DEFAULT
 from index.calibration_page import check_place, write_page
 from index.calibrators import CALIBRATORS
 from index.collection import MAX_K, Collection
-from index.collection_folder import CONFIG, ENCODER
+from index.collection_folder import CONFIG, ENCODER, read_config
 from index.compaction import UNKNOWN_SHARE
 from index.conformal import CoverageFor
 from index.encoder_files import modality_of, training_settings
-from index.encoders import encoder_folder, load_encoder
+from index.encoders import check_encoder, encoder_folder, load_encoder
 from index.engines import NAMES
 from index.errors import CalibrationError, SettingsError
 from index.evaluate import evaluate as measure
@@ -162,6 +162,7 @@ def index(argv: Sequence[str]) -> int:
     """`surematch index MODEL DATA --out COLLECTION`"""
     settings = parse(IndexSettings, argv)
     check_place(settings.report)
+    check_encoder(settings.model)
     modality = modality_of(settings.model)
     label = settings.label or _trained_label(Path(settings.model), settings.data[0])
     reader = Reader(modality, text=settings.text, label=label, skip=settings.skip_faulty)
@@ -218,6 +219,7 @@ def evaluate(argv: Sequence[str]) -> int:
     check_table(settings.answers)
     if settings.pair_text is not None:
         return _evaluate_pairs(settings, settings.pair_text)
+    read_config(settings.collection)  # what is no collection is said before any data is read for it
     modality = modality_of(str(settings.collection / ENCODER))
     label = settings.label or _trained_label(settings.collection / ENCODER, settings.data[0])
     reader = Reader(modality, text=settings.text, label=label, skip=settings.skip_faulty)

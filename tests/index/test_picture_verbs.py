@@ -15,7 +15,7 @@ import torch
 
 from index import cli, cli_items
 from index.collection import Collection
-from index.errors import CollectionError, DataError, SettingsError
+from index.errors import CollectionError, DataError, EncoderError, SettingsError
 from index.image_encoder import NetworkEncoder, Source
 from index.image_network import ImageNetwork
 from tests.pictures import digit, packed, write_digits
@@ -234,6 +234,21 @@ def test_batches_of_pictures_are_added_whole_or_not_at_all(
         ask(cli_items.add, gallery, new)
     with closing(Collection.open(gallery)) as live:
         assert live.size == 16
+
+
+@pytest.mark.parametrize("name", ["NOSUCHMODEL", "no/such-model", "nosuch.onnx", "people"])
+def test_an_encoder_that_is_none_is_said_first(
+    people: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for flags in ((), ("--label", "label")):
+        with pytest.raises(EncoderError, match=name):
+            ask(cli.index, name, people, "--out", tmp_path / "c", *flags)
+
+
+def test_what_is_no_collection_is_said_before_its_label_is_asked_for(people: Path, tmp_path: Path) -> None:
+    with pytest.raises(CollectionError, match="not a collection"):
+        ask(cli.evaluate, tmp_path / "none", people)
 
 
 def test_what_is_no_collection_and_no_picture_is_said(built: Path, people: Path, tmp_path: Path) -> None:
