@@ -10,13 +10,17 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from pyarrow import parquet
 
 from index import cli, cli_items
 from index.collection import Collection
+from index.embed import embed
+from index.encoders import load_encoder
 from index.errors import CollectionError, DataError, EncoderError, SettingsError
-from index.image_encoder import NetworkEncoder, Source
+from index.image_encoder import NetworkEncoder, Source, image_encoder
 from index.image_network import ImageNetwork
 from tests.pictures import digit, packed, write_digits
 
@@ -234,6 +238,50 @@ def test_batches_of_pictures_are_added_whole_or_not_at_all(
         ask(cli_items.add, gallery, new)
     with closing(Collection.open(gallery)) as live:
         assert live.size == 16
+
+
+def test_pictures_are_embedded_with_their_paths_and_labels(
+    encoder: Path, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = told(capsys, embed, encoder, people, "--out", tmp_path / "v")
+    assert (made["rows"], made["dimension"]) == (12, 16)
+    found = parquet.read_table(tmp_path / "v")
+    assert found.column_names == ["path", "label", "vector"]
+    paths = [f"d{label}/{at:03d}.png" for label in range(3) for at in range(4)]
+    assert found.column("path").to_pylist() == paths
+    assert found.column("label").to_pylist() == [path[:2] for path in paths]
+    expected = image_encoder(load_encoder(encoder)).encode_images([people / path for path in paths])
+    vectors = np.array(found.column("vector").to_pylist(), np.float32)
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    ask(embed, encoder, shutil.make_archive(str(tmp_path / "people"), "zip", people), "--out", tmp_path / "z")
+    assert parquet.read_table(tmp_path / "z").column("path").to_pylist() == paths
+
+
+@pytest.mark.parametrize("column", ["path", "photo"])
+def test_a_table_of_pictures_is_embedded_with_its_columns(
+    encoder: Path, people: Path, tmp_path: Path, column: str
+) -> None:
+    rows = table(people / "t.csv", [("d0/000.png", "zero", "7"), ("d0/000.png", "one", "8")], (column, "label", "age"))
+    ask(embed, encoder, rows, "--out", tmp_path / "v", *(("--text", "photo") if column == "photo" else ()))
+    assert parquet.read_table(tmp_path / "v").select([column, "label", "age"]).to_pylist() == [
+        {column: "d0/000.png", "label": "zero", "age": "7"},
+        {column: "d0/000.png", "label": "one", "age": "8"},
+    ]
+
+
+def test_faulty_pictures_are_not_embedded_or_left_out(
+    encoder: Path, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], picky: None
+) -> None:
+    (people / "d0" / "cut.png").write_bytes(packed(digit(0, 9))[:-60])
+    words = (embed, encoder, people, "--out", tmp_path / "v")
+    with pytest.raises(DataError, match=r"^1 file cannot .*cut\.png.*--skip-faulty"):
+        ask(*words)
+    made = told(capsys, *words, "--skip-faulty")
+    assert made["rows"] == parquet.read_table(tmp_path / "v").num_rows == 8
+    assert [Path(fault["file"]).name for fault in made["left_out"]] == [
+        "cut.png",
+        *(f"{at:03d}.png" for at in range(4)),
+    ]
 
 
 @pytest.mark.parametrize("name", ["NOSUCHMODEL", "no/such-model", "nosuch.onnx", "people"])
