@@ -30,7 +30,8 @@ from index.errors import CalibrationError, SettingsError
 from index.evaluate import evaluate as measure
 from index.filters import read_filter
 from index.onnx_export import LEAST_AGREEMENT, Backend
-from index.pairs import evaluate_pairs
+from index.pairs import evaluate_pairs, seconds_of
+from index.picture_pairs import picture_pairs
 from index.reading import SKIP, Reader, folders_are_labels
 from index.rows import read_rows
 from index.settings import Settings, parse
@@ -85,7 +86,7 @@ class IndexSettings(Settings):
 class EvaluateSettings(Settings):
     """Measure a collection on labelled queries it has never seen: recall, calibration, no-match, coverage of sets.
 
-    With --pair-text, measure an encoder on pairs of texts instead: how likely are both of one class?
+    With --pair-text, measure an encoder on pairs of texts or pictures instead: how likely are both of one class?
     """
 
     model_config = SettingsConfigDict(cli_prog_name="surematch evaluate")
@@ -97,7 +98,12 @@ class EvaluateSettings(Settings):
         description="files of queries whose label is in the gallery, or of pairs"
     )
     pair_text: str | None = Field(
-        None, description="column of a second text: rows are pairs, and --label says whether both are of one class"
+        None,
+        description="column of a second text, or path of a picture: rows are pairs, and --label says whether both are "
+        "of one class",
+    )
+    pictures: Path | None = Field(
+        None, description="folder from which the paths in pairs of pictures count [default: the folder of their file]"
     )
     unknown: list[Path] = Field([], description="files of queries that belong to no label of the gallery")
     text: str = _TEXT
@@ -219,6 +225,8 @@ def evaluate(argv: Sequence[str]) -> int:
     check_table(settings.answers)
     if settings.pair_text is not None:
         return _evaluate_pairs(settings, settings.pair_text)
+    if settings.pictures is not None:
+        raise SettingsError("--pictures: belongs to pairs of pictures, which --pair-text asks for. Leave it away.")
     read_config(settings.collection)  # what is no collection is said before any data is read for it
     modality = modality_of(str(settings.collection / ENCODER))
     label = settings.label or _trained_label(settings.collection / ENCODER, settings.data[0])
@@ -257,15 +265,29 @@ def _evaluate_pairs(settings: EvaluateSettings, column: str) -> int:
     if settings.unknown:
         raise SettingsError("--unknown: pairs have no gallery, so no query is outside it. Leave the flag away.")
     if settings.label is None:
-        raise SettingsError("--label: name the column that says whether both texts are of one class (1 or 0).")
-    rows = read_rows(settings.data, text=settings.text, label=settings.label)
+        raise SettingsError("--label: name the column that says whether both are of one class (1 or 0).")
     place = settings.collection
     name = str(place / ENCODER if (place / CONFIG).is_file() else place)
+    check_encoder(name)
+    modality = modality_of(name)
+    if settings.pictures is not None and modality == "text":
+        raise SettingsError("--pictures: this encoder takes texts, so the pairs hold no paths. Leave it away.")
+    reader = Reader(modality, text=settings.text, label=settings.label, skip=settings.skip_faulty)
+    rows = read_rows(settings.data, text=settings.text, label=settings.label)
+    others = seconds_of(rows, column)
     with encoder_folder(name) as folder, console.progress(quiet=settings.json_) as progress:
-        report = evaluate_pairs(load_encoder(folder), rows, column, trained_rows(folder), progress)
+        encoder, count = load_encoder(folder), len(rows)
+        if modality == "image":
+            encoder = Remembering(encoder)  # a picture may be in many pairs
+            rows, others = picture_pairs(rows, others, settings.pictures, reader, encoder, progress)
+        report = evaluate_pairs(encoder, rows, others, trained_rows(folder), progress)
+    if len(rows) < count:
+        left = f"{count - len(rows)} of {count} pairs hold a picture that was left out and were not measured."
+        report["warnings"].append(left)
     if settings.json_:
-        _print_json(report)
+        _print_json(report | reader.as_json())
     else:
+        reader.tell()
         console.show_pairs(Console(), report)
     return 0
 

@@ -12,7 +12,7 @@ import hashlib
 import os
 import stat
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -96,24 +96,30 @@ def read_pictures(
     those that cannot be are an error that names them, or go to `faulty` with the reason in `extra["fault"]`, as do
     lines of a table with an empty cell.
     """
-    rows: list[Row] = []
+    found = (row for path in paths for row in _found(path, text, label, require_label))
+    rows = sound_ones(found, faulty, unlabelled_ok=label is None or not require_label)
+    if not rows and not faulty:
+        raise DataError(
+            f"{', '.join(map(str, paths)) or 'Nothing'}: no picture found. Give a folder with one folder of pictures "
+            "an identity, a zip of such folders, or a table of paths and labels."
+        )
+    return rows
+
+
+def sound_ones(rows: Iterable[Row], faulty: list[Row] | None, *, unlabelled_ok: bool = True) -> list[Row]:
+    """Those rows whose picture can be decoded, with its digest as text; what becomes of others is said above."""
+    kept: list[Row] = []
     broken: list[Row] = []
-    for path in paths:
-        for row in _found(path, text, label, require_label):
-            sound = _sound(row, unlabelled_ok=label is None or not require_label)
-            (broken if "fault" in sound.extra else rows).append(sound)
+    for row in rows:
+        sound = _sound(row, unlabelled_ok=unlabelled_ok)
+        (broken if "fault" in sound.extra else kept).append(sound)
     if broken and faulty is None:
         raise DataError(
             f"{cannot_be_used(broken)}. Replace or delete these files, or leave them out with --skip-faulty."
         )
     if faulty is not None:
         faulty += broken
-    if not rows and not broken and not faulty:
-        raise DataError(
-            f"{', '.join(map(str, paths)) or 'Nothing'}: no picture found. Give a folder with one folder of pictures "
-            "an identity, a zip of such folders, or a table of paths and labels."
-        )
-    return rows
+    return kept
 
 
 def place_of(row: Row) -> str:

@@ -12,7 +12,7 @@ from rich.console import Console
 from index.encoder_files import Modality
 from index.encoders import Encoder
 from index.errors import DataError, SettingsError
-from index.pictures import cannot_be_used, read_content
+from index.pictures import cannot_be_used, read_content, sound_ones
 from index.rows import Row, RowFiles
 from index.sources import Progress
 from index.usable import left_out, summary, usable
@@ -43,6 +43,12 @@ class Reader:
         columns: dict[str, Any] = {"text": self._text, "label": self._label, "require_label": require_label}
         rows = read_content(self._modality, paths, **columns, faulty=faulty)
         return self._without(faulty or [], rows)
+
+    def look(self, rows: Iterable[Row]) -> list[Row]:
+        """The rows whose pictures can be decoded, with their digests. Raises `DataError` as `read` does."""
+        faulty: list[Row] | None = [] if self.skips else None
+        kept = sound_ones(rows, faulty)
+        return self._without(faulty or [], kept)
 
     def stream(self, paths: Sequence[Path]) -> Iterable[Row]:
         """As `read`, but texts are read anew on every iteration and never held in memory together."""

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from pyarrow import parquet
+from sklearn.metrics import roc_curve
 
 from index import cli, cli_items
 from index.collection import Collection
@@ -22,6 +23,8 @@ from index.encoders import load_encoder
 from index.errors import CollectionError, DataError, EncoderError, SettingsError
 from index.image_encoder import NetworkEncoder, Source, image_encoder
 from index.image_network import ImageNetwork
+from index.pictures import picture_of, read_pictures
+from tests.index.conftest import World
 from tests.pictures import digit, packed, write_digits
 
 
@@ -282,6 +285,87 @@ def test_faulty_pictures_are_not_embedded_or_left_out(
         "cut.png",
         *(f"{at:03d}.png" for at in range(4)),
     ]
+
+
+PAIRED = ("--text", "a", "--pair-text", "b", "--label", "same")
+
+
+def pairs_of(people: Path, file: Path) -> Path:
+    """Every pair of pictures, once."""
+    paths = sorted(path.relative_to(people).as_posix() for path in people.rglob("*.png"))
+    rows = [(a, b, str(int(a[:2] == b[:2]))) for at, a in enumerate(paths) for b in paths[at + 1 :]]
+    return table(file, rows, ("a", "b", "same"))
+
+
+def test_pairs_of_pictures_are_measured_as_pairs_of_texts_are(
+    encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people = write_digits(tmp_path / "digits", range(4), range(8))
+    beside, elsewhere = pairs_of(people, people / "pairs.csv"), pairs_of(people, tmp_path / "pairs.csv")
+    seen: list[Source] = []
+    real = NetworkEncoder.encode_images
+
+    def encode_images(self: NetworkEncoder, images: Sequence[Source]) -> Any:
+        seen.extend(images)
+        return real(self, images)
+
+    monkeypatch.setattr(NetworkEncoder, "encode_images", encode_images)
+    report = told(capsys, cli.evaluate, encoder, beside, *PAIRED)
+    assert len(seen) == len(set(seen)) == 32
+    assert (report["pairs"], report["same_share"]) == (496, pytest.approx(4 * 28 / 496))
+    assert report["brier"] < report["base_rate"]["brier"]
+    assert report == told(capsys, cli.evaluate, encoder, elsewhere, *PAIRED, "--pictures", people)
+
+    beside.unlink()
+    rows = read_pictures([people], text="text", label="label")
+    vectors = image_encoder(load_encoder(encoder)).encode_images([picture_of(row) for row in rows])
+    at = np.triu_indices(32, 1)
+    same = np.array([row.label for row in rows])[at[0]] == np.array([row.label for row in rows])[at[1]]
+    false, true, _ = roc_curve(same, (vectors @ vectors.T)[at], drop_intermediate=False)
+    tenth, hundredth, _ = report["tar_at_far"]
+    assert tenth["tar"] == pytest.approx(true[false <= 0.1].max())
+    assert (hundredth["tar"], hundredth["pairs_needed"]) == (None, 3000)  # 384 pairs of two cannot tell
+    ask(cli.evaluate, encoder, elsewhere, *PAIRED, "--pictures", people)
+    assert f"takes 10% of the pairs of two classes for one (FAR) and accepts {tenth['tar']:.1%}" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_pairs_of_faulty_pictures_are_named_or_left_out(
+    encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], picky: None
+) -> None:
+    people = write_digits(tmp_path / "digits", (*range(2), *range(3, 6)), range(6))
+    pairs = pairs_of(people, people / "pairs.csv")
+    (people / "d0" / "005.png").write_bytes(b"nothing")
+    (people / "d1" / "005.png").rename(people / "d2.png")
+    pairs.write_text(pairs.read_text().replace("d1/005.png", "d2.png"))
+    broken = (
+        r"^1 file cannot be used: .*pairs\.csv: line 6: .*d0/005\.png: The picture cannot be decoded.*--skip-faulty"
+    )
+    with pytest.raises(DataError, match=broken):
+        ask(cli.evaluate, encoder, pairs, *PAIRED)
+    report = told(capsys, cli.evaluate, encoder, pairs, *PAIRED, "--skip-faulty")
+    assert [(Path(fault["file"]).name, fault["line"]) for fault in report["left_out"]] == [
+        ("005.png", 6),
+        ("d2.png", 12),
+    ]
+    assert report["pairs"] == 28 * 27 // 2
+    assert report["warnings"] == ["57 of 435 pairs hold a picture that was left out and were not measured."]
+    (people / "d0" / "005.png").write_bytes(packed(digit(0, 5)))
+    with pytest.raises(DataError, match=r"pairs\.csv: line \d+: .*/d2\.png: no face found\. Use another\. Or leave"):
+        ask(cli.evaluate, encoder, pairs, *PAIRED)
+
+
+def test_what_pairs_of_pictures_cannot_be_asked_with_is_said(world: World, encoder: Path, people: Path) -> None:
+    pairs = pairs_of(people, people / "pairs.csv")
+    with pytest.raises(SettingsError, match="there is no such folder"):
+        ask(cli.evaluate, encoder, pairs, *PAIRED, "--pictures", people / "none")
+    with pytest.raises(SettingsError, match="this encoder takes texts"):
+        ask(cli.evaluate, world.encoder, pairs, *PAIRED, "--pictures", people)
+    with pytest.raises(SettingsError, match="which --pair-text asks for"):
+        ask(cli.evaluate, world.encoder, pairs, "--pictures", people)
+    with pytest.raises(SettingsError, match="leaves out pictures only"):
+        ask(cli.evaluate, world.encoder, pairs, *PAIRED, "--skip-faulty")
 
 
 @pytest.mark.parametrize("name", ["NOSUCHMODEL", "no/such-model", "nosuch.onnx", "people"])
