@@ -33,7 +33,7 @@ from index.evidence import Evidence
 from index.examples import Queries, examples
 from index.faiss_engine import FaissFlat
 from index.outcome import column, distribution, table
-from index.pairs import evaluate_pairs
+from index.pairs import evaluate_pairs, seconds_of
 from index.rows import read_rows
 from index.staleness import Seen
 from simplex import certify, sparsemax
@@ -188,9 +188,10 @@ def pairs(data: Path) -> dict[str, Any]:
         chinese = [data / "pawsx_zh" / f"{part}.csv" for part in ("dev", "test")]
         for name, encoder, files in (("pawsx_zh", "multilingual", chinese), ("abt_buy", "minilm", [file])):
             rows = read_rows(files, text="text_a", label="same")
+            others = seconds_of(rows, "text_b")
             with encoder_folder(encoder) as place:
                 opened = load_encoder(place)
-            found[name] = {"encoder": encoder, **evaluate_pairs(opened, rows, "text_b", _NOTHING, lambda *_: None)}
+            found[name] = {"encoder": encoder, **evaluate_pairs(opened, rows, others, _NOTHING, lambda *_: None)}
     return found
 
 

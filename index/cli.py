@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,30 +20,26 @@ from index.calibrate import DEFAULT
 from index.calibration_page import check_place, write_page
 from index.calibrators import CALIBRATORS
 from index.collection import MAX_K, Collection
-from index.collection_folder import CONFIG, ENCODER
+from index.collection_folder import CONFIG, ENCODER, read_config
 from index.compaction import UNKNOWN_SHARE
 from index.conformal import CoverageFor
-from index.encoder_files import Modality, modality_of, training_settings
-from index.encoders import encoder_folder, load_encoder
+from index.encoder_files import modality_of, training_settings
+from index.encoders import check_encoder, encoder_folder, load_encoder
 from index.engines import NAMES
 from index.errors import CalibrationError, SettingsError
 from index.evaluate import evaluate as measure
 from index.filters import read_filter
 from index.onnx_export import LEAST_AGREEMENT, Backend
-from index.pairs import evaluate_pairs
-from index.pictures import read_content
-from index.rows import Row, RowFiles, read_rows
+from index.pairs import evaluate_pairs, seconds_of
+from index.picture_pairs import picture_pairs
+from index.reading import SKIP, Reader, folders_are_labels
+from index.rows import read_rows
 from index.settings import Settings, parse
 from index.sources import Held, trained_rows
-from index.usable import Remembering, left_out, summary, usable
+from index.usable import Remembering
 
 _TEXT = Field("text", description="column that holds the text")
 _REPORT = Field(None, description="also write the calibration report, with pictures, to this HTML file")
-_SKIP = Field(
-    False,
-    description="leave out pictures that cannot be used (broken files; for face encoders those without exactly one "
-    "main face) and list them",
-)
 _JSON = Field(False, alias="json", description="print one JSON object instead of tables")
 
 
@@ -74,7 +70,7 @@ class IndexSettings(Settings):
     )
     calibrator: str = Field(DEFAULT, description=f"what turns scores into probabilities: {', '.join(CALIBRATORS)}")
     engine: str = Field("auto", description=f"what finds the nearest items: {', '.join(NAMES)}")
-    skip_faulty: bool = _SKIP
+    skip_faulty: bool = SKIP
     overwrite: bool = Field(False, description="replace the collection at --out")
     resume: bool | None = Field(None, description="continue an interrupted build of --out (--no-resume: start over)")
     backend: Backend = Field("auto", description="what runs a neural encoder; auto: onnx where it is installed")
@@ -90,7 +86,7 @@ class IndexSettings(Settings):
 class EvaluateSettings(Settings):
     """Measure a collection on labelled queries it has never seen: recall, calibration, no-match, coverage of sets.
 
-    With --pair-text, measure an encoder on pairs of texts instead: how likely are both of one class?
+    With --pair-text, measure an encoder on pairs of texts or pictures instead: how likely are both of one class?
     """
 
     model_config = SettingsConfigDict(cli_prog_name="surematch evaluate")
@@ -102,12 +98,17 @@ class EvaluateSettings(Settings):
         description="files of queries whose label is in the gallery, or of pairs"
     )
     pair_text: str | None = Field(
-        None, description="column of a second text: rows are pairs, and --label says whether both are of one class"
+        None,
+        description="column of a second text, or path of a picture: rows are pairs, and --label says whether both are "
+        "of one class",
+    )
+    pictures: Path | None = Field(
+        None, description="folder from which the paths in pairs of pictures count [default: the folder of their file]"
     )
     unknown: list[Path] = Field([], description="files of queries that belong to no label of the gallery")
     text: str = _TEXT
     label: str | None = Field(None, description="column that holds the label [default: as in training]")
-    skip_faulty: bool = _SKIP
+    skip_faulty: bool = SKIP
     map: str = Field(
         "softmax", description="map to probabilities: softmax, sparsemax, entmax15, taylor, or entmax:ALPHA"
     )
@@ -167,27 +168,18 @@ def index(argv: Sequence[str]) -> int:
     """`surematch index MODEL DATA --out COLLECTION`"""
     settings = parse(IndexSettings, argv)
     check_place(settings.report)
+    check_encoder(settings.model)
     modality = modality_of(settings.model)
     label = settings.label or _trained_label(Path(settings.model), settings.data[0])
-    columns: dict[str, Any] = {"text": settings.text, "label": label}
-    faulty, opened = _faulty(settings.skip_faulty, modality), None
-    rows: Iterable[Row] = (
-        RowFiles(settings.data, **columns)
-        if modality == "text"
-        else read_content(modality, settings.data, faulty=faulty, **columns)
-    )
-    held = Held(
-        _read(modality, settings.calibrate, settings.text, label, faulty),
-        _read(modality, settings.unknown, settings.text, label, faulty, require_label=False),
-    )
+    reader = Reader(modality, text=settings.text, label=label, skip=settings.skip_faulty)
+    rows, opened = reader.stream(settings.data), None
+    held = Held(reader.read(settings.calibrate), reader.read(settings.unknown, require_label=False))
     with console.progress(quiet=settings.json_) as progress:
-        if faulty is not None:
+        if reader.skips:
             with encoder_folder(settings.model) as folder:
                 opened = Remembering(load_encoder(folder))
-                rows, *asked = (
-                    usable(opened, list(some), faulty, progress) for some in (rows, held.known, held.unknown)
-                )
-                held = Held(*asked)
+                rows, *asked = (reader.usable(opened, some, progress) for some in (rows, held.known, held.unknown))
+            held = Held(*asked)
         built = build_collection(
             settings.model,
             rows,
@@ -209,9 +201,9 @@ def index(argv: Sequence[str]) -> int:
     if settings.report is not None:
         _write_fit(settings.out, settings.report)
     if settings.json_:
-        _print_json(built | _left_out(faulty))
+        _print_json(built | reader.as_json())
     else:
-        _tell(faulty)
+        reader.tell()
         console.show_collection(Console(), built, settings.out)
     return 0
 
@@ -233,17 +225,19 @@ def evaluate(argv: Sequence[str]) -> int:
     check_table(settings.answers, [*settings.data, *settings.unknown])
     if settings.pair_text is not None:
         return _evaluate_pairs(settings, settings.pair_text)
+    if settings.pictures is not None:
+        raise SettingsError("--pictures: belongs to pairs of pictures, which --pair-text asks for. Leave it away.")
+    read_config(settings.collection)  # what is no collection is said before any data is read for it
     modality = modality_of(str(settings.collection / ENCODER))
     label = settings.label or _trained_label(settings.collection / ENCODER, settings.data[0])
-    faulty = _faulty(settings.skip_faulty, modality)
-    known = _read(modality, settings.data, settings.text, label, faulty)
-    unknown = _read(modality, settings.unknown, settings.text, label, faulty, require_label=False)
+    reader = Reader(modality, text=settings.text, label=label, skip=settings.skip_faulty)
+    known, unknown = reader.read(settings.data), reader.read(settings.unknown, require_label=False)
     collection = Collection.open(settings.collection)
     try:
         with console.progress(quiet=settings.json_) as progress:
-            if faulty is not None:
+            if reader.skips:
                 collection.encoder = Remembering(collection.encoder)
-                known, unknown = (usable(collection.encoder, some, faulty, progress) for some in (known, unknown))
+                known, unknown = (reader.usable(collection.encoder, some, progress) for some in (known, unknown))
             report = measure(
                 collection,
                 known,
@@ -256,9 +250,9 @@ def evaluate(argv: Sequence[str]) -> int:
     finally:
         collection.close()
     if settings.json_:
-        _print_json(report | _left_out(faulty))
+        _print_json(report | reader.as_json())
     else:
-        _tell(faulty)
+        reader.tell()
         console.show_evaluation(Console(), report)
     return 0
 
@@ -271,15 +265,29 @@ def _evaluate_pairs(settings: EvaluateSettings, column: str) -> int:
     if settings.unknown:
         raise SettingsError("--unknown: pairs have no gallery, so no query is outside it. Leave the flag away.")
     if settings.label is None:
-        raise SettingsError("--label: name the column that says whether both texts are of one class (1 or 0).")
-    rows = read_rows(settings.data, text=settings.text, label=settings.label)
+        raise SettingsError("--label: name the column that says whether both are of one class (1 or 0).")
     place = settings.collection
     name = str(place / ENCODER if (place / CONFIG).is_file() else place)
+    check_encoder(name)
+    modality = modality_of(name)
+    if settings.pictures is not None and modality == "text":
+        raise SettingsError("--pictures: this encoder takes texts, so the pairs hold no paths. Leave it away.")
+    reader = Reader(modality, text=settings.text, label=settings.label, skip=settings.skip_faulty)
+    rows = read_rows(settings.data, text=settings.text, label=settings.label)
+    others = seconds_of(rows, column)
     with encoder_folder(name) as folder, console.progress(quiet=settings.json_) as progress:
-        report = evaluate_pairs(load_encoder(folder), rows, column, trained_rows(folder), progress)
+        encoder, count = load_encoder(folder), len(rows)
+        if modality == "image":
+            encoder = Remembering(encoder)  # a picture may be in many pairs
+            rows, others = picture_pairs(rows, others, settings.pictures, reader, encoder, progress)
+        report = evaluate_pairs(encoder, rows, others, trained_rows(folder), progress)
+    if len(rows) < count:
+        left = f"{count - len(rows)} of {count} pairs hold a picture that was left out and were not measured."
+        report["warnings"].append(left)
     if settings.json_:
-        _print_json(report)
+        _print_json(report | reader.as_json())
     else:
+        reader.tell()
         console.show_pairs(Console(), report)
     return 0
 
@@ -334,40 +342,10 @@ def threshold(argv: Sequence[str]) -> int:
     return 0
 
 
-def _read(
-    modality: Modality,
-    paths: list[Path],
-    text: str,
-    label: str,
-    faulty: list[Row] | None = None,
-    *,
-    require_label: bool = True,
-) -> list[Row]:
-    if not paths:
-        return []
-    return read_content(modality, paths, text=text, label=label, require_label=require_label, faulty=faulty)
-
-
-def _faulty(skip: bool, modality: Modality) -> list[Row] | None:
-    """Where pictures that cannot be used are gathered; None: they are errors."""
-    if skip and modality == "text":
-        raise SettingsError("--skip-faulty: leaves out pictures only. Repair or delete the rows that are named.")
-    return [] if skip else None
-
-
-def _left_out(faulty: list[Row] | None) -> dict[str, Any]:
-    return {} if faulty is None else {"left_out": left_out(faulty)}
-
-
-def _tell(faulty: list[Row] | None) -> None:
-    if faulty:
-        Console(stderr=True).print(summary(faulty), highlight=False, markup=False)
-
-
 def _trained_label(encoder: Path, data: Path) -> str:
     """The label column named at training, so that it is typed once."""
     column = training_settings(encoder).get("label")
-    if not column and modality_of(str(encoder)) == "image" and (data.is_dir() or data.suffix.lower() == ".zip"):
+    if not column and modality_of(str(encoder)) == "image" and folders_are_labels(data):
         return "label"  # folders name their identities themselves
     if not column:
         raise SettingsError(f"--label: name the column of {data} that holds the label.")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,21 @@ from rich.console import Console
 from index import console
 from index.backup import copy_collection
 from index.collection import Collection
-from index.collection_folder import SNAPSHOTS, read_config
+from index.collection_folder import ENCODER, SNAPSHOTS, read_config
+from index.encode import Encoded, encode_stream
+from index.encoder_files import modality_of
 from index.errors import DataError, SettingsError
-from index.intake import item_id, metadata_of
+from index.intake import item_id, metadata_of, take_in
 from index.new_items import NewItem, Receipt
-from index.rows import Row, read_rows
+from index.reading import SKIP, Reader, folders_are_labels
+from index.rows import Row, text_key
 from index.settings import Settings, parse
 from index.signing import KEY, signing
 from index.snapshot import sign
+from index.sources import Progress
+from index.usable import Remembering
 from index.writer_lock import WriterLock
 
-_BATCH = 1024
 JSON = Field(False, alias="json", description="print one JSON object instead of words")
 
 
@@ -38,10 +41,18 @@ class AddSettings(Settings):
     model_config = SettingsConfigDict(cli_prog_name="surematch add")
 
     collection: CliPositionalArg[Path] = Field(description="folder of the collection")
-    data: CliPositionalArg[list[Path]] = Field(description="CSV, TSV, JSONL or Parquet files with the items")
-    text: str = Field("text", description="column that holds the text")
-    label: str | None = Field(None, description="column that holds the label [default: the items carry none]")
-    id: str | None = Field(None, description="column that holds the item's id [default: file name and line]")
+    data: CliPositionalArg[list[Path]] = Field(
+        description="items: CSV, TSV, JSONL or Parquet files; of pictures also zips, or a folder of folders"
+    )
+    text: str = Field("text", description="column that holds the text, or the path of a picture")
+    label: str | None = Field(
+        None,
+        description="column that holds the label [default: the items carry none, pictures in folders the folder's]",
+    )
+    id: str | None = Field(
+        None, description="column that holds the item's id [default: file name and line, of a picture its path]"
+    )
+    skip_faulty: bool = SKIP
     json_: bool = JSON
 
 
@@ -91,26 +102,58 @@ class RestoreSettings(Settings):
 def add(argv: Sequence[str]) -> int:
     """`surematch add COLLECTION DATA`"""
     settings = parse(AddSettings, argv)
-    rows = read_rows(settings.data, text=settings.text, label=settings.label)
-    _refuse_twins(rows, settings.id)
-    items = [_new_item(row, settings.id) for row in rows]
-    written = replaced = sequence = 0
+    read_config(settings.collection)  # what is no collection is said before any data is read for it
+    reader = _reader(settings)
+    rows = reader.read(settings.data)
     with (
         closing(Collection.open(settings.collection, writable=True)) as collection,
         console.progress(quiet=settings.json_) as progress,
     ):
-        for batch in _batches(items):
-            try:
-                receipt = collection.upsert(batch)
-            except DataError as error:
-                if not written:
-                    raise
-                done = f"The first {written:,} of {len(items):,} items were written before this one was found."
-                raise DataError(f"{error} {done}") from error
-            written, replaced, sequence = written + receipt.written, replaced + receipt.replaced, receipt.sequence
-            progress("adding", written, len(items))
-        told = asdict(Receipt(sequence, written, replaced)) | _state(collection)
-    return tell(told, f"{written} items written, {replaced} of them replaced.", settings.json_)
+        if reader.skips:
+            collection.encoder = Remembering(collection.encoder)
+            rows = reader.usable(collection.encoder, rows, progress)
+        take_in(rows, settings.id, progress)
+        told = asdict(_add(collection, rows, settings.id, progress)) | _state(collection) | reader.as_json()
+    if not settings.json_:
+        reader.tell()
+    return tell(told, f"{told['written']} items written, {told['replaced']} of them replaced.", settings.json_)
+
+
+def _reader(settings: AddSettings) -> Reader:
+    modality, label = modality_of(str(settings.collection / ENCODER)), settings.label
+    if label is None and modality == "image" and any(map(folders_are_labels, settings.data)):
+        label = "label"
+    return Reader(modality, text=settings.text, label=label, skip=settings.skip_faulty)
+
+
+def _add(collection: Collection, rows: Sequence[Row], id_column: str | None, progress: Progress) -> Receipt:
+    """Encodes and writes the rows, batch by batch. Raises `DataError` saying how many were written before a fault."""
+    done = Receipt(0)
+    try:
+        for encoded in encode_stream(collection.encoder, collection.path / ENCODER, rows):
+            receipt = collection.upsert(_new_items(encoded, id_column))
+            done = Receipt(receipt.sequence, done.written + receipt.written, done.replaced + receipt.replaced)
+            progress("adding", done.written, len(rows))
+    except DataError as error:
+        if not done.written:
+            raise
+        so_far = f"The first {done.written:,} of {len(rows):,} items were written before this one was found."
+        raise DataError(f"{error} {so_far}") from error
+    return done
+
+
+def _new_items(encoded: Encoded, id_column: str | None) -> list[NewItem]:
+    return [
+        NewItem(
+            item_id(row, id_column),
+            row.label,
+            row.text if row.image is None else None,  # pictures are not kept
+            vector,
+            metadata=metadata_of(row, id_column),
+            content=None if row.image is None else text_key(row.text),
+        )
+        for row, vector in zip(encoded.rows, encoded.vectors, strict=True)
+    ]
 
 
 def delete(argv: Sequence[str]) -> int:
@@ -177,28 +220,6 @@ def _copy(source: Path, destination: Path, as_json: bool) -> int:
         copied = copy_collection(source, destination, progress)
     words = f"{destination}: {copied.items} items as of write {copied.sequence}, verified."
     return tell(asdict(copied), words, as_json)
-
-
-def _batches(items: Sequence[NewItem]) -> Iterator[list[NewItem]]:
-    rest = iter(items)
-    while batch := list(islice(rest, _BATCH)):
-        yield batch
-
-
-def _refuse_twins(rows: Sequence[Row], id_column: str | None) -> None:
-    """Raises `DataError` for an id that two rows have: the second would replace the first."""
-    seen: dict[str, Row] = {}
-    for row in rows:
-        first = seen.setdefault(item_id(row, id_column), row)
-        if first is not row:
-            raise DataError(
-                f"{row.file}: line {row.line}: the id {item_id(row, id_column)!r} was already used at {first.file} "
-                f"line {first.line}. Keep one of the two rows."
-            )
-
-
-def _new_item(row: Row, id_column: str | None) -> NewItem:
-    return NewItem(item_id(row, id_column), row.label, row.text, metadata=metadata_of(row, id_column))
 
 
 def _filter(text: str) -> dict[str, Any]:

@@ -204,6 +204,13 @@ def show_pairs(out: Console, report: dict[str, Any]) -> None:
         f"90 % of the probabilities lie between {spread['5%']:.1%} and {spread['95%']:.1%}.",
         highlight=False,
     )
+    for line in report["tar_at_far"]:
+        if line["supported"]:
+            out.print(
+                f"Accepting cosines from {line['threshold']:.3f} takes {percent(line['far'])} of the pairs of two "
+                f"classes for one (FAR) and accepts {line['tar']:.1%} of those of one (TAR).",
+                highlight=False,
+            )
     for warning in report["warnings"]:
         out.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False)
     _show_reliability(out, report["reliability"], "Of the pairs given p, how many were of one class")

@@ -1,7 +1,8 @@
-"""Texts to vectors in Parquet, without a gallery: `surematch embed MODEL DATA --out FOLDER`.
+"""Texts or pictures to vectors in Parquet, without a gallery: `surematch embed MODEL DATA --out FOLDER`.
 
-The result is a folder of part files, as Spark, DuckDB, pandas and pyarrow read and write them: the input's columns and
-one of fixed-size lists of float32. A part is there whole or not at all, so an interrupted run continues at the next.
+The result is a folder of part files, as Spark, DuckDB, pandas and pyarrow read and write them: the input's columns (of
+pictures in folders their paths and labels) and one of fixed-size lists of float32. A part is there whole or not at all,
+so an interrupted run continues at the next.
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ from rich.console import Console
 
 from index import console
 from index.encode import Encoded, encode_stream, workers_for
-from index.encoder_files import fingerprint
-from index.encoders import encoder_folder, load_encoder
+from index.encoder_files import fingerprint, modality_of
+from index.encoders import Encoder, check_encoder, encoder_folder, load_encoder
 from index.errors import CollectionError, DataError, SettingsError
 from index.intake import take_in
 from index.onnx_export import Backend, install_encoder
 from index.place import STATE, begin, building, prepare
-from index.rows import Row, RowFiles
+from index.reading import SKIP, Reader
+from index.rows import Row
 from index.settings import Settings, parse
 from index.sources import Progress
+from index.usable import Remembering
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,16 +46,21 @@ _ENCODER = "encoder"
 
 
 class EmbedSettings(Settings):
-    """Encode the texts of data files and write them with their vectors as a folder of Parquet files."""
+    """Encode texts or pictures and write what was read of them with their vectors as a folder of Parquet files."""
 
     model_config = SettingsConfigDict(cli_prog_name="surematch embed")
 
-    model: CliPositionalArg[str] = Field(description="trained encoder's folder, `static`, `minilm`, or a hub id")
-    data: CliPositionalArg[list[Path]] = Field(description="CSV, TSV, JSONL or Parquet files")
+    model: CliPositionalArg[str] = Field(
+        description="trained encoder's folder, `static`, `minilm`, `sface`, a picture encoder's ONNX file, or a hub id"
+    )
+    data: CliPositionalArg[list[Path]] = Field(
+        description="CSV, TSV, JSONL or Parquet files; of pictures also zips, or a folder of folders"
+    )
     out: Path = Field(description="new folder of the Parquet files")
-    text: str = Field("text", description="column that holds the text")
+    text: str = Field("text", description="column that holds the text, or the path of a picture")
     vector: str = Field("vector", description="name of the new column")
     backend: Backend = Field("auto", description="what runs a neural encoder; auto: onnx where it is installed")
+    skip_faulty: bool = SKIP
     workers: int | None = Field(None, ge=1, le=256, description="encoding processes [default: one a core]")
     resume: bool | None = Field(None, description="continue an interrupted run (--no-resume: start over)")
     json_: bool = Field(False, alias="json", description="print one JSON object")
@@ -61,51 +69,74 @@ class EmbedSettings(Settings):
 def embed(argv: Sequence[str]) -> int:
     """`surematch embed MODEL DATA --out FOLDER`"""
     settings = parse(EmbedSettings, argv)
+    reader = reader_of(settings)
     with console.progress(quiet=settings.json_) as progress:
-        made = embed_rows(settings, progress)
+        made = embed_rows(settings, reader, progress)
     if settings.json_:
-        sys.stdout.write(json.dumps(made) + "\n")
+        sys.stdout.write(json.dumps(made | reader.as_json()) + "\n")
     else:
+        reader.tell()
         Console().print(f"{settings.out}: {made['rows']} rows, {made['dimension']} dimensions", highlight=False)
     return 0
 
 
-def embed_rows(settings: EmbedSettings, progress: Progress) -> dict[str, Any]:
+def reader_of(settings: EmbedSettings) -> Reader:
+    """What reads the data, by what the encoder takes. Raises `EncoderError`, `SettingsError`."""
+    check_encoder(settings.model)
+    return Reader(modality_of(settings.model), text=settings.text, label=None, skip=settings.skip_faulty)
+
+
+def embed_rows(settings: EmbedSettings, reader: Reader, progress: Progress) -> dict[str, Any]:
     """Writes the parts; returns how many rows, the dimension and the encoder. Raises `DataError` and `EncoderError`."""
     if find_spec("pyarrow") is None:
         raise SettingsError("surematch embed writes Parquet and needs pyarrow: pip install 'surematch[parquet]'")
     _must_be_new(settings.out)
-    rows = RowFiles(settings.data, text=settings.text, label=None)
-    taken = take_in(rows, None, progress, metadata=False)
-    schema = _schema(rows, settings)
-    with (
-        encoder_folder(settings.model) as source,
-        building(settings.out, partial(_must_be_new, settings.out)) as folder,
-    ):
-        inputs = {
-            "encoder": fingerprint(source),
-            "backend": settings.backend,
-            "text": settings.text,
-            "vector": settings.vector,
-            "rows": taken.files,
-        }
-        if not prepare(folder, inputs, settings.resume):
-            install_encoder(source, folder / _ENCODER, settings.backend, [row.text for row in islice(rows, _VERIFIED)])
-            begin(folder, inputs)
-        encoder = load_encoder(folder / _ENCODER)
-        done = PART * len(list(folder.glob("part-*.parquet")))
-        left = max(0, taken.count - done)
-        stream = encode_stream(
-            encoder, folder / _ENCODER, islice(rows, done, None), workers_for(left, settings.workers)
-        )
-        with closing(stream):
-            for part in _parts(stream):
-                path = folder / f"part-{done // PART:06d}.parquet"
-                _write(path, part, schema, settings)
-                done += sum(len(encoded.rows) for encoded in part)
-                progress("encoding", done, taken.count)
-        _clear(folder)
+    rows, opened = reader.stream(settings.data), None
+    with encoder_folder(settings.model) as source:
+        if reader.skips:
+            opened = Remembering(load_encoder(source))
+            rows = reader.usable(opened, rows, progress)
+        taken = take_in(rows, None, progress, items=False)
+        schema = _schema(rows, settings)
+        with building(settings.out, partial(_must_be_new, settings.out)) as folder:
+            inputs = {
+                "encoder": fingerprint(source),
+                "backend": settings.backend,
+                "text": settings.text,
+                "vector": settings.vector,
+                "rows": taken.files,
+            }
+            if not prepare(folder, inputs, settings.resume):
+                sample = [row.text for row in islice(rows, _VERIFIED)]
+                install_encoder(source, folder / _ENCODER, settings.backend, sample)
+                begin(folder, inputs)
+            encoder = load_encoder(folder / _ENCODER)
+            if opened is not None and opened.fingerprint == encoder.fingerprint:
+                encoder = opened
+            _encode(encoder, folder, rows, taken.count, schema, settings, progress)
+            _clear(folder)
     return {"rows": taken.count, "dimension": encoder.dimension, "encoder": encoder.fingerprint}
+
+
+def _encode(
+    encoder: Encoder,
+    folder: Path,
+    rows: Iterable[Row],
+    count: int,
+    schema: pa.Schema,
+    settings: EmbedSettings,
+    progress: Progress,
+) -> None:
+    """Writes the parts that are not there yet."""
+    done = PART * len(list(folder.glob("part-*.parquet")))
+    known = isinstance(encoder, Remembering)  # which other processes could not ask
+    workers = 1 if known else workers_for(max(0, count - done), settings.workers)
+    with closing(encode_stream(encoder, folder / _ENCODER, islice(rows, done, None), workers)) as stream:
+        for part in _parts(stream):
+            path = folder / f"part-{done // PART:06d}.parquet"
+            _write(path, part, schema, settings)
+            done += sum(len(encoded.rows) for encoded in part)
+            progress("encoding", done, count)
 
 
 def _must_be_new(out: Path) -> None:
@@ -129,34 +160,40 @@ def _schema(rows: Iterable[Row], settings: EmbedSettings) -> pa.Schema:
     """One type for every column, that of all its values. Raises `DataError` where there is none."""
     import pyarrow as pa
 
-    schema = pa.schema([(settings.text, pa.string())])
+    schema = pa.schema([])
     left = iter(rows)
     while chunk := list(islice(left, 10_000)):
-        if any(settings.vector in row.extra for row in chunk) or settings.vector == settings.text:
+        read = [_columns(row, settings.text) for row in chunk]
+        if any(settings.vector in columns for columns in read):
             raise DataError(
                 f"{chunk[0].file}: has a column {settings.vector!r} already. Name the new one with --vector."
             )
         place = f"{chunk[0].file}: lines {chunk[0].line} to {chunk[-1].line}"
-        names = list(dict.fromkeys(name for row in chunk for name in row.extra))
+        names = list(dict.fromkeys(name for columns in read for name in columns))
         try:
-            found = pa.schema([(name, pa.array([row.extra.get(name) for row in chunk]).type) for name in names])
+            found = pa.schema([(name, pa.array([columns.get(name) for columns in read]).type) for name in names])
             schema = pa.unify_schemas([schema, found], promote_options="permissive")
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
             raise DataError(f"{place}: a column holds values of several types ({error}). Make them one.") from error
     return schema
 
 
+def _columns(row: Row, text: str) -> dict[str, Any]:
+    """What was read of a row; of a picture its path, and the label that its folder names."""
+    if row.image is None:
+        return {text: row.text, **row.extra}
+    named = {} if row.label is None else {"label": row.label}
+    return {"path" if text == "text" else text: row.image.name, **named, **row.extra}
+
+
 def _write(path: Path, part: list[Encoded], schema: pa.Schema, settings: EmbedSettings) -> None:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    rows = [row for encoded in part for row in encoded.rows]
+    read = [_columns(row, settings.text) for encoded in part for row in encoded.rows]
     vectors = np.concatenate([encoded.vectors for encoded in part])
     columns = {
-        name: pa.array(
-            [row.text if name == settings.text else row.extra.get(name) for row in rows], schema.field(name).type
-        )
-        for name in schema.names
+        name: pa.array([columns.get(name) for columns in read], schema.field(name).type) for name in schema.names
     }
     columns[settings.vector] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
     temporary = path.with_suffix(".writing")

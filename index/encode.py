@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from index.encoders import Encoder, load_encoder
 from index.errors import DataError, WorkerError
 from index.image_encoder import image_encoder
-from index.pictures import Picture, picture_of
+from index.pictures import Picture, picture_of, place_of
 from index.rows import Row
 
 BATCH = 1024
@@ -92,9 +92,10 @@ def blame(encoder: Encoder, rows: Sequence[Row]) -> None:
         try:
             encode_batch(encoder, [row])
         except DataError as error:
-            if row.image is not None:  # names its file already
-                raise
-            raise DataError(f"{row.file}: line {row.line}: {error}") from error
+            if row.image is None:
+                raise DataError(f"{row.file}: line {row.line}: {error}") from error
+            fault = str(error).removeprefix(f"{row.image}: ")
+            raise DataError(f"{place_of(row)}: {fault} Or leave such pictures out with --skip-faulty.") from error
 
 
 def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:

@@ -32,6 +32,8 @@ from index.errors import DataError, EncoderError
 
 Vectors = NDArray[np.float32]
 
+READY = ("static", "minilm", "multilingual", SFACE)
+"""Encoders that come with packages."""
 FEW_TEXTS = 4
 """Texts that are tokenized one by one, in the thread that asks."""
 
@@ -128,6 +130,20 @@ def encoder_folder(name: str) -> Iterator[Path]:
                     f"The encoder '{name}' cannot be put into {saved} ({error}). Set TMPDIR to a folder with room."
                 ) from error
         yield Path(saved)
+
+
+def check_encoder(name: str) -> None:
+    """Raises `EncoderError` for a name that `encoder_folder` cannot make an encoder of, before any work is done for it.
+
+    Nothing but a hub id, which only the hub can tell, is loaded for this.
+    """
+    if Path(name).is_dir():
+        module_kinds(Path(name))
+    elif name.endswith(".onnx"):
+        if not Path(name).is_file():
+            raise EncoderError(f"{name}: no such file. Check the path; it is taken from {Path.cwd()}.")
+    elif name not in READY:
+        open_sentence_transformer(name)
 
 
 def tokenized(tokenizer: Any, texts: Sequence[str], *, special: bool = True) -> list[Any]:

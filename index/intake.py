@@ -35,29 +35,31 @@ class Intake:
     files: dict[str, dict[str, Any]]
 
 
-def take_in(rows: Iterable[Row], id_column: str | None, progress: Progress, *, metadata: bool = True) -> Intake:
-    """Reads all rows once. Raises `DataError` for no rows, a row without an id, or one whose id was used before.
+def take_in(rows: Iterable[Row], id_column: str | None, progress: Progress, *, items: bool = True) -> Intake:
+    """Reads all rows once. Raises `DataError` for no rows.
 
-    And, with `metadata`, for a row whose further columns cannot be kept as such.
+    And, for rows that become `items`, for one without an id, one whose id was used before, and one whose further
+    columns cannot be kept as metadata.
     """
     ids, keys = array("Q"), array("Q")
     digests: dict[str, Any] = {}
     counts: dict[str, int] = {}
     for row in rows:
-        ids.append(_id_key(item_id(row, id_column)))
-        if metadata:
+        if items:
+            ids.append(_id_key(item_id(row, id_column)))
             metadata_of(row, id_column)
         keys.append(text_key(row.text))
         digest = digests.setdefault(row.file, hashlib.sha256())
         digest.update(repr((row.line, row.text, row.label, row.extra)).encode("utf-8", "surrogatepass"))
         counts[row.file] = counts.get(row.file, 0) + 1
-        if len(ids) % _REPORTED == 0:
-            progress("checking rows", len(ids), len(ids))
-    if not ids:
+        if len(keys) % _REPORTED == 0:
+            progress("checking rows", len(keys), len(keys))
+    if not keys:
         raise DataError("There are no rows to index. Give at least one file with labelled texts.")
-    _refuse_twins(rows, id_column, np.frombuffer(ids, np.uint64))
+    if items:
+        _refuse_twins(rows, id_column, np.frombuffer(ids, np.uint64))
     files = {file: {"rows": counts[file], "sha256": digests[file].hexdigest()} for file in counts}
-    return Intake(len(ids), np.frombuffer(keys, np.uint64), files)
+    return Intake(len(keys), np.frombuffer(keys, np.uint64), files)
 
 
 def item_id(row: Row, id_column: str | None) -> str:

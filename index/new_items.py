@@ -27,6 +27,8 @@ class NewItem:
     vector: NDArray[np.float32] | None = None
     image: bytes | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    content: int | None = None
+    """Of a picture's digest (`index.item.Item`), where its `vector` is given in its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ def encoded(items: Sequence[NewItem], encoder: Encoder) -> list[Item]:
 
 
 def _content(item: NewItem) -> int | None:
-    return None if item.image is None else text_key(digest(item.image))
+    return item.content if item.image is None else text_key(digest(item.image))
 
 
 def _check_types(at: int, item: NewItem) -> None:

@@ -1,4 +1,4 @@
-"""The pair task: are these two texts of one class? Calibrated from the cosine of the pair, and measured.
+"""The pair task: are these two texts, or pictures, of one class? Calibrated from the cosine of the pair, and measured.
 
 There is no gallery and so no neighbourhood: the cosine is all there is. A logistic regression on it (Platt 1999, with
 his smoothed targets) is cross-fitted in five folds; pairs of one first text share a fold.
@@ -52,22 +52,27 @@ def second_text(pair: Row, column: str) -> str:
     return str(pair.extra[column] or "")
 
 
-def evaluate_pairs(
-    encoder: Encoder, pairs: Sequence[Row], column: str, trained: NDArray[np.uint64], progress: Progress
-) -> dict[str, Any]:
-    """Calibrated probabilities that the two texts of each pair are of one class, and how honest they are.
+def seconds_of(pairs: Sequence[Row], column: str) -> list[Row]:
+    """The pairs' other texts, or paths, from the column of this name. Raises `DataError` for an empty one."""
+    others = [Row(second_text(pair, column), pair.label, pair.file, pair.line) for pair in pairs]
+    for row in others:
+        if not row.text.strip():
+            raise DataError(f"{row.file}: line {row.line}: the second text is empty. Fill it or delete the row.")
+    return others
 
-    `column` names the second text, `trained` are the `text_key`s the encoder was trained on. Raises `DataError` for
-    pairs that cannot be read and `CalibrationError` for too few.
+
+def evaluate_pairs(
+    encoder: Encoder, pairs: Sequence[Row], others: Sequence[Row], trained: NDArray[np.uint64], progress: Progress
+) -> dict[str, Any]:
+    """Calibrated probabilities that both texts or pictures of each pair are of one class, and how honest they are.
+
+    The first of each pair and its label are in `pairs`, the second in `others`; `trained` are the `text_key`s the
+    encoder was trained on. Raises `DataError` for pairs that cannot be read and `CalibrationError` for too few.
     """
     same = np.array([is_same(pair) for pair in pairs], np.bool_)
-    others = [Row(second_text(pair, column), pair.label, pair.file, pair.line) for pair in pairs]
-    for at, row in enumerate([*pairs, *others]):
-        if not row.text.strip():
-            which = "first" if at < len(pairs) else "second"
-            raise DataError(f"{row.file}: line {row.line}: the {which} text is empty. Fill it or delete the row.")
-    a = encode_rows(encoder, pairs, progress, "encoding first texts")
-    b = encode_rows(encoder, others, progress, "encoding second texts")
+    what = "picture" if encoder.modality == "image" else "text"
+    a = encode_rows(encoder, pairs, progress, f"encoding first {what}s")
+    b = encode_rows(encoder, others, progress, f"encoding second {what}s")
     cosine = np.einsum("ij,ij->i", a, b, dtype=np.float64)
     keys = [np.array([text_key(row.text) for row in part], np.uint64) for part in (pairs, others)]
     p, base = cross_fitted(cosine, same, np.unique(keys[0], return_inverse=True)[1])
@@ -76,17 +81,17 @@ def evaluate_pairs(
         "pairs": len(pairs),
         "same_share": float(same.mean()),
         **_report(p, base, cosine, same),
-        "warnings": _seen_warning(keys, trained),
+        "warnings": _seen_warning(keys, trained, what),
     }
 
 
-def _seen_warning(keys: Sequence[NDArray[np.uint64]], trained: NDArray[np.uint64]) -> list[str]:
+def _seen_warning(keys: Sequence[NDArray[np.uint64]], trained: NDArray[np.uint64], what: str) -> list[str]:
     seen = int(np.logical_or(*(np.isin(part, trained) for part in keys)).sum())
     if not seen:
         return []
     return [
-        f"{seen} of {len(keys[0])} pairs hold a text the encoder was trained on, so these measures look better than "
-        "life. Use pairs of texts it has never seen."
+        f"{seen} of {len(keys[0])} pairs hold a {what} the encoder was trained on, so these measures look better than "
+        f"life. Use pairs of {what}s it has never seen."
     ]
 
 
@@ -125,6 +130,7 @@ def _report(p: Floats, base: Floats, cosine: Floats, same: Flags) -> dict[str, A
         "nll": metrics.event_nll(p, same),
         "base_rate": {"brier": metrics.brier(base, same), "nll": metrics.event_nll(base, same)},
         "auroc": metrics.auroc(p, same),
+        "tar_at_far": [metrics.tar_at_far(cosine, same, far) for far in metrics.RATES],
         "probabilities": {"5%": float(low), "median": float(np.median(p)), "95%": float(high)},
         "raw_cosine_ece": metrics.ece(np.clip(cosine, 0, 1), same),
         "reliability": metrics.reliability(p, same),

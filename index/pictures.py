@@ -12,7 +12,7 @@ import hashlib
 import os
 import stat
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -93,21 +93,12 @@ def read_pictures(
 
     In a folder or zip, the label is the path of the folder a picture lies in, counted from the top. In a table, the
     column `text` (or, where there is none, `path`) holds paths relative to the table. Every picture is decoded once;
-    those that cannot be are an error that names them, or go to `faulty` with the reason in `extra["fault"]`.
+    those that cannot be are an error that names them, or go to `faulty` with the reason in `extra["fault"]`, as do
+    lines of a table with an empty cell.
     """
-    rows: list[Row] = []
-    broken: list[Row] = []
-    for path in paths:
-        for row in _found(path, text, label, require_label, faulty):
-            sound = _sound(row, unlabelled_ok=label is None or not require_label)
-            (broken if "fault" in sound.extra else rows).append(sound)
-    if broken and faulty is None:
-        named = "; ".join(f"{row.image or row.file}: {row.extra['fault']}" for row in broken[:SHOWN])
-        more = f" And {len(broken) - SHOWN} more files." if len(broken) > SHOWN else ""
-        raise DataError(f"{len(broken)} files cannot be used. {named}{more}")
-    if faulty is not None:
-        faulty += broken
-    if not rows and not broken and not faulty:
+    found = (row for path in paths for row in _found(path, text, label, require_label))
+    rows = sound_ones(found, faulty, unlabelled_ok=label is None or not require_label)
+    if not rows and not faulty:
         raise DataError(
             f"{', '.join(map(str, paths)) or 'Nothing'}: no picture found. Give a folder with one folder of pictures "
             "an identity, a zip of such folders, or a table of paths and labels."
@@ -115,13 +106,49 @@ def read_pictures(
     return rows
 
 
-def _found(path: Path, text: str, label: str | None, require_label: bool, faulty: list[Row] | None) -> Iterator[Row]:
+def sound_ones(rows: Iterable[Row], faulty: list[Row] | None, *, unlabelled_ok: bool = True) -> list[Row]:
+    """Those rows whose picture can be decoded, with its digest as text; what becomes of others is said above."""
+    kept: list[Row] = []
+    broken: list[Row] = []
+    for row in rows:
+        sound = _sound(row, unlabelled_ok=unlabelled_ok)
+        (broken if "fault" in sound.extra else kept).append(sound)
+    if broken and faulty is None:
+        raise DataError(
+            f"{cannot_be_used(broken)}. Replace or delete these files, or leave them out with --skip-faulty."
+        )
+    if faulty is not None:
+        faulty += broken
+    return kept
+
+
+def place_of(row: Row) -> str:
+    """Where a person finds the picture of `row`: its file, or the table and its line before it."""
+    picture = row.file if row.image is None else str(row.image)
+    if not of_table(row):
+        return picture
+    return f"{row.file}: line {row.line}" + (f": {picture}" if row.image is not None else "")
+
+
+def of_table(row: Row) -> bool:
+    """Whether a line of a table names the picture of `row`; else it lies in a folder or zip."""
+    return row.image is None or row.file != str(row.image)
+
+
+def cannot_be_used(faulty: Sequence[Row]) -> str:
+    """How many pictures have a fault, and which in the first ones, for a sentence that goes on."""
+    named = "; ".join(f"{place_of(row)}: {str(row.extra['fault']).rstrip('.')}" for row in faulty[:SHOWN])
+    more = f" and {len(faulty) - SHOWN} more" if len(faulty) > SHOWN else ""
+    return f"{len(faulty)} {'file' if len(faulty) == 1 else 'files'} cannot be used: {named}{more}"
+
+
+def _found(path: Path, text: str, label: str | None, require_label: bool) -> Iterator[Row]:
     if path.is_dir():
         yield from _folder(path)
     elif path.suffix.lower() == ".zip":
         yield from _zip(path)
     else:
-        yield from _table(path, text, label, require_label, faulty)
+        yield from _table(path, text, label, require_label)
 
 
 def _sound(row: Row, *, unlabelled_ok: bool) -> Row:
@@ -218,9 +245,9 @@ def _check_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
         seen.add(name)
 
 
-def _table(path: Path, text: str, label: str | None, require_label: bool, faulty: list[Row] | None) -> Iterator[Row]:
-    """Rows of a table with a column of paths; its own faults (empty cells) are those of any table."""
-    incomplete: list[Row] | None = None if faulty is None else []
+def _table(path: Path, text: str, label: str | None, require_label: bool) -> Iterator[Row]:
+    """Rows of a table with a column of paths; those with an empty cell have that as their fault."""
+    incomplete: list[Row] = []
     column = text
     try:
         rows = read_rows([path], text=text, label=label, require_label=require_label, faulty=incomplete)
@@ -228,8 +255,15 @@ def _table(path: Path, text: str, label: str | None, require_label: bool, faulty
         if text != "text":
             raise
         column = "path"  # the default for texts; tables of pictures call it so
+        incomplete.clear()
         rows = read_rows([path], text=column, label=label, require_label=require_label, faulty=incomplete)
-    for row in incomplete or []:
-        yield _with_fault(row, f"an empty cell in column '{column if not row.text.strip() else label}'. Fill it.")
+    for row in incomplete:
+        named = bool(row.text.strip())
+        row = Row("", row.label, row.file, row.line, row.extra, _beside(path, row) if named else None)
+        yield _with_fault(row, f"an empty cell in column '{label if named else column}'. Fill it.")
     for row in rows:
-        yield Row("", row.label, row.file, row.line, row.extra, Picture(path.parent / row.text, row.text))
+        yield Row("", row.label, row.file, row.line, row.extra, _beside(path, row))
+
+
+def _beside(table: Path, row: Row) -> Picture:
+    return Picture(table.parent / row.text, row.text)

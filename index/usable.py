@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,8 @@ from index.encode import Vectors, encode_batch
 from index.encoders import Encoder
 from index.errors import DataError
 from index.image_encoder import PicturesOnly, Source, image_encoder
-from index.rows import SHOWN, Row
+from index.pictures import of_table, place_of
+from index.rows import Row
 from index.sources import Progress
 
 
@@ -46,12 +48,20 @@ def usable(encoder: Encoder, rows: Sequence[Row], faulty: list[Row], progress: P
     return kept
 
 
-def left_out(faulty: Sequence[Row]) -> list[dict[str, str]]:
-    """What is said of pictures that were left out."""
-    return [{"file": str(row.image or row.file), "reason": str(row.extra["fault"])} for row in faulty]
+def left_out(faulty: Sequence[Row]) -> list[dict[str, Any]]:
+    """What programs are told of pictures that were left out; `table` and `line` are null where no table names them."""
+    return [
+        {
+            "file": str(row.image or row.file),
+            "table": row.file if of_table(row) else None,
+            "line": row.line if of_table(row) else None,
+            "reason": str(row.extra["fault"]),
+        }
+        for row in faulty
+    ]
 
 
 def summary(faulty: Sequence[Row]) -> str:
-    """One sentence that names the first of them."""
-    named = "; ".join(f"{entry['file']}: {entry['reason']}" for entry in left_out(faulty[:SHOWN]))
-    return f"{len(faulty)} pictures were left out. {named}" + (" ..." if len(faulty) > SHOWN else "")
+    """What people are told of them: all, one a line."""
+    lines = [f"{place_of(row)}: {row.extra['fault']}" for row in faulty]
+    return "\n".join([f"{len(faulty)} {'picture was' if len(faulty) == 1 else 'pictures were'} left out:", *lines])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from index.errors import DataError
+from index.pictures import cannot_be_used
 from index.rows import Row, text_key
 
 Kind = Literal[
@@ -102,9 +103,7 @@ def refuse(faults: Sequence[Fault]) -> None:
 def describe(kind: Kind, rows: Sequence[Row]) -> str:
     """One line: how many rows, and which."""
     if kind == "unusable picture":
-        return f"{len(rows)} files cannot be used: " + _some(
-            [f"{row.image or row.file}: {row.extra['fault']}" for row in rows], "; "
-        )
+        return cannot_be_used(rows)
     if kind in ("empty text", "empty label"):
         lines: dict[str, list[str]] = defaultdict(list)
         for row in rows:

@@ -12,14 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from index.metrics import LEAST_ERRORS, RATES
 from training.evaluation import Classes, Vectors, blocks
 
 BINS = 2**15
 """Bins of the cosines from -1 to 1."""
-RATES = (1e-1, 1e-2, 1e-3)
-"""The false accept rates at which the true accept rate is told."""
-LEAST_ERRORS = 30
-"""Doddington's rule of 30: with 30 errors the true error rate lies within 30 % of the measured one, 9 times in 10."""
 
 
 @dataclass(frozen=True, slots=True)

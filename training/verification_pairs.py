@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.errors import DataError
+from index.metrics import line_at_far
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +55,10 @@ def tar_at_far(vectors: NDArray[np.floating], names: Sequence[str], pairs: Seque
         raise DataError(f"A pair names the picture {missing!r}, which is not among the {len(names)} given.")
     scores = np.array([vectors[at[pair.first]] @ vectors[at[pair.second]] for pair in pairs])
     same = np.array([pair.same for pair in pairs], bool)
-    others = np.sort(scores[~same])[::-1]
-    allowed = int(far * len(others))
-    if not 0 < far < 1 or allowed < 1:
-        raise DataError(f"A false accept rate of {far} cannot be measured on {len(others)} different pairs.")
-    return float((scores[same] > others[allowed]).mean())
+    others = int((~same).sum())
+    if not 0 < far < 1 or int(far * others) < 1:
+        raise DataError(f"A false accept rate of {far} cannot be measured on {others} different pairs.")
+    return float((scores[same] >= line_at_far(scores, same, far)).mean())
 
 
 def _csv_pairs(path: Path, lines: Sequence[str]) -> list[Pair]:

@@ -12,14 +12,19 @@ import pytest
 from pyarrow import parquet
 
 from index import embed as module
-from index.embed import EmbedSettings, embed, embed_rows
+from index.embed import EmbedSettings, embed, reader_of
 from index.encoders import load_encoder
 from index.errors import CollectionError, DataError
 from index.place import BuildBegun
+from index.sources import Progress
 from tests.index.conftest import World
 
 
 def silent(what: str, done: int, of: int) -> None: ...
+
+
+def embed_rows(settings: EmbedSettings, progress: Progress) -> None:
+    module.embed_rows(settings, reader_of(settings), progress)
 
 
 @pytest.fixture
@@ -57,6 +62,15 @@ def test_columns_keep_one_type_through_all_parts(world: World, tmp_path: Path, s
     file.write_text('{"text": "card", "n": 1}\n{"text": "card", "n": "one"}\n', encoding="utf-8")
     with pytest.raises(DataError, match="lines 1 to 2: a column holds values of several types"):
         embed_rows(EmbedSettings(model=str(world.encoder), data=[file], out=tmp_path / "x"), silent)
+
+
+def test_files_of_one_name_are_embedded_together(world: World, tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rows.csv").write_text(f"text\ncard {name}\n", encoding="utf-8")
+    data = [tmp_path / name / "rows.csv" for name in "ab"]
+    embed_rows(EmbedSettings(model=str(world.encoder), data=data, out=tmp_path / "v"), silent)
+    assert parquet.read_table(tmp_path / "v").column("text").to_pylist() == ["card a", "card b"]
 
 
 def test_an_interrupted_run_continues(

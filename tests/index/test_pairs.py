@@ -13,7 +13,7 @@ from index import cli
 from index.encoder_files import copy_encoder
 from index.encoders import encoder_folder, load_encoder
 from index.errors import CalibrationError, DataError, EncoderError, SettingsError
-from index.pairs import FOLDS, cross_fitted, evaluate_pairs
+from index.pairs import FOLDS, cross_fitted, evaluate_pairs, seconds_of
 from index.rows import read_rows, text_key
 from tests.index.conftest import World, write_csv
 from tests.index.helpers import sentences
@@ -93,10 +93,11 @@ def test_pairs_the_encoder_was_trained_on_are_said(world: World, file: Path) -> 
     rows = read_rows([file], text="text_a", label="same")
     encoder = load_encoder(world.encoder)
     trained = np.array([text_key(str(rows[0].extra["text_b"]))], np.uint64)
-    told = evaluate_pairs(encoder, rows, "text_b", trained, lambda *_: None)["warnings"]
+    others = seconds_of(rows, "text_b")
+    told = evaluate_pairs(encoder, rows, others, trained, lambda *_: None)["warnings"]
     seen = sum(rows[0].extra["text_b"] in (row.text, row.extra["text_b"]) for row in rows)
     assert f"{seen} of {len(rows)} pairs" in told[0]
-    assert not evaluate_pairs(encoder, rows, "text_b", trained[:0], lambda *_: None)["warnings"]
+    assert not evaluate_pairs(encoder, rows, others, trained[:0], lambda *_: None)["warnings"]
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,11 @@ def test_a_collection_of_trained_pictures_keeps_its_probabilities_when_compacted
         picture = packed(digit(2, 99))
         opened.upsert([NewItem("new", "d2", image=picture)])
         assert text_key(digest(picture)) in opened.keys().tolist()
+    more = write_digits(tmp_path / "more", range(2), range(30, 32))
+    run(capsys, cli_items.add, tmp_path / "c", more)
+    with closing(Collection.open(tmp_path / "c")) as opened:
+        added = {text_key(digest(path.read_bytes())) for path in more.rglob("*.png")}
+        assert added <= set(opened.keys().tolist())
 
 
 def test_with_a_persons_last_picture_go_their_queries(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,7 +80,7 @@ def test_a_last_batch_of_one_picture_is_no_trouble(tmp_path: Path) -> None:
 def test_unusable_files_are_named_or_left_out(tmp_path: Path) -> None:
     data = write_digits(tmp_path / "digits", range(3), range(6))
     (data / "d0" / "cut.png").write_bytes(packed(digit(0, 9))[:-60])
-    with pytest.raises(DataError, match=r"1 files cannot be used: .*cut\.png: The picture cannot be decoded"):
+    with pytest.raises(DataError, match=r"1 file cannot be used: .*cut\.png: The picture cannot be decoded"):
         train(data, tmp_path / "m", epochs=1)
     assert not (tmp_path / "m").exists()
     record = train(data, tmp_path / "m", epochs=1, skip_faulty=True)
