@@ -107,7 +107,10 @@ def read_pictures(
 
 
 def sound_ones(rows: Iterable[Row], faulty: list[Row] | None, *, unlabelled_ok: bool = True) -> list[Row]:
-    """Those rows whose picture can be decoded, with its digest as text; what becomes of others is said above."""
+    """Those rows whose picture can be decoded, with its digest as text.
+
+    The others are an error that names them, or go to `faulty` with the reason in `extra["fault"]`.
+    """
     kept: list[Row] = []
     broken: list[Row] = []
     for row in rows:
