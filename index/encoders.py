@@ -135,15 +135,15 @@ def encoder_folder(name: str) -> Iterator[Path]:
 def check_encoder(name: str) -> None:
     """Raises `EncoderError` for a name that `encoder_folder` cannot make an encoder of, before any work is done for it.
 
-    Nothing but a hub id, which only the hub can tell, is loaded for this.
+    Nothing is loaded for this, so hub ids, of which only the hub can tell, pass.
     """
     if Path(name).is_dir():
         module_kinds(Path(name))
     elif name.endswith(".onnx"):
         if not Path(name).is_file():
             raise EncoderError(f"{name}: no such file. Check the path; it is taken from {Path.cwd()}.")
-    elif name not in READY:
-        open_sentence_transformer(name)
+    elif name not in READY and name.count("/") != 1:
+        open_sentence_transformer(name)  # which refuses it
 
 
 def tokenized(tokenizer: Any, texts: Sequence[str], *, special: bool = True) -> list[Any]:
