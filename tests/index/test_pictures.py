@@ -150,7 +150,7 @@ def test_a_link_in_a_folder_leads_to_nothing_outside_of_the_folder_set(
     (inside / "d0" / "link.png").symlink_to(outside / "d0" / "000.png")
     assert len(read(inside)) == 3
     monkeypatch.setenv(BELOW, str(inside))
-    with pytest.raises(DataError, match=r"^1 files cannot be used.*link\.png: leads out of"):
+    with pytest.raises(DataError, match=r"^1 file cannot be used.*link\.png: leads out of"):
         read(inside)
 
 
