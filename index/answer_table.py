@@ -20,17 +20,6 @@ Then the nearest item: its label, the probability that it is the query's, its co
 there is no answer."""
 
 
-def check_table(path: Path | None, inputs: Sequence[Path]) -> None:
-    """Raises `SettingsError` for a file that cannot be written, or is one of the `inputs`, before any work is done."""
-    if path is None:
-        return
-    if path.is_dir() or not path.parent.is_dir():
-        what = "is a folder" if path.is_dir() else f"the folder {path.parent} does not exist"
-        raise SettingsError(f"--answers {path}: {what}. Name a CSV file in an existing folder.")
-    if any(path.resolve() == given.resolve() for given in inputs):
-        raise SettingsError(f"--answers {path}: holds the queries, which would be lost. Name another file.")
-
-
 def write_table(path: Path, rows: Sequence[Row], answers: Sequence[Answer], known: int) -> None:
     """One line a query, in order, the first `known` of them known. Raises `SettingsError`."""
     whole = io.StringIO(newline="")

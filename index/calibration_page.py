@@ -52,13 +52,6 @@ class Measured:
     weight: Floats
 
 
-def check_place(path: Path | None) -> None:
-    """Raises `SettingsError` for a file that cannot be written, before any work is done."""
-    if path is not None and (path.is_dir() or not path.parent.is_dir()):
-        what = "is a folder" if path.is_dir() else f"the folder {path.parent} does not exist"
-        raise SettingsError(f"--report {path}: {what}. Name an HTML file in an existing folder.")
-
-
 class Points(Protocol):
     """(n,) each: the probability that the top hit is right, whether it was, whether the query is known, its weight."""
 

@@ -14,10 +14,9 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from rich.console import Console
 
 from index import console, thresholds
-from index.answer_table import check_table
 from index.build import build_collection
 from index.calibrate import DEFAULT
-from index.calibration_page import check_place, write_page
+from index.calibration_page import write_page
 from index.calibrators import CALIBRATORS
 from index.collection import MAX_K, Collection
 from index.collection_folder import CONFIG, ENCODER, read_config
@@ -30,6 +29,7 @@ from index.errors import CalibrationError, SettingsError
 from index.evaluate import evaluate as measure
 from index.filters import read_filter
 from index.onnx_export import LEAST_AGREEMENT, Backend
+from index.outputs import check_output
 from index.pairs import evaluate_pairs, seconds_of
 from index.picture_pairs import picture_pairs
 from index.reading import SKIP, Reader, folders_are_labels
@@ -167,7 +167,8 @@ class ThresholdSettings(Settings):
 def index(argv: Sequence[str]) -> int:
     """`surematch index MODEL DATA --out COLLECTION`"""
     settings = parse(IndexSettings, argv)
-    check_place(settings.report)
+    inputs = [*settings.data, *settings.calibrate, *settings.unknown, Path(settings.model)]
+    check_output("--report", settings.report, "an HTML file", inputs)
     check_encoder(settings.model)
     modality = modality_of(settings.model)
     label = settings.label or _trained_label(Path(settings.model), settings.data[0])
@@ -221,8 +222,9 @@ def _write_fit(path: Path, report: Path) -> None:
 def evaluate(argv: Sequence[str]) -> int:
     """`surematch evaluate COLLECTION QUERIES`"""
     settings = parse(EvaluateSettings, argv)
-    check_place(settings.report)
-    check_table(settings.answers, [*settings.data, *settings.unknown])
+    inputs = [*settings.data, *settings.unknown, settings.collection]
+    check_output("--report", settings.report, "an HTML file", inputs)
+    check_output("--answers", settings.answers, "a CSV file", [*inputs, *filter(None, [settings.report])])
     if settings.pair_text is not None:
         return _evaluate_pairs(settings, settings.pair_text)
     if settings.pictures is not None:
@@ -232,6 +234,9 @@ def evaluate(argv: Sequence[str]) -> int:
     label = settings.label or _trained_label(settings.collection / ENCODER, settings.data[0])
     reader = Reader(modality, text=settings.text, label=label, skip=settings.skip_faulty)
     known, unknown = reader.read(settings.data), reader.read(settings.unknown, require_label=False)
+    pictures = {row.image.path for row in [*known, *unknown] if row.image is not None}
+    check_output("--report", settings.report, "an HTML file", pictures)
+    check_output("--answers", settings.answers, "a CSV file", pictures)
     collection = Collection.open(settings.collection)
     try:
         with console.progress(quiet=settings.json_) as progress:

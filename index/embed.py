@@ -183,7 +183,8 @@ def _columns(row: Row, text: str) -> dict[str, Any]:
     if row.image is None:
         return {text: row.text, **row.extra}
     named = {} if row.label is None else {"label": row.label}
-    return {"path" if text == "text" else text: row.image.name, **named, **row.extra}
+    column = "path" if text == "text" and "path" not in row.extra else text  # a table may hold both
+    return {column: row.image.name, **named, **row.extra}
 
 
 def _write(path: Path, part: list[Encoded], schema: pa.Schema, settings: EmbedSettings) -> None:

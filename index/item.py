@@ -109,7 +109,9 @@ def record(item: Item, dimension: int) -> Record:
 def is_same(stored: tuple[str, str | None, str | None, str, bytes, int | None, int | None], given: Record) -> bool:
     """Whether a stored item is what is written again, up to `ROUNDING` of its vector, and is not damaged."""
     label, vector, noted = stored[1], stored[4], stored[5]
-    if stored[:4] != given[:4] or stored[6] != given[6] or len(vector) != len(given[4]):
+    if stored[:4] != given[:4] or len(vector) != len(given[4]):
+        return False
+    if None not in (stored[6], given[6]) and stored[6] != given[6]:  # of some only the vector is known
         return False
     if noted not in (None, checksum(label, vector)):
         return False

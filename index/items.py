@@ -88,6 +88,10 @@ class ItemStore(Database):
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 ((*columns, sequence) for columns in records if columns[0] not in same),
             )
+            cursor.executemany(
+                "UPDATE items SET content = ? WHERE id = ? AND died IS NULL AND content IS NULL",
+                ((columns[-1], columns[0]) for columns in records if columns[0] in same and columns[-1] is not None),
+            )
         return sequence, replaced + len(same)
 
     def delete(self, ids: Sequence[str]) -> tuple[int, int]:
@@ -265,10 +269,14 @@ class ItemStore(Database):
         )
 
     def forget_queries_of_labels_that_left(self) -> None:
-        """Deletes kept queries and feedback whose label was in the gallery and has no item any more."""
+        """Deletes kept queries and feedback whose label was in the gallery and has no item any more.
+
+        Dead items that are not purged yet tell of labels that came after the queries.
+        """
         there = "label IN (SELECT label FROM items WHERE died IS NULL AND label IS NOT NULL)"
+        left = "label IN (SELECT label FROM items WHERE died IS NOT NULL AND label IS NOT NULL)"
         with self._transaction(counts=False) as (cursor, _):
-            cursor.execute(f"DELETE FROM calibration_queries WHERE known AND NOT {there}")
+            cursor.execute(f"DELETE FROM calibration_queries WHERE (known OR {left}) AND NOT {there}")
             cursor.execute(f"DELETE FROM feedback WHERE label IS NOT NULL AND NOT {there}")
 
     def add_feedback(self, vector: NDArray[np.float32], label: str | None, query_id: str | None = None) -> int:

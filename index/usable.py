@@ -49,10 +49,11 @@ def usable(encoder: Encoder, rows: Sequence[Row], faulty: list[Row], progress: P
 
 
 def left_out(faulty: Sequence[Row]) -> list[dict[str, Any]]:
-    """What programs are told of pictures that were left out; `table` and `line` are null where no table names them."""
+    """What programs are told of pictures that were left out; `table` and `line` are null where no table names them, and
+    `file` where its line names none."""
     return [
         {
-            "file": str(row.image or row.file),
+            "file": None if row.image is None else str(row.image),
             "table": row.file if of_table(row) else None,
             "line": row.line if of_table(row) else None,
             "reason": str(row.extra["fault"]),

@@ -185,9 +185,15 @@ def test_the_table_of_answers_never_takes_the_place_of_the_queries(world: World,
     own = write_csv(tmp_path / "own.csv", [("a card", "card")])
     before = own.read_bytes()
     for words in ([str(own)], [str(world.test), "--unknown", str(own)]):
-        with pytest.raises(SurematchError, match=r"own\.csv: holds the queries, which would be lost"):
-            evaluate([str(built), *words, "--label", "label", "--answers", str(tmp_path / "." / "own.csv")])
+        for flag in ("--answers", "--report"):
+            with pytest.raises(SurematchError, match=rf"{flag} .*own\.csv: is read or written by this command too"):
+                evaluate([str(built), *words, "--label", "label", flag, str(tmp_path / "." / "own.csv")])
     assert own.read_bytes() == before
+    one = str(tmp_path / "one")
+    with pytest.raises(SurematchError, match=r"--answers .*one: is read or written by this command too"):
+        evaluate([str(built), str(world.test), "--label", "label", "--report", one, "--answers", one])
+    with pytest.raises(SurematchError, match="which this command reads"):
+        evaluate([str(built), str(world.test), "--label", "label", "--answers", str(built / "answers.csv")])
 
 
 def test_without_a_calibration_the_table_has_no_answers(world: World, tmp_path: Path) -> None:

@@ -242,8 +242,12 @@ def test_a_version_3_store_is_brought_up_to_date(store: ItemStore) -> None:
     again = ItemStore(store.path, D)
     assert again.keys(np.array([1, 2])).tolist() == [text_key("x"), NO_CONTENT]
     again.upsert([item("x", 0), item("p", 1, text=None, content=7)])
-    assert again.labels().keys() == {1, 3}, "what is written with its content replaces what had none"
-    assert again.keys(np.array([3])).tolist() == [7]
+    assert again.labels().keys() == {1, 2}, "what stands there is only told its content"
+    assert again.keys(np.array([2])).tolist() == [7]
+    again.upsert([item("p", 1, text=None)])
+    assert again.keys(np.array([2])).tolist() == [7], "a vector alone says nothing of the content"
+    again.upsert([item("p", 1, text=None, content=8)])
+    assert again.labels().keys() == {1, 3}
     again.close()
 
 
@@ -257,6 +261,12 @@ def test_queries_and_feedback_of_labels_that_left_can_be_forgotten(store: ItemSt
     store.forget_queries_of_labels_that_left()
     assert store.calibration_queries().labels == ["a", "c", None]
     assert store.feedback().labels == ["a", None]
+    store.upsert([item("w", 3, label="c")])
+    store.forget_queries_of_labels_that_left()
+    assert store.calibration_queries().labels == ["a", "c", None]
+    store.delete(["w"])
+    store.forget_queries_of_labels_that_left()
+    assert store.calibration_queries().labels == ["a", None], "who was unknown once was enrolled, and left"
 
 
 def test_a_version_2_store_is_brought_up_to_date(store: ItemStore) -> None:

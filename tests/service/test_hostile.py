@@ -7,6 +7,7 @@ import socket
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2
@@ -257,6 +258,38 @@ def test_what_is_refused_is_not_read_for_ever(collection: Path) -> None:
         while connection.recv(4096):
             pass
         assert 0.9 < time.monotonic() - began < 10
+
+
+def test_who_keeps_a_connection_cannot_go_on_sending_what_was_refused(collection: Path) -> None:
+    """Neither byte by byte, each before the connection would be idle, nor as much as it can."""
+    head = b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n"
+    with serving(collection, "--receive-seconds", "1") as server:
+        with socket.create_connection(server.address, timeout=20) as connection:
+            connection.sendall(head)
+            assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
+            sent = 0
+            with suppress(OSError):  # the other end is closed
+                for sent in range(40):  # noqa: B007
+                    connection.sendall(b"x")
+                    time.sleep(0.25)
+            assert 2 < sent < 39
+        with socket.create_connection(server.address, timeout=20) as connection:
+            connection.sendall(head)
+            sent = 0
+            with suppress(OSError):
+                while sent < 10**9:
+                    sent += connection.send(b"x" * 2**20)
+            assert sent < 4 * 2**26
+
+
+def test_a_connection_goes_on_after_a_refusal_whose_body_was_sent(server: Server) -> None:
+    get = b"GET /v1/collection HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    post = b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2000000\r\n\r\n"
+    with socket.create_connection(server.address, timeout=20) as connection:
+        connection.sendall(post + b"x" * 2_000_000 + get)
+        content = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert content.startswith(b"HTTP/1.1 413 ")
+    assert b"HTTP/1.1 200 " in content
 
 
 def test_a_body_of_exactly_the_limit_is_read(api: httpx2.Client) -> None:
