@@ -13,8 +13,7 @@ from typing import ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-MOST = 2**26
-"""Bytes of a body that are read and thrown away after its request was answered."""
+from service.drain import MOST
 
 
 class PatientProtocol(HttpToolsProtocol):
