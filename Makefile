@@ -62,7 +62,7 @@ format: $(VENV)/ready  ## format the code
 
 # Each part writes its section of docs/benchmarks.md. With ARGS, which the script gets, it is a look and writes nothing.
 part = $(BIN)/python benchmarks/bench_all.py --only $(1) $(if $(ARGS),-- $(ARGS))
-bench: $(VENV)/ready  ## every benchmark, and docs/benchmarks.md of what they printed (ARGS="--only simplex losses")
+bench: $(VENV)/ready  ## every benchmark, and docs/benchmarks.md of what they printed: two hours (ARGS="--only simplex losses")
 	$(BIN)/python benchmarks/bench_all.py $(ARGS)
 
 bench-simplex: $(VENV)/ready  ## speed of the maps against the entmax package
@@ -71,7 +71,7 @@ bench-simplex: $(VENV)/ready  ## speed of the maps against the entmax package
 bench-training: $(VENV)/ready  ## unseen-class retrieval, speed and memory of training, beside peers
 	$(call part,training)
 
-bench-training-minilm: $(VENV)/ready  ## the same from minilm, one seed: a quarter of an hour (ARGS="--seeds 3")
+bench-training-minilm: $(VENV)/ready  ## the same from minilm, one seed, one peer (ARGS="--seeds 3")
 	$(call part,training-minilm)
 
 bench-losses: $(VENV)/ready  ## which loss finds classes it has never seen: three data sets, three seeds
@@ -89,13 +89,13 @@ bench-images-omniglot: $(VENV)/ready  ## characters never seen: margin, plain an
 bench-calibration: $(VENV)/ready  ## how honest the probabilities are, beside Platt, isotonic, temperature and raw cosines
 	$(call part,calibration)
 
-bench-calibration-finetuned: $(VENV)/ready  ## the same after the default training, three seeds (ARGS="--seeds 5")
+bench-calibration-finetuned: $(VENV)/ready  ## the same after the default training, two seeds (ARGS="--seeds 5")
 	$(call part,calibration-finetuned)
 
 bench-index: $(VENV)/ready  ## every engine beside raw FAISS, hnswlib and usearch, 100,000 vectors
 	$(call part,index)
 
-bench-index-million: $(VENV)/ready  ## the same with a million: a quarter of an hour
+bench-index-million: $(VENV)/ready  ## the same with a million
 	$(call part,index-million)
 
 bench-service: $(VENV)/ready  ## the service over HTTP beside raw FAISS and other vector databases (ARGS="--part hnsw")
