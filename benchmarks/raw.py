@@ -116,7 +116,7 @@ def images(raw: dict[str, Any]) -> Outcome:
         seeds = max(len(found["runs"]) for found in results.values())
         others = [method for method in results if method != OURS]
         beside = [Beside(OURS, others, higher=columns)] if OURS in results else []
-        note = f"Mean of {seeds} seeds, lowest to highest."
+        note = f"Mean of {seeds} seeds, lowest to highest." if seeds > 1 else "One seed."
         tables.append(Table(name, ["method", *columns], rows, note, columns[0], beside))
     return Outcome("images", f"Pictures of identities never seen: {' and '.join(raw)}", tables, figures=raw)
 
