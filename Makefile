@@ -62,7 +62,7 @@ format: $(VENV)/ready  ## format the code
 
 # Each part writes its section of docs/benchmarks.md. With ARGS, which the script gets, it is a look and writes nothing.
 part = $(BIN)/python benchmarks/bench_all.py --only $(1) $(if $(ARGS),-- $(ARGS))
-bench: $(VENV)/ready  ## every benchmark, and docs/benchmarks.md of what they printed: two hours (ARGS="--only simplex losses")
+bench: $(VENV)/ready  ## every benchmark, and docs/benchmarks.md of what they printed: two to three hours (ARGS="--only simplex losses")
 	$(BIN)/python benchmarks/bench_all.py $(ARGS)
 
 bench-simplex: $(VENV)/ready  ## speed of the maps against the entmax package

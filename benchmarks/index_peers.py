@@ -16,14 +16,15 @@ from benchmarks.service_peers import environment
 from index.engine import Vectors
 from index.faiss_engine import FaissEngine
 
-PEERS = ("hnswlib", "usearch")
+PEERS = {"hnswlib": "hnswlib==0.8.0", "usearch": "usearch==2.26.6"}
+"""The newest of each when they were last looked at (November 2026)."""
 ROUNDS = 3
 
 
 @contextmanager
 def _running(name: str, cache: Path, recall: float) -> Iterator[tuple[dict[str, Any], Callable[[int, float], float]]]:
     """What it says of itself, and its queries a second for a batch size. Raises `subprocess.SubprocessError`."""
-    python = environment(cache / f"{name}-venv", [name])
+    python = environment(cache / f"{name}-venv", [PEERS[name]])
     program = [python, Path(__file__).with_name("index_programs.py"), name, cache, str(recall)]
     process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin

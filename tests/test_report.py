@@ -67,10 +67,25 @@ def test_the_first_section_names_every_figure_in_which_a_peer_is_ahead(outcome: 
     (tmp_path / "figures").mkdir()
     all_parts.write(tmp_path, tmp_path)
     report = (tmp_path / "benchmarks.md").read_text()
-    assert "In 1 of 3 comparisons." in report
+    projects, own = report.split("### Other methods and settings")
+    assert "In 1 of 3 comparisons." in projects
+    assert "Nowhere, of 0 comparisons." in own
     assert "| Service | flat | theirs | requests/s: 1,213 (658) |" in report
     assert "- bulk: not run" in report
     assert "`make bench-simplex`, 2026-11-28, commit abc1234, took 1,203 s\n\na machine\n" in report
+
+
+def test_what_our_own_code_runs_is_told_apart_and_figures_printed_alike_are_level(outcome: Any) -> None:
+    against = [
+        outcome.Against("maps", "ms", 2.0, "torch.softmax", 1.0, False),
+        outcome.Against("faces", "recall", 0.5, "PCA-20", 0.6),
+        outcome.Against("flat", "queries/s", 157.6, "raw FAISS", 157.9),
+    ]
+    lines = importlib.import_module("bench_all").behind([outcome.Outcome("n", "Part", [], against)])
+    projects, own = "\n".join(lines).split("### Other methods and settings")
+    assert "Nowhere, of 1 comparisons." in projects
+    assert "In 2 of 2 comparisons." in own
+    assert "| Part | faces | PCA-20 | recall: 0.6000 (0.5000) |" in own
 
 
 GOOD = """
