@@ -50,6 +50,7 @@ OURS: dict[str, dict[str, Any]] = {
 }
 """Method to settings of `surematch train`, run by our pipeline."""
 PML = "2.9.0"
+"""The newest before 3.0, which takes the trainers out; the loss is called here without them."""
 PEERS = {
     "MultipleNegativesRanking": "sentence-transformers MultipleNegativesRankingLoss",
     "pml CosFace": "pytorch-metric-learning CosFaceLoss",
