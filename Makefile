@@ -117,7 +117,7 @@ test-contract: $(VENV)/ready  ## thousands of generated requests against the Ope
 audit: $(VENV)/ready  ## known vulnerabilities of the pinned dependencies (asks the vulnerability service of PyPI)
 	$(BIN)/python -m pip_audit --strict --disable-pip --no-deps -r constraints.txt $(ARGS)
 
-bench-faces: $(VENV)/ready  ## photographs: detect, align, encode, index, identify; promises against held-back ones (ARGS="--data PEOPLE")
+bench-faces: $(VENV)/ready  ## LFW: detect, align, encode, index, identify; promises against held-back people (ARGS="--data PEOPLE")
 	$(call part,faces)
 
 fuzz-images: $(VENV)/ready  ## 1,500 damaged pictures through the service: no 5xx, no crash, memory bounded

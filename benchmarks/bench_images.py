@@ -5,8 +5,9 @@
 
 DIR holds `orl_faces` (24 people train, 10 never seen, pairs file) and `omniglot` (136 characters train, 106 of other
 alphabets never seen). Every network is trained by `surematch train`'s own pipeline; finished ones are kept in --work
-and not trained again, and one that was stopped goes on from its last checkpoint. Each trains on one thread, as many at
-a time as there are cores. The baselines are computed in the same run.
+and not trained again, and one that was stopped goes on from its last checkpoint. Each trains on one thread, in so many
+processes that no core waits for the last. The baselines are computed in the same run, and so is SFace, which has been
+trained on millions of faces elsewhere.
 
     recall@1, one      one enrolled picture an identity, all others asked, mean over which one is enrolled
     recall@1, all      leave one out: one picture asked, all others enrolled
@@ -35,7 +36,7 @@ from numpy.typing import NDArray
 from outcome import ended
 from rich.console import Console
 
-from index.encoders import load_encoder
+from index.encoders import encoder_folder, load_encoder
 from index.image_encoder import image_encoder
 from index.images import decode
 from index.pictures import picture_of, read_pictures
@@ -78,7 +79,7 @@ def main() -> None:
     chosen = parser.parse_args()
     if not all((chosen.data / name).is_dir() for name in ("orl_faces", "omniglot")):
         sys.exit(f"{chosen.data}: no orl_faces and omniglot, nothing measured. Give their folder with --data.")
-    work = kept(chosen.work)
+    work = kept(chosen.work, __file__)
     work.mkdir(parents=True, exist_ok=True)
     report = {
         name: measure(chosen.data, work, chosen.seeds)
@@ -115,6 +116,8 @@ def orl(data: Path, work: Path, seeds: int) -> dict[str, Any]:
     found = trained([(loss, seed, ORL | options) for loss, options in losses for seed in range(seeds)],
                     table, work / "orl", test)  # fmt: skip
     results |= {loss: [measured(vectors) for vectors in of_seeds] for loss, of_seeds in found.items()}
+    with encoder_folder("sface") as ready_made:
+        results["sface"] = [measured(_vectors(ready_made, test))]
     return _show("ORL faces, 10 people never seen", results)
 
 
@@ -153,14 +156,13 @@ def trained(
     for loss, seed, recipe in runs:
         digest = hashlib.sha256(repr(sorted(recipe.items())).encode()).hexdigest()[:8]
         folders.append(out.with_name(f"{out.name}-{loss}-{seed}-{digest}"))
-    with ProcessPoolExecutor(
-        os.cpu_count(), get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
+    cores = os.cpu_count() or 1
+    processes = cores if len(runs) % cores == 0 else max(cores, min(len(runs), 2 * cores))
+    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         list(pool.map(train, *zip(*runs, strict=True), [data] * len(runs), folders))
     found: dict[str, list[Vectors]] = {}
     for (loss, _, _), folder in zip(runs, folders, strict=True):
-        encoder = image_encoder(load_encoder(folder))
-        found.setdefault(loss, []).append(encoder.encode_images([picture_of(row) for row in test]))
+        found.setdefault(loss, []).append(_vectors(folder, test))
     return found
 
 
@@ -203,6 +205,11 @@ def one_enrolled(vectors: Vectors, rows: Sequence[Row]) -> float:
         best = (vectors[asked] @ vectors[enrolled].T).argmax(1)
         found.append(float((codes[enrolled][best] == codes[asked]).mean()))
     return float(np.mean(found))
+
+
+def _vectors(encoder: Path, rows: Sequence[Row]) -> Vectors:
+    """Of each picture (n, d), by the encoder saved in that folder."""
+    return image_encoder(load_encoder(encoder)).encode_images([picture_of(row) for row in rows])
 
 
 def _codes(rows: Sequence[Row]) -> NDArray[np.int64]:

@@ -16,14 +16,14 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from outcome import ended
 
-from benchmarks.index_peers import beside
+from benchmarks.index_peers import PEERS, beside
 from index import exact
 from index.engine import Vectors
 from index.engines import FAISS, make_engine
@@ -94,9 +94,9 @@ def raw_calls(engine: FaissEngine) -> Calls:
 
 
 def measure(
-    kind: str, vectors: Vectors, queries: Vectors, true: Any, seconds: float, cache: Path | None
+    kind: str, vectors: Vectors, queries: Vectors, true: Any, seconds: float, cache: Path, peers: Sequence[str]
 ) -> dict[str, Any]:
-    """One engine; `hnsw` beside its peers, which keep their environments in `cache`, unless that is None."""
+    """One engine; `hnsw` beside these peers, which keep their environments in `cache`."""
     begun = time.perf_counter()
     engine = make_engine(kind, vectors, np.arange(len(vectors)))
     built = time.perf_counter() - begun
@@ -115,8 +115,8 @@ def measure(
     for batch in BATCHES:
         calls = {"ours": lambda asked: engine.search(asked, K), **raw_calls(engine)}
         result[f"batch {batch}, queries/s"] = in_turns(calls, queries, batch, seconds)
-    if kind == "hnsw" and cache is not None:
-        result["peers"] = beside(engine, vectors, queries, true, float(recall), BATCHES, cache)
+    if kind == "hnsw" and peers:
+        result["peers"] = beside(engine, vectors, queries, true, float(recall), BATCHES, cache, peers)
     return result
 
 
@@ -138,15 +138,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6.0, help="time for each batch size of each engine")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "surematch-bench-index")
-    parser.add_argument("--no-peers", action="store_true", help="without hnswlib and usearch")
+    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS), help="beside our hnsw")
     args = parser.parse_args()
     vectors, queries = clustered(args.size, args.dimension, args.queries)
     _, true = exact.top(queries, vectors, K)
     setting = {"size": args.size, "dimension": args.dimension, "faiss": faiss.__version__, "cores": os.cpu_count()}
     results = earlier(args.json, setting)
     for kind in args.engines:
-        cache = None if args.no_peers else args.cache
-        results[kind] = measure(kind, vectors, queries, true, args.seconds, cache)
+        results[kind] = measure(kind, vectors, queries, true, args.seconds, args.cache, args.peers)
         print(json.dumps({kind: results[kind]}, indent=2), flush=True)
         if args.json:
             args.json.write_text(json.dumps({**setting, "engines": results}, indent=2))

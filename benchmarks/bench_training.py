@@ -268,7 +268,7 @@ def main() -> None:
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
         subprocess.run([*pip, "--target", packages, f"pytorch-metric-learning=={PML}"], check=True)
         shared = arguments.encoder, arguments.seeds, arguments.random_classes
-        bench = Bench(data, *shared, Path(packages), kept(arguments.cache.resolve()))
+        bench = Bench(data, *shared, Path(packages), kept(arguments.cache.resolve(), __file__))
         results = table(bench, arguments.methods)
     report(bench, results).write(arguments.json)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ def beside(
     recall: float,
     batches: tuple[int, ...],
     cache: Path,
+    peers: Sequence[str],
 ) -> dict[str, Any]:
     """{peer: its build time, beam, recall and queries a second beside ours}, medians over rounds with their range."""
     cache.mkdir(parents=True, exist_ok=True)
@@ -65,7 +66,7 @@ def beside(
     def ours(asked: Vectors) -> Any:
         return engine.search(asked, K)
 
-    for name in PEERS:
+    for name in peers:
         try:
             with _running(name, cache, recall) as (told, speed):
                 found[name] = told

@@ -9,10 +9,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("simplex", "index", "training")
 
 
-def sources(*packages: str) -> str:
-    """The modules of these packages, in twelve letters."""
+def sources(*packages: str, script: str) -> str:
+    """The modules of these packages and the benchmark's file `script`, in twelve letters."""
     files = [file for package in packages for file in sorted((ROOT / package).rglob("*.py"))]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in [*files, Path(script)])).hexdigest()[:12]
 
 
 def processor() -> str:
@@ -24,8 +24,8 @@ def processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
-def kept(folder: Path) -> Path:
-    """The part of `folder` for what this code trains on this machine: other figures, and times above all, are not
-    today's."""
+def kept(folder: Path, script: str) -> Path:
+    """The part of `folder` for what this code, called by the benchmark `script` (its file), trains on this machine:
+    other figures, and times above all, are not today's."""
     machine = hashlib.sha256(processor().encode()).hexdigest()[:6]
-    return folder / f"made-by-{sources(*PACKAGES)}-{machine}"
+    return folder / f"made-by-{sources(*PACKAGES, script=script)}-{machine}"

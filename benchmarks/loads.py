@@ -30,8 +30,11 @@ def find_wrk(cache: Path) -> None:
         return
     folder = cache / "wrk"
     if not (folder / "usr/bin/wrk").is_file() and shutil.which("apt-get") and shutil.which("dpkg-deb"):
-        folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["apt-get", "download", *DEBIAN], cwd=folder, stdout=subprocess.DEVNULL, check=False)
+        lists = folder / "lists"  # a machine may have none, and only root may change its own
+        (lists / "partial").mkdir(parents=True, exist_ok=True)
+        apt = ["apt-get", "-o", f"Dir::State::Lists={lists.resolve()}", "-o", f"Dir::Cache={folder.resolve()}"]
+        for words in (["update"], ["download", *DEBIAN]):
+            subprocess.run([*apt, *words], cwd=folder, stdout=subprocess.DEVNULL, check=False)
         for package in folder.glob("*.deb"):
             subprocess.run(["dpkg-deb", "--extract", str(package), str(folder)], check=True)
     libraries = [str(path.parent) for path in folder.glob("usr/lib/*/libluajit*.so*")]

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 Cell = str | int | float | None
+SKIPPED = 77
+"""Exit status of a benchmark whose data cannot be had here, as Automake's and Meson's test programs say it."""
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,19 @@ def test_a_part_that_failed_is_named_until_it_succeeds(run: Any) -> None:
     assert "## Part b" in report
 
 
+def test_a_part_whose_data_cannot_be_fetched_is_named_and_no_failure(run: Any) -> None:
+    skips = "import sys; sys.exit(77)"
+    status, report = run(a=GOOD, b=skips)
+    assert status == 0
+    assert "- b: skipped, its data are not here and cannot be fetched\n" in report
+    run("--only", "b", a=GOOD, b=GOOD)
+    status, report = run("--only", "b", a=GOOD, b=skips)
+    assert status == 0
+    assert "cannot be fetched; what stands below is of an earlier run" in report
+    status, _ = run(a=skips, b="import sys; sys.exit(1)")
+    assert status == 1
+
+
 def test_an_interrupted_run_reports_what_it_finished(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     all_parts = importlib.import_module("bench_all")
     finish = all_parts.finish
