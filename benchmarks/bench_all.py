@@ -6,9 +6,9 @@
 `make bench-NAME` runs one part and writes its section. What it found is kept in --results, with the machine, the day
 and the commit, and the report is made of whatever lies there: a part can be repeated alone, and parts of different
 machines stand side by side, each under its own. A part that fails or is missing is named in the report until it is
-measured, and the exit status is 1; one whose data cannot be fetched is named, too, and is no failure. --write-only
-writes the report again; an interrupted run does so, too. --data names the folder of the data sets where that is not
-../shared/data.
+measured, and the exit status is 1, as it is where a peer does not run; one whose data cannot be fetched is named, too,
+and is no failure. --write-only writes the report again; an interrupted run does so, too. --data names the folder of the
+data sets where that is not ../shared/data.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -195,7 +196,7 @@ def draw(table: Table, path: Path) -> None:
 
 OWN = {
     *("softmax", "plain softmax", "am-softmax, s = 15", "start", "raw pixels", "torch.softmax"),
-    *("raw cosine", "platt", "isotonic", "temperature", "venn-abers"),
+    *("raw cosine", "(cos + 1) / 2", "platt", "isotonic", "temperature", "venn-abers"),
 }
 """Rows that our own code runs beside ours: other settings, simpler methods, and the floor under every map."""
 
@@ -210,6 +211,7 @@ def behind(outcomes: list[Outcome]) -> list[str]:
         "every column where more or less is better; medians and means, without regard to their spread. Ours under "
         "other settings (calibrated without queries, with a filter, Taylor's loss on pictures) stand in the tables "
         "alone. In each line the largest distance comes first.",
+        *(line for outcome in outcomes for line in _missing(outcome)),
         "",
         "### Other projects",
         "",
@@ -218,6 +220,12 @@ def behind(outcomes: list[Outcome]) -> list[str]:
         "",
         *_ahead([(title, one) for title, one in every if _own(one.peer)]),
     ]
+
+
+def _missing(outcome: Outcome) -> Iterator[str]:
+    """A paragraph for each peer that could not be asked."""
+    for name, why in outcome.missing.items():
+        yield f"\n**{name} did not run** ({outcome.title}): {' '.join(why.split())}"
 
 
 def _own(peer: str) -> bool:
@@ -262,10 +270,13 @@ def section(part: Part, measured: Measured, out: Path) -> list[str]:
     return lines
 
 
-def _all_took(found: dict[str, Measured]) -> str:
-    """The time of all parts together, once each of them knows its own."""
-    seconds = [one.seconds for one in found.values() if one.seconds is not None]
-    return f" All parts together took {sum(seconds) / 60:.0f} minutes." if len(seconds) == len(PARTS) else ""
+def _all_took(found: dict[str, Measured], missing: Iterable[str]) -> str:
+    """The time of all that were measured, once each of them knows its own."""
+    seconds = [one.seconds for name, one in found.items() if name not in missing]
+    if not seconds or None in seconds:
+        return ""
+    minutes = sum(map(float, filter(None, seconds))) / 60
+    return f" The {len(seconds)} parts measured took {minutes:.0f} minutes together."
 
 
 def write(results: Path, out: Path) -> None:
@@ -283,7 +294,8 @@ def write(results: Path, out: Path) -> None:
         "# Benchmarks",
         "",
         "Written by `make bench`. Over each part stand the command that measures it alone, the day and the commit,",
-        "and the machine it ran on. Peers run on the same data and the same machine as ours." + _all_took(found),
+        "and the machine it ran on. Peers run on the same data and the same machine as ours."
+        + _all_took(found, missing),
         "",
     ]
     lines += behind([found[part.name].outcome for part in PARTS if part.name in found])
@@ -321,6 +333,7 @@ def main() -> int:
             failure = results / f"{part.name}.failed"
             if (why := run(part, results, options.minutes, options.data)) is None:
                 failure.unlink(missing_ok=True)
+                failed |= bool(Measured.kept(results / f"{part.name}.json").outcome.missing)
             else:
                 failed |= why != NO_DATA
                 failure.write_text(why + "\n", encoding="utf-8")

@@ -5,7 +5,7 @@ BANKING77 with a quarter of the intents unknown (calibrated on half of the test 
 CLINC150 with its out-of-scope queries (half of val, test and out-of-scope, measured on the other half). All methods see
 the same vectors and hits. `--part zero-shot` takes the encoder as it comes, `finetuned` trains it for each seed with
 the defaults of `surematch train` (hours on a busy CPU; what is finished is kept), `pairs` asks whether two texts are of
-one class. Data comes from --data (`../shared/data`); vectors and encoders are kept in --cache between runs.
+one class. Data comes from --data (`../shared/data`); an interrupted run keeps vectors and encoders in --cache.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 from calibration_tasks import FILES, Task, fine_tuned, zero_shot
-from kept import kept
-from outcome import Against, Beside, Cell, Outcome, Table, ended
+from kept import done, kept
+from outcome import SKIPPED, Against, Beside, Cell, Outcome, Table, ended
 
 from index import metrics
 from index.calibrate import Calibration, calibrate
@@ -245,8 +245,8 @@ def main() -> int:
     flags = parser.parse_args()
     if missing := [name for name in flags.tasks if not (flags.data / name).is_dir()]:
         print(f"{flags.data}: no {missing[0]}, nothing measured. Give its folder with --data.", file=sys.stderr)
-        return 2
-    flags.cache = kept(flags.cache, __file__)
+        return SKIPPED
+    flags.cache = kept(flags.cache, "-".join(flags.part))
     flags.cache.mkdir(parents=True, exist_ok=True)
     written: dict[str, Any] = {"encoder": flags.encoder, "seeds": flags.seeds}
     makers = {"zero-shot": zero_shot, "finetuned": fine_tuned}
@@ -265,6 +265,7 @@ def main() -> int:
                 f"90 % of probabilities in {found['probabilities']['5%']:.3f} to {found['probabilities']['95%']:.3f}"
             )
     report(written, flags).write(flags.json)
+    done(flags.cache)
     return 0
 
 
@@ -282,7 +283,10 @@ def report(written: dict[str, Any], flags: argparse.Namespace) -> Outcome:
             note = f"Mean and deviation of {flags.seeds} splits; every method is run by our own code, on the same hits."
             tables.append(Table(title, ["probability from", *keys], rows, note, "ece", [beside(list(methods))]))
             sized = list(next(iter(found["sets"].values())))
-            sizes: list[list[Cell]] = [[asked, *(row[key][0] for key in sized)] for asked, row in found["sets"].items()]
+            sizes: list[list[Cell]] = [
+                [asked, *(f"{row[key][0]:.4f} ± {row[key][1]:.4f}" for key in sized)]
+                for asked, row in found["sets"].items()
+            ]
             tables.append(Table(f"Prediction sets, {title}", ["asked for", *sized], sizes))
             aged: list[list[Cell]] = [[what, old, str(said), new] for what, old, said, new in found["stale"]]
             columns = ["gallery", "ECE of the old calibration", "flagged", "ECE after a refit"]

@@ -4,10 +4,10 @@
     make bench-images-omniglot                                characters: --part omniglot
 
 DIR holds `orl_faces` (24 people train, 10 never seen, pairs file) and `omniglot` (136 characters train, 106 of other
-alphabets never seen). Every network is trained by `surematch train`'s own pipeline; finished ones are kept in --work
-and not trained again, and one that was stopped goes on from its last checkpoint. Each trains on one thread, in so many
-processes that no core waits for the last. The baselines are computed in the same run, and so is SFace, which has been
-trained on millions of faces elsewhere.
+alphabets never seen). Every network is trained by `surematch train`'s own pipeline; an interrupted benchmark keeps the
+finished ones in --work, and one that was stopped goes on from its last checkpoint. Each trains on one thread, in so
+many processes that no core waits for the last. The baselines are computed in the same run, and so is SFace, which has
+been trained on millions of faces elsewhere.
 
     recall@1, one      one enrolled picture an identity, all others asked, mean over which one is enrolled
     recall@1, all      leave one out: one picture asked, all others enrolled
@@ -21,7 +21,6 @@ import csv
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -31,9 +30,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from kept import kept
+from kept import done, kept
 from numpy.typing import NDArray
-from outcome import ended
+from outcome import SKIPPED, ended
 from rich.console import Console
 
 from index.encoders import encoder_folder, load_encoder
@@ -69,25 +68,25 @@ OMNIGLOT = {
 }
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--work", type=Path, default=Path("build/bench-images"), help="where trained networks are kept")
-    parser.add_argument("--part", choices=("orl", "omniglot"))
+    parser.add_argument("--part", choices=PARTS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
-    if not all((chosen.data / name).is_dir() for name in ("orl_faces", "omniglot")):
-        sys.exit(f"{chosen.data}: no orl_faces and omniglot, nothing measured. Give their folder with --data.")
-    work = kept(chosen.work, __file__)
+    chosen_parts = {name: part for name, part in PARTS.items() if chosen.part in (None, name)}
+    if missing := [folder for folder, _ in chosen_parts.values() if not (chosen.data / folder).is_dir()]:
+        print(f"{chosen.data}: no {' and '.join(missing)}, nothing measured. Give their folder with --data.")
+        return SKIPPED
+    work = kept(chosen.work, chosen.part or "all")
     work.mkdir(parents=True, exist_ok=True)
-    report = {
-        name: measure(chosen.data, work, chosen.seeds)
-        for name, measure in (("orl", orl), ("omniglot", omniglot))
-        if chosen.part in (None, name)
-    }
+    report = {name: measure(chosen.data, work, chosen.seeds) for name, (_, measure) in chosen_parts.items()}
     if chosen.json:
         chosen.json.write_text(json.dumps(report, indent=2) + "\n")
+    done(work)
+    return 0
 
 
 def orl(data: Path, work: Path, seeds: int) -> dict[str, Any]:
@@ -248,6 +247,9 @@ def _show(title: str, results: dict[str, list[dict[str, float]]]) -> dict[str, A
     return {name: {"runs": runs, "mean": {c: float(np.mean([r[c] for r in runs])) for c in columns}}
             for name, runs in results.items()}  # fmt: skip
 
+
+PARTS = {"orl": ("orl_faces", orl), "omniglot": ("omniglot", omniglot)}
+"""Part to the folder of its data, and what measures it."""
 
 if __name__ == "__main__":
     ended(main)

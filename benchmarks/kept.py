@@ -1,18 +1,22 @@
-"""Where a benchmark keeps what it need not make again: told apart by the code that made it, and by the machine."""
+"""Where a benchmark keeps what an interrupted run need not make again: told apart by code, packages and machine."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("simplex", "index", "training")
+PACKAGES = ("simplex", "index", "training", "benchmarks")
+VERSIONS = ("torch", "sentence-transformers", "numpy")
 
 
-def sources(*packages: str, script: str) -> str:
-    """The modules of these packages and the benchmark's file `script`, in twelve letters."""
+def sources(*packages: str) -> str:
+    """The modules of these packages, in twelve letters."""
     files = [file for package in packages for file in sorted((ROOT / package).rglob("*.py"))]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in [*files, Path(script)])).hexdigest()[:12]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
 def processor() -> str:
@@ -24,8 +28,13 @@ def processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
-def kept(folder: Path, script: str) -> Path:
-    """The part of `folder` for what this code, called by the benchmark `script` (its file), trains on this machine:
-    other figures, and times above all, are not today's."""
-    machine = hashlib.sha256(processor().encode()).hexdigest()[:6]
-    return folder / f"made-by-{sources(*PACKAGES, script=script)}-{machine}"
+def kept(folder: Path, part: str) -> Path:
+    """The folder in `folder` for what this code makes for the benchmark `part` on this machine: other figures, and
+    times above all, are not today's."""
+    told = " ".join([processor(), str(os.cpu_count()), *map(version, VERSIONS)])
+    return folder / f"{part}-by-{sources(*PACKAGES)}-{hashlib.sha256(told.encode()).hexdigest()[:6]}"
+
+
+def done(folder: Path) -> None:
+    """Removes what was kept: the next run measures anew."""
+    shutil.rmtree(folder, ignore_errors=True)

@@ -19,6 +19,7 @@ import psutil
 
 HERE = Path(__file__).parent
 CLIENTS = (1, 8, 32)
+RANGES = ("per_second", "p50_ms")
 Load = Callable[[int], dict[str, Any]]
 """From a number of clients to requests a second and milliseconds."""
 DEBIAN = ("wrk", "libluajit-5.1-2", "libluajit-5.1-common")
@@ -116,7 +117,7 @@ def costing(load: Load, pid: int) -> Load:
 
 
 def alternate(loads: dict[str, Load], rounds: int) -> dict[str, Any]:
-    """{name: {clients: figures}}, medians over rounds, and the range of the rates; in a round each is asked once."""
+    """{name: {clients: figures}}, medians over rounds, and the ranges of `RANGES`; in a round each is asked once."""
     found: dict[str, dict[int, list[dict[str, Any]]]] = {name: {n: [] for n in CLIENTS} for name in loads}
     for clients in CLIENTS:
         for _ in range(rounds):
@@ -126,7 +127,7 @@ def alternate(loads: dict[str, Load], rounds: int) -> dict[str, Any]:
         name: {
             str(clients): {
                 **{key: round(statistics.median(run[key] for run in runs), 3) for key in runs[0]},
-                "per_second_range": [pick(run["per_second"] for run in runs) for pick in (min, max)],
+                **{f"{key}_range": [pick(run[key] for run in runs) for pick in (min, max)] for key in RANGES},
             }
             for clients, runs in by.items()
         }

@@ -106,7 +106,8 @@ class Table:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that one benchmark found. `versions` are of the peers; `figures` is whatever else it measured.
+    """All that one benchmark found. `versions` are of the peers, `missing` of those that did not run the reasons;
+    `figures` is whatever else it measured.
 
     `against` holds the comparisons that are not rows of a table beside each other.
     """
@@ -117,6 +118,7 @@ class Outcome:
     against: list[Against] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     figures: Any = None
+    missing: dict[str, str] = field(default_factory=dict)
 
     def write(self, path: Path | None) -> None:
         """Writes it as JSON; nothing where no path is given."""

@@ -131,13 +131,13 @@ def milvus_lite() -> Ask:
     from pymilvus import DataType, MilvusClient
 
     client = MilvusClient(str(folder / "milvus.db"))
-    print(json.dumps({"version": f"{version('milvus-lite')} with pymilvus {version('pymilvus')}"}), flush=True)
     if not client.has_collection("items"):
         schema = client.create_schema()
         schema.add_field("id", DataType.INT64, is_primary=True)
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=items.shape[1])
         index = client.prepare_index_params()
-        parameters = {"M": BEAM["m"], "efConstruction": BEAM["ef_construct"]}
+        # twice: the client takes one layer off, and the library under it reads what is then still in "params"
+        parameters = {"params": {"M": BEAM["m"], "efConstruction": BEAM["ef_construct"]}}
         index.add_index("vector", index_type="HNSW", metric_type="IP", params=parameters)
         client.create_collection("items", schema=schema, index_params=index)
         for at in range(0, len(items), BATCH):
@@ -145,6 +145,10 @@ def milvus_lite() -> Ask:
             client.insert("items", part)
         client.flush("items")
     client.load_collection("items")
+    made = json.dumps(client.describe_index("items", "vector"))
+    if str(BEAM["m"]) not in made or str(BEAM["ef_construct"]) not in made:
+        sys.exit(f"milvus-lite built another graph than it was asked for: {made}")
+    print(json.dumps({"version": f"{version('milvus-lite')} with pymilvus {version('pymilvus')}"}), flush=True)
 
     def ask(at: int) -> list[int]:
         found = client.search("items", [queries[at]], limit=K, search_params={"params": {"ef": BEAM["ef"]}})

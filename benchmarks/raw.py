@@ -49,8 +49,8 @@ def index(raw: dict[str, Any]) -> Outcome:
     if peers:
         tables.append(_graphs(raw, peers))
         versions |= {name: one["version"] for name, one in peers.items()}
-    tables += _not_measured(raw["engines"].get("hnsw", {}).get("peers", {}))
-    return Outcome("index", f"Vector engines, {title}", tables, against, versions, raw)
+    missing = _not_measured(raw["engines"].get("hnsw", {}).get("peers", {}))
+    return Outcome("index", f"Vector engines, {title}", tables, against, versions, raw, missing)
 
 
 def _tuned(flat: dict[str, Any], batches: list[str]) -> str:
@@ -100,13 +100,10 @@ def _graphs(raw: dict[str, Any], peers: dict[str, Any]) -> Table:
 _NEW = "recall@10 of new queries"
 
 
-def _not_measured(peers: dict[str, Any]) -> list[Table]:
-    rows: list[list[Cell]] = [
-        [name, str(one["not measured"])]
-        for name, one in peers.items()
-        if isinstance(one, dict) and "not measured" in one
-    ]
-    return [Table("Not measured", ["peer", "why"], rows)] if rows else []
+def _not_measured(peers: dict[str, Any]) -> dict[str, str]:
+    """The peers that did not run, and why."""
+    told = {name: one for name, one in peers.items() if isinstance(one, dict)}
+    return {name: str(one["not measured"]) for name, one in told.items() if "not measured" in one}
 
 
 def images(raw: dict[str, Any]) -> Outcome:
@@ -124,14 +121,14 @@ def images(raw: dict[str, Any]) -> Outcome:
             ]
             rows.append([method, *cells])
         seeds = max(len(found["runs"]) for found in results.values())
-        others = [method for method in results if method != OURS]
-        beside = [Beside(OURS, others, higher=columns)] if OURS in results else []
+        others = [method for method in results if method not in OURS_OF_PICTURES]
+        beside = [Beside("am-softmax", others, higher=columns)] if "am-softmax" in results else []
         note = f"Mean of {seeds} seeds, lowest to highest." if seeds > 1 else "One seed."
         tables.append(Table(name, ["method", *columns], rows, note, columns[0], beside))
     return Outcome("images", f"Pictures of identities never seen: {' and '.join(raw)}", tables, figures=raw)
 
 
-OURS = "am-softmax"
+OURS_OF_PICTURES = ("am-softmax", "taylor")
 
 
 def bulk(raw: dict[str, Any]) -> Outcome:
@@ -157,7 +154,6 @@ def service(raw: dict[str, Any]) -> Outcome:
             loads[name] = found["loads"]
             versions[name] = found["version"]
     tables = [_loads(raw, part, found) for part, found in loads.items()]
-    tables += _not_measured(raw.get("peers", {}))
     if "minilm" in raw.get("text", {}):
         told = raw["text"]["minilm"]
         encoding: list[list[Cell]] = [
@@ -168,17 +164,18 @@ def service(raw: dict[str, Any]) -> Outcome:
         beside = [Beside(str(encoding[0][0]), [str(encoding[1][0])], higher=columns[2:], lower=columns[1:2])]
         note = f"`minilm`, {told['texts']}; measured in turns."
         tables.append(Table("Texts through MiniLM", columns, encoding, note, beside=beside))
-    return Outcome("service", "The service over HTTP", tables, versions=versions, figures=raw)
+    missing = _not_measured(raw.get("peers", {}))
+    return Outcome("service", "The service over HTTP", tables, versions=versions, figures=raw, missing=missing)
 
 
 def _loads(raw: dict[str, Any], part: str, found: dict[str, Any]) -> Table:
-    """One row a load: requests a second with their range over the rounds, and the median of the medians' time."""
+    """One row a load: requests a second and the median time of one, medians over the rounds with their range."""
     clients = list(next(iter(found.values())))
     rows: list[list[Cell]] = []
     for name, by in found.items():
         row: list[Cell] = [name]
         for count in clients:
-            row += [between(by[count]["per_second"], *by[count]["per_second_range"]), by[count]["p50_ms"]]
+            row += [between(by[count][key], *by[count][f"{key}_range"]) for key in ("per_second", "p50_ms")]
         rows.append(row)
     speeds, times = ([f"{what}, {count} clients" for count in clients] for what in ("requests/s", "p50 ms"))
     columns = ["", *(name for pair in zip(speeds, times, strict=True) for name in pair)]
@@ -191,17 +188,18 @@ def _loads(raw: dict[str, Any], part: str, found: dict[str, Any]) -> Table:
 FILTERED = "surematch, filter"
 """Beside which no peer is asked with a filter."""
 PEER = (
-    "Medians of rounds in turns, lowest to highest. Ours over HTTP by two processes and by one, the peer as its own "
-    "command starts it: one process. What has no server is asked in threads without HTTP, and its p50 counts only the "
-    "time within a call."
+    "Medians of rounds in turns, lowest to highest. Ours over HTTP by a process a core and by one, with the 100 "
+    "nearest and probabilities; the peer as its own command starts it, one process, with the ten nearest. What has no "
+    "server is asked in threads without HTTP, and its p50 counts only the time within a call. txtai takes texts alone: "
+    "it is sent the number of a query, the others its 384 numbers."
 )
 TURNS = "100,000 vectors of 384 dimensions; medians of rounds in turns, lowest to highest."
 NOTES = {
     "flat": f"{TURNS} Ours over HTTP, by one process, with the 100 nearest and probabilities; FAISS in this process, "
     "the queries of all clients in one call, whose time is its p50.",
-    "hnsw": f"{TURNS} Ours over HTTP, by two processes, with the 100 nearest and probabilities (filter: lists, and a "
-    "filter that nearly everything passes); FAISS in threads of this process, its p50 counts only the time in a call.",
-    "text": f"{TURNS} Our static encoder and `hnsw`, two processes, without a cache.",
+    "hnsw": f"{TURNS} Ours over HTTP, by a process a core, with the 100 nearest and probabilities (filter: lists, and "
+    "a filter that nearly all passes); FAISS in threads of this process, its p50 counts only the time in a call.",
+    "text": f"{TURNS} Our static encoder and `hnsw`, a process a core, without a cache.",
 }
 
 
@@ -210,8 +208,9 @@ def _recalls(raw: dict[str, Any], part: str) -> str:
     if part in raw.get("peers", {}):
         peer = raw["peers"][part]
         return f"Recall@10: ours {peer['ours']['recall_at_10']}, {part} {peer['recall_at_10']}."
-    found = raw.get(part, {}).get("recall_at_10")
-    return "" if found is None else f"Recall@10: ours {found}."
+    found, theirs = (raw.get(part, {}).get(key) for key in ("recall_at_10", "raw_recall_at_10"))
+    beside = "".join(f", {name} {recall}" for name, recall in (theirs or {}).items())
+    return "" if found is None else f"Recall@10: ours {found}{beside}."
 
 
 READERS: dict[str, Callable[[dict[str, Any]], Outcome]] = {

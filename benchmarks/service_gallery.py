@@ -72,7 +72,7 @@ def write_encoder(folder: Path, table: dict[str, NDArray[np.float32]]) -> Path:
 def build(folder: Path, engine: str, size: int, dimension: int) -> tuple[Path, Vectors, Vectors]:
     """The collection (made once by this code), the gallery's vectors (size, d), and the ASKED queries' (n, d)."""
     items, labels, queries, truth = vectors(size, dimension)
-    folder = folder / f"made-by-{sources('index', script=__file__)}"
+    folder = folder / f"made-by-{sources('index', 'benchmarks')}"
     out = folder / f"{engine}-{size}-{dimension}"
     if not out.exists():
         encoder = folder / f"encoder-{size}-{dimension}"

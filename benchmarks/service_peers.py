@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.loads import cpu_seconds
+from benchmarks.loads import Load, cpu_seconds
 
 PACKAGES = {
     "chroma": ["chromadb==1.5.9"],
@@ -32,9 +32,22 @@ IDLE, LONGEST = 0.05, 300
 """Share of a core below which a peer has done what it does after it was filled, and seconds that it gets for that."""
 
 
+class PeerError(Exception):
+    """It could not be installed, did not start, or failed when it was asked."""
+
+
+@contextmanager
+def of_the_peer() -> Iterator[None]:
+    """What goes wrong inside is the peer's doing, not ours."""
+    try:
+        yield
+    except (OSError, subprocess.SubprocessError) as error:
+        raise PeerError(str(error)[-500:]) from error
+
+
 @dataclass(frozen=True)
 class Peer:
-    """One that runs: what it is, how to load it, and the rows it finds for the first queries."""
+    """One that runs: what it is, how to load it, the rows it finds for the first queries; may raise `PeerError`."""
 
     version: str
     load: Callable[[int], dict[str, Any]]
@@ -63,11 +76,12 @@ def _see_ours(folder: Path) -> None:
 
 @contextmanager
 def start(name: str, cache: Path, items: Any, queries: Any, seconds: float, wrk: Callable[..., Any]) -> Iterator[Peer]:
-    """Raises `subprocess.SubprocessError` when it cannot be installed or does not start."""
-    python = environment(cache / "peers" / f"{name}-venv", PACKAGES[name])
+    """Raises `PeerError` when it cannot be installed or does not start."""
+    with of_the_peer():
+        python = environment(cache / "peers" / f"{name}-venv", PACKAGES[name])
     folder = cache / "peers" / name
     program = Path(__file__).with_name("peer_programs.py")
-    made = hashlib.sha256(items.tobytes() + queries.tobytes() + program.read_bytes())
+    made = hashlib.sha256(items.tobytes() + queries.tobytes() + program.read_bytes() + repr(PACKAGES[name]).encode())
     filled = folder / "filled"
     if not filled.exists() or filled.read_text() != made.hexdigest():  # of other vectors, or ended half-way
         shutil.rmtree(folder, ignore_errors=True)
@@ -85,17 +99,18 @@ def start(name: str, cache: Path, items: Any, queries: Any, seconds: float, wrk:
         process.stdin.write(line + "\n")
         process.stdin.flush()
         if not (answer := process.stdout.readline()):
-            raise subprocess.SubprocessError(f"{name} ended")
+            raise PeerError(f"{name} ended")
         return json.loads(answer)
 
     try:
         if not (told := process.stdout.readline()):
-            raise subprocess.SubprocessError(f"{name} did not start")
+            raise PeerError(f"{name} did not start")
         about = json.loads(told)
         filled.write_text(made.hexdigest())
         _until_idle(process.pid)
         if "url" in about:
-            load = wrk(about["url"], about["path"], Path(about["bodies"]), 0, "application/json", seconds)
+            asked = wrk(about["url"], about["path"], Path(about["bodies"]), 0, "application/json", seconds)
+            load = partial(_guarded, asked)
         else:
             load = partial(_load, ask, seconds)
         yield Peer(about["version"], load, lambda some: ask(f"rows {some}"))
@@ -116,6 +131,11 @@ def _until_idle(pid: int) -> None:
         if (now := cpu_seconds(pid)) - before < 3 * IDLE:
             return
         before = now
+
+
+def _guarded(load: Load, clients: int) -> Any:
+    with of_the_peer():
+        return load(clients)
 
 
 def _load(ask: Callable[[str], Any], seconds: float, clients: int) -> Any:

@@ -150,6 +150,16 @@ def test_a_part_whose_data_cannot_be_fetched_is_named_and_no_failure(run: Any) -
     assert status == 1
 
 
+def test_a_peer_that_did_not_run_is_named_first_and_fails_the_run(run: Any) -> None:
+    without = GOOD.replace(
+        'outcome["versions"] =', "outcome[\"missing\"] = {'peer': 'no\\ncompiler'}; outcome[\"versions\"] ="
+    )
+    assert without != GOOD
+    status, report = run(a=without)
+    assert status == 1
+    assert report.index("**peer did not run** (Part a): no compiler\n") < report.index("### Other projects")
+
+
 def test_an_interrupted_run_reports_what_it_finished(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     all_parts = importlib.import_module("bench_all")
     finish = all_parts.finish
