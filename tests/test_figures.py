@@ -12,11 +12,12 @@ REPORT = ROOT / "docs" / "benchmarks.md"
 PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").glob("*.md") if page != REPORT)]
 DECIMAL = re.compile(r"(?<![\w.,/-])(\d*\.\d+)(?![\w.]*\w)")
 NUMBER = re.compile(r"(?<![\w.,])(\d[\d,]*(?:\.\d+)?|\.\d+)(?![\w]|\.\d)")
-WHOLE = re.compile(r"(?<![\w.,])(\d[\d,]*)(?= (?:s|ms|%|MB)(?!\w))")
+WHOLE = re.compile(r"(?<![\w.,])(\d[\d,]*(?= (?:s|ms|%|MB)(?!\w))|\d{1,3}(?:,\d{3})+(?![\w,]|\.\d))")
+"""With a unit, or of thousands."""
 NOT_MEASURED = {"3.11", "0.2", "0.73"}
 """Python's version, a default, and the cosine that nobody knows what to make of."""
-PROMISED = {"90", "95", "99", "1", "100"}
-"""Percentages that are asked for."""
+PROMISED = {"90", "95", "99", "1", "100", "50,000"}
+"""Percentages that are asked for, and the size from which `auto` chooses an engine."""
 
 
 def prose(text: str) -> str:
@@ -67,5 +68,5 @@ def test_a_figure_that_was_never_measured_would_be_found() -> None:
     assert stands("0.93", [0.9342])
     assert stands("93.4", [0.9342])
     assert not stands("0.94", [0.9342])
-    assert WHOLE.findall("21 % of 1,500 in 142 s, 3 seconds, 10 MBit") == ["21", "142"]
+    assert WHOLE.findall("21 % of 1,500 in 142 s, 3 seconds, 10 MBit, 1,2 or 2026") == ["21", "1,500", "142"]
     assert DECIMAL.findall("is .93 (0.94, 3.5 %), not v1.2.3 or 10.0.0.1") == [".93", "0.94", "3.5"]
