@@ -322,7 +322,8 @@ def main() -> int:
         if len(options.only or []) != 1:
             parser.error("arguments after -- need one part: --only NAME -- ...")
         (part,) = (part for part in PARTS if part.name in options.only)
-        return finish(part, options.arguments, options.minutes) or 0
+        code = finish(part, options.arguments, options.minutes)
+        return 1 if code is None else 0 if code == SKIPPED else code
     for folder in (options.results, BUILD):
         folder.mkdir(parents=True, exist_ok=True)
     (options.out / "figures").mkdir(parents=True, exist_ok=True)

@@ -246,7 +246,7 @@ def main() -> int:
     if missing := [name for name in flags.tasks if not (flags.data / name).is_dir()]:
         print(f"{flags.data}: no {missing[0]}, nothing measured. Give its folder with --data.", file=sys.stderr)
         return SKIPPED
-    flags.cache = kept(flags.cache, "-".join(flags.part))
+    flags.cache = kept(flags.cache, flags)
     flags.cache.mkdir(parents=True, exist_ok=True)
     written: dict[str, Any] = {"encoder": flags.encoder, "seeds": flags.seeds}
     makers = {"zero-shot": zero_shot, "finetuned": fine_tuned}

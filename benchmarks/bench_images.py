@@ -21,6 +21,7 @@ import csv
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -71,16 +72,21 @@ OMNIGLOT = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--work", type=Path, default=Path("build/bench-images"), help="where trained networks are kept")
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/bench-images"), help="where an interrupted run keeps trained networks"
+    )
     parser.add_argument("--part", choices=PARTS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     chosen_parts = {name: part for name, part in PARTS.items() if chosen.part in (None, name)}
     if missing := [folder for folder, _ in chosen_parts.values() if not (chosen.data / folder).is_dir()]:
-        print(f"{chosen.data}: no {' and '.join(missing)}, nothing measured. Give their folder with --data.")
+        print(
+            f"{chosen.data}: no {' and '.join(missing)}, nothing measured. Give their folder with --data.",
+            file=sys.stderr,
+        )
         return SKIPPED
-    work = kept(chosen.work, chosen.part or "all")
+    work = kept(chosen.work, chosen)
     work.mkdir(parents=True, exist_ok=True)
     report = {name: measure(chosen.data, work, chosen.seeds) for name, (_, measure) in chosen_parts.items()}
     if chosen.json:

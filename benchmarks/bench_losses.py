@@ -3,8 +3,9 @@
     python benchmarks/bench_losses.py [--seeds 3] [--json FILE]
 
 `surematch compare` trains every loss on the same rows, splits and start (the static encoder); each seed keeps its own
-quarter of the classes away. Differences are taken within a seed, where they mean most. Each data set has a thread, as
-many at a time as there are cores. What is finished is kept in --out, so an interrupted benchmark goes on.
+quarter of the classes away. Differences are taken within a seed, where they mean most. Each data set has a
+process of one thread, as many at a time as there are cores. An interrupted benchmark keeps what is finished in --out, and
+goes on.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
-    options.out = kept(options.out, "losses")
+    options.out = kept(options.out, options)
     told = sources(options.data, options.out)
     if not told.keys() >= DATA.keys():
         return SKIPPED

@@ -258,7 +258,7 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--random-classes", action="store_true", help="keep other classes away in every seed")
     parser.add_argument(
-        "--cache", type=Path, default=Path("build/bench-training"), help="where finished seeds are kept"
+        "--cache", type=Path, default=Path("build/bench-training"), help="where an interrupted run keeps finished seeds"
     )
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
@@ -277,7 +277,7 @@ def main() -> int:
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
         subprocess.run([*pip, "--target", packages, f"pytorch-metric-learning=={PML}"], check=True)
         shared = arguments.encoder, arguments.seeds, arguments.random_classes
-        bench = Bench(data, *shared, Path(packages), kept(arguments.cache.resolve(), arguments.encoder))
+        bench = Bench(data, *shared, Path(packages), kept(arguments.cache.resolve(), arguments))
         results = table(bench, arguments.methods)
     report(bench, results).write(arguments.json)
     done(bench.cache)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import shutil
@@ -28,11 +29,12 @@ def processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
-def kept(folder: Path, part: str) -> Path:
-    """The folder in `folder` for what this code makes for the benchmark `part` on this machine: other figures, and
-    times above all, are not today's."""
-    told = " ".join([processor(), str(os.cpu_count()), *map(version, VERSIONS)])
-    return folder / f"{part}-by-{sources(*PACKAGES)}-{hashlib.sha256(told.encode()).hexdigest()[:6]}"
+def kept(folder: Path, flags: argparse.Namespace) -> Path:
+    """The folder in `folder` for what this code makes with these flags on this machine: other figures, and times above
+    all, are not today's."""
+    asked = sorted((name, str(value)) for name, value in vars(flags).items() if name not in ("json", "out", "work"))
+    told = repr([asked, processor(), os.cpu_count(), *map(version, VERSIONS)])
+    return folder / f"made-by-{sources(*PACKAGES)}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
 
 
 def done(folder: Path) -> None:

@@ -131,22 +131,21 @@ def milvus_lite() -> Ask:
     from pymilvus import DataType, MilvusClient
 
     client = MilvusClient(str(folder / "milvus.db"))
+    parameters = {"M": BEAM["m"], "efConstruction": BEAM["ef_construct"]}
     if not client.has_collection("items"):
         schema = client.create_schema()
         schema.add_field("id", DataType.INT64, is_primary=True)
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=items.shape[1])
         index = client.prepare_index_params()
         # twice: the client takes one layer off, and the library under it reads what is then still in "params"
-        parameters = {"params": {"M": BEAM["m"], "efConstruction": BEAM["ef_construct"]}}
-        index.add_index("vector", index_type="HNSW", metric_type="IP", params=parameters)
+        index.add_index("vector", index_type="HNSW", metric_type="IP", params={"params": parameters})
         client.create_collection("items", schema=schema, index_params=index)
         for at in range(0, len(items), BATCH):
             part = [{"id": at + one, "vector": vector} for one, vector in enumerate(np.asarray(items[at : at + BATCH]))]
             client.insert("items", part)
         client.flush("items")
     client.load_collection("items")
-    made = json.dumps(client.describe_index("items", "vector"))
-    if str(BEAM["m"]) not in made or str(BEAM["ef_construct"]) not in made:
+    if (made := client.describe_index("items", "vector")).get("params") != parameters:
         sys.exit(f"milvus-lite built another graph than it was asked for: {made}")
     print(json.dumps({"version": f"{version('milvus-lite')} with pymilvus {version('pymilvus')}"}), flush=True)
 

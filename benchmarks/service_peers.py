@@ -11,13 +11,14 @@ import sysconfig
 import time
 import venv
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from benchmarks.loads import Load, cpu_seconds
 
@@ -38,10 +39,10 @@ class PeerError(Exception):
 
 @contextmanager
 def of_the_peer() -> Iterator[None]:
-    """What goes wrong inside is the peer's doing, not ours."""
+    """What goes wrong inside is the peer's doing, not ours: it ended, or says what cannot be understood."""
     try:
         yield
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, ValueError, psutil.Error, subprocess.SubprocessError) as error:
         raise PeerError(str(error)[-500:]) from error
 
 
@@ -96,18 +97,20 @@ def start(name: str, cache: Path, items: Any, queries: Any, seconds: float, wrk:
     def ask(line: str) -> Any:
         assert process.stdin
         assert process.stdout
-        process.stdin.write(line + "\n")
-        process.stdin.flush()
-        if not (answer := process.stdout.readline()):
-            raise PeerError(f"{name} ended")
-        return json.loads(answer)
+        with of_the_peer():
+            process.stdin.write(line + "\n")
+            process.stdin.flush()
+            if not (answer := process.stdout.readline()):
+                raise PeerError(f"{name} ended")
+            return json.loads(answer)
 
     try:
         if not (told := process.stdout.readline()):
             raise PeerError(f"{name} did not start")
-        about = json.loads(told)
-        filled.write_text(made.hexdigest())
-        _until_idle(process.pid)
+        with of_the_peer():
+            about = json.loads(told)
+            filled.write_text(made.hexdigest())
+            _until_idle(process.pid)
         if "url" in about:
             asked = wrk(about["url"], about["path"], Path(about["bodies"]), 0, "application/json", seconds)
             load = partial(_guarded, asked)
@@ -115,7 +118,8 @@ def start(name: str, cache: Path, items: Any, queries: Any, seconds: float, wrk:
             load = partial(_load, ask, seconds)
         yield Peer(about["version"], load, lambda some: ask(f"rows {some}"))
     finally:
-        process.stdin.close()
+        with suppress(OSError):  # it may have ended with a line unread
+            process.stdin.close()
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:
