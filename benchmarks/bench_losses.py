@@ -4,8 +4,8 @@
 
 `surematch compare` trains every loss on the same rows, splits and start (the static encoder); each seed keeps its own
 quarter of the classes away. Differences are taken within a seed, where they mean most. Each data set has a
-process of one thread, as many at a time as there are cores. An interrupted benchmark keeps what is finished in --out, and
-goes on.
+process of one thread, as many at a time as there are cores. An interrupted benchmark keeps in --out what is finished,
+and goes on.
 """
 
 from __future__ import annotations
