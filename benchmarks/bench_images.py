@@ -5,9 +5,9 @@
 
 DIR holds `orl_faces` (24 people train, 10 never seen, pairs file) and `omniglot` (136 characters train, 106 of other
 alphabets never seen). Every network is trained by `surematch train`'s own pipeline; an interrupted benchmark keeps the
-finished ones in --work, and one that was stopped goes on from its last checkpoint. Each trains on one thread, in so
-many processes that no core waits for the last. The baselines are computed in the same run, and so is SFace, which has
-been trained on millions of faces elsewhere.
+finished ones in --work, and one that was stopped goes on from its last checkpoint. Each trains on one thread, up
+to twice as many at a time as there are cores, so that no core waits for the last. The baselines are computed in the
+same run, and so is SFace, which comes trained.
 
     recall@1, one      one enrolled picture an identity, all others asked, mean over which one is enrolled
     recall@1, all      leave one out: one picture asked, all others enrolled
@@ -161,8 +161,7 @@ def trained(
     for loss, seed, recipe in runs:
         digest = hashlib.sha256(repr(sorted(recipe.items())).encode()).hexdigest()[:8]
         folders.append(out.with_name(f"{out.name}-{loss}-{seed}-{digest}"))
-    cores = os.cpu_count() or 1
-    processes = cores if len(runs) % cores == 0 else max(cores, min(len(runs), 2 * cores))
+    processes = min(len(runs), 2 * (os.cpu_count() or 1))
     with ProcessPoolExecutor(processes, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         list(pool.map(train, *zip(*runs, strict=True), [data] * len(runs), folders))
     found: dict[str, list[Vectors]] = {}

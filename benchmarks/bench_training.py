@@ -147,7 +147,7 @@ def train_peer(
         output_dir=str(folder / "peer"),
         num_train_epochs=recipe.epochs,
         per_device_train_batch_size=recipe.batch_size,
-        # static: at the trainer's own rate a table of tokens learns next to nothing in so few steps, so they get ours
+        # the trainer's own rate is made for transformers: with the static encoder they get ours
         learning_rate=recipe.learning_rate if encoder == "static" else TRAINERS_OWN_RATE,
         learning_rate_mapping={r"^loss\.W": recipe.head_learning_rate} if shape == "labelled" else {},
         warmup_steps=0.1,

@@ -37,6 +37,15 @@ def kept(folder: Path, flags: argparse.Namespace) -> Path:
     return folder / f"made-by-{sources(*PACKAGES)}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
 
 
+def built(cache: Path) -> Path:
+    """The folder in `cache` for collections that this code builds; what other code has built there goes."""
+    folder = cache / f"made-by-{sources('index', 'benchmarks')}"
+    for old in cache.glob("made-by-*"):
+        if old != folder:
+            shutil.rmtree(old)
+    return folder
+
+
 def done(folder: Path) -> None:
     """Removes what was kept: the next run measures anew."""
     shutil.rmtree(folder, ignore_errors=True)

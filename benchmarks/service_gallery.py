@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from benchmarks.kept import sources
+from benchmarks.kept import built
 from index.build import Held, build_collection
 from index.rows import Row
 
@@ -72,7 +72,7 @@ def write_encoder(folder: Path, table: dict[str, NDArray[np.float32]]) -> Path:
 def build(folder: Path, engine: str, size: int, dimension: int) -> tuple[Path, Vectors, Vectors]:
     """The collection (made once by this code), the gallery's vectors (size, d), and the ASKED queries' (n, d)."""
     items, labels, queries, truth = vectors(size, dimension)
-    folder = folder / f"made-by-{sources('index', 'benchmarks')}"
+    folder = built(folder)
     out = folder / f"{engine}-{size}-{dimension}"
     if not out.exists():
         encoder = folder / f"encoder-{size}-{dimension}"

@@ -124,6 +124,7 @@ def start(name: str, cache: Path, items: Any, queries: Any, seconds: float, wrk:
             process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
+        process.stdout.close()
 
 
 def _until_idle(pid: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.bench_bulk import texts
-from benchmarks.kept import sources
+from benchmarks.kept import built
 from index.build import Held, build_collection
 from index.encoder_files import open_sentence_transformer
 from index.rows import Row
@@ -22,7 +22,7 @@ ROWS, ASKED = 1500, 1000
 
 def minilm(cache: Path, seconds: float, rounds: int, serving: Callable[..., Any], wrk: Callable[..., Any]) -> Any:
     """p50 in milliseconds, in turns: ours over HTTP with one client, theirs for `encode` alone at batch 1."""
-    out = cache / f"made-by-{sources('index', 'benchmarks')}" / "minilm-int8"
+    out = built(cache) / "minilm-int8"
     asked = [text.partition(", reference")[0] for text, _ in texts(ASKED, seed=9)]
     if not out.exists():
         rows = [Row(text, label, "made", at) for at, (text, label) in enumerate(texts(ROWS))]

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -186,3 +187,31 @@ def test_an_interrupted_benchmark_ends_with_a_line() -> None:
     done = subprocess.run([sys.executable, "-c", program], cwd=BENCHMARKS, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.strip() == "Interrupted."
+
+
+def test_a_peer_that_ends_between_two_questions_is_told_from_a_fault_of_ours(
+    outcome: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS.parent))
+    peers = importlib.import_module("benchmarks.service_peers")
+    (tmp_path / "peer_programs.py").write_text('print(\'{"version": "1"}\', flush=True)\ninput()\n')
+    monkeypatch.setattr(peers, "__file__", str(tmp_path / "service_peers.py"))
+    monkeypatch.setattr(peers, "environment", lambda *_: sys.executable)
+    monkeypatch.setattr(peers, "_until_idle", lambda _: None)
+    nothing = np.zeros((1, 1), np.float32)
+    with peers.PEERS["txtai"](tmp_path / "c", nothing, nothing, 1.0, None) as peer:
+        for _ in range(2):
+            with pytest.raises(peers.PeerError):
+                peer.load(1)
+    with (
+        pytest.raises(OSError, match="ours"),
+        peers.PEERS["txtai"](tmp_path / "c", nothing, nothing, 1.0, None),
+    ):
+        raise OSError("ours")
+
+
+def test_collections_of_other_code_leave_the_cache(outcome: Any, tmp_path: Path) -> None:
+    kept = importlib.import_module("kept")
+    (tmp_path / "made-by-other").mkdir()
+    kept.built(tmp_path).mkdir()
+    assert [path.name for path in tmp_path.iterdir()] == [kept.built(tmp_path).name]
