@@ -9,7 +9,8 @@ ARGS ?=
 WORKERS ?= 2
 
 .PHONY: help demo test check format clean audit test-contract bench-bulk bench-calibration bench-heads bench-index bench-simplex bench-training bench-images bench-faces fuzz-images
-.PHONY: bench bench-losses bench-first-answer bench-images bench-images-omniglot bench-pages
+.PHONY: bench bench-losses bench-first-answer bench-images bench-images-omniglot bench-pages bench-service
+.PHONY: bench-training-minilm bench-calibration-finetuned bench-calibration-finetuned-clinc bench-index-million bench-service-peers
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 30
@@ -89,8 +90,11 @@ bench-images-omniglot: $(VENV)/ready  ## characters never seen: margin, plain an
 bench-calibration: $(VENV)/ready  ## how honest the probabilities are, beside Platt, isotonic, temperature and raw cosines
 	$(call part,calibration)
 
-bench-calibration-finetuned: $(VENV)/ready  ## the same after the default training, two seeds (ARGS="--seeds 5")
+bench-calibration-finetuned: $(VENV)/ready  ## banking77 after the default training, two seeds (ARGS="--seeds 5")
 	$(call part,calibration-finetuned)
+
+bench-calibration-finetuned-clinc: $(VENV)/ready  ## clinc150 after it
+	$(call part,calibration-finetuned-clinc)
 
 bench-index: $(VENV)/ready  ## every engine beside raw FAISS, hnswlib and usearch, 100,000 vectors
 	$(call part,index)
@@ -98,8 +102,11 @@ bench-index: $(VENV)/ready  ## every engine beside raw FAISS, hnswlib and usearc
 bench-index-million: $(VENV)/ready  ## the same with a million
 	$(call part,index-million)
 
-bench-service: $(VENV)/ready  ## the service over HTTP beside raw FAISS and other vector databases (ARGS="--part hnsw")
+bench-service: $(VENV)/ready  ## the service over HTTP beside raw FAISS, and texts through its encoders
 	$(call part,service)
+
+bench-service-peers: $(VENV)/ready  ## the service over HTTP beside other vector databases
+	$(call part,service-peers)
 
 bench-bulk: $(VENV)/ready  ## a million texts through `surematch index`: time, memory, kill -9 and --resume
 	$(call part,bulk)

@@ -61,6 +61,7 @@ MILLION = ("--size", "1000000", "--dimension", "128", "--seconds", "3", "--peers
 """Without usearch, whose graph takes longest: it stands beside ours with a hundred thousand."""
 MINILM = ("--encoder", "minilm", "--seeds", "1", "--methods", "ours", "plain softmax", "MultipleNegativesRanking")
 """One seed, and a peer less than with the static encoder: MultipleNegativesRanking alone takes six minutes of ten."""
+FINETUNED = ("--part", "finetuned", "--seeds", "2")
 PARTS = (
     Part("simplex", "bench_simplex.py"),
     Part("training", "bench_training.py", data=("--data", "")),
@@ -71,10 +72,12 @@ PARTS = (
     Part("images-omniglot", "bench_images.py", ("--part", "omniglot", "--seeds", "1"), ("--data", "")),
     Part("faces", "bench_faces.py"),
     Part("calibration", "bench_calibration.py", data=("--data", "")),
-    Part("calibration-finetuned", "bench_calibration.py", ("--part", "finetuned", "--seeds", "2"), ("--data", "")),
+    Part("calibration-finetuned", "bench_calibration.py", (*FINETUNED, "--tasks", "banking77"), ("--data", "")),
+    Part("calibration-finetuned-clinc", "bench_calibration.py", (*FINETUNED, "--tasks", "clinc150"), ("--data", "")),
     Part("index", "bench_index.py"),
     Part("index-million", "bench_index.py", MILLION),
-    Part("service", "bench_service.py"),
+    Part("service", "bench_service.py", ("--part", "flat", "--part", "hnsw", "--part", "text")),
+    Part("service-peers", "bench_service.py", ("--part", "peers")),
     Part("bulk", "bench_bulk.py"),
     Part("first-answer", "bench_first_answer.py", data=("--data", "")),
     Part("pages", "bench_pages.py", data=("--data", "")),

@@ -310,7 +310,9 @@ def report(written: dict[str, Any], flags: argparse.Namespace) -> Outcome:
         ]
     tuned = flags.part == ["finetuned"]
     name, title = (
-        ("calibration-finetuned", "Calibration after fine-tuning") if tuned else ("calibration", "Calibration")
+        ("calibration-finetuned", f"Calibration after fine-tuning: {', '.join(flags.tasks)}")
+        if tuned
+        else ("calibration", "Calibration")
     )
     return Outcome(name, title, tables, against, figures=written)
 

@@ -165,7 +165,8 @@ def service(raw: dict[str, Any]) -> Outcome:
         note = f"`minilm`, {told['texts']}; measured in turns."
         tables.append(Table("Texts through MiniLM", columns, encoding, note, beside=beside))
     missing = _not_measured(raw.get("peers", {}))
-    return Outcome("service", "The service over HTTP", tables, versions=versions, figures=raw, missing=missing)
+    title = "The service beside other databases" if "peers" in raw and "flat" not in raw else "The service over HTTP"
+    return Outcome("service", title, tables, versions=versions, figures=raw, missing=missing)
 
 
 def _loads(raw: dict[str, Any], part: str, found: dict[str, Any]) -> Table:
