@@ -102,10 +102,10 @@ bench-index: $(VENV)/ready  ## every engine beside raw FAISS, hnswlib and usearc
 bench-index-million: $(VENV)/ready  ## the same with a million
 	$(call part,index-million)
 
-bench-service: $(VENV)/ready  ## the service over HTTP beside raw FAISS, and texts through its encoders
-	$(call part,service)
+bench-service: $(VENV)/ready  ## the service over HTTP beside raw FAISS and other vector databases (ARGS="--part hnsw": flat, hnsw, text)
+	$(BIN)/python benchmarks/bench_all.py --only service $(if $(ARGS),-- $(ARGS),service-peers)
 
-bench-service-peers: $(VENV)/ready  ## the service over HTTP beside other vector databases
+bench-service-peers: $(VENV)/ready  ## the other vector databases alone
 	$(call part,service-peers)
 
 bench-bulk: $(VENV)/ready  ## a million texts through `surematch index`: time, memory, kill -9 and --resume
