@@ -201,10 +201,10 @@ def index(argv: Sequence[str]) -> int:
         )
     if settings.report is not None:
         _write_fit(settings.out, settings.report)
+    reader.tell()  # beside JSON, too: of a job, its log is what is seen
     if settings.json_:
         _print_json(built | reader.as_json())
     else:
-        reader.tell()
         console.show_collection(Console(), built, settings.out)
     return 0
 

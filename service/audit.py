@@ -19,7 +19,7 @@ from index.answer import Answer
 from index.collection import NewItem
 from index.errors import DiskFull, SettingsError
 
-Operation = Literal["snapshot", "recalibrate", "calibration", "reload", "promote"]
+Operation = Literal["snapshot", "recalibrate", "calibration", "reload", "job", "cancel", "promote"]
 
 
 class AuditLog:
@@ -34,9 +34,14 @@ class AuditLog:
                 f"--audit-log {path}: cannot be written ({error.strerror}). Name another file."
             ) from error
 
-    def searched(self, request: Request, collection: str, answers: Sequence[Answer]) -> None:
-        """One line a request: the decision on each query, and the ids that were shown."""
-        self._write(request, "search", collection, queries=[_decided(answer) for answer in answers])
+    def searched(
+        self, request: Request, collection: str, answers: Sequence[Answer], query_ids: Sequence[str] | None
+    ) -> None:
+        """One line a request: the decision on each query, the ids that were shown, and where the service takes
+        feedback the query's own."""
+        ids = [None] * len(answers) if query_ids is None else query_ids
+        queries = [{"query_id": id, **_decided(answer)} for id, answer in zip(ids, answers, strict=True)]
+        self._write(request, "search", collection, queries=queries)
 
     def writing(self, request: Request, collection: str, items: Sequence[NewItem]) -> None:
         """Before items are written."""
@@ -51,18 +56,19 @@ class AuditLog:
         """Before a query's vector is kept under a label, None where nothing matched."""
         self._write(request, "feedback", collection, query_id=query_id, label=label)
 
-    def operating(self, request: Request, collection: str, event: Operation, **which: str) -> None:
-        """Before an operator changes what is served; `which` calibration or job, where there are several."""
+    def operating(self, request: Request, collection: str | None, event: Operation, **which: str) -> None:
+        """Before an operator changes what is served or starts a job, which may belong to no collection; `which`
+        calibration or job, where there are several."""
         self._write(request, event, collection, **which)
 
-    def failed(self, request: Request, collection: str) -> None:
+    def failed(self, request: Request, collection: str | None) -> None:
         """What was announced did not take place."""
         self._write(request, "failed", collection)
 
     def close(self) -> None:
         os.close(self._file)
 
-    def _write(self, request: Request, event: str, collection: str, **fields: Any) -> None:
+    def _write(self, request: Request, event: str, collection: str | None, **fields: Any) -> None:
         state = request.scope.get("state", {})
         line = orjson.dumps(
             {

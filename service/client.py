@@ -10,6 +10,7 @@ the document to a method here. Refusals raise `ServiceProblem`; "busy" is tried 
 from __future__ import annotations
 
 import asyncio
+import base64
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -100,7 +101,7 @@ class Calls:
 
     @staticmethod
     def search(
-        texts: Sequence[str],
+        queries: Sequence[str | bytes],
         *,
         k: int = 10,
         map: MapSpec = "softmax",
@@ -110,8 +111,8 @@ class Calls:
         explain: bool = False,
     ) -> Call[SearchReply]:
         how = {"k": k, "map": map, "coverage": coverage, "coverage_for": coverage_for, "filter": filter}
-        queries = [{"text": text} for text in texts]
-        return Call("POST", "/v1/search", SearchReply, {"queries": queries, **how, "explain": explain})
+        asked = [{"image": _base64(query)} if isinstance(query, bytes) else {"text": query} for query in queries]
+        return Call("POST", "/v1/search", SearchReply, {"queries": asked, **how, "explain": explain})
 
     @staticmethod
     def search_vectors(
@@ -143,7 +144,7 @@ class Calls:
 
     @staticmethod
     def put_items(items: Sequence[dict[str, Any]]) -> Call[WrittenReply]:
-        return Call("PUT", "/v1/items", WrittenReply, {"items": list(items)})
+        return Call("PUT", "/v1/items", WrittenReply, {"items": [_item(item) for item in items]})
 
     @staticmethod
     def item(id: str) -> Call[ItemReply]:
@@ -226,6 +227,16 @@ class Calls:
         return Call("GET", "/readyz", ReadyReply)
 
 
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def _item(item: dict[str, Any]) -> dict[str, Any]:
+    """As JSON can hold it."""
+    image = item.get("image")
+    return {**item, "image": _base64(image)} if isinstance(image, bytes) else item
+
+
 def _headers(key: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
@@ -276,7 +287,7 @@ class Client:
 
     def search(
         self,
-        texts: Sequence[str],
+        queries: Sequence[str | bytes],
         *,
         k: int = 10,
         map: MapSpec = "softmax",
@@ -285,9 +296,10 @@ class Client:
         filter: dict[str, Any] | None = None,
         explain: bool = False,
     ) -> SearchReply:
-        """`results[i]` answers `texts[i]`; `filter` says which items may be shown, `explain` asks why."""
+        """`results[i]` answers `queries[i]`, a text or the bytes of a picture file; `filter` says which items may be
+        shown, `explain` asks why."""
         call = Calls.search(
-            texts, k=k, map=map, coverage=coverage, coverage_for=coverage_for, filter=filter, explain=explain
+            queries, k=k, map=map, coverage=coverage, coverage_for=coverage_for, filter=filter, explain=explain
         )
         return self.send(call)
 
@@ -308,7 +320,8 @@ class Client:
         return np.array([entry.embedding for entry in self.send(Calls.embeddings(texts, model)).data], np.float32)
 
     def put_items(self, items: Sequence[dict[str, Any]]) -> WrittenReply:
-        """Write all or none: dicts with `id`, `text` or `vector`, and if you like `label` and `metadata`."""
+        """Write all or none: dicts with `id`, `text`, `image` (the bytes of a picture file) or `vector`, and if you
+        like `label` and `metadata`."""
         return self.send(Calls.put_items(items))
 
     def item(self, id: str) -> ItemReply:
@@ -420,7 +433,7 @@ class AsyncClient:
 
     async def search(
         self,
-        texts: Sequence[str],
+        queries: Sequence[str | bytes],
         *,
         k: int = 10,
         map: MapSpec = "softmax",
@@ -429,9 +442,10 @@ class AsyncClient:
         filter: dict[str, Any] | None = None,
         explain: bool = False,
     ) -> SearchReply:
-        """`results[i]` answers `texts[i]`; `filter` says which items may be shown, `explain` asks why."""
+        """`results[i]` answers `queries[i]`, a text or the bytes of a picture file; `filter` says which items may be
+        shown, `explain` asks why."""
         call = Calls.search(
-            texts, k=k, map=map, coverage=coverage, coverage_for=coverage_for, filter=filter, explain=explain
+            queries, k=k, map=map, coverage=coverage, coverage_for=coverage_for, filter=filter, explain=explain
         )
         return await self.send(call)
 

@@ -1,7 +1,7 @@
 """The bodies of `/v1/jobs`: what may be trained, indexed and recalibrated, and what is told of it.
 
-Every path is relative to the folder of `--jobs` and stays inside it. Encoders are those that come with packages, or a
-folder there: nothing is fetched.
+Every path is relative to the folder of `--jobs` and stays inside it. Encoders are those that come with packages, a new
+one for pictures, or one of that folder: nothing is fetched.
 """
 
 from __future__ import annotations
@@ -18,6 +18,11 @@ Inside = Annotated[
 ]
 Column = Annotated[str, Field(min_length=1, max_length=200, description="a column's name")]
 Files = Annotated[list[Inside], Field(min_length=1, max_length=100)]
+Start = Literal["static", "minilm", "image", "sface"]
+"""Where training starts, by name; another word is a path."""
+Ready = Literal["static", "minilm", "sface"]
+"""Encoders that index untrained, by name."""
+SkipFaulty = Annotated[bool, Field(description="leave out what cannot be used, and say so in the log")]
 Identifier = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[a-z0-9][a-z0-9-]*$")]
 State = Literal["queued", "running", "interrupted", "succeeded", "failed", "cancelled"]
 
@@ -28,7 +33,13 @@ class TrainSettings(Body):
     data: Files
     text: Column = "text"
     label: Column = "label"
-    encoder: Literal["static", "minilm"] = "static"
+    encoder: Start | Inside = Field(
+        "static", description='"static", "minilm", "image" (pictures, from nothing), "sface", or a model below --jobs'
+    )
+    image_size: int | None = Field(None, ge=16, le=512, description="edge of the square pictures are fitted into")
+    augment: Literal["faces", "characters", "none"] | None = Field(None, description="random changes to pictures")
+    turned_classes: bool = Field(False, description="turned and mirrored pictures train as classes of their own")
+    skip_faulty: SkipFaulty = False
     loss: Identifier | None = Field(None, description="null: the encoder's default")
     epochs: float | None = Field(None, gt=0, le=1000)
     held_out: float = Field(0.1, ge=0, le=0.5, description="share of the rows kept for calibration")
@@ -38,7 +49,7 @@ class TrainSettings(Body):
 class IndexSettings(Body):
     """As of `surematch index`. Its result is a collection."""
 
-    model: Literal["static", "minilm"] | Inside = Field(description='"static", "minilm", or a model below --jobs')
+    model: Ready | Inside = Field(description='"static", "minilm", "sface", or a model below --jobs')
     data: Files
     text: Column = "text"
     label: Column = "label"
@@ -47,6 +58,7 @@ class IndexSettings(Body):
     unknown: list[Inside] = Field([], max_length=100)
     unknown_share: float = Field(0.2, gt=0, lt=1)
     engine: Identifier = "auto"
+    skip_faulty: SkipFaulty = False
     seed: int = Field(0, ge=0, le=2**31 - 1)
 
 

@@ -20,16 +20,17 @@ import secrets
 import shutil
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from index.confined import BELOW
 from index.errors import DataError, SettingsError
 from index.snapshot import replace_durably, storing
-from service.job_schemas import IndexJob, RecalibrateJob, TrainJob
+from service.job_schemas import IndexJob, Ready, RecalibrateJob, Start, TrainJob
 
 QUEUE = 100
 """Jobs that may wait."""
@@ -128,10 +129,9 @@ class Jobs:
         except OSError:
             return b""
 
-    async def add(self, asked: TrainJob | IndexJob | RecalibrateJob, source: Path | None) -> Job:
-        """Queues a job; `source` is the collection that a recalibration copies. Raises `DataError` for a path that
-        leaves the folder or does not exist, `DiskFull`."""
-        id = f"{datetime.now(UTC):%Y%m%d%H%M%S}-{secrets.token_hex(4)}"
+    async def add(self, id: str, asked: TrainJob | IndexJob | RecalibrateJob, source: Path | None) -> Job:
+        """Queues a job under a `new_id`; `source` is the collection that a recalibration copies. Raises `DataError` for
+        a path that leaves the folder or does not exist, `DiskFull`."""
         job = Job(id, asked.kind, asked.settings.model_dump(), _now(), source=None if source is None else str(source))
         self._commands(job)  # raises for paths that are wrong
         with storing(self.folder, "job"):
@@ -252,24 +252,25 @@ class Jobs:
 
     def _train(self, job: Job) -> list[list[str]]:
         asked, out = job.settings, self.folder / job.id / "out"
-        flags = [f"--{name.replace('_', '-')}={asked[name]}" for name in _TRAIN if asked[name] is not None]
+        flags = [*_flags(asked, _TRAIN), f"--encoder={self._encoder(asked['encoder'], 'encoder', get_args(Start))}"]
         again = ["--resume"] if list(out.parent.glob("out.run/checkpoints/checkpoint-*/objective.safetensors")) else []
         return [["train", *self._inside(asked["data"], "data"), *flags, f"--out={out}", "--json", *again]]
 
     def _index(self, job: Job) -> list[list[str]]:
         asked, out = job.settings, self.folder / job.id / "out"
-        flags = [f"--{name.replace('_', '-')}={asked[name]}" for name in _INDEX if asked[name] is not None]
+        flags, model = _flags(asked, _INDEX), self._encoder(asked["model"], "model", get_args(Ready))
         for name in ("calibrate", "unknown"):
             flags += [f"--{name}={file}" for file in self._inside(asked[name], name)]
-        model = asked["model"]
-        if model not in ("static", "minilm"):
-            (model,) = self._inside([model], "model")
         return [["index", model, *self._inside(asked["data"], "data"), *flags, f"--out={out}", "--json", "--resume"]]
 
     def _recalibrate(self, job: Job) -> list[list[str]]:
         out = self.folder / job.id / "out"
         shutil.rmtree(out, ignore_errors=True)  # of an attempt that was interrupted
         return [["backup", str(job.source), str(out)], ["recalibrate", str(out), "--json"]]
+
+    def _encoder(self, asked: str, name: str, known: Sequence[str]) -> str:
+        """A name of `known`, or a model below the folder. Raises `DataError`."""
+        return asked if asked in known else self._inside([asked], name)[0]
 
     def _inside(self, paths: list[str], name: str) -> list[str]:
         """The files and folders, absolute. Raises `DataError` for one not below the folder, wherever links lead.
@@ -285,8 +286,21 @@ class Jobs:
         return found
 
 
-_TRAIN = ("text", "label", "encoder", "loss", "epochs", "held_out", "seed")
-_INDEX = ("text", "label", "id", "unknown_share", "engine", "seed")
+_TRAIN = (
+    *("text", "label", "loss", "epochs", "held_out", "seed"),
+    *("image_size", "augment", "turned_classes", "skip_faulty"),
+)
+_INDEX = ("text", "label", "id", "unknown_share", "engine", "seed", "skip_faulty")
+
+
+def _flags(asked: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """Those of `names` that were asked for; one that is off, or that an older service did not know, is left away."""
+    flags = {f"--{name.replace('_', '-')}": asked.get(name) for name in names}
+    return [flag if value is True else f"{flag}={value}" for flag, value in flags.items() if value not in (None, False)]
+
+
+def new_id() -> str:
+    return f"{datetime.now(UTC):%Y%m%d%H%M%S}-{secrets.token_hex(4)}"
 
 
 def _readable(path: Path) -> bool:

@@ -53,7 +53,7 @@ async def put_items(request: Request) -> Response:
     items = [item.new() for item in asked.items]
     with (
         serving_of(request) as serving,
-        audited(request, serving.name, lambda audit, name: audit.writing(request, name, items)),
+        audited(request, serving.name, lambda audit: audit.writing(request, serving.name, items)),
     ):
         receipt = await serving.writer.run(lambda: serving.collection.upsert(items), len(items))
     return json_response({"sequence": receipt.sequence, "written": receipt.written, "replaced": receipt.replaced})
@@ -76,7 +76,8 @@ async def delete_items(request: Request) -> Response:
         def delete() -> Receipt:
             return collection.delete(asked.ids) if asked.ids else collection.delete_where(asked.filter or {})
 
-        with audited(request, serving.name, lambda audit, name: audit.deleting(request, name, asked.ids, asked.filter)):
+        ids, filter, name = asked.ids, asked.filter, serving.name
+        with audited(request, name, lambda audit: audit.deleting(request, name, ids, filter)):
             receipt = await serving.writer.run(delete, len(asked.ids or [0]))
     return json_response({"sequence": receipt.sequence, "deleted": receipt.deleted})
 
@@ -106,7 +107,7 @@ async def delete_item(request: Request, id: str) -> Response:
     with serving_of(request) as serving:
         if await asyncio.to_thread(lambda: serving.collection.item(id)) is None:
             raise _no_such_item()
-        with audited(request, serving.name, lambda audit, name: audit.deleting(request, name, [id])):
+        with audited(request, serving.name, lambda audit: audit.deleting(request, serving.name, [id])):
             receipt = await serving.writer.run(lambda: serving.collection.delete([id]))
     return json_response({"sequence": receipt.sequence, "deleted": receipt.deleted})
 
@@ -128,9 +129,8 @@ async def feedback(request: Request) -> Response:
         if asked.label is not None and not serving.knows(asked.label):
             fault = Fault("/label", "the collection has no such label; null says that nothing here matches")
             raise Problem("invalid-request", f"{fault.pointer}: {fault.detail}.", [fault])
-        with audited(
-            request, serving.name, lambda audit, name: audit.feedback(request, name, asked.query_id, asked.label)
-        ):
+        query_id, label, name = asked.query_id, asked.label, serving.name
+        with audited(request, name, lambda audit: audit.feedback(request, name, query_id, label)):
             await serving.writer.run(lambda: serving.collection.feedback(vector, asked.label, asked.query_id))
     return json_response({"kept": True})
 

@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 
 from index.errors import SurematchError
 from service.job_schemas import JobReply, JobRequest, JobsReply, PromoteRequest, RecalibrateJob
-from service.jobs import ENDED, QUEUE, Job, Jobs
+from service.jobs import ENDED, QUEUE, Job, Jobs, new_id
 from service.problems import Problem, documented
 from service.routes.state import body_of, currents_of, json_body, json_response, operated, validated
 from service.serving import Current
@@ -38,11 +38,12 @@ async def start_job(request: Request) -> Response:
     asked = validated(JobRequest, await json_body(request)).root
     if jobs.waiting() >= QUEUE:
         raise Problem("busy", f"{QUEUE} jobs wait already.", headers={"Retry-After": "60"})
-    source = None
+    source, name, id = None, None, new_id()
     if isinstance(asked, RecalibrateJob):
         name, current = _named(request, asked.settings.collection)
         source = current.settings.folders[name].resolve()
-    return json_response((await jobs.add(asked, source)).told())
+    with operated(request, name, "job", kind=asked.kind, job=id):
+        return json_response((await jobs.add(id, asked, source)).told())
 
 
 @router.get("", summary="All jobs", response_model=JobsReply)
@@ -103,7 +104,8 @@ async def cancel_job(request: Request, id: str) -> Response:
     job = _job(jobs, id)
     if job.state in ENDED:
         raise Problem("conflict", f"The job has ended already: {job.state}.")
-    return json_response((await jobs.cancel(job)).told())
+    with operated(request, None, "cancel", job=id):
+        return json_response((await jobs.cancel(job)).told())
 
 
 @router.post(

@@ -129,11 +129,11 @@ async def _answer_vectors(request: Request, body: bytes) -> Response:
 async def _answer(request: Request, asked: SearchRequest, vectors: NDArray[np.float32] | None = None) -> Response:
     with serving_of(request) as serving:
         found, timings = await serving.searcher.search(asked, vectors)
+        query_ids = serving.recent.remember(found.vectors) if serving.collection.writable else None
         if (audit := audit_of(request)) is not None:
-            audit.searched(request, serving.name, found.answers)
+            audit.searched(request, serving.name, found.answers, query_ids)
         if (tracer := request.app.state.tracer) is not None:
             search_spans(tracer, serving.name, found, timings)
-        query_ids = serving.recent.remember(found.vectors) if serving.collection.writable else None
     return json_response(
         {
             "results": found.answers,

@@ -58,13 +58,13 @@ def audit_of(request: Request) -> AuditLog | None:
 
 
 @contextmanager
-def audited(request: Request, collection: str, announce: Callable[[AuditLog, str], None]) -> Iterator[None]:
+def audited(request: Request, collection: str | None, announce: Callable[[AuditLog], None]) -> Iterator[None]:
     """Announces a change to the audit log, if there is one, and says there when it then fails."""
     audit = audit_of(request)
     if audit is None:
         yield
         return
-    announce(audit, collection)
+    announce(audit)
     try:
         yield
     except Exception:  # not cancellation: a write that has begun is finished, whoever hangs up
@@ -72,9 +72,9 @@ def audited(request: Request, collection: str, announce: Callable[[AuditLog, str
         raise
 
 
-def operated(request: Request, collection: str, event: Operation, **which: str) -> AbstractContextManager[None]:
+def operated(request: Request, collection: str | None, event: Operation, **which: str) -> AbstractContextManager[None]:
     """As `audited`, for what an operator does."""
-    return audited(request, collection, lambda audit, name: audit.operating(request, name, event, **which))
+    return audited(request, collection, lambda audit: audit.operating(request, collection, event, **which))
 
 
 def media_type(request: Request) -> str:

@@ -43,6 +43,7 @@ def test_searches_and_writes_leave_a_line_each(collection: Path, tmp_path: Path)
     assert search["event"] == "search"
     assert search["collection"] == "home"
     assert search["client"] == "127.0.0.1"
+    assert [logged["query_id"] for logged in search["queries"]] == reply.json()["query_ids"]  # type: ignore[attr-defined]
     for logged, answer in zip(search["queries"], reply.json()["results"], strict=True):  # type: ignore[call-overload]
         assert logged["shown"] == [hit["id"] for hit in answer["hits"]]
         assert {name: logged[name] for name in ("label", "id", "probability")} == answer["decision"]

@@ -23,8 +23,8 @@ from tests.service.gallery import KNOWN
 
 TEXTS = [KNOWN[0][0], KNOWN[1][0]]
 ARGUMENTS: dict[str, Any] = {
-    "texts": TEXTS, "vectors": np.eye(1, 32), "text": "x", "model": "home", "items": [], "id": "a", "ids": [],
-    "query_id": "0-0", "filter": {"a": 1}, "label": None, "kind": "train", "settings": {},
+    "queries": TEXTS, "texts": TEXTS, "vectors": np.eye(1, 32), "text": "x", "model": "home", "items": [], "id": "a",
+    "ids": [], "query_id": "0-0", "filter": {"a": 1}, "label": None, "kind": "train", "settings": {},
 }  # fmt: skip
 CALLS = {
     name: getattr(Calls, name)(

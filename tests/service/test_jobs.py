@@ -42,6 +42,11 @@ def write(path: Path, rows: Sequence[tuple[str, str | None]]) -> None:
         csv.writer(file).writerows([("text", "label"), *((text, label or "") for text, label in rows)])
 
 
+def write_image_encoder(path: Path) -> None:
+    network = ImageNetwork(size=16, width=8, dimension=8)
+    SentenceTransformer(modules=[network], device="cpu").save_pretrained(str(path), create_model_card=False)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder of jobs with data and an encoder in it."""
@@ -118,8 +123,9 @@ def test_an_indexed_collection_is_served_once_it_is_promoted_unless_it_is_damage
         assert answer.decision.label == KNOWN[0][1]
     logged = [json.loads(line) for line in audit.read_text().splitlines()]
     assert [(line["event"], line.get("job")) for line in logged] == [
-        ("promote", job.id), ("failed", None), ("promote", job.id), ("search", None)
+        ("job", job.id), ("promote", job.id), ("failed", None), ("promote", job.id), ("search", None)
     ]  # fmt: skip
+    assert (logged[0]["kind"], logged[0]["collection"]) == ("index", None)
     with serving(link, "--jobs", str(folder)) as server, Client(server.url) as api:
         assert api.collection().snapshot == after.snapshot
         assert api.job(job.id).promoted
@@ -196,6 +202,19 @@ def module_jobs() -> Any:
     return Calls.jobs()
 
 
+def test_a_job_that_is_cancelled_or_refused_leaves_a_line(folder: Path, collection: Path, tmp_path: Path) -> None:
+    audit = tmp_path / "audit.jsonl"
+    with serving(collection, "--jobs", str(folder), "--audit-log", str(audit)) as server, Client(server.url) as api:
+        api.start_job("index", INDEX)
+        waiting = api.start_job("recalibrate", {}).id
+        api.cancel_job(waiting)
+        with pytest.raises(ServiceProblem, match="no such file"):
+            api.start_job("index", {**INDEX, "data": ["nowhere.csv"]})
+    found = [json.loads(line) for line in audit.read_text().splitlines()]
+    assert [line["event"] for line in found] == ["job", "job", "cancel", "job", "failed"]
+    assert (found[1]["job"], found[2]["job"], found[1]["collection"]) == (waiting, waiting, collection.name)
+
+
 def test_a_job_that_fails_says_why_and_hurts_nobody(folder: Path, collection: Path) -> None:
     write(folder / "data" / "bad.csv", [("", "light_on")])
     with serving(collection, "--jobs", str(folder)) as server, Client(server.url) as api:
@@ -210,10 +229,7 @@ def test_a_job_that_fails_says_why_and_hurts_nobody(folder: Path, collection: Pa
 
 
 def test_a_job_reads_no_picture_outside_the_folder(folder: Path, collection: Path, tmp_path: Path) -> None:
-    network = ImageNetwork(size=16, width=8, dimension=8)
-    SentenceTransformer(modules=[network], device="cpu").save_pretrained(
-        str(folder / "pictures"), create_model_card=False
-    )
+    write_image_encoder(folder / "pictures")
     write_digits(folder / "data" / "scans", range(2), range(2))
     outside = write_digits(tmp_path / "outside", range(1), range(1)) / "d0" / "000.png"
     (folder / "data" / "inside.csv").write_text("path,label\nscans/d0/000.png,a\nscans/d1/001.png,b\n")
@@ -301,6 +317,37 @@ def test_jobs_are_off_without_a_folder_and_need_an_admin(
         assert other.returncode == 2
         assert "another service runs the jobs there" in other.stderr
         assert "Traceback" not in other.stderr
+
+
+def test_faulty_pictures_are_left_out_where_a_job_is_told_so(folder: Path, collection: Path) -> None:
+    write_image_encoder(folder / "pictures")
+    write_digits(folder / "people", range(2), range(3))
+    (folder / "people" / "d0" / "torn.png").write_bytes(b"no picture")
+    asked = {"model": "pictures", "data": ["people"]}
+    with serving(collection, "--jobs", str(folder)) as server, Client(server.url, timeout=60) as api:
+        strict = until(api, api.start_job("index", asked).id, ended)
+        lenient = until(api, api.start_job("index", {**asked, "skip_faulty": True}).id, ended)
+        said = json.loads((folder / lenient.id / "result.json").read_bytes())
+    assert strict.state == "failed"
+    assert "torn.png" in (strict.error or "")
+    assert lenient.state == "succeeded", lenient.error
+    assert [Path(one["file"]).name for one in said["left_out"]] == ["torn.png"]
+
+
+@pytest.mark.skipif("SUREMATCH_TRAIN_JOB" not in os.environ, reason="training takes long: make test-jobs")
+def test_an_encoder_of_pictures_is_trained_and_indexed(folder: Path, link: Path) -> None:
+    write_digits(folder / "people", range(4), range(12))
+    asked = {"data": ["people"], "encoder": "image", "image_size": 16, "augment": "none", "epochs": 1.0}
+    with serving(link, "--jobs", str(folder)) as server, Client(server.url, timeout=60) as api:
+        model = until(api, api.start_job("train", asked).id, ended)
+        assert model.state == "succeeded", model.error
+        further = until(api, api.start_job("train", {**asked, "encoder": model.result}).id, ended)
+        assert further.state == "succeeded", further.error
+        job = until(api, api.start_job("index", {"model": further.result, "data": ["people"]}).id, ended)
+        assert job.state == "succeeded", job.error
+        assert api.promote_job(job.id).promoted
+        found = api.search([(folder / "people" / "d1" / "000.png").read_bytes()]).results[0]
+        assert found.hits[0].label == "d1"
 
 
 @pytest.mark.skipif("SUREMATCH_TRAIN_JOB" not in os.environ, reason="training takes long: make test-jobs")

@@ -20,6 +20,7 @@ from index.build import Held, build_collection
 from index.image_network import ImageNetwork
 from index.pictures import read_pictures
 from index.rows import Row
+from service.client import Client
 from tests.pictures import digit, mutations, packed, write_digits
 from tests.service.conftest import Server, serving
 
@@ -149,6 +150,10 @@ def test_pictures_are_enrolled_over_http_found_and_not_kept(collection: Path, tm
         assert (answer["hits"][0]["id"], answer["hits"][0]["text"]) == ("nine", None)
         assert answer["hits"][0]["score"] > 0.9999
         assert api.get("/v1/items/nine").json() == {"id": "nine", "label": "d9", "text": None, "metadata": {}}
+        with Client(server.url) as typed:  # the same by the client, which takes the bytes
+            typed.put_items([new | {"id": "nine", "image": packed(digit(9, 3))}])
+            (hit, *_) = typed.search([packed(digit(9, 3))]).results[0].hits
+        assert (hit.id, hit.label) == ("nine", "d9")
         broken = {"id": "broken", "image": query(packed(digit(1, 0))[:-60])["image"]}
         reply = api.put("/v1/items", json={"items": [new | {"id": "other"}, broken]})
         assert reply.status_code == 422
@@ -157,7 +162,9 @@ def test_pictures_are_enrolled_over_http_found_and_not_kept(collection: Path, tm
         for wrong in ({"text": "nine"}, {"vector": [1.0]}, {"image": "no base64!"}):
             assert api.put("/v1/items", json={"items": [new | wrong]}).status_code == 422
     written = log.read_text()
-    assert [json.loads(line)["event"] for line in written.splitlines()] == ["enrol", "search", "enrol", "failed"]
+    assert [json.loads(line)["event"] for line in written.splitlines()] == [
+        *("enrol", "search", "enrol", "search", "enrol", "failed")
+    ]
     picture = packed(digit(9, 3))
     for file in (path for path in tmp_path.rglob("*") if path.is_file()):
         content = file.read_bytes()
