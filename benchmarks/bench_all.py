@@ -6,7 +6,7 @@
 `make bench-NAME` runs one part and writes its section. What it found is kept in --results, with the machine, the day
 and the commit, and the report is made of whatever lies there: a part can be repeated alone, and parts of different
 machines stand side by side, each under its own. A part that fails or is missing is named in the report until it is
-measured, and the exit status is 1, as it is where a peer does not run; one whose data cannot be fetched is named, too,
+measured, and the exit status is 1, as it is where a peer does not run; one whose data are not here is named, too,
 and is no failure. --write-only writes the report again; an interrupted run does so, too. --data names the folder of the
 data sets where that is not ../shared/data.
 """
@@ -84,7 +84,7 @@ PARTS = (
 )
 
 
-NO_DATA = "skipped, its data are not here and cannot be fetched"
+NO_DATA = "skipped, its data are not here"
 
 
 @dataclass(frozen=True)
@@ -198,10 +198,10 @@ def draw(table: Table, path: Path) -> None:
 
 
 OWN = {
-    *("softmax", "plain softmax", "am-softmax, s = 15", "start", "raw pixels", "torch.softmax"),
+    *("softmax", "plain softmax", "am-softmax, s = 15", "start", "raw pixels"),
     *("raw cosine", "(cos + 1) / 2", "platt", "isotonic", "temperature", "venn-abers"),
 }
-"""Rows that our own code runs beside ours: other settings, simpler methods, and the floor under every map."""
+"""Rows that our own code runs beside ours: other settings and simpler methods."""
 
 
 def behind(outcomes: list[Outcome]) -> list[str]:
@@ -210,10 +210,10 @@ def behind(outcomes: list[Outcome]) -> list[str]:
     return [
         "## Where others are ahead",
         "",
-        "Compared is what surematch does by default, of the losses each, and of the service each way to ask it, in "
-        "every column where more or less is better; medians and means, without regard to their spread. Ours under "
-        "other settings (calibrated without queries, with a filter, Taylor's loss on pictures) stand in the tables "
-        "alone. In each line the largest distance comes first.",
+        "Compared is what surematch does by default, of the losses each, of calibration with queries and without, and "
+        "of the service each way to ask it, in every column where more or less is better; medians and means, without "
+        "regard to their spread. Figures that are printed alike are level. With a filter no peer is asked. In each "
+        "line the largest distance comes first.",
         *(line for outcome in outcomes for line in _missing(outcome)),
         "",
         "### Other projects",
@@ -301,6 +301,8 @@ def write(results: Path, out: Path) -> None:
         + _all_took(found, missing),
         "",
     ]
+    for picture in (out / "figures").glob("bench-*.svg"):  # of tables that are no more
+        picture.unlink()
     lines += behind([found[part.name].outcome for part in PARTS if part.name in found])
     if missing:
         lines += ["## Not measured in this run", "", *(f"- {name}: {why}" for name, why in missing.items()), ""]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.optimize import approx_fprime, minimize
 
 from index import calibration as module
+from index import metrics
 from index.build import build_collection
 from index.calibrate import Calibration, calibrate
 from index.calibration import NO_MATCH, ConditionalLogit, fit
@@ -209,6 +210,15 @@ def test_the_report_rests_on_held_out_queries(made: Calibration) -> None:
     # the labels of `world` are noise, so an honest report finds nothing to be sure of
     assert made.report["recall_at_1"] < 0.4
     assert 0 < made.report["max_coverage"] < 1
+
+
+def test_no_reported_probability_was_fitted_on_its_own_query() -> None:
+    asked = examples(*queries_of(known=80), 0.3)
+    made = calibrate(asked, Seen(200, 5), warnings=[], calibrator="isotonic")
+    rows = table(asked.evidence, *made.calibrator.logits(asked.evidence))
+    # its steps are the shares among the very queries that they were fitted on, noise included
+    own = metrics.ece(distribution(rows, "softmax", 1.0)[:, 1], asked.right, asked.weight)
+    assert own < 0.02 < own + 0.03 < made.report["ece"]
 
 
 @pytest.mark.parametrize(
