@@ -283,8 +283,8 @@ def report(written: dict[str, Any], flags: argparse.Namespace) -> Outcome:
             ]
             note = (
                 f"Mean and deviation of {flags.seeds} splits; every method is run by our own code, on the same hits, "
-                "and calibrated on all queries, except ours where the name says otherwise: without queries, items or rows "
-                "that training held out take their place, as in `surematch index` without `--calibrate`."
+                "and calibrated on all queries, except ours where the name says otherwise: without queries, items or "
+                "rows that training held out take their place, as in `surematch index` without `--calibrate`."
             )
             tables.append(Table(title, ["probability from", *keys], rows, note, "ece", besides(list(methods))))
             sized = list(next(iter(found["sets"].values())))
