@@ -49,8 +49,8 @@ class Part:
     name: str
     script: str
     arguments: tuple[str, ...] = ()
-    data: tuple[str, str] | None = None
-    """The script's option for data sets, and the folder among them that it takes."""
+    data: bool = False
+    """Whether it takes the folder of the data sets by `--data`."""
 
     @property
     def command(self) -> str:
@@ -64,23 +64,23 @@ MINILM = ("--encoder", "minilm", "--seeds", "1", "--methods", "ours", "plain sof
 FINETUNED = ("--part", "finetuned", "--seeds", "2")
 PARTS = (
     Part("simplex", "bench_simplex.py"),
-    Part("training", "bench_training.py", data=("--data", "")),
-    Part("training-minilm", "bench_training.py", MINILM, ("--data", "")),
-    Part("losses", "bench_losses.py", data=("--data", "")),
+    Part("training", "bench_training.py", data=True),
+    Part("training-minilm", "bench_training.py", MINILM, True),
+    Part("losses", "bench_losses.py", data=True),
     Part("heads", "bench_heads.py"),
-    Part("images", "bench_images.py", ("--part", "orl"), ("--data", "")),
-    Part("images-omniglot", "bench_images.py", ("--part", "omniglot", "--seeds", "1"), ("--data", "")),
+    Part("images", "bench_images.py", ("--part", "orl"), True),
+    Part("images-omniglot", "bench_images.py", ("--part", "omniglot", "--seeds", "1"), True),
     Part("faces", "bench_faces.py"),
-    Part("calibration", "bench_calibration.py", data=("--data", "")),
-    Part("calibration-finetuned", "bench_calibration.py", (*FINETUNED, "--tasks", "banking77"), ("--data", "")),
-    Part("calibration-finetuned-clinc", "bench_calibration.py", (*FINETUNED, "--tasks", "clinc150"), ("--data", "")),
+    Part("calibration", "bench_calibration.py", data=True),
+    Part("calibration-finetuned", "bench_calibration.py", (*FINETUNED, "--tasks", "banking77"), True),
+    Part("calibration-finetuned-clinc", "bench_calibration.py", (*FINETUNED, "--tasks", "clinc150"), True),
     Part("index", "bench_index.py"),
     Part("index-million", "bench_index.py", MILLION),
     Part("service", "bench_service.py", ("--part", "flat", "--part", "hnsw", "--part", "text")),
     Part("service-peers", "bench_service.py", ("--part", "peers")),
     Part("bulk", "bench_bulk.py"),
-    Part("first-answer", "bench_first_answer.py", data=("--data", "")),
-    Part("pages", "bench_pages.py", data=("--data", "")),
+    Part("first-answer", "bench_first_answer.py", data=True),
+    Part("pages", "bench_pages.py", data=True),
 )
 
 
@@ -115,8 +115,8 @@ def run(part: Part, results: Path, minutes: float, data: Path | None) -> str | N
     print(f"\n=== {part.name}: {part.command}", flush=True)
     started = time.perf_counter()
     arguments = ["--json", str(path)]
-    if data is not None and part.data is not None:
-        arguments += [part.data[0], str(data.resolve() / part.data[1])]
+    if data is not None and part.data:
+        arguments += ["--data", str(data.resolve())]
     code = finish(part, arguments, minutes)
     if code is None:
         return f"not finished after {minutes:g} minutes"

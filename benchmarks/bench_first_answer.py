@@ -167,7 +167,9 @@ def main() -> int:
     beside = [Beside("surematch", ["hand-written"], lower=columns[1:])]
     shown = Table("From a CSV to an answer", columns, table, note, columns[2], beside)
     print(shown.markdown())
-    versions = {name: version(name) for name in ("sentence-transformers", "faiss-cpu", "fastapi")}
+    versions = {
+        name: version(name) for name in ("sentence-transformers", "faiss-cpu", "fastapi", "uvicorn", "scikit-learn")
+    }
     Outcome("first-answer", "From a CSV to the first answer", [shown], versions=versions, figures=found).write(
         options.json
     )

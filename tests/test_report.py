@@ -109,7 +109,7 @@ def run(outcome: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def run(*flags: str, **programs: str) -> tuple[int, str]:
         for name, text in programs.items():
             (tmp_path / f"{name}.py").write_text(text)
-        parts = tuple(all_parts.Part(name, str(tmp_path / f"{name}.py"), data=("--data", "sub")) for name in programs)
+        parts = tuple(all_parts.Part(name, str(tmp_path / f"{name}.py"), data=True) for name in programs)
         monkeypatch.setattr(all_parts, "PARTS", parts)
         monkeypatch.setattr(sys, "argv", ["bench_all", f"--out={tmp_path}", f"--results={tmp_path / 'kept'}", *flags])
         try:
@@ -179,7 +179,7 @@ def test_an_interrupted_run_reports_what_it_finished(run: Any, monkeypatch: pyte
 
 def test_the_data_sets_may_lie_elsewhere(run: Any, tmp_path: Path) -> None:
     _, report = run(f"--data={tmp_path}", a=GOOD)
-    assert f"Beside data {tmp_path / 'sub'}." in report
+    assert f"Beside data {tmp_path}." in report
 
 
 def test_an_interrupted_benchmark_ends_with_a_line() -> None:
