@@ -185,12 +185,13 @@ def _loads(raw: dict[str, Any], part: str, found: dict[str, Any]) -> Table:
         row: list[Cell] = [name]
         for count in clients:
             row += [between(by[count][key], *by[count][f"{key}_range"]) for key in ("per_second", "p50_ms")]
-        rows.append(row)
+        rows.append([*row, by[clients[-1]]["p99_ms"]])
     speeds, times = ([f"{what}, {count} clients" for count in clients] for what in ("requests/s", "p50 ms"))
-    columns = ["", *(name for pair in zip(speeds, times, strict=True) for name in pair)]
+    p99 = f"p99 ms, {clients[-1]} clients"
+    columns = ["", *(name for pair in zip(speeds, times, strict=True) for name in pair), p99]
     ours = [name for name in found if name.startswith("surematch") and name != FILTERED]
     peers = [name for name in found if not name.startswith("surematch")]
-    beside = [Beside(name, peers, higher=speeds, lower=times) for name in ours] if peers else []
+    beside = [Beside(name, peers, higher=speeds, lower=[*times, p99]) for name in ours] if peers else []
     return Table(part, columns, rows, f"{NOTES.get(part, PEER)} {_recalls(raw, part)}", speeds[-1], beside)
 
 
@@ -199,15 +200,15 @@ FILTERED = "surematch, filter"
 PEER = (
     "Medians of rounds in turns, lowest to highest. Ours over HTTP by a process a core and by one, with the 100 "
     "nearest and probabilities; the peer as its own command starts it, one process, with the ten nearest. What has no "
-    "server is asked in threads without HTTP, and its p50 counts only the time within a call. txtai takes texts alone: "
+    "server is asked in threads without HTTP, and its times count only the call. txtai takes texts alone: "
     "it is sent the number of a query, the others its 384 numbers."
 )
 TURNS = "100,000 vectors of 384 dimensions; medians of rounds in turns, lowest to highest."
 NOTES = {
     "flat": f"{TURNS} Ours over HTTP, by one process, with the 100 nearest and probabilities; FAISS in this process, "
-    "the queries of all clients in one call, whose time is its p50.",
+    "the queries of all clients in one call, whose time is taken.",
     "hnsw": f"{TURNS} Ours over HTTP, by a process a core, with the 100 nearest and probabilities (filter: lists, and "
-    "a filter that nearly all passes); FAISS in threads of this process, its p50 counts only the time in a call.",
+    "a filter that nearly all passes); FAISS in threads of this process, its times count only the call.",
     "text": f"{TURNS} Our static encoder and `hnsw`, a process a core, without a cache.",
 }
 
