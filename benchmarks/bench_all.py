@@ -60,23 +60,23 @@ class Part:
 MILLION = ("--size", "1000000", "--dimension", "128", "--seconds", "3", "--peers", "hnswlib")
 """Without usearch, whose graph takes longest: it stands beside ours with a hundred thousand."""
 MINILM = ("--encoder", "minilm", "--seeds", "1", "--methods", "ours", "plain softmax", "MultipleNegativesRanking")
-"""One seed, and a peer less than with the static encoder: MultipleNegativesRanking alone takes six minutes of ten."""
+"""One seed and one peer; MultipleNegativesRanking alone takes more than half of the time."""
 FINETUNED = ("--part", "finetuned", "--seeds", "2")
 PARTS = (
     Part("simplex", "bench_simplex.py"),
     Part("training", "bench_training.py", data=True),
-    Part("training-minilm", "bench_training.py", MINILM, True),
+    Part("training-minilm", "bench_training.py", MINILM, data=True),
     Part("losses", "bench_losses.py", data=True),
     Part("heads", "bench_heads.py"),
-    Part("images", "bench_images.py", ("--part", "orl"), True),
-    Part("images-omniglot", "bench_images.py", ("--part", "omniglot", "--seeds", "1"), True),
+    Part("images", "bench_images.py", ("--part", "orl"), data=True),
+    Part("images-omniglot", "bench_images.py", ("--part", "omniglot", "--seeds", "1"), data=True),
     Part("faces", "bench_faces.py"),
     Part("calibration", "bench_calibration.py", data=True),
-    Part("calibration-finetuned", "bench_calibration.py", (*FINETUNED, "--tasks", "banking77"), True),
-    Part("calibration-finetuned-clinc", "bench_calibration.py", (*FINETUNED, "--tasks", "clinc150"), True),
+    Part("calibration-finetuned", "bench_calibration.py", (*FINETUNED, "--tasks", "banking77"), data=True),
+    Part("calibration-finetuned-clinc", "bench_calibration.py", (*FINETUNED, "--tasks", "clinc150"), data=True),
     Part("index", "bench_index.py"),
     Part("index-million", "bench_index.py", MILLION),
-    Part("service", "bench_service.py", ("--part", "flat", "--part", "hnsw", "--part", "text")),
+    Part("service", "bench_service.py", ("--part", "flat", "hnsw", "text")),
     Part("service-peers", "bench_service.py", ("--part", "peers")),
     Part("bulk", "bench_bulk.py"),
     Part("first-answer", "bench_first_answer.py", data=True),

@@ -225,7 +225,7 @@ PARTS = {"flat": part_flat, "hnsw": part_hnsw, "text": part_text, "peers": part_
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=PARTS, action="append", help="only this part; may stand several times")
+    parser.add_argument("--part", choices=PARTS, nargs="+", default=list(PARTS), help="only these parts")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each load")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "surematch-bench-service")
@@ -235,7 +235,7 @@ def main() -> None:
     work = Work(args)
     told = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
     told["machine"] = {"cores": CORES, "python": platform.python_version(), "faiss": version("faiss-cpu")}
-    for part in args.part or PARTS:
+    for part in args.part:
         print(f"{part} ({PARTS[part].__doc__})  load average {os.getloadavg()[0]:.1f}", flush=True)
         told[part] = {**PARTS[part](work), "load_average": round(os.getloadavg()[0], 1)}
         if args.json:

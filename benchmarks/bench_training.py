@@ -294,10 +294,13 @@ def report(bench: Bench, results: dict[str, dict[str, float]]) -> Outcome:
     note = (
         f"{f'Means and deviations of {bench.seeds} seeds' if bench.seeds > 1 else 'One seed'}; median processor "
         "seconds over all threads, of the loop and of the encoding that class weights start from; the highest memory "
-        f"of the process.{' The trainer runs on one thread, as ours does.' if bench.encoder == 'static' else ''} "
-        f"The same {UNSEEN} classes are kept away in every seed; which they are moves figures more than the loss does "
-        "(`make bench-losses` draws others)."
+        f"of the process.{' The trainer runs on one thread, as ours does.' if bench.encoder == 'static' else ''}"
     )
+    if not bench.random_classes:
+        note += (
+            f" The same {UNSEEN} classes are kept away in every seed; which they are moves figures more than the loss "
+        )
+        note += "does (`make bench-losses` draws others)."
     others = [method for method in results if method not in ("ours", "start")]
     beside = [  # the untrained encoder costs nothing, which is no merit of it
         Beside("ours", ["start"], higher=list(QUALITY), neither=columns[-2:]),

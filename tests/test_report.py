@@ -121,11 +121,14 @@ def run(outcome: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
-def test_a_part_that_failed_is_named_until_it_succeeds(run: Any) -> None:
+def test_a_part_that_failed_is_named_until_it_succeeds(run: Any, tmp_path: Path) -> None:
     fails = "import sys; sys.exit(3)"
     unreadable = GOOD + "\nopen(given.json, 'w').write('{}')"
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "bench-gone-1.svg").touch()
     status, report = run(a=GOOD, b=fails, c=unreadable)
     assert status == 1
+    assert not list((tmp_path / "figures").iterdir()), "pictures of tables that are no more"
     assert "- b: ended with status 3 before it was done\n- c: left a result that cannot be read (" in report
     assert "## Part a\n\n`make bench-a`, 20" in report
     status, report = run("--only", "a", a=GOOD, b=fails, c=unreadable)

@@ -76,8 +76,9 @@ async def delete_items(request: Request) -> Response:
         def delete() -> Receipt:
             return collection.delete(asked.ids) if asked.ids else collection.delete_where(asked.filter or {})
 
-        ids, filter, name = asked.ids, asked.filter, serving.name
-        with audited(request, name, lambda audit: audit.deleting(request, name, ids, filter)):
+        with audited(
+            request, serving.name, lambda audit: audit.deleting(request, serving.name, asked.ids, asked.filter)
+        ):
             receipt = await serving.writer.run(delete, len(asked.ids or [0]))
     return json_response({"sequence": receipt.sequence, "deleted": receipt.deleted})
 
@@ -129,8 +130,9 @@ async def feedback(request: Request) -> Response:
         if asked.label is not None and not serving.knows(asked.label):
             fault = Fault("/label", "the collection has no such label; null says that nothing here matches")
             raise Problem("invalid-request", f"{fault.pointer}: {fault.detail}.", [fault])
-        query_id, label, name = asked.query_id, asked.label, serving.name
-        with audited(request, name, lambda audit: audit.feedback(request, name, query_id, label)):
+        with audited(
+            request, serving.name, lambda audit: audit.feedback(request, serving.name, asked.query_id, asked.label)
+        ):
             await serving.writer.run(lambda: serving.collection.feedback(vector, asked.label, asked.query_id))
     return json_response({"kept": True})
 
