@@ -24,7 +24,9 @@ export async function call(path, options = {}) {
     const key = sessionStorage.getItem(KEPT);
     const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
     const reply = await fetch(of(path), { ...options, headers });
-    if (reply.status !== 401 || !(await askForKey(key !== null))) return reply;
+    if (reply.status !== 401) return reply;
+    // refused may be a key that another request has had replaced by now
+    if (sessionStorage.getItem(KEPT) === key && !(await askForKey(key !== null))) return reply;
   }
 }
 

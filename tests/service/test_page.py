@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Request, Response, Route, expect, sync_playwright
 
 from index.items import ItemStore
 from service import keys
@@ -325,4 +325,39 @@ def test_the_page_asks_for_the_key_the_service_asks_for(browser: Browser, collec
         expect(page.locator("#served")).to_contain_text("items")
         ask(page, KNOWN[0][0])
         expect(page.locator("#verdict h1")).to_have_text(KNOWN[0][1])
+        context.close()
+
+
+def test_a_late_refusal_of_a_wrong_key_does_not_ask_again(browser: Browser, collection: Path, tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    key = keys.add(file, "page", ["search"])
+    late: list[Route] = []
+
+    def refused(request: Request) -> bool:
+        return request.url.endswith("/v1/calibration") and "sm_wrong" in request.headers.get("authorization", "")
+
+    def hold(route: Route) -> None:
+        if refused(route.request):
+            late.append(route)
+        else:
+            route.continue_()
+
+    def answered(reply: Response) -> bool:
+        return refused(reply.request) and reply.status == 401
+
+    with serving(collection, "--keys", str(file)) as server:
+        context = browser.new_context(base_url=server.url)
+        page = context.new_page()
+        page.route("**/v1/calibration", hold)
+        page.goto("/")
+        page.fill("#key", "sm_wrong")
+        with page.expect_request(refused):
+            page.get_by_role("button", name="Continue").click()
+        expect(page.locator("dialog")).to_contain_text("not valid")
+        page.fill("#key", key)
+        page.get_by_role("button", name="Continue").click()
+        with page.expect_response(answered):
+            late[0].continue_()
+        expect(page.locator("#served")).to_contain_text("items")
+        expect(page.locator("dialog")).to_have_count(0)
         context.close()
