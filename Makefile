@@ -9,7 +9,7 @@ ARGS ?=
 WORKERS ?= 2
 
 .PHONY: help demo test check format clean audit test-contract bench-bulk bench-calibration bench-heads bench-index bench-simplex bench-training bench-images bench-faces fuzz-images
-.PHONY: bench bench-losses bench-first-answer bench-images bench-images-omniglot bench-pages bench-service
+.PHONY: bench bench-losses bench-losses-clinc bench-faces-pairs bench-images-omniglot-taylor bench-first-answer bench-images bench-images-omniglot bench-pages bench-service
 .PHONY: bench-training-minilm bench-calibration-finetuned bench-calibration-finetuned-clinc bench-index-million bench-service-peers
 
 help:  ## list the targets
@@ -63,7 +63,7 @@ format: $(VENV)/ready  ## format the code
 
 # Each part writes its section of docs/benchmarks.md. With ARGS, which the script gets, it is a look and writes nothing.
 part = $(BIN)/python benchmarks/bench_all.py --only $(1) $(if $(ARGS),-- $(ARGS))
-bench: $(VENV)/ready  ## every benchmark, and docs/benchmarks.md of what they printed: two to three hours (ARGS="--only simplex losses")
+bench: $(VENV)/ready  ## every benchmark, and docs/benchmarks.md of what they printed: two to three hours (ARGS="--only simplex heads")
 	$(BIN)/python benchmarks/bench_all.py $(ARGS)
 
 bench-simplex: $(VENV)/ready  ## speed of the maps against the entmax package
@@ -72,11 +72,14 @@ bench-simplex: $(VENV)/ready  ## speed of the maps against the entmax package
 bench-training: $(VENV)/ready  ## unseen-class retrieval, speed and memory of training, beside peers
 	$(call part,training)
 
-bench-training-minilm: $(VENV)/ready  ## the same from minilm, one seed, one peer (ARGS="--seeds 3")
+bench-training-minilm: $(VENV)/ready  ## the same from minilm, one seed, at most 80 rows a class, one peer
 	$(call part,training-minilm)
 
 bench-losses: $(VENV)/ready  ## which loss finds classes it has never seen: three data sets, three seeds
-	$(call part,losses)
+	$(BIN)/python benchmarks/bench_all.py --only losses $(if $(ARGS),-- $(ARGS),losses-clinc)
+
+bench-losses-clinc: $(VENV)/ready  ## clinc150's alone
+	$(call part,losses-clinc)
 
 bench-heads: $(VENV)/ready  ## training with 10,000 to 1,000,000 classes: steps/s and memory of full, sampled, exact sparse heads
 	$(call part,heads)
@@ -85,7 +88,10 @@ bench-images: $(VENV)/ready  ## faces of people never seen: margin and plain sof
 	$(call part,images)
 
 bench-images-omniglot: $(VENV)/ready  ## characters never seen: margin, plain and Taylor softmax
-	$(call part,images-omniglot)
+	$(BIN)/python benchmarks/bench_all.py --only images-omniglot $(if $(ARGS),-- $(ARGS),images-omniglot-taylor)
+
+bench-images-omniglot-taylor: $(VENV)/ready  ## Taylor softmax of them alone
+	$(call part,images-omniglot-taylor)
 
 bench-calibration: $(VENV)/ready  ## how honest the probabilities are, beside Platt, isotonic, temperature and raw cosines
 	$(call part,calibration)
@@ -125,7 +131,10 @@ audit: $(VENV)/ready  ## known vulnerabilities of the pinned dependencies (asks 
 	$(BIN)/python -m pip_audit --strict --disable-pip --no-deps -r constraints.txt $(ARGS)
 
 bench-faces: $(VENV)/ready  ## LFW: detect, align, encode, index, identify; promises against held-back people (ARGS="--data PEOPLE")
-	$(call part,faces)
+	$(BIN)/python benchmarks/bench_all.py --only faces $(if $(ARGS),-- $(ARGS),faces-pairs)
+
+bench-faces-pairs: $(VENV)/ready  ## LFW's 6,000 pairs at the published operating point
+	$(call part,faces-pairs)
 
 fuzz-images: $(VENV)/ready  ## 1,500 damaged pictures through the service: no 5xx, no crash, memory bounded
 	FUZZED_PICTURES=1500 $(BIN)/python -m pytest tests/service/test_pictures.py -k damaged $(ARGS)

@@ -58,19 +58,27 @@ class Part:
 
 
 MILLION = ("--size", "1000000", "--dimension", "128", "--seconds", "3", "--peers", "hnswlib")
-"""Without usearch, whose graph takes longest: it stands beside ours with a hundred thousand."""
-MINILM = ("--encoder", "minilm", "--seeds", "1", "--methods", "ours", "plain softmax", "MultipleNegativesRanking")
-"""One seed and one peer; MultipleNegativesRanking alone takes more than half of the time."""
+MILLION += ("--engines", "flat", "hnsw", "ivf", "ivf-pq", "sq8")
+"""Without usearch, whose graph takes longest: it stands beside ours with a hundred thousand. And without `auto`, which
+is one of the others."""
+MINILM = ("--encoder", "minilm", "--seeds", "1", "--most", "80")
+MINILM += ("--methods", "ours", "plain softmax", "MultipleNegativesRanking")
+"""One seed, fewer rows and one peer, which takes more than half of the time."""
+CHARACTERS = ("--part", "omniglot", "--seeds", "1", "--losses")
+"""Two networks at a time, as many as there are cores."""
 FINETUNED = ("--part", "finetuned", "--seeds", "2")
 PARTS = (
     Part("simplex", "bench_simplex.py"),
     Part("training", "bench_training.py", data=True),
     Part("training-minilm", "bench_training.py", MINILM, data=True),
-    Part("losses", "bench_losses.py", data=True),
+    Part("losses", "bench_losses.py", ("--tasks", "banking77", "smart-home"), data=True),
+    Part("losses-clinc", "bench_losses.py", ("--tasks", "clinc150"), data=True),
     Part("heads", "bench_heads.py"),
     Part("images", "bench_images.py", ("--part", "orl"), data=True),
-    Part("images-omniglot", "bench_images.py", ("--part", "omniglot", "--seeds", "1"), data=True),
-    Part("faces", "bench_faces.py"),
+    Part("images-omniglot", "bench_images.py", (*CHARACTERS, "softmax", "am-softmax"), data=True),
+    Part("images-omniglot-taylor", "bench_images.py", (*CHARACTERS, "softmax", "taylor"), data=True),
+    Part("faces", "bench_faces.py", ("--part", "people")),
+    Part("faces-pairs", "bench_faces.py", ("--part", "pairs")),
     Part("calibration", "bench_calibration.py", data=True),
     Part("calibration-finetuned", "bench_calibration.py", (*FINETUNED, "--tasks", "banking77"), data=True),
     Part("calibration-finetuned-clinc", "bench_calibration.py", (*FINETUNED, "--tasks", "clinc150"), data=True),

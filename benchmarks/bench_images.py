@@ -1,7 +1,7 @@
 """Pictures of identities never seen: AM-Softmax from scratch on the CPU beside plain softmax, Taylor softmax and PCA.
 
     make bench-images ARGS="--data DIR --json out.json"       faces: --part orl
-    make bench-images-omniglot                                characters: --part omniglot
+    make bench-images-omniglot                                characters: --part omniglot, in two parts (--losses)
 
 DIR holds `orl_faces` (24 people train, 10 never seen, pairs file) and `omniglot` (136 characters train, 106 of other
 alphabets never seen). Every network is trained by `surematch train`'s own pipeline; an interrupted benchmark keeps the
@@ -23,7 +23,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -68,6 +68,10 @@ OMNIGLOT = {
     "learning_rate": 3e-3,
 }
 
+Options = Mapping[str, dict[str, Any]]
+LOSSES: Options = {"softmax": {}, "taylor": {}, "am-softmax": {"scale": 16.0}}
+"""Of the characters; plain softmax beside each."""
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -77,6 +81,7 @@ def main() -> int:
     )
     parser.add_argument("--part", choices=PARTS)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--losses", nargs="+", choices=[*LOSSES], default=[*LOSSES], help="of the characters")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     chosen_parts = {name: part for name, part in PARTS.items() if chosen.part in (None, name)}
@@ -88,14 +93,15 @@ def main() -> int:
         return SKIPPED
     work = kept(chosen.work, chosen)
     work.mkdir(parents=True, exist_ok=True)
-    report = {name: measure(chosen.data, work, chosen.seeds) for name, (_, measure) in chosen_parts.items()}
+    losses = {name: LOSSES[name] for name in chosen.losses}
+    report = {name: measure(chosen.data, work, chosen.seeds, losses) for name, (_, measure) in chosen_parts.items()}
     if chosen.json:
         chosen.json.write_text(json.dumps(report, indent=2) + "\n")
     done(work)
     return 0
 
 
-def orl(data: Path, work: Path, seeds: int) -> dict[str, Any]:
+def orl(data: Path, work: Path, seeds: int, _: Options) -> dict[str, Any]:
     """Faces: 24 people, 10 pictures each, train; 10 others are asked for."""
     folder = data / "orl_faces"
     with (folder / "splits.csv").open() as file:
@@ -126,7 +132,7 @@ def orl(data: Path, work: Path, seeds: int) -> dict[str, Any]:
     return _show("ORL faces, 10 people never seen", results)
 
 
-def omniglot(data: Path, work: Path, seeds: int) -> dict[str, Any]:
+def omniglot(data: Path, work: Path, seeds: int, losses: Options) -> dict[str, Any]:
     """Handwritten characters: 136 train, 106 of other alphabets are asked for."""
     folder = data / "omniglot"
     train = folder / "images_background_small1.zip"
@@ -143,8 +149,7 @@ def omniglot(data: Path, work: Path, seeds: int) -> dict[str, Any]:
         }
 
     results = {"raw pixels": [measured(_unit(_pixels(test)))]}
-    losses: tuple[tuple[str, dict[str, Any]], ...] = (("softmax", {}), ("taylor", {}), ("am-softmax", {"scale": 16.0}))
-    found = trained([(loss, seed, OMNIGLOT | options) for loss, options in losses for seed in range(seeds)],
+    found = trained([(loss, seed, OMNIGLOT | options) for loss, options in losses.items() for seed in range(seeds)],
                     train, work / "omniglot", test)  # fmt: skip
     results |= {loss: [measured(vectors) for vectors in of_seeds] for loss, of_seeds in found.items()}
     return _show("Omniglot, 106 characters of alphabets never seen", results)

@@ -1,9 +1,10 @@
 """Which loss finds classes it has never seen? Softmax, margins, Taylor and sparse maps on three data sets.
 
-    python benchmarks/bench_losses.py [--seeds 3] [--json FILE]
+    make bench-losses                                       all three, one after the other in two parts
+    make bench-losses ARGS="--tasks clinc150 --seeds 5"     a look at one of them
 
 `surematch compare` trains every loss on the same rows, splits and start (the static encoder); each seed keeps its own
-quarter of the classes away. Differences are taken within a seed, where they mean most. Each data set has a
+quarter of the classes away. Differences are taken within a seed, where they mean most. Each seed of a data set has a
 process of one thread, as many at a time as there are cores. An interrupted benchmark keeps in --out what is finished,
 and goes on.
 """
@@ -24,31 +25,43 @@ from outcome import SKIPPED, Beside, Cell, Outcome, Table, ended
 from rich.console import Console
 
 from index.settings import parse
-from training.compare import compare_losses
+from training.compare import compare_losses, summarise
 from training.compare_settings import CompareSettings
+from training.config import TrainSettings
 from training.demo_data import make_demo_data, write_demo_data
 from training.pipeline import train_encoder
 
 LOSSES = ["softmax", "normalised-softmax", "am-softmax", "arcface", "adacos", "taylor", "sparsemax", "entmax"]
 DATA = {"banking77": ("banking77/train.csv", "category"), "clinc150": ("clinc150/train.csv", "intent")}
-DEMO = "smart-home sentences"
+DEMO = "smart-home"
+"""Sentences of the demo."""
 
 
-def sources(data: Path, out: Path) -> dict[str, tuple[Path, str]]:
+def sources(tasks: list[str], data: Path, out: Path) -> dict[str, tuple[Path, str]]:
     """Data set to its file and label column; the demo's sentences are made here, so one is always there."""
-    found = {name: (data / file, label) for name, (file, label) in DATA.items() if (data / file).is_file()}
-    for name in DATA.keys() - found.keys():
-        print(f"{name}: not at {data}, nothing measured. Give its folder with --data.", file=sys.stderr)
-    return {**found, DEMO: (write_demo_data(make_demo_data(seed=0), out / "demo-data")["train"], "label")}
+    found = {}
+    for name in tasks:
+        if name == DEMO:
+            found[name] = (write_demo_data(make_demo_data(seed=0), out / "demo-data")["train"], "label")
+        elif (data / DATA[name][0]).is_file():
+            found[name] = (data / DATA[name][0], DATA[name][1])
+        else:
+            print(f"{name}: not at {data}, nothing measured. Give its folder with --data.", file=sys.stderr)
+    return found
 
 
-def compared(name: str, file: Path, label: str, out: Path, seeds: int) -> dict[str, Any]:
-    words = [str(file), "--text", "text", "--label", label, "--out", str(out / name.replace(" ", "-"))]
-    words += ["--losses", ",".join(LOSSES), "--seeds", str(seeds)]
-    return compare_losses(parse(CompareSettings, words), train_encoder, Console(stderr=True))
+def compared(file: Path, label: str, out: Path, seed: int) -> list[dict[str, Any]]:
+    """Every loss at one seed, by `surematch compare` of a single one."""
+
+    def train(settings: TrainSettings, console: Console) -> dict[str, Any]:
+        return train_encoder(settings.model_copy(update={"seed": seed}), console)
+
+    words = [str(file), "--text", "text", "--label", label, "--out", str(out), "--losses", ",".join(LOSSES)]
+    found = compare_losses(parse(CompareSettings, [*words, "--seeds", "1"]), train, Console(stderr=True))
+    return [run | {"seed": seed} for run in found["runs"]]
 
 
-def table(name: str, found: dict[str, Any], seeds: int) -> Table:
+def table(name: str, losses: list[dict[str, Any]], seeds: int) -> Table:
     """One row a loss, as `surematch compare` sums it up."""
     columns = ["loss", "seen recall@1", "unseen recall@1", "unseen MAP@R", "ahead of softmax", "sd of that", "seconds"]
     rows: list[list[Cell]] = [
@@ -59,11 +72,11 @@ def table(name: str, found: dict[str, Any], seeds: int) -> Table:
             entry["ahead"]["sd"],
             entry["seconds"]["mean"],
         ]
-        for entry in found["losses"]
+        for entry in losses
     ]
     note = (
         f"Static encoder; means and deviations of {seeds} seeds, each with its own quarter of the classes never seen. "
-        "Trained on one thread, other data sets beside it: seconds are no measurement of speed."
+        "Trained on one thread, another seed beside it: seconds are no measurement of speed."
     )
     higher = columns[1:4]
     beside = [
@@ -81,22 +94,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("build/bench-losses"))
+    parser.add_argument("--tasks", nargs="+", choices=[*DATA, DEMO], default=[*DATA, DEMO], help="the data sets")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     options.out = kept(options.out, options)
-    told = sources(options.data, options.out)
-    if not told.keys() >= DATA.keys():
+    found = sources(options.tasks, options.data, options.out)
+    if len(found) < len(options.tasks):
         return SKIPPED
     tables, figures = [], {}
     spawn = get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        running = {name: pool.submit(compared, name, *of, options.out, options.seeds) for name, of in told.items()}
-        for name, run in running.items():
-            figures[name] = run.result()
-            tables.append(table(name, figures[name], options.seeds))
+        running = {
+            name: [pool.submit(compared, *of, options.out / f"{name}-{seed}", seed) for seed in range(options.seeds)]
+            for name, of in found.items()
+        }
+        for name, of_seeds in running.items():
+            runs = [run for one in of_seeds for run in one.result()]
+            figures[name] = {"losses": summarise(runs), "runs": runs}
+            tables.append(table(name, figures[name]["losses"], options.seeds))
             print(f"\n## {name}\n\n{tables[-1].markdown()}", flush=True)
-    Outcome("losses", "Losses on classes never seen", tables, figures=figures).write(options.json)
+    title = f"Losses on classes never seen: {' and '.join(found)}"
+    Outcome("losses", title, tables, figures=figures).write(options.json)
     done(options.out)
     return 0
 

@@ -1,11 +1,11 @@
 """Training on BANKING77: 57 classes train, 20 are never seen. Ours beside the library's own loss and a peer's CosFace.
 
-    python benchmarks/bench_training.py [--encoder static|minilm] [--seeds 3] [--random-classes] [--data DIR]
+    python benchmarks/bench_training.py [--encoder static|minilm] [--seeds 3] [--most ROWS] [--data DIR]
 
 Every method starts from the same encoder and runs the same epochs and batch size on the same rows, in a process of its
 own, so that its peak memory can be read. `ours` is `surematch train` with its defaults; the peers run in a plain
 SentenceTransformerTrainer. On minilm plain softmax and the peers learn at that trainer's own rate, 5e-5.
-pytorch-metric-learning is installed into a temporary folder for the run.
+pytorch-metric-learning is installed into a temporary folder for the run. --most trains on the first rows of each class.
 
 Seen recall@1: test rows of the trained classes among their training rows. Unseen MAP@R: test rows of the other classes
 among those classes' training rows, which trained nothing.
@@ -29,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -52,10 +53,15 @@ OURS: dict[str, dict[str, Any]] = {
 """Method to settings of `surematch train`, run by our pipeline."""
 PML = "2.9.0"
 """The newest for this Python: 3.0 asks for 3.12."""
-PEERS = {
-    "MultipleNegativesRanking": "sentence-transformers MultipleNegativesRankingLoss",
-    "pml CosFace": "pytorch-metric-learning CosFaceLoss",
+LIBRARYS = {
+    "MultipleNegativesRanking": ("multiple_negatives_ranking", "pairs"),
+    "BatchAllTriplet": ("batch_all_triplet", "grouped"),
 }
+"""Losses of sentence-transformers: their builder in `training.objectives.contrastive`, and the rows they ask for. The
+scale is the library's; its margin of 5 is for lengths of unscaled vectors, so triplets have .2 of the cosine."""
+SAMPLERS = {"pairs": "no_duplicates", "grouped": "group_by_label"}
+"""By the shape of the rows, as the library's documentation asks."""
+PEERS = (*LIBRARYS, "pml CosFace")
 METHODS = (*OURS, *PEERS)
 QUALITY = ("seen recall@1", "unseen recall@1", "unseen MAP@R")
 TRAINERS_OWN_RATE = 5e-5
@@ -151,7 +157,7 @@ def train_peer(
         learning_rate=recipe.learning_rate if encoder == "static" else TRAINERS_OWN_RATE,
         learning_rate_mapping={r"^loss\.W": recipe.head_learning_rate} if shape == "labelled" else {},
         warmup_steps=0.1,
-        batch_sampler="no_duplicates" if shape == "pairs" else "batch_sampler",
+        batch_sampler=SAMPLERS.get(shape, "batch_sampler"),
         seed=seed,
         save_strategy="no",
         report_to="none",
@@ -183,13 +189,24 @@ def cosface(model: Any, classes: int) -> Any:
     return Wrapped()
 
 
-def work(data: Path, method: str, encoder: str, seed: int, away: set[str]) -> dict[str, float]:
+def first_rows(rows: Rows, most: int | None) -> Rows:
+    """At most so many of each class, in their order."""
+    counts: Counter[str] = Counter()
+    chosen = []
+    for row in rows:
+        counts[row[1]] += 1
+        if most is None or counts[row[1]] <= most:
+            chosen.append(row)
+    return chosen
+
+
+def work(data: Path, method: str, encoder: str, seed: int, away: set[str], most: int | None) -> dict[str, float]:
     """One seed of one method, in this process."""
     from index.encoder_files import open_sentence_transformer
-    from training.objectives.contrastive import multiple_negatives_ranking
+    from training.objectives import contrastive
 
     train, test = read(data, "train.csv"), read(data, "test.csv")
-    rows = [row for row in train if row[1] not in away]
+    rows = first_rows([row for row in train if row[1] not in away], most)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if method == "start":
@@ -198,8 +215,9 @@ def work(data: Path, method: str, encoder: str, seed: int, away: set[str]) -> di
             plain = method == "plain softmax" and encoder == "minilm"
             options = OURS[method] | ({"learning_rate": TRAINERS_OWN_RATE} if plain else {})
             model, seconds = train_ours(encoder, options, rows, seed, folder)
-        elif method == "MultipleNegativesRanking":
-            model, seconds = train_peer(encoder, multiple_negatives_ranking, "pairs", rows, seed, folder)
+        elif method in LIBRARYS:
+            builder, shape = LIBRARYS[method]
+            model, seconds = train_peer(encoder, getattr(contrastive, builder), shape, rows, seed, folder)
         else:
             model, seconds = train_peer(encoder, cosface, "labelled", rows, seed, folder)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -214,6 +232,7 @@ class Bench:
     encoder: str
     seeds: int
     random_classes: bool
+    most: int | None
     packages: Path
     cache: Path
 
@@ -242,6 +261,7 @@ class Bench:
                 "PYTHONWARNINGS": "ignore",
             }
             command = [sys.executable, __file__, "--work", str(self.data), method, self.encoder, str(seed), str(split)]
+            command += [str(self.most or 0)]
             done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
             kept.parent.mkdir(parents=True, exist_ok=True)
             unfinished = kept.with_suffix(".new")
@@ -256,18 +276,19 @@ def main() -> int:
     parser.add_argument("--encoder", default="static", choices=["static", "minilm"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--most", type=int, help="train on so many rows of each class")
     parser.add_argument("--random-classes", action="store_true", help="keep other classes away in every seed")
     parser.add_argument(
         "--cache", type=Path, default=Path("build/bench-training"), help="where an interrupted run keeps finished seeds"
     )
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--work", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--work", nargs=6, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
-        folder, method, encoder, seed, split = arguments.work
+        folder, method, encoder, seed, split, most = arguments.work
         away = unseen_classes(sorted({label for _, label in read(Path(folder), "train.csv")}), int(split))
-        print(json.dumps(work(Path(folder), method, encoder, int(seed), away)))
+        print(json.dumps(work(Path(folder), method, encoder, int(seed), away, int(most) or None)))
         return 0
     data = (arguments.data / "banking77").resolve()
     if not data.is_dir():
@@ -276,7 +297,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as packages:
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
         subprocess.run([*pip, "--target", packages, f"pytorch-metric-learning=={PML}"], check=True)
-        shared = arguments.encoder, arguments.seeds, arguments.random_classes
+        shared = arguments.encoder, arguments.seeds, arguments.random_classes, arguments.most
         bench = Bench(data, *shared, Path(packages), kept(arguments.cache.resolve(), arguments))
         results = table(bench, arguments.methods)
     report(bench, results).write(arguments.json)
@@ -294,8 +315,12 @@ def report(bench: Bench, results: dict[str, dict[str, float]]) -> Outcome:
     note = (
         f"{f'Means and deviations of {bench.seeds} seeds' if bench.seeds > 1 else 'One seed'}; median processor "
         "seconds over all threads, of the loop and of the encoding that class weights start from; the highest memory "
-        f"of the process.{' The trainer runs on one thread, as ours does.' if bench.encoder == 'static' else ''}"
+        "of the process."
     )
+    if bench.most:
+        note += f" At most {bench.most} rows of a class train."
+    if bench.encoder == "static":
+        note += " The trainer runs on one thread, as ours does."
     if not bench.random_classes:
         note += (
             f" The same {UNSEEN} classes are kept away in every seed; which they are moves figures more than the loss "

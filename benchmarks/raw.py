@@ -131,7 +131,10 @@ def images(raw: dict[str, Any]) -> Outcome:
         beside = [Beside(ours, others, higher=columns) for ours in OURS_OF_PICTURES if ours in results]
         note = f"Mean of {seeds} seeds, lowest to highest." if seeds > 1 else "One seed."
         tables.append(Table(name, ["method", *columns], rows, note, columns[0], beside))
-    return Outcome("images", f"Pictures of identities never seen: {' and '.join(raw)}", tables, figures=raw)
+    title = f"Pictures of identities never seen: {' and '.join(raw)}"
+    if all("am-softmax" not in results for results in raw.values()):
+        title += ", Taylor softmax"
+    return Outcome("images", title, tables, figures=raw)
 
 
 OURS_OF_PICTURES = ("am-softmax", "taylor")
