@@ -9,7 +9,7 @@ ARGS ?=
 WORKERS ?= 2
 
 .PHONY: help demo test check format clean audit test-contract bench-bulk bench-calibration bench-heads bench-index bench-simplex bench-training bench-images bench-faces fuzz-images
-.PHONY: bench bench-losses bench-losses-clinc bench-faces-pairs bench-images-omniglot-taylor bench-first-answer bench-images bench-images-omniglot bench-pages bench-service
+.PHONY: bench bench-losses bench-losses-clinc bench-faces-pairs bench-images-omniglot-taylor bench-first-answer bench-images bench-images-omniglot bench-pages bench-service bench-service-own
 .PHONY: bench-training-minilm bench-calibration-finetuned bench-calibration-finetuned-clinc bench-index-million bench-service-peers
 
 help:  ## list the targets
@@ -75,10 +75,10 @@ bench-training: $(VENV)/ready  ## unseen-class retrieval, speed and memory of tr
 bench-training-minilm: $(VENV)/ready  ## the same from minilm, one seed, at most 80 rows a class, one peer
 	$(call part,training-minilm)
 
-bench-losses: $(VENV)/ready  ## which loss finds classes it has never seen: three data sets, three seeds
-	$(BIN)/python benchmarks/bench_all.py --only losses $(if $(ARGS),-- $(ARGS),losses-clinc)
+bench-losses: $(VENV)/ready  ## which loss finds classes it has never seen: banking77 and the demo, three seeds
+	$(call part,losses)
 
-bench-losses-clinc: $(VENV)/ready  ## clinc150's alone
+bench-losses-clinc: $(VENV)/ready  ## the same on clinc150
 	$(call part,losses-clinc)
 
 bench-heads: $(VENV)/ready  ## training with 10,000 to 1,000,000 classes: steps/s and memory of full, sampled, exact sparse heads
@@ -87,10 +87,10 @@ bench-heads: $(VENV)/ready  ## training with 10,000 to 1,000,000 classes: steps/
 bench-images: $(VENV)/ready  ## faces of people never seen: margin and plain softmax, PCA (ARGS="--data DIR")
 	$(call part,images)
 
-bench-images-omniglot: $(VENV)/ready  ## characters never seen: margin, plain and Taylor softmax
-	$(BIN)/python benchmarks/bench_all.py --only images-omniglot $(if $(ARGS),-- $(ARGS),images-omniglot-taylor)
+bench-images-omniglot: $(VENV)/ready  ## characters never seen: margin and plain softmax
+	$(call part,images-omniglot)
 
-bench-images-omniglot-taylor: $(VENV)/ready  ## Taylor softmax of them alone
+bench-images-omniglot-taylor: $(VENV)/ready  ## the same: Taylor and plain softmax
 	$(call part,images-omniglot-taylor)
 
 bench-calibration: $(VENV)/ready  ## how honest the probabilities are, beside Platt, isotonic, temperature and raw cosines
@@ -108,10 +108,13 @@ bench-index: $(VENV)/ready  ## every engine beside raw FAISS, hnswlib and usearc
 bench-index-million: $(VENV)/ready  ## the same with a million
 	$(call part,index-million)
 
-bench-service: $(VENV)/ready  ## the service over HTTP beside raw FAISS and other vector databases (ARGS="--part hnsw": flat, hnsw, text)
-	$(BIN)/python benchmarks/bench_all.py --only service $(if $(ARGS),-- $(ARGS),service-peers)
+bench-service: $(VENV)/ready  ## both parts of the service, a quarter of an hour (ARGS="--part hnsw": flat, hnsw, text, peers)
+	$(BIN)/python benchmarks/bench_all.py --only service-own $(if $(ARGS),-- $(ARGS),service-peers)
 
-bench-service-peers: $(VENV)/ready  ## the other vector databases alone
+bench-service-own: $(VENV)/ready  ## the service over HTTP beside raw FAISS, texts through its encoders
+	$(call part,service-own)
+
+bench-service-peers: $(VENV)/ready  ## the service beside other vector databases
 	$(call part,service-peers)
 
 bench-bulk: $(VENV)/ready  ## a million texts through `surematch index`: time, memory, kill -9 and --resume
@@ -131,7 +134,7 @@ audit: $(VENV)/ready  ## known vulnerabilities of the pinned dependencies (asks 
 	$(BIN)/python -m pip_audit --strict --disable-pip --no-deps -r constraints.txt $(ARGS)
 
 bench-faces: $(VENV)/ready  ## LFW: detect, align, encode, index, identify; promises against held-back people (ARGS="--data PEOPLE")
-	$(BIN)/python benchmarks/bench_all.py --only faces $(if $(ARGS),-- $(ARGS),faces-pairs)
+	$(call part,faces)
 
 bench-faces-pairs: $(VENV)/ready  ## LFW's 6,000 pairs at the published operating point
 	$(call part,faces-pairs)

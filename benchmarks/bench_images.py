@@ -1,7 +1,8 @@
 """Pictures of identities never seen: AM-Softmax from scratch on the CPU beside plain softmax, Taylor softmax and PCA.
 
     make bench-images ARGS="--data DIR --json out.json"       faces: --part orl
-    make bench-images-omniglot                                characters: --part omniglot, in two parts (--losses)
+    make bench-images-omniglot                                characters: --part omniglot, margin and plain softmax
+    make bench-images-omniglot-taylor                         the same, Taylor and plain softmax
 
 DIR holds `orl_faces` (24 people train, 10 never seen, pairs file) and `omniglot` (136 characters train, 106 of other
 alphabets never seen). Every network is trained by `surematch train`'s own pipeline; an interrupted benchmark keeps the

@@ -1,7 +1,8 @@
 """Which loss finds classes it has never seen? Softmax, margins, Taylor and sparse maps on three data sets.
 
-    make bench-losses                                       all three, one after the other in two parts
-    make bench-losses ARGS="--tasks clinc150 --seeds 5"     a look at one of them
+    make bench-losses                         BANKING77 and the demo's sentences
+    make bench-losses-clinc                   CLINC150
+    make bench-losses ARGS="--seeds 5"        a closer look
 
 `surematch compare` trains every loss on the same rows, splits and start (the static encoder); each seed keeps its own
 quarter of the classes away. Differences are taken within a seed, where they mean most. Each seed of a data set has a

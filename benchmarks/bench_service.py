@@ -1,8 +1,9 @@
 """The service over HTTP beside raw FAISS and other vector databases: same vectors, same machine, same run.
 
-    make bench-service                       # all parts, one after the other
-    make bench-service ARGS="--part hnsw"    # flat, hnsw, text
-    make bench-service-peers                 # the other databases alone
+    make bench-service                       # both parts of the report, one after the other
+    make bench-service ARGS="--part hnsw"    # a look at one: flat, hnsw, text, peers
+    make bench-service-own                   # flat, hnsw, text
+    make bench-service-peers                 # the other databases
 
 100,000 clustered vectors of 384 dimensions, calibrated; every answer of ours carries ten hits, the label distribution
 and the no-match share. `wrk` (Debian: apt-get install wrk) asks with 1, 8 and 32 connections, each query in a request

@@ -1,4 +1,4 @@
-"""Training on BANKING77: 57 classes train, 20 are never seen. Ours beside the library's own loss and a peer's CosFace.
+"""Training on BANKING77: 57 classes train, 20 are never seen. Ours beside two of the library's losses and a peer's.
 
     python benchmarks/bench_training.py [--encoder static|minilm] [--seeds 3] [--most ROWS] [--data DIR]
 

