@@ -190,7 +190,11 @@ def draw(table: Table, path: Path) -> None:
     """The plotted column as horizontal bars, with whiskers where the cells tell a spread."""
     assert table.plot is not None
     at = table.columns.index(table.plot)
-    drawn = [(str(row[0]), figure) for row in table.rows if (figure := spread(row[at])) is not None]
+    names = [str(row[0]) for row in table.rows]
+    if len(set(names)) < len(names):  # the second column tells them apart
+        names = [f"{row[0]}, {row[1]}" for row in table.rows]
+    found = zip(names, (spread(row[at]) for row in table.rows), strict=True)
+    drawn = [(name, figure) for name, figure in found if figure is not None]
     figure, axes = plt.subplots(figsize=(7, 0.9 + 0.26 * len(drawn)), layout="constrained")
     middle = [value for _, (_, value, _) in drawn]
     ranges = [[value - low for _, (low, value, _) in drawn], [high - value for _, (_, value, high) in drawn]]
