@@ -28,7 +28,6 @@ from rich.console import Console
 from index.settings import parse
 from training.compare import compare_losses, summarise
 from training.compare_settings import CompareSettings
-from training.config import TrainSettings
 from training.demo_data import make_demo_data, write_demo_data
 from training.pipeline import train_encoder
 
@@ -52,14 +51,12 @@ def sources(tasks: list[str], data: Path, out: Path) -> dict[str, tuple[Path, st
 
 
 def compared(file: Path, label: str, out: Path, seed: int) -> list[dict[str, Any]]:
-    """Every loss at one seed, by `surematch compare` of a single one."""
-
-    def train(settings: TrainSettings, console: Console) -> dict[str, Any]:
-        return train_encoder(settings.model_copy(update={"seed": seed}), console)
-
+    """The runs of every loss at one seed."""
     words = [str(file), "--text", "text", "--label", label, "--out", str(out), "--losses", ",".join(LOSSES)]
-    found = compare_losses(parse(CompareSettings, [*words, "--seeds", "1"]), train, Console(stderr=True))
-    return [run | {"seed": seed} for run in found["runs"]]
+    found: list[dict[str, Any]] = compare_losses(
+        parse(CompareSettings, words), train_encoder, Console(stderr=True), [seed]
+    )["runs"]
+    return found
 
 
 def table(name: str, losses: list[dict[str, Any]], seeds: int) -> Table:

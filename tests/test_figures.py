@@ -85,6 +85,8 @@ def test_a_figure_that_was_never_measured_would_be_found() -> None:
     assert stands("93.4", [0.9342], percent=True)
     assert not stands("93.4", [0.9342])
     assert not stands("0.94", [0.9342])
+    assert meant("service", ["service-own", "service-peers", "index"]) == ["service-own", "service-peers"]
+    assert meant("index", ["index", "index-million"]) == ["index"]
     assert figures(DECIMAL, "1.5, 2.5 and 3 %; 4.5 is none") == {("1.5", True), ("2.5", True), ("4.5", False)}
     assert figures(WHOLE, "28/39 % of 1,500") == {("28", True), ("39", True), ("1500", False)}
     assert WHOLE.findall("21 % of 1,500 in 142 s, 3 seconds, 10 MBit, 1,2 or 2026") == ["21", "1,500", "142"]

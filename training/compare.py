@@ -32,12 +32,17 @@ MEASURES = ("seen_recall_at_1", "unseen_recall_at_1", "unseen_map_at_r", "second
 Train = Callable[[TrainSettings, Console], dict[str, Any]]
 
 
-def compare_losses(settings: CompareSettings, train: Train, console: Console) -> dict[str, Any]:
+def compare_losses(
+    settings: CompareSettings, train: Train, console: Console, seeds: Sequence[int] | None = None
+) -> dict[str, Any]:
     """Trains what is not finished yet with `train`, and writes and returns the comparison.
 
+    `seeds` are trained instead of the first `settings.seeds`, by who shares them out among processes.
     Raises `SettingsError` when `settings.out` holds a comparison of other data or settings, or is not one of ours.
     """
-    plans = {(loss, seed): _plan(settings, loss, seed) for loss in settings.losses for seed in range(settings.seeds)}
+    plans = {
+        (loss, seed): _plan(settings, loss, seed) for loss in settings.losses for seed in seeds or range(settings.seeds)
+    }
     identity = _identity(settings, next(iter(plans.values())))
     runs = _earlier(settings, identity)
     for at, ((loss, seed), plan) in enumerate(plans.items(), 1):
