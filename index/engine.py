@@ -65,6 +65,10 @@ class Engine(Protocol):
         """Row number of every vector, (size,), ascending."""
         ...
 
+    def prepare(self) -> None:
+        """Makes what speeds up all searches and takes longer than one: for whoever asks many times."""
+        ...
+
     def search(self, queries: Vectors, k: int, selection: Selection | None = None) -> tuple[Scores, Rows]:
         """Scores (n, k') descending and rows (n, k') for unit queries (n, d).
 

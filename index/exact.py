@@ -38,17 +38,19 @@ def largest(scores: Scores, k: int) -> tuple[Scores, Rows]:
     n, m = scores.shape
     groups = m // _GROUP
     if groups <= 2 * k:
-        return _partition(scores, np.broadcast_to(np.arange(m), (n, m)), k)
+        return best(scores, np.broadcast_to(np.arange(m), (n, m)), k)
     whole = groups * _GROUP
     maxima = scores[:, :whole].reshape(n, groups, _GROUP).max(axis=2)
     near = np.sort(np.argpartition(-maxima, k - 1, axis=1)[:, :k], axis=1)
     inside = (near[:, :, None] * _GROUP + np.arange(_GROUP)).reshape(n, -1)
     tail = np.broadcast_to(np.arange(whole, m), (n, m - whole))
     positions = np.concatenate([inside, tail], axis=1)
-    return _partition(np.take_along_axis(scores, positions, 1), positions, k)
+    return best(np.take_along_axis(scores, positions, 1), positions, k)
 
 
-def _partition(scores: Scores, positions: Rows, k: int) -> tuple[Scores, Rows]:
+def best(scores: Scores, positions: Rows, k: int) -> tuple[Scores, Rows]:
+    """The k largest of every row of `scores` (n, m), descending, with their `positions` (n, m), the smaller of these
+    first among equals."""
     near = np.argpartition(-scores, k - 1, axis=1)[:, :k] if k < scores.shape[1] else np.argsort(-scores, axis=1)
     scores, positions = np.take_along_axis(scores, near, 1), np.take_along_axis(positions, near, 1)
     order = np.lexsort((positions, -scores), axis=1)

@@ -95,6 +95,9 @@ class MilvusEngine:
     def rows(self) -> Rows:
         return self._rows
 
+    def prepare(self) -> None:
+        """Nothing: its server is ready."""
+
     def search(self, queries: Vectors, k: int, selection: Selection | None = None) -> tuple[Scores, Rows]:
         queries = check_queries(queries, k, self._dimension)
         passing = None if selection is None else selection.mask(self._rows)

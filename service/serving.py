@@ -50,6 +50,8 @@ class Serving:
         # a link to the current version may be pointed elsewhere while we read: all files come from where it points now
         collection = Collection.open(folders[name].resolve(), writable=settings.writable)
         try:
+            if settings.eight_bits:
+                collection.prepare()
             # The first query pays for lazy loading and compilation, and proves that encoder and gallery fit.
             answer = _warm_up(collection)
         except BaseException:

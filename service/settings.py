@@ -81,6 +81,11 @@ class ServeSettings(Settings):
     search_threads: int = Field(
         2, ge=1, le=256, description="threads that search an approximate index; an exact one uses all cores itself"
     )
+    eight_bits: bool = Field(
+        True,
+        description="hold a large exact index in 8 bits, too: the same answers several times as fast, for a quarter "
+        "more memory a process and half a second for 100,000 vectors at the start",
+    )
     refresh_seconds: float = Field(
         1, gt=0, description="seconds after which a read-only service looks for what another process has written"
     )
