@@ -5,7 +5,8 @@
 
 Raw FAISS searches the very same index with the same parameters, in turns with ours; what is compared is what the engine
 adds: checks, row numbers, never fewer than k. `flat` is compared with `IndexFlatIP` as the wheel ships it, and with its
-BLAS tuned (newer kernels, `distance_compute_blas_threshold` 1). Ratios are medians over rounds. Beside `hnsw` stand
+BLAS tuned (newer kernels, `distance_compute_blas_threshold` 1); `flat-8-bits` is the same index prepared as a service
+prepares it. Ratios are medians over rounds. Beside `hnsw` stand
 hnswlib and usearch, with graphs of the same size and the narrowest beam that finds as much (`index_peers.py`).
 """
 
@@ -31,6 +32,7 @@ from index.faiss_engine import FaissEngine
 from index.native_faiss import BLAS_FROM, faiss
 
 K = 10
+EIGHT_BITS = "flat-8-bits"
 BATCHES = (1, 12, 64)
 """A query alone, what queues up at a busy service, and a bulk."""
 Calls = dict[str, Callable[[Vectors], Any]]
@@ -98,7 +100,9 @@ def measure(
 ) -> dict[str, Any]:
     """One engine; `hnsw` beside these peers, which keep their environments in `cache`."""
     begun = time.perf_counter()
-    engine = make_engine(kind, vectors, np.arange(len(vectors)))
+    engine = make_engine("flat" if kind == EIGHT_BITS else kind, vectors, np.arange(len(vectors)))
+    if kind == EIGHT_BITS:
+        engine.prepare()
     built = time.perf_counter() - begun
     assert isinstance(engine, FaissEngine)
     _, rows = engine.search(queries, K)
@@ -107,7 +111,7 @@ def measure(
         "engine": engine.kind,
         "parameters": engine.parameters,
         "build and tune, s": round(built, 1),
-        "memory, MB": round(engine.memory(*vectors.shape) / 1e6, 1),
+        "memory, MB": round(engine.describe()["memory_bytes"] / 1e6, 1),
         "on disk, MB": round(sum(map(len, engine.dump().values())) / 1e6, 1),
         "recall@10 measured when built": engine.recall,
         "recall@10 of new queries": round(float(recall), 4),
@@ -134,7 +138,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=100_000)
     parser.add_argument("--dimension", type=int, default=384)
     parser.add_argument("--queries", type=int, default=1000)
-    parser.add_argument("--engines", nargs="*", default=[*FAISS, "auto"])
+    parser.add_argument("--engines", nargs="*", default=["flat", EIGHT_BITS, *FAISS, "auto"])
     parser.add_argument("--seconds", type=float, default=6.0, help="time for each batch size of each engine")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "surematch-bench-index")
@@ -144,7 +148,7 @@ def main() -> None:
     _, true = exact.top(queries, vectors, K)
     setting = {"size": args.size, "dimension": args.dimension, "faiss": faiss.__version__, "cores": os.cpu_count()}
     results = earlier(args.json, setting)
-    for kind in args.engines:
+    for kind in dict.fromkeys(args.engines):
         results[kind] = measure(kind, vectors, queries, true, args.seconds, args.cache, args.peers)
         print(json.dumps({kind: results[kind]}, indent=2), flush=True)
         if args.json:

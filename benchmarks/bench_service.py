@@ -186,15 +186,17 @@ def part_text(work: Work) -> dict[str, Any]:
 
 
 def part_peers(work: Work) -> dict[str, Any]:
-    """The others, each on the same vectors, beside ours at that moment."""
+    """The others, each on the same vectors, beside ours at that moment: a graph, as they have, and lists."""
     from benchmarks.service_peers import PEERS, PeerError
 
-    collection = work.collection("hnsw")
+    collection, lists = work.collection("hnsw"), work.collection("ivf")
+    workers = ("--workers", str(CORES))
     result: dict[str, Any] = {}
-    with serving(collection, "--workers", str(CORES)) as served, serving(collection) as single:
+    with serving(collection, *workers) as served, serving(collection) as single, serving(lists, *workers) as of_lists:
         ours = {"surematch, json": work.ours(served, "json")["surematch, json"]}
         ours["surematch, json, one process"] = work.ours(single, "json")["surematch, json"]
-        recall = work.our_recall(served[0])
+        ours["surematch, ivf, base64"] = work.ours(of_lists, "base64")["surematch, base64"]
+        recall = min(work.our_recall(url) for url, _ in (served, of_lists))
         for name, start in PEERS.items():
             print(f"{name}:", flush=True)
             try:
@@ -206,7 +208,7 @@ def part_peers(work: Work) -> dict[str, Any]:
                 result[name] = {"not measured": str(error)}
                 continue
             times = {
-                n: round(found["surematch, json"][n]["per_second"] / found[name][n]["per_second"], 2)
+                n: round(max(found[way][n]["per_second"] for way in ours) / found[name][n]["per_second"], 2)
                 for n in found[name]
             }
             print(f"  recall@10 {told['recall_at_10']} (ours {recall}); ours answers {times} times as many", flush=True)

@@ -542,7 +542,7 @@ class Collection:
                 wanted = _wanted(state, rows, codes, TOP_K if everything else 0 if shown else k)
                 if shown is not None:
                     wanted |= _wanted(state, shown.rows, shown.codes, TOP_K if everything else k)
-                items = self._store.get(wanted)
+                items = self._store.get(wanted, state.read)
                 if len(items) == len(wanted):
                     return Found(queries, scores, rows, codes, items, state.gallery, shown), state
             state = self._state if self._state is not state else self._newer(state)

@@ -35,7 +35,40 @@ TOMBSTONES = 100_000
 """Row numbers of erased items that are kept, so that processes which follow need not load everything anew."""
 NO_CONTENT = 0
 """Stands for the `text_key` of an item of which nothing but the vector is known."""
+READ_CHARACTERS = 2**25
+"""Of items that were read before: a hundred thousand of a few sentences each."""
+_AROUND = 60
+"""Bytes of memory around a short text."""
 _EMPTY_VECTOR = np.empty(0, np.float32)
+
+
+class ReadItems:
+    """Items that were read before: id, label, text and metadata as they stand in the store, which a row has for ever.
+
+    Belongs to one state of a collection and goes with it, so that nothing of a deleted item stays in memory; and
+    forgets everything once rows were purged from the store, so that none of these is shown. Safe in several threads.
+    """
+
+    def __init__(self, limit: int = READ_CHARACTERS) -> None:
+        self._limit = limit
+        self._held: dict[int, list[Any]] = {}
+        self._size = self._purged = 0
+
+    def of(self, rows: set[int], purged: int) -> dict[int, list[Any]]:
+        """Those of the rows that are here, of a store that is `purged` up to there."""
+        if purged != self._purged:
+            self._held, self._size, self._purged = {}, 0, purged
+        held = self._held
+        return {row: columns for row in rows if (columns := held.get(row)) is not None}
+
+    def keep(self, found: dict[int, list[Any]]) -> None:
+        """All of it; what was there before is let go when it would be too much."""
+        size = sum(_AROUND + len(value or "") for columns in found.values() for value in columns)
+        if self._size + size > self._limit:
+            self._held, self._size = {}, 0
+        if size <= self._limit:
+            self._held.update(found)
+            self._size += size
 
 
 class ItemStore(Database):
@@ -202,15 +235,25 @@ class ItemStore(Database):
             found = connection.execute(statement, {"at": at, "after": after, **condition.values})
             return np.array([row for (row,) in found], np.int64)
 
-    def get(self, rows: Iterable[int]) -> dict[int, Item]:
-        """The items of these rows, dead ones too until they are purged, without their vectors: `vector` is empty."""
-        found = self._read(
-            "SELECT row, id, label, text, metadata FROM items WHERE row IN (SELECT value FROM json_each(?))",
-            _numbers(rows),
-        )
+    def get(self, rows: Iterable[int], read: ReadItems | None = None) -> dict[int, Item]:
+        """The items of these rows, dead ones too until they are purged, without their vectors: `vector` is empty.
+
+        What stands in `read` is not read again, and what is read is left there.
+        """
+        rows = set(rows)
+        found = {} if read is None else read.of(rows, self.purged)
+        if len(found) < len(rows):
+            more = self._read(
+                "SELECT row, id, label, text, metadata FROM items WHERE row IN (SELECT value FROM json_each(?))",
+                _numbers(rows.difference(found)),
+            )
+            of_row = {row: columns for row, *columns in more}
+            if read is not None:
+                read.keep(of_row)
+            found.update(of_row)
         return {
             row: Item(name, label, text, _EMPTY_VECTOR, {} if metadata == "{}" else json.loads(metadata))
-            for row, name, label, text, metadata in found
+            for row, (name, label, text, metadata) in found.items()
         }
 
     def item(self, name: str, *, vector: bool = False) -> Item | None:

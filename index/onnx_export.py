@@ -149,11 +149,16 @@ def _write_model(source: Path, path: Path, int8: bool) -> dict[str, Any]:
                 dynamo=False,  # the newer exporter needs a graph without Python control flow, which these do not have
             )
             if network is not None:
+                from onnxruntime.transformers.fusion_options import FusionOptions
                 from onnxruntime.transformers.optimizer import optimize_model
 
                 heads, width = network.config.num_attention_heads, network.config.hidden_size
+                fused = FusionOptions("bert")
+                fused.enable_skip_layer_norm = False  # for a few tokens slower than its parts, see `inference_session`
                 # opt_level 0: what needs no knowledge of the architecture is left to the session that loads it
-                better = optimize_model(str(whole), "bert", num_heads=heads, hidden_size=width, opt_level=0)
+                better = optimize_model(
+                    str(whole), "bert", num_heads=heads, hidden_size=width, optimization_options=fused, opt_level=0
+                )
                 better.save_model_to_file(str(whole))
             if int8:
                 from onnx import TensorProto

@@ -8,7 +8,7 @@ Whoever took the state before a write goes on with it and is not disturbed: noth
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -18,7 +18,7 @@ from index.calibrate import Calibration
 from index.engine import Engine, Selection
 from index.evidence import exact_top
 from index.gallery import Gallery, VectorsOf
-from index.items import Changes
+from index.items import Changes, ReadItems
 
 Scores = NDArray[np.float32]
 Rows = NDArray[np.int64]
@@ -44,6 +44,8 @@ class State:
     sequence: int
     warnings: tuple[str, ...] = ()
     calibration_id: str | None = None
+    read: ReadItems = field(default_factory=ReadItems, compare=False, repr=False)
+    """Items that answers from this state have shown."""
 
     @classmethod
     def of(
@@ -127,4 +129,5 @@ class State:
             delta=np.concatenate([self.delta[kept], changes.vectors]),
             gallery=self.gallery.after(changes, vectors_of),
             sequence=changes.sequence,
+            read=ReadItems(),
         )

@@ -100,6 +100,7 @@ def create_app(
     app.state.jobs = None if settings.jobs is None else Jobs(settings.jobs, settings.job_memory)
     app.state.tracer = None if traces is None else traces.get_tracer(NAME)
     app.state.draining = False
+    app.state.under_way = lambda: 0  # requests that have begun to come, where the server can tell: `service.server`
     app.state.request_model = limited(settings)
     app.state.put_model, app.state.delete_model = limited_items(settings)
     problems.install(app)

@@ -75,8 +75,17 @@ class Batcher(Generic[T, R]):
         self._queue: deque[_Waiting[T, R]] = deque()
         self._running: set[asyncio.Task[None]] = set()
 
-    async def submit(self, item: T, size: int = 1) -> R:
-        """The result of `item`. Cancelled while it waits, it is never computed."""
+    async def submit(self, item: T, size: int = 1, *, alone: bool = False) -> R:
+        """The result of `item`. Cancelled while it waits, it is never computed.
+
+        `alone`: nobody else can be about to submit anything, so what is quick is done without a turn of the loop.
+        """
+        if alone and self._free and not self._queue and self._quick([item]):
+            self._observe(size)
+            (result,) = self._call([item])
+            if isinstance(result, Exception):
+                raise result
+            return result
         waiting: _Waiting[T, R] = _Waiting(item, size)
         self._queue.append(waiting)
         if self._free:

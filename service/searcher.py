@@ -34,7 +34,7 @@ PICTURES = 16
 
 QUICK_ENGINES = ("hnsw", "ivf", "ivf-pq")
 QUICK_QUERIES, QUICK_CHARACTERS = 32, 10_000
-QUICK_SECONDS, SHORT_CHARACTERS = 0.003, 200
+QUICK_SECONDS, SHORT_CHARACTERS = 0.005, 200
 SMALL = 2**22
 """Numbers in a gallery that is compared with a query in a millisecond."""
 
@@ -98,9 +98,12 @@ class Searcher:
             observe=metrics.batches.labels("search").observe,
         )
 
-    async def search(self, request: SearchRequest, vectors: Vectors | None = None) -> tuple[Found, Timings]:
+    async def search(
+        self, request: SearchRequest, vectors: Vectors | None = None, *, alone: bool = False
+    ) -> tuple[Found, Timings]:
         """The answers in the order of the queries, or of `vectors` (n, d) when these are given instead.
 
+        `alone`: no other request has come, so there is nothing to make a batch with.
         Raises `Problem` "busy" when too many queries wait or run already and "too-slow" at the deadline, `DataError`
         for a vector of another dimension, `SurematchError` from the collection.
         """
@@ -109,8 +112,8 @@ class Searcher:
         encoding = 0.0
         async with self._place(size):
             if vectors is None:
-                vectors, encoding = await self._vectors(request)
-            found = await self._searching.submit(_Job(vectors, request), size)
+                vectors, encoding = await self._vectors(request, alone)
+            found = await self._searching.submit(_Job(vectors, request), size, alone=alone)
         total = perf_counter() - began
         waiting = max(total - encoding - found.seconds, 0.0)
         self.metrics.observe(found.answers, waiting, encoding, found.seconds)
@@ -124,7 +127,7 @@ class Searcher:
     def _place(self, size: int) -> _Place:
         return _Place(self._places, size, self._deadline, self.metrics)
 
-    async def _vectors(self, request: SearchRequest) -> tuple[Vectors, float]:
+    async def _vectors(self, request: SearchRequest, alone: bool) -> tuple[Vectors, float]:
         """The queries' vectors, (n, d) float32, and the seconds encoding took."""
         vectors = np.empty((len(request.queries), self.collection.encoder.dimension), np.float32)
         texts: dict[int, str] = {}
@@ -147,7 +150,7 @@ class Searcher:
             vectors[at], spent = await self._pictured(at, picture)
             seconds += spent
         if texts:
-            vectors[list(texts)], seconds = await self._encoded(list(texts.values()))
+            vectors[list(texts)], seconds = await self._encoded(list(texts.values()), alone)
         return vectors, seconds
 
     async def _pictured(self, at: int, picture: bytes) -> tuple[Vectors, float]:
@@ -174,7 +177,7 @@ class Searcher:
                 f"{self.collection.model_id}. Make the vector with that model, or ask with a text."
             )
 
-    async def _encoded(self, texts: Sequence[str]) -> tuple[Vectors, float]:
+    async def _encoded(self, texts: Sequence[str], alone: bool = False) -> tuple[Vectors, float]:
         known = {text: vector for text in texts if (vector := self.cache.get(text)) is not None}
         missing = [text for text in dict.fromkeys(texts) if text not in known]
         for found, count in (("yes", len(texts) - len(missing)), ("no", len(missing))):
@@ -182,7 +185,7 @@ class Searcher:
                 self.metrics.cache.labels(found).inc(count)
         seconds = 0.0
         if missing:
-            made, seconds = await self._encoding.submit(missing, len(missing))
+            made, seconds = await self._encoding.submit(missing, len(missing), alone=alone)
             for text, vector in zip(missing, made, strict=True):
                 known[text] = vector
                 self.cache.put(text, vector)

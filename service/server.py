@@ -39,6 +39,7 @@ class _Server(uvicorn.Server):
         self.announce = announce
         self.notice_seconds = notice_seconds
         self.leave_at: float | None = None
+        app.state.under_way = lambda: len(self.server_state.tasks)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if sig != signal.SIGTERM or self.leave_at is not None:

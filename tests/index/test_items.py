@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from index.errors import CollectionError, Damaged, DataError
 from index.filters import Filter
-from index.items import MAX_ID_BYTES, NO_CONTENT, Item, ItemStore, KeptQueries
+from index.items import MAX_ID_BYTES, NO_CONTENT, Item, ItemStore, KeptQueries, ReadItems
 from index.rows import text_key
 from tests.index.helpers import unit
 
@@ -63,6 +64,46 @@ def test_replacing_makes_a_new_row_and_keeps_the_old_number_unused(store: ItemSt
     assert store.get([before[0]])[int(before[0])].label == "a", "whoever found the old row still finds its item"
     assert (labels, len(store)) == (["a", "b"], 2)
     np.testing.assert_array_equal(vectors[1], VECTORS[2])
+
+
+def test_what_was_read_is_not_read_again(store: ItemStore) -> None:
+    store.upsert([item("x", 0, metadata={"n": [1]}), item("y", 1), item("z", 2)])
+    x, y, z = store.vectors()[0].tolist()
+    read = ReadItems()
+    first = store.get([x, y], read)
+    first[x].metadata["n"].append(2)  # what a caller does with an answer is no other caller's affair
+    with closing(sqlite3.connect(store.path)) as behind, behind:
+        behind.execute("UPDATE items SET text = 'other'")
+    again = store.get([y, x, z], read)
+    assert {row: (found.text, found.metadata) for row, found in again.items()} == {
+        x: ("x", {"n": [1]}),
+        y: ("y", {}),
+        z: ("other", {}),
+    }
+    assert store.get([x])[x].text == "other"
+
+
+def test_no_more_is_held_of_what_was_read_than_allowed(store: ItemStore) -> None:
+    store.upsert([item("x", 0, text="x" * 400), item("y", 1, text="y" * 400), item("z", 2, text="z" * 5000)])
+    x, y, z = store.vectors()[0].tolist()
+    read = ReadItems(limit=1200)
+    store.get([x], read)
+    assert set(read.of({x, y, z}, 0)) == {x}
+    store.get([y], read)
+    assert set(read.of({x, y, z}, 0)) == {y}, "the first made room for the second"
+    assert store.get([z], read)[z].text == "z" * 5000
+    assert not read.of({x, y, z}, 0), "what is larger than all room is not held"
+
+
+def test_what_was_purged_is_not_remembered(store: ItemStore) -> None:
+    store.upsert([item("x", 0), item("y", 1)])
+    x, y = store.vectors()[0].tolist()
+    read = ReadItems()
+    assert set(store.get([x, y], read)) == {x, y}
+    store.delete(["x"])
+    assert set(store.get([x, y], read)) == {x, y}, "dead, but there still"
+    store.purge(store.sequence)
+    assert set(store.get([x, y], read)) == {y}
 
 
 @pytest.mark.parametrize(
@@ -338,7 +379,7 @@ def test_a_read_only_folder_with_unmerged_writes_is_refused(tmp_path: Path, monk
 WRITER = """
 import sys
 from pathlib import Path
-from index.items import Item, ItemStore
+from index.items import ReadItems, Item, ItemStore
 from tests.index.helpers import unit
 store, vectors = ItemStore(Path(sys.argv[1]), 4), unit(64, 4)
 start = store.sequence

@@ -206,6 +206,19 @@ def test_a_state_once_taken_does_not_change(live: Collection) -> None:
     assert live.state.search(queries[:1], 1)[0][0, 0] == pytest.approx(1)
 
 
+def test_nothing_of_a_deleted_item_stays_in_memory(live: Collection) -> None:
+    """What answers have shown is held by the state they come from, and goes with it."""
+    shown = live.search(["bank card"], k=5)[0].hits[0]
+    rows, held = set(live.gallery.rows.tolist()), live.state.read
+    assert shown.id in [id for id, *_ in held.of(rows, 0).values()]
+    live.delete([shown.id])
+    assert live.state.read is not held
+    live.search(["bank card"], k=5)
+    of_others = [id for id, *_ in live.state.read.of(rows, 0).values()]
+    assert len(of_others) == 5
+    assert shown.id not in of_others
+
+
 def test_an_answer_begun_before_an_erasure_comes_from_a_newer_state(
     live: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,12 +226,12 @@ def test_an_answer_begun_before_an_erasure_comes_from_a_newer_state(
     live.upsert([NewItem("x", "card", text)])
     real, calls = live._store.get, []
 
-    def erased_meanwhile(rows: Any) -> Any:
+    def erased_meanwhile(*asked: Any) -> Any:
         if not calls:
             calls.append(1)
             live.delete(["x"])
             live.snapshot()
-        return real(rows)
+        return real(*asked)
 
     monkeypatch.setattr(live._store, "get", erased_meanwhile)
     hits = live.search([text], k=100)[0].hits

@@ -12,12 +12,14 @@ from typing import Any
 
 import httpx2
 import pytest
+import uvicorn
 from fastapi import FastAPI
 
 from index.errors import CollectionError
 from service.app import create_app
 from service.problems import KINDS, Problem
 from service.schemas import SearchRequest, TextQuery
+from service.server import _Server
 from service.serving import Serving
 from service.settings import ServeSettings
 from tests.service.conftest import ROOT
@@ -38,6 +40,7 @@ def test_serving_a_static_encoder_loads_no_torch(collection: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
+from service.server import _Server
 from service.serving import Serving
 from service.settings import ServeSettings
 Serving.open(ServeSettings(collection=Path({str(collection)!r}))).close()
@@ -115,6 +118,20 @@ def test_names_of_a_proxy_can_be_allowed_and_public_takes_any(collection: Path) 
     assert call(create_app(settings(collection)), asked)[0].status_code == 421
     assert call(create_app(settings(collection, allowed_hosts=["search.example"])), asked)[0].status_code == 200
     assert call(create_app(settings(collection, public=True)), asked)[0].status_code == 200
+
+
+def test_a_server_counts_the_requests_that_have_begun_to_come(collection: Path) -> None:
+    """One that is alone waits for nobody to make a batch with. Without our server none is known to be."""
+    app = create_app(settings(collection))
+    assert app.state.under_way() == 0
+    server = _Server(uvicorn.Config(app), app, lambda: None, 0.0)
+
+    async def run() -> None:
+        for count in (1, 2):
+            server.server_state.tasks.add(asyncio.create_task(asyncio.sleep(0)))
+            assert app.state.under_way() == count
+
+    asyncio.run(run())
 
 
 def test_the_queue_is_bounded_and_recovers(collection: Path, monkeypatch: pytest.MonkeyPatch) -> None:

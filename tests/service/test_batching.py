@@ -132,6 +132,33 @@ def test_what_is_quick_runs_in_the_loop_and_the_rest_in_threads() -> None:
     batcher.close()
 
 
+def test_what_is_quick_and_alone_is_done_without_a_turn_of_the_loop() -> None:
+    gate = Gate(open_=True)
+    sizes: list[int] = []
+    batcher = Batcher(gate, name="test", quick=lambda items: items[0] < 10, observe=sizes.append)
+
+    def at_once(item: int) -> int:
+        """What `submit` returns where it never waits."""
+        waiting = batcher.submit(item, 3, alone=True)
+        with pytest.raises(StopIteration) as ended:
+            waiting.send(None)
+        return int(ended.value.value)
+
+    async def run() -> None:
+        assert at_once(2) == 4
+        with pytest.raises(ValueError, match="-1"):
+            await batcher.submit(-1, alone=True)
+        others = await queue(batcher, 20)
+        assert await batcher.submit(3, alone=True) == 6, "others wait already"
+        assert await others[0] == 40
+        assert await batcher.submit(30, alone=True) == 60, "what is not quick goes to a thread"
+
+    asyncio.run(run())
+    assert gate.batches == [[2], [-1], [20, 3], [30]]
+    assert sizes == [3, 1, 2, 1]
+    batcher.close()
+
+
 def test_who_comes_one_turn_after_the_other_is_in_one_batch() -> None:
     batches: list[list[int]] = []
 
