@@ -29,7 +29,7 @@ from index.onnx_encoder import inference_session
 Bytes = NDArray[np.uint8]
 
 LARGEST = 2**30
-"""Numbers in a gallery beyond which its ONNX file would be longer than such files can be."""
+"""Numbers in a gallery, and bytes of its copy, beyond which none is made."""
 _BLOCK = 2**17
 """Vectors compared before the largest bounds are taken: what 64 queries have with them stays within 32 MB."""
 _BATCH = 64
@@ -48,7 +48,7 @@ class EightBits:
         """`vectors` (m, d), unit and in one piece, must stay where they are: cosines are computed from them.
 
         Takes about half a second for 100,000 vectors of 384 dimensions, and `nbytes` of memory; while it is made
-        several times as much. Ask `usable` before.
+        three times as much. Ask `usable` before.
         """
         self._vectors = vectors
         steps = np.maximum(np.abs(vectors).max(axis=1, initial=0), np.finfo(np.float32).tiny) / _MOST
@@ -60,7 +60,8 @@ class EightBits:
             rounded[part] = whole
             lost[part] = np.linalg.norm(vectors[part] - whole * steps[part, None], axis=1)
         self._longest = 1.0 + float(lost.max(initial=0))
-        self._session = inference_session(_graph(rounded, steps, lost))
+        # ONNX Runtime has packed its own copy of the rounded vectors then, see `usable`
+        self._session = inference_session(*_graph(rounded, steps, lost))
         self._process = os.getpid()
         self.nbytes = rounded.nbytes + steps.nbytes + lost.nbytes
 
@@ -123,7 +124,7 @@ class EightBits:
 
 @cache
 def usable() -> bool:
-    """Whether ONNX Runtime is here and multiplies integers without losing any.
+    """Whether ONNX Runtime is here, multiplies integers without losing any, and packs a copy of the constant ones.
 
     On processors without instructions for it sums of two products are cut off at 16 bits, with which no bound holds.
     """
@@ -133,7 +134,10 @@ def usable() -> bool:
     for most, size in ((True, 64), (False, 200)):
         items = np.full((size, 64), _MOST, np.int8) if most else random.integers(-127, 128, (size, 64), np.int8)
         asked = np.full((5, 64), 255, np.uint8) if most else random.integers(1, 256, (5, 64), np.uint8)
-        session = inference_session(_graph(items, np.ones(size, np.float32), np.zeros(size, np.float32)))
+        content, constants = _graph(items, np.ones(size, np.float32), np.zeros(size, np.float32))
+        session = inference_session(content, constants)
+        for packed in constants.values():
+            packed[:] = 0
         fed = {"queries": asked, "step": np.array(1, np.float32), "count": np.array([size])}
         products, at = session.run(None, fed)
         truth = (asked.astype(np.int64) - _MIDDLE) @ items.T.astype(np.int64)
@@ -142,14 +146,23 @@ def usable() -> bool:
     return True
 
 
-def _graph(rounded: NDArray[np.int8], steps: Vectors, lost: Vectors) -> bytes:
-    """An ONNX file: 8-bit queries (n, d) to the `count` largest bounds of each block and where they are."""
+def _graph(rounded: NDArray[np.int8], steps: Vectors, lost: Vectors) -> tuple[bytes, dict[str, NDArray[np.int8]]]:
+    """An ONNX file from 8-bit queries (n, d) to the `count` largest bounds of each block and where they are, and the
+    vectors that it names: within the file they would be copied, and hold up other threads meanwhile."""
     from onnx import TensorProto, helper, numpy_helper
 
-    nodes, constants = [], []
+    nodes, constants, apart = [], [], {}
 
     def constant(name: str, value: NDArray[Any]) -> str:
         constants.append(numpy_helper.from_array(value, name))
+        return name
+
+    def constant_apart(name: str, value: NDArray[np.int8]) -> str:
+        named = TensorProto(name=name, data_type=TensorProto.INT8, dims=value.shape)
+        named.data_location = TensorProto.EXTERNAL
+        named.external_data.add(key="location", value="memory")
+        constants.append(named)
+        apart[name] = value
         return name
 
     middle = constant("middle", np.array(_MIDDLE, np.uint8))
@@ -158,7 +171,7 @@ def _graph(rounded: NDArray[np.int8], steps: Vectors, lost: Vectors) -> bytes:
         part = slice(start, start + _BLOCK)
         inputs = [
             "queries",
-            constant(f"vectors-{start}", np.ascontiguousarray(rounded[part].T)),
+            constant_apart(f"vectors-{start}", np.ascontiguousarray(rounded[part].T)),
             "step",
             constant(f"steps-{start}", steps[part].astype(np.float32)),
             middle,
@@ -188,5 +201,4 @@ def _graph(rounded: NDArray[np.int8], steps: Vectors, lost: Vectors) -> bytes:
     ]
     graph = helper.make_graph(nodes, "eight-bits", given, found, constants)
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
-    content: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
-    return content
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString(), apart

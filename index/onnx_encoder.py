@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -87,8 +87,10 @@ class OnnxEncoder:
         return found
 
 
-def inference_session(content: bytes) -> Any:
+def inference_session(content: bytes, constants: Mapping[str, NDArray[Any]] | None = None) -> Any:
     """The network in an ONNX file, on the CPU: as many threads as there are cores, or as OMP_NUM_THREADS says.
+
+    `constants` are those that the file only names; they must stay as they are unless ONNX Runtime packs its own copy.
 
     Between two calls they sleep: as they come they turn for a while, on cores that somebody else needs. The sum of two
     values is normalised in two steps: ONNX Runtime's one operator for both takes two to five times as long as they do
@@ -100,6 +102,9 @@ def inference_session(content: bytes) -> Any:
     options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in (constants or {}).values()]
+    if constants:
+        options.add_external_initializers(list(constants), values)
     return onnxruntime.InferenceSession(
         content, options, providers=["CPUExecutionProvider"], disabled_optimizers=["SkipLayerNormFusion"]
     )

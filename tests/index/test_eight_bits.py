@@ -182,11 +182,8 @@ def test_a_processor_that_cuts_sums_off_is_not_used(monkeypatch: pytest.MonkeyPa
     """What processors without VNNI do: pairs of products are added in 16 bits."""
 
     class Cutting:
-        def __init__(self, content: bytes) -> None:
-            from onnx import load_from_string, numpy_helper
-
-            held = {one.name: numpy_helper.to_array(one) for one in load_from_string(content).graph.initializer}
-            self.items = held["vectors-0"].astype(np.int64)
+        def __init__(self, content: bytes, constants: dict[str, Array]) -> None:
+            self.items = constants["vectors-0"].astype(np.int64)
 
         def run(self, _: None, fed: dict[str, Any]) -> tuple[Array, Array]:
             asked = fed["queries"].astype(np.int64)
@@ -196,6 +193,25 @@ def test_a_processor_that_cuts_sums_off_is_not_used(monkeypatch: pytest.MonkeyPa
             return found, np.broadcast_to(np.arange(found.shape[1]), found.shape)
 
     monkeypatch.setattr(eight_bits, "inference_session", Cutting)
+    eight_bits.usable.cache_clear()
+    try:
+        assert not eight_bits.usable()
+    finally:
+        eight_bits.usable.cache_clear()
+
+
+def test_a_runtime_that_does_not_pack_the_vectors_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would read memory that has been given back."""
+
+    class Reading:
+        def __init__(self, content: bytes, constants: dict[str, Array]) -> None:
+            self.items = constants["vectors-0"]
+
+        def run(self, _: None, fed: dict[str, Any]) -> tuple[Array, Array]:
+            found = (fed["queries"].astype(np.int64) - 128) @ self.items.astype(np.int64)
+            return found, np.broadcast_to(np.arange(found.shape[1]), found.shape)
+
+    monkeypatch.setattr(eight_bits, "inference_session", Reading)
     eight_bits.usable.cache_clear()
     try:
         assert not eight_bits.usable()
