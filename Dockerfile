@@ -29,8 +29,9 @@ COPY service service
 COPY training training
 RUN pip install --no-deps --target /opt/surematch . \
  && rm -r /opt/surematch/training
-# What serving never uses: the installer, and the test suites that numpy and scipy ship inside their wheels.
-RUN find /opt/venv/lib -type d -name tests -path '*/site-packages/*' -prune -exec rm -r {} + \
+# What serving never uses: the installer, and the test suites that numpy, scipy and onnx ship inside their wheels.
+RUN find /opt/venv/lib -type d \( -name tests -o -path '*/onnx/backend/test' \) -path '*/site-packages/*' \
+      -prune -exec rm -r {} + \
  && pip uninstall -y setuptools pip
 
 FROM ${PYTHON_IMAGE}

@@ -13,6 +13,7 @@ left out, the answer is that of a full search. For a query where it is not, that
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import cache
 from importlib.util import find_spec
@@ -26,40 +27,49 @@ from index.engine import Rows, Scores, Vectors
 from index.native_faiss import faiss
 from index.onnx_encoder import inference_session
 
-Bytes = NDArray[np.uint8]
-
 LARGEST = 2**30
 """Numbers in a gallery, and bytes of its copy, beyond which none is made."""
 _BLOCK = 2**17
 """Vectors compared before the largest bounds are taken: what 64 queries have with them stays within 32 MB."""
 _BATCH = 64
+_TINY = np.finfo(np.float32).tiny
+_SHORTEST = 1e-30
+"""Queries that are shorter, or longer than its inverse, have products that float32 does not hold."""
 _MIDDLE, _MOST = 128, 127
-_SLACK = 1e-5
-"""More than float32 loses in a sum of 4,096 products of unit vectors' components, one with another."""
+_PART = 4096
+"""Vectors rounded at a time."""
+_EPSILON = 2.0**-23
+"""Of what sums of d products in float32 lose at most d times: twice the unit roundoff, for the bounds' own rounding."""
 _UNLIKE = 2.0
-"""Queries of a batch are rounded in steps of one size; those with a component so many times as large as the others'
-would coarsen it, and are searched elsewhere."""
+"""Queries of a batch are rounded in steps of one size; those with a component so many times as large as others' would
+coarsen it, and are in another batch."""
+log = logging.getLogger("surematch.index")
 
 
 class EightBits:
     """The vectors of a gallery once more, in 8 bits, ready to be searched; several threads may."""
 
     def __init__(self, vectors: Vectors) -> None:
-        """`vectors` (m, d), unit and in one piece, must stay where they are: cosines are computed from them.
+        """`vectors` (m, d) in one piece must stay where they are: cosines are computed from them.
 
         Takes about half a second for 100,000 vectors of 384 dimensions, and `nbytes` of memory; while it is made
         three times as much. Ask `usable` before.
         """
         self._vectors = vectors
-        steps = np.maximum(np.abs(vectors).max(axis=1, initial=0), np.finfo(np.float32).tiny) / _MOST
+        steps, lost = np.empty(len(vectors), np.float32), np.empty(len(vectors), np.float32)
         rounded = np.empty(vectors.shape, np.int8)
-        lost = np.empty(len(vectors), np.float32)
-        for start in range(0, len(vectors), _BLOCK):
-            part = slice(start, start + _BLOCK)
-            whole = np.rint(vectors[part] / steps[part, None])
+        longest = 0.0
+        for start in range(0, len(vectors), _PART):
+            part = slice(start, start + _PART)
+            some = vectors[part]
+            steps[part] = np.maximum(np.abs(some).max(axis=1, initial=0), _TINY) / _MOST
+            whole = np.rint(some / steps[part, None])
             rounded[part] = whole
-            lost[part] = np.linalg.norm(vectors[part] - whole * steps[part, None], axis=1)
-        self._longest = 1.0 + float(lost.max(initial=0))
+            whole *= steps[part, None]
+            lost[part] = np.linalg.norm(some - whole, axis=1)
+            longest = max(longest, float(np.linalg.norm(whole, axis=1).max()))
+        self._longest = longest
+        self._slack = (1 + longest) * vectors.shape[1] * _EPSILON
         # ONNX Runtime has packed its own copy of the rounded vectors then, see `usable`
         self._session = inference_session(*_graph(rounded, steps, lost))
         self._process = os.getpid()
@@ -80,18 +90,20 @@ class EightBits:
         n = len(queries)
         scores, positions = np.zeros((n, k), np.float32), np.zeros((n, k), np.int64)
         proven = np.zeros(n, np.bool_)
-        lengths = np.maximum(np.linalg.norm(queries, axis=1), np.finfo(np.float32).tiny)
-        unit = queries / lengths[:, None]
+        lengths = np.sqrt(np.einsum("ij,ij->i", queries, queries, dtype=np.float64))
+        unit = (queries / np.maximum(lengths, _TINY)[:, None]).astype(np.float32)
         peaks = np.abs(unit).max(axis=1, initial=0)
-        alike = np.flatnonzero((peaks > 0) & (peaks <= _UNLIKE * peaks.min(initial=np.inf)))
-        for start in range(0, len(alike), _BATCH):
-            at = alike[start : start + _BATCH]
+        order = np.argsort(peaks, kind="stable")
+        order = order[(lengths[order] > _SHORTEST) & (lengths[order] < 1 / _SHORTEST)]
+        while len(order):
+            at = order[: min(_BATCH, int(np.searchsorted(peaks[order], _UNLIKE * peaks[order[0]], "right")))]
+            order = order[len(at) :]
             near, bounds = self._nearest(unit[at], float(peaks[at].max()), min(2 * k + 64, len(self._vectors)))
             cosines = self._cosines(queries[at], near)
             if passing is not None:
                 cosines[~passing[near]] = -np.inf
             scores[at], positions[at] = exact.best(cosines, near, k)
-            proven[at] = scores[at, -1] >= (bounds + _SLACK) * lengths[at]
+            proven[at] = scores[at, -1] >= (bounds + self._slack) * lengths[at]
         return scores, positions, proven
 
     def _nearest(self, unit: Vectors, peak: float, count: int) -> tuple[Rows, Scores]:
@@ -112,13 +124,15 @@ class EightBits:
         n, count = near.shape
         cosines = np.empty((n, count), np.float32)
         near = np.ascontiguousarray(near).view("l")  # FAISS knows this name of an int64 alone
+        pointer = faiss.swig_ptr
         threads = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(1)  # others would turn for a while afterwards, on cores that the next product needs
-        pointer = faiss.swig_ptr
-        faiss.fvec_inner_products_by_idx(
-            pointer(cosines), pointer(queries), pointer(self._vectors), pointer(near), queries.shape[1], n, count
-        )
-        faiss.omp_set_num_threads(threads)
+        try:
+            faiss.fvec_inner_products_by_idx(
+                pointer(cosines), pointer(queries), pointer(self._vectors), pointer(near), queries.shape[1], n, count
+            )
+        finally:
+            faiss.omp_set_num_threads(threads)
         return cosines
 
 
@@ -130,17 +144,26 @@ def usable() -> bool:
     """
     if not (find_spec("onnxruntime") and find_spec("onnx")):
         return False
+    try:
+        return all(_exact(*shape) for shape in ((64, 64, 5), (200, 33, 1)))
+    except Exception as error:  # an ONNX Runtime that cannot be loaded, or is too old for what is asked of it
+        log.warning("Large exact indexes are searched without 8 bits: %s", error)
+        return False
+
+
+def _exact(size: int, dimension: int, queries: int) -> bool:
+    """Whether products of the largest numbers, and of any, are right, and are still when the vectors have changed."""
     random = np.random.default_rng(0)
-    for most, size in ((True, 64), (False, 200)):
-        items = np.full((size, 64), _MOST, np.int8) if most else random.integers(-127, 128, (size, 64), np.int8)
-        asked = np.full((5, 64), 255, np.uint8) if most else random.integers(1, 256, (5, 64), np.uint8)
+    for least in (_MOST, -_MOST):
+        items = random.integers(least, _MOST + 1, (size, dimension), np.int8)
+        asked = random.integers(_MIDDLE + least, _MIDDLE + _MOST + 1, (queries, dimension), np.uint8)
+        truth = (asked.astype(np.int64) - _MIDDLE) @ items.T.astype(np.int64)
         content, constants = _graph(items, np.ones(size, np.float32), np.zeros(size, np.float32))
         session = inference_session(content, constants)
         for packed in constants.values():
             packed[:] = 0
         fed = {"queries": asked, "step": np.array(1, np.float32), "count": np.array([size])}
         products, at = session.run(None, fed)
-        truth = (asked.astype(np.int64) - _MIDDLE) @ items.T.astype(np.int64)
         if (products != np.take_along_axis(truth, at, 1)).any():
             return False
     return True

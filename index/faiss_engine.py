@@ -6,6 +6,7 @@ FAISS positions are mapped to row numbers here, so no FAISS id map is needed.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -37,6 +38,7 @@ _LOOPS = faiss.SearchParameters(sel=faiss.IDSelectorAll())
 queries, one alone included."""
 _TRAINED = 64
 _SEED = 1234
+log = logging.getLogger("surematch.index")
 
 
 class FaissEngine:
@@ -230,10 +232,17 @@ class FaissFlat(FaissEngine):
     _eight_bits: EightBits | None = None
 
     def prepare(self) -> None:
-        """Holds a large gallery once more, in 8 bits, where this processor then searches several times as fast."""
-        worth = _SMALL < self._size * self.dimension <= eight_bits.LARGEST
-        if worth and self._eight_bits is None and eight_bits.usable():
+        """Holds a large gallery once more, in 8 bits, where this processor then searches several times as fast.
+
+        Where that cannot be done every vector is compared in full, as before.
+        """
+        held = self._eight_bits is not None and self._eight_bits.alive
+        if held or not _SMALL < self._size * self.dimension <= eight_bits.LARGEST or not eight_bits.usable():
+            return
+        try:
             self._eight_bits = EightBits(self._all())
+        except Exception as error:  # no memory, or a fault of ONNX Runtime: nothing that searching needs
+            log.warning("%d vectors are searched without 8 bits: %s", self._size, error)
 
     @classmethod
     def _empty(cls, vectors: Vectors) -> Any:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import sys
+import threading
 import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import closing
@@ -35,10 +37,8 @@ TOMBSTONES = 100_000
 """Row numbers of erased items that are kept, so that processes which follow need not load everything anew."""
 NO_CONTENT = 0
 """Stands for the `text_key` of an item of which nothing but the vector is known."""
-READ_CHARACTERS = 2**25
-"""Of items that were read before: a hundred thousand of a few sentences each."""
-_AROUND = 60
-"""Bytes of memory around a short text."""
+READ_BYTES = 2**25
+"""Of texts of items that were read before: a hundred thousand short ones."""
 _EMPTY_VECTOR = np.empty(0, np.float32)
 
 
@@ -49,25 +49,32 @@ class ReadItems:
     forgets everything once rows were purged from the store, so that none of these is shown. Safe in several threads.
     """
 
-    def __init__(self, limit: int = READ_CHARACTERS) -> None:
+    def __init__(self, limit: int = READ_BYTES) -> None:
         self._limit = limit
+        self._lock = threading.Lock()
         self._held: dict[int, list[Any]] = {}
         self._size = self._purged = 0
 
     def of(self, rows: set[int], purged: int) -> dict[int, list[Any]]:
         """Those of the rows that are here, of a store that is `purged` up to there."""
-        if purged != self._purged:
-            self._held, self._size, self._purged = {}, 0, purged
-        held = self._held
+        with self._lock:
+            if purged > self._purged:
+                self._held, self._size, self._purged = {}, 0, purged
+            held = self._held if purged == self._purged else {}
         return {row: columns for row in rows if (columns := held.get(row)) is not None}
 
-    def keep(self, found: dict[int, list[Any]]) -> None:
-        """All of it; what was there before is let go when it would be too much."""
-        size = sum(_AROUND + len(value or "") for columns in found.values() for value in columns)
-        if self._size + size > self._limit:
-            self._held, self._size = {}, 0
-        if size <= self._limit:
-            self._held.update(found)
+    def keep(self, found: dict[int, list[Any]], purged: int) -> None:
+        """All of it, unless more was purged since the store was found to be `purged` up to there, before it was read.
+
+        What was here before is let go when it would be too much.
+        """
+        size = sum(sys.getsizeof(value) for columns in found.values() for value in columns)
+        with self._lock:
+            if purged != self._purged or size > self._limit:
+                return
+            if self._size + size > self._limit:
+                self._held, self._size = {}, 0
+            self._held |= found
             self._size += size
 
 
@@ -241,7 +248,8 @@ class ItemStore(Database):
         What stands in `read` is not read again, and what is read is left there.
         """
         rows = set(rows)
-        found = {} if read is None else read.of(rows, self.purged)
+        purged = 0 if read is None else self.purged
+        found = {} if read is None else read.of(rows, purged)
         if len(found) < len(rows):
             more = self._read(
                 "SELECT row, id, label, text, metadata FROM items WHERE row IN (SELECT value FROM json_each(?))",
@@ -249,7 +257,7 @@ class ItemStore(Database):
             )
             of_row = {row: columns for row, *columns in more}
             if read is not None:
-                read.keep(of_row)
+                read.keep(of_row, purged)
             found.update(of_row)
         return {
             row: Item(name, label, text, _EMPTY_VECTOR, {} if metadata == "{}" else json.loads(metadata))

@@ -99,7 +99,8 @@ def inference_session(content: bytes, constants: Mapping[str, NDArray[Any]] | No
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # a list: of the outermost level
+    options.intra_op_num_threads = int(threads or len(os.sched_getaffinity(0)))
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in (constants or {}).values()]

@@ -85,7 +85,7 @@ def export(source: Path, target: Path, int8: bool, texts: Sequence[str], least: 
     """Exports `source` to the folder `target`; returns the agreement with torch on `texts`. Raises `EncoderError`."""
     need_onnxruntime()
     if find_spec("onnx") is None:
-        raise EncoderError("Exporting needs the package onnx. Install it with: pip install 'surematch[train]'")
+        raise EncoderError("Exporting needs the package onnx. Install it with: pip install 'surematch[onnx]'")
     copy_encoder(source, target)
     reference = SentenceEncoder(source)
     record = _write_model(source, target / ONNX_MODEL, int8)

@@ -136,7 +136,7 @@ class Current:
                 try:
                     if not serving.collection.writable:
                         await asyncio.to_thread(serving.collection.refresh)
-                except SurematchError as error:
+                except Exception as error:  # an end of this task would be seen by nobody, and nothing followed
                     log.error("what was written elsewhere cannot be followed: %s", error)
                 self.metrics.items.labels(self.name).set(serving.collection.size)
 

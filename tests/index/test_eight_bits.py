@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from index.faiss_engine import FaissFlat
 from index.native_faiss import faiss
 from tests.index.conftest import World
 
-pytestmark = pytest.mark.skipif(
-    not eight_bits.usable(), reason="ONNX Runtime loses digits in products of 8-bit integers on this processor"
+USABLE = eight_bits.usable()
+needs_exact_products = pytest.mark.skipif(
+    not USABLE, reason="ONNX Runtime loses digits in products of 8-bit integers on this processor"
 )
 RNG = np.random.default_rng(7)
 Array = NDArray[Any]
@@ -35,7 +37,21 @@ def unit(vectors: Array) -> NDArray[np.float32]:
 CENTRES = RNG.standard_normal((80, 96))
 GALLERY = unit(CENTRES[RNG.integers(0, 80, 60_000)] + 0.7 * RNG.standard_normal((60_000, 96)))
 QUERIES = unit(CENTRES[RNG.integers(0, 80, 150)] + 0.7 * RNG.standard_normal((150, 96)))
-PREPARED = EightBits(GALLERY)
+
+
+@pytest.fixture(scope="module")
+def prepared() -> EightBits:
+    if not USABLE:
+        pytest.skip("ONNX Runtime loses digits in products of 8-bit integers on this processor")
+    return EightBits(GALLERY)
+
+
+@pytest.fixture
+def afresh() -> Iterator[None]:
+    """What was found usable is forgotten before and after."""
+    eight_bits.usable.cache_clear()
+    yield
+    eight_bits.usable.cache_clear()
 
 
 def truth(queries: Array, gallery: Array, k: int) -> Array:
@@ -53,11 +69,12 @@ def check(quick: EightBits, gallery: Array, queries: Array, k: int) -> NDArray[n
 
 @given(n=st.integers(0, 150), k=st.integers(1, 300))
 @settings(max_examples=25)
-def test_proves_nearly_all_and_finds_what_float64_finds(n: int, k: int) -> None:
-    proven = check(PREPARED, GALLERY, QUERIES[:n], k)
+def test_proves_nearly_all_and_finds_what_float64_finds(prepared: EightBits, n: int, k: int) -> None:
+    proven = check(prepared, GALLERY, QUERIES[:n], k)
     assert proven.sum() >= 0.9 * n
 
 
+@needs_exact_products
 @given(st.data())
 @settings(max_examples=40)
 def test_what_is_proven_is_right_whatever_the_vectors(data: st.DataObject) -> None:
@@ -80,6 +97,7 @@ def test_what_is_proven_is_right_whatever_the_vectors(data: st.DataObject) -> No
     np.testing.assert_allclose((scores / scale)[proven], (expected / scale)[proven], atol=2e-6)
 
 
+@needs_exact_products
 def test_several_blocks_are_one_gallery(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eight_bits, "_BLOCK", 1000)
     gallery = GALLERY[:7001]  # the last block holds one vector alone, fewer than are asked for
@@ -90,16 +108,35 @@ def test_several_blocks_are_one_gallery(monkeypatch: pytest.MonkeyPatch) -> None
     assert last[2].all()
 
 
-def test_an_unlike_query_does_not_coarsen_the_others() -> None:
-    spike = np.eye(1, 96, dtype=np.float32)
-    scores, _, proven = PREPARED.top(np.concatenate([QUERIES[:3], spike]), 10)
-    assert proven.tolist() == [True, True, True, False]
-    np.testing.assert_allclose(scores[:3], truth(QUERIES[:3], GALLERY, 10), atol=1e-6)
+def test_an_unlike_query_does_not_coarsen_the_others(prepared: EightBits) -> None:
+    """One number that is all of a query, or none that stands out: either is rounded in steps of its own."""
+    spike, even = np.eye(1, 96, dtype=np.float32), unit(RNG.choice([-1.0, 1.0], (1, 96)))
+    scores, _, proven = prepared.top(np.concatenate([even, QUERIES[:3], spike]), 10)
+    assert proven[1:4].all()
+    np.testing.assert_allclose(scores[1:4], truth(QUERIES[:3], GALLERY, 10), atol=1e-6)
+    assert (
+        prepared.top(QUERIES[:60], 10)[2].sum() == prepared.top(np.concatenate([even, QUERIES[:60]]), 10)[2][1:].sum()
+    )
 
 
-def test_nothing_is_proven_of_a_query_without_direction() -> None:
-    *_, proven = PREPARED.top(np.zeros((2, 96), np.float32), 5)
-    assert not proven.any()
+@pytest.mark.parametrize("length", [0.0, 1e-38, 1e-25, 1e25, 1e38])
+def test_queries_of_any_length(prepared: EightBits, length: float) -> None:
+    queries = np.concatenate([(QUERIES[:5] * length), QUERIES[:5]]).astype(np.float32)
+    scores, _, proven = prepared.top(queries, 5)
+    assert proven[5:].all()
+    assert proven[:5].all() == (1e-30 < length < 1e30)
+    if proven[:5].all():
+        np.testing.assert_allclose(scores[:5] / length, scores[5:], atol=1e-6)
+
+
+@needs_exact_products
+@pytest.mark.parametrize("length", [1.001, 1.5, 30.0])
+def test_one_vector_that_is_too_long_proves_nothing_wrong(length: float) -> None:
+    gallery = GALLERY[:3000].copy()
+    gallery[7] *= length
+    quick = EightBits(gallery)
+    scores, _, proven = quick.top(QUERIES, 3)
+    np.testing.assert_allclose(scores[proven], truth(QUERIES, gallery, 3)[proven], atol=1e-5)
 
 
 def engine(gallery: NDArray[np.float32]) -> FaissFlat:
@@ -122,11 +159,13 @@ def answers(found: FaissFlat, queries: NDArray[np.float32], k: int, passing: NDA
     np.testing.assert_allclose(scores, np.take_along_axis(cosines, rows - 10, 1), atol=1e-6)
 
 
+@needs_exact_products
 @pytest.mark.parametrize("n", [1, 2, 12, 64, 130])
 def test_a_prepared_engine_finds_the_same(n: int) -> None:
     answers(engine(GALLERY), QUERIES[:n], 10)
 
 
+@needs_exact_products
 def test_what_is_not_proven_is_compared_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousand copies lie nearest: the bounds of those left out are as high as the k-th best cosine."""
     gallery = GALLERY.copy()
@@ -137,12 +176,14 @@ def test_what_is_not_proven_is_compared_in_full(monkeypatch: pytest.MonkeyPatch)
     answers(found, QUERIES[:4], 10)
 
 
+@needs_exact_products
 @pytest.mark.parametrize("share", [0.0005, 0.05, 0.6])
 def test_what_is_left_out_by_a_selection_is_not_found(share: float) -> None:
     """Deleted items above all: with few of them the 8 bits are looked at still."""
     answers(engine(GALLERY), QUERIES[:20], 10, RNG.random(len(GALLERY)) >= share)
 
 
+@needs_exact_products
 def test_all_nearest_are_deleted() -> None:
     found = engine(GALLERY)
     passing = np.ones(len(GALLERY), np.bool_)
@@ -150,10 +191,12 @@ def test_all_nearest_are_deleted() -> None:
     answers(found, QUERIES[:3], 10, passing)
 
 
+@needs_exact_products
 def test_more_than_a_part_of_the_gallery_is_asked_for() -> None:
     answers(engine(GALLERY), QUERIES[:2], len(GALLERY) // 3)
 
 
+@needs_exact_products
 def test_memory_counts_what_is_held() -> None:
     before = FaissFlat.build(GALLERY, np.arange(len(GALLERY))).describe()["memory_bytes"]
     assert engine(GALLERY).describe()["memory_bytes"] - before == GALLERY.size + 8 * len(GALLERY)
@@ -166,18 +209,38 @@ def test_a_small_gallery_is_not_prepared() -> None:
 
 
 @pytest.mark.parametrize("missing", ["onnxruntime", "onnx"])
+@pytest.mark.usefixtures("afresh")
 def test_without_onnx_nothing_is_prepared(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eight_bits, "find_spec", lambda name: None if name == missing else object())
-    eight_bits.usable.cache_clear()
-    try:
-        assert not eight_bits.usable()
-        found = FaissFlat.build(GALLERY, np.arange(len(GALLERY)))
-        found.prepare()
-        assert found._eight_bits is None
-    finally:
-        eight_bits.usable.cache_clear()
+    assert not eight_bits.usable()
+    found = FaissFlat.build(GALLERY, np.arange(len(GALLERY)))
+    found.prepare()
+    assert found._eight_bits is None
 
 
+@pytest.mark.usefixtures("afresh")
+def test_an_onnx_runtime_that_fails_is_not_used(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    def failing(*_: Any) -> None:
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(eight_bits, "inference_session", failing)
+    assert not eight_bits.usable()
+    assert "no such operator" in caplog.text
+
+
+@needs_exact_products
+def test_what_cannot_be_prepared_is_searched_as_before(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    def failing(_: Any) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(faiss_engine, "EightBits", failing)
+    found = FaissFlat.build(GALLERY, np.arange(10, len(GALLERY) + 10))
+    found.prepare()
+    assert "no room" in caplog.text
+    answers(found, QUERIES[:3], 10)
+
+
+@pytest.mark.usefixtures("afresh")
 def test_a_processor_that_cuts_sums_off_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """What processors without VNNI do: pairs of products are added in 16 bits."""
 
@@ -193,13 +256,10 @@ def test_a_processor_that_cuts_sums_off_is_not_used(monkeypatch: pytest.MonkeyPa
             return found, np.broadcast_to(np.arange(found.shape[1]), found.shape)
 
     monkeypatch.setattr(eight_bits, "inference_session", Cutting)
-    eight_bits.usable.cache_clear()
-    try:
-        assert not eight_bits.usable()
-    finally:
-        eight_bits.usable.cache_clear()
+    assert not eight_bits.usable()
 
 
+@pytest.mark.usefixtures("afresh")
 def test_a_runtime_that_does_not_pack_the_vectors_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would read memory that has been given back."""
 
@@ -212,13 +272,10 @@ def test_a_runtime_that_does_not_pack_the_vectors_is_not_used(monkeypatch: pytes
             return found, np.broadcast_to(np.arange(found.shape[1]), found.shape)
 
     monkeypatch.setattr(eight_bits, "inference_session", Reading)
-    eight_bits.usable.cache_clear()
-    try:
-        assert not eight_bits.usable()
-    finally:
-        eight_bits.usable.cache_clear()
+    assert not eight_bits.usable()
 
 
+@needs_exact_products
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of newer Pythons, where threads run
 def test_after_a_fork_everything_is_compared_in_full() -> None:
     """ONNX Runtime's threads stayed with the parent: a search there would wait for them for ever."""
@@ -236,22 +293,38 @@ def test_after_a_fork_everything_is_compared_in_full() -> None:
     assert found._eight_bits.alive
 
 
+@needs_exact_products
 def test_a_prepared_collection_stays_prepared(copied: Path, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """After its own compaction and, in a reader, after another process's; the answers are the same."""
     monkeypatch.setattr(faiss_engine, "_SMALL", 0)
+    monkeypatch.setattr(faiss_engine, "_SHARE", 1)
+    asked: list[int] = []
+    real = EightBits.top
+
+    def counted(quick: EightBits, queries: NDArray[np.float32], *more: Any) -> Any:
+        asked.append(len(queries))
+        return real(quick, queries, *more)
+
+    monkeypatch.setattr(EightBits, "top", counted)
     with closing(Collection.open(copied)) as reader, closing(Collection.open(copied, writable=True)) as writer:
         texts = [str(row.text) for row in world.rows(world.test)]
-        before = [answer.hits for answer in reader.search(texts)]
+        before = scores(reader, texts)
         for collection in (reader, writer):
             assert held(collection) is None
             collection.prepare()
             assert held(collection) is not None
-        assert [answer.hits for answer in reader.search(texts)] == before
+        assert not asked
+        np.testing.assert_allclose(scores(reader, texts), before, atol=1e-6)
+        assert asked == [len(texts)]
         prepared = held(writer)
         writer.snapshot()
         reader.refresh()
         for collection in (reader, writer):
             assert held(collection) not in (None, prepared)
+
+
+def scores(collection: Collection, texts: list[str]) -> list[list[float]]:
+    return [[hit.score for hit in answer.hits] for answer in collection.search(texts)]
 
 
 def held(collection: Collection) -> EightBits | None:

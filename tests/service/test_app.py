@@ -40,7 +40,6 @@ def test_serving_a_static_encoder_loads_no_torch(collection: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from service.server import _Server
 from service.serving import Serving
 from service.settings import ServeSettings
 Serving.open(ServeSettings(collection=Path({str(collection)!r}))).close()
