@@ -195,7 +195,7 @@ def part_peers(work: Work) -> dict[str, Any]:
     with serving(collection, *workers) as served, serving(collection) as single, serving(lists, *workers) as of_lists:
         ours = {"surematch, json": work.ours(served, "json")["surematch, json"]}
         ours["surematch, json, one process"] = work.ours(single, "json")["surematch, json"]
-        ours["surematch, ivf, base64"] = work.ours(of_lists, "base64")["surematch, base64"]
+        ours["surematch, ivf, binary"] = work.ours(of_lists, "binary")["surematch, binary"]
         recall = min(work.our_recall(url) for url, _ in (served, of_lists))
         for name, start in PEERS.items():
             print(f"{name}:", flush=True)

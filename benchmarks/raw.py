@@ -206,7 +206,8 @@ PEER = (
     "Medians of rounds in turns, lowest to highest. Ours over HTTP by a process a core and by one, with the 100 "
     "nearest and probabilities; the peer as its own command starts it, one process, with the ten nearest. What has no "
     "server is asked in threads without HTTP, and its times count only the call. txtai takes texts alone: "
-    "it is sent the number of a query, the others its 384 numbers."
+    "it is sent the number of a query, the others its 384 numbers. `ivf` looks through lists instead of a graph, which "
+    "suits vectors that form clusters, as these do."
 )
 TURNS = "100,000 vectors of 384 dimensions; medians of rounds in turns, lowest to highest."
 NOTES = {
