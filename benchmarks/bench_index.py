@@ -6,8 +6,8 @@
 Raw FAISS searches the very same index with the same parameters, in turns with ours; what is compared is what the engine
 adds: checks, row numbers, never fewer than k. `flat` is compared with `IndexFlatIP` as the wheel ships it, and with its
 BLAS tuned (newer kernels, `distance_compute_blas_threshold` 1); `flat-8-bits` is the same index prepared as a service
-prepares it. Ratios are medians over rounds. Beside `hnsw` stand
-hnswlib and usearch, with graphs of the same size and the narrowest beam that finds as much (`index_peers.py`).
+prepares it. Ratios are medians over rounds. Beside `hnsw` stand hnswlib and usearch, with graphs of the same size and
+the narrowest beam that finds as much (`index_peers.py`).
 """
 
 from __future__ import annotations

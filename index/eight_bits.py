@@ -52,8 +52,8 @@ class EightBits:
     def __init__(self, vectors: Vectors) -> None:
         """`vectors` (m, d) in one piece must stay where they are: cosines are computed from them.
 
-        Takes about half a second for 100,000 vectors of 384 dimensions, and `nbytes` of memory; while it is made
-        three times as much. Ask `usable` before.
+        Holds `nbytes` of memory, and three times as much while it is made (`make bench-index` tells how long that
+        takes). Ask `usable` before.
         """
         self._vectors = vectors
         steps, lost = np.empty(len(vectors), np.float32), np.empty(len(vectors), np.float32)

@@ -232,7 +232,7 @@ class FaissFlat(FaissEngine):
     _eight_bits: EightBits | None = None
 
     def prepare(self) -> None:
-        """Holds a large gallery once more, in 8 bits, where this processor then searches several times as fast.
+        """Holds a large gallery once more, in 8 bits, where this processor then searches faster.
 
         Where that cannot be done every vector is compared in full, as before.
         """

@@ -93,8 +93,7 @@ def inference_session(content: bytes, constants: Mapping[str, NDArray[Any]] | No
     `constants` are those that the file only names; they must stay as they are unless ONNX Runtime packs its own copy.
 
     Between two calls they sleep: as they come they turn for a while, on cores that somebody else needs. The sum of two
-    values is normalised in two steps: ONNX Runtime's one operator for both takes two to five times as long as they do
-    (ten tokens of 384 numbers, ONNX Runtime 1.32).
+    values is normalised in two steps: ONNX Runtime 1.32 is slower by its one operator for both.
     """
     import onnxruntime
 

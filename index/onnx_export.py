@@ -154,7 +154,7 @@ def _write_model(source: Path, path: Path, int8: bool) -> dict[str, Any]:
 
                 heads, width = network.config.num_attention_heads, network.config.hidden_size
                 fused = FusionOptions("bert")
-                fused.enable_skip_layer_norm = False  # for a few tokens slower than its parts, see `inference_session`
+                fused.enable_skip_layer_norm = False  # slower than its parts, see `inference_session`
                 # opt_level 0: what needs no knowledge of the architecture is left to the session that loads it
                 better = optimize_model(
                     str(whole), "bert", num_heads=heads, hidden_size=width, optimization_options=fused, opt_level=0

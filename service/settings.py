@@ -83,8 +83,8 @@ class ServeSettings(Settings):
     )
     eight_bits: bool = Field(
         True,
-        description="hold a large exact index in 8 bits, too: the same answers several times as fast, for a quarter "
-        "more memory a process and half a second for 100,000 vectors at the start",
+        description="hold a large exact index in 8 bits, too: the same answers sooner, for a quarter more memory a "
+        "process and a longer start",
     )
     refresh_seconds: float = Field(
         1, gt=0, description="seconds after which a read-only service looks for what another process has written"

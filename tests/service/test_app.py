@@ -15,6 +15,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
+from index.collection import Collection
 from index.errors import CollectionError
 from service.app import create_app
 from service.problems import KINDS, Problem
@@ -131,6 +132,16 @@ def test_a_server_counts_the_requests_that_have_begun_to_come(collection: Path) 
             assert app.state.under_way() == count
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_service_prepares_its_index_unless_told_not_to(
+    collection: Path, wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared: list[Path] = []
+    monkeypatch.setattr(Collection, "prepare", lambda opened: prepared.append(opened.path))
+    Serving.open(settings(collection, eight_bits=wanted)).close()
+    assert len(prepared) == int(wanted)
 
 
 def test_the_queue_is_bounded_and_recovers(collection: Path, monkeypatch: pytest.MonkeyPatch) -> None:
