@@ -41,6 +41,7 @@ from index.loading import CALIBRATION as CALIBRATION
 from index.loading import PROFILE as PROFILE
 from index.loading import caught_up, load_state
 from index.maintenance import Maintenance
+from index.memory import given_back_after
 from index.milvus_engine import leave
 from index.new_items import NewItem as NewItem
 from index.new_items import Receipt as Receipt
@@ -303,6 +304,7 @@ class Collection:
         """What is wrong with the item store by SQLite's own check of every page, or nothing; reads the whole file."""
         return self._store.check()
 
+    @given_back_after
     def snapshot(self, progress: Progress | None = None) -> str:
         """Compacts: a new base index, the calibration fitted again, deleted items erased. Returns the snapshot's name.
 
@@ -332,6 +334,7 @@ class Collection:
             compaction.erase(snapshots, self._store, made.base)
         return made.snapshot_id
 
+    @given_back_after
     def recalibrate(self, *, feedback: bool = True) -> Version:
         """Fits the calibration again, for the items as they are and with what users said was right; serves it.
 
@@ -434,6 +437,7 @@ class Collection:
                 self._swapping.release()
         return newer
 
+    @given_back_after
     def _loaded(self) -> State:
         uncalibrated = self._config.get("uncalibrated")
         state = load_state(self.path / SNAPSHOTS, self._config["encoder"], self._store, uncalibrated)

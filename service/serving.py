@@ -16,6 +16,7 @@ from index.collection import Collection
 from index.errors import CollectionError, DataError, ReadOnly, SurematchError
 from index.evidence import TOP_K
 from index.images import blank
+from index.memory import give_back
 from service.fleet import Fleet
 from service.metrics import Metrics
 from service.searcher import Searcher
@@ -37,7 +38,8 @@ class Serving:
     writer: Writer
     name: str
     """What the service calls the collection."""
-    recent: RecentQueries = field(default_factory=RecentQueries)
+    recent: RecentQueries | None
+    """Of a writable collection."""
     users: int = 0
     unused: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -60,7 +62,9 @@ class Serving:
         metrics = (metrics or Metrics()).named(name)
         metrics.items.labels(name).set(collection.size)
         searcher = Searcher(collection, settings, metrics)
-        return cls(collection, searcher, settings.examples or _examples(answer), Writer(4 * settings.max_items), name)
+        writer = Writer(4 * settings.max_items)
+        recent = RecentQueries(collection.encoder.dimension) if settings.writable else None
+        return cls(collection, searcher, settings.examples or _examples(answer), writer, name, recent)
 
     @classmethod
     def open_all(cls, settings: ServeSettings, metrics: Metrics | None = None) -> dict[str, Serving]:
@@ -167,8 +171,13 @@ class Current:
             if old is not None:
                 task = asyncio.create_task(old.retire())
                 self._retiring.add(task)
-                task.add_done_callback(self._retiring.discard)
+                task.add_done_callback(self._retired)
             return new
+
+    def _retired(self, task: asyncio.Task[None]) -> None:
+        """Called when the old version is nowhere referred to any longer."""
+        self._retiring.discard(task)
+        asyncio.get_running_loop().run_in_executor(None, give_back)
 
     async def reload_everywhere(self) -> Serving:
         """`reload` in every worker. Raises `SurematchError` when one of them refuses the new version."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -41,26 +40,36 @@ class Writer:
 class RecentQueries:
     """Vectors of recent queries by an id that their answers carry, so that people can say later what was right.
 
-    The oldest are forgotten beyond `limit` bytes. Use it from one thread.
+    A new one takes the place of the oldest. All of `limit` bytes is held from the start: a service that has run for
+    long is no larger than it was. Use it from one thread.
     """
 
-    def __init__(self, limit: int = REMEMBERED_BYTES) -> None:
-        self.limit = limit
-        self._vectors: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
-        self._held = 0
+    def __init__(self, dimension: int, limit: int = REMEMBERED_BYTES) -> None:
+        self._places = max(1, limit // (4 * dimension + 16))
+        self._vectors = np.ones((self._places, dimension), np.float32)  # zeros would get their memory one by one, later
+        self._requests = np.full(self._places, secrets.randbits(64), np.uint64)  # of no request: nobody is told
+        self._numbers = np.zeros(self._places, np.int64)
+        self._seen = 0
 
-    def remember(self, vectors: Iterable[NDArray[np.float32]]) -> list[str]:
+    def remember(self, vectors: NDArray[np.float32]) -> list[str]:
         """New ids of the vectors (n, d), in their order."""
-        request = secrets.token_hex(8)
-        ids = []
-        for at, vector in enumerate(vectors):
-            name = f"{request}-{at}"
-            ids.append(name)
-            self._vectors[name] = vector.copy()
-            self._held += vector.nbytes
-        while self._held > self.limit and self._vectors:
-            self._held -= self._vectors.popitem(last=False)[1].nbytes
-        return ids
+        request = secrets.randbits(64)
+        numbers = np.arange(self._seen, self._seen + len(vectors))
+        self._seen += len(vectors)
+        kept = numbers[-self._places :]
+        at = kept % self._places
+        self._vectors[at], self._requests[at], self._numbers[at] = vectors[-self._places :], request, kept
+        return [_id(request, number) for number in numbers.tolist()]
 
     def get(self, name: str) -> NDArray[np.float32] | None:
-        return self._vectors.get(name)
+        """A copy of the vector (d,), None if there is none of that id any longer."""
+        number = name.rpartition("-")[2]
+        if not (number.isascii() and number.isdigit() and len(number) < 20):
+            return None
+        at = int(number) % self._places
+        known = _id(int(self._requests[at]), int(self._numbers[at])) == name
+        return self._vectors[at].copy() if known else None
+
+
+def _id(request: int, number: int) -> str:
+    return f"{request:016x}-{number}"

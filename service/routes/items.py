@@ -124,7 +124,7 @@ async def feedback(request: Request) -> Response:
     """Keeps the right label of a recent query, null for "nothing here matches", for the next recalibration."""
     asked = validated(FeedbackRequest, await json_body(request))
     with serving_of(request) as serving:
-        vector = serving.recent.get(asked.query_id)
+        vector = None if serving.recent is None else serving.recent.get(asked.query_id)
         if vector is None:
             raise Problem("no-such-query", "No recent answer has this query id.")
         if asked.label is not None and not serving.knows(asked.label):

@@ -129,7 +129,7 @@ async def _answer_vectors(request: Request, body: bytes) -> Response:
 async def _answer(request: Request, asked: SearchRequest, vectors: NDArray[np.float32] | None = None) -> Response:
     with serving_of(request) as serving:
         found, timings = await serving.searcher.search(asked, vectors, alone=request.app.state.under_way() == 1)
-        query_ids = serving.recent.remember(found.vectors) if serving.collection.writable else None
+        query_ids = None if serving.recent is None else serving.recent.remember(found.vectors)
         if (audit := audit_of(request)) is not None:
             audit.searched(request, serving.name, found.answers, query_ids)
         if (tracer := request.app.state.tracer) is not None:

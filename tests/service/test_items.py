@@ -257,12 +257,31 @@ def test_feedback_is_kept_for_a_recent_query(api: httpx2.Client) -> None:
 
 
 def test_recent_queries_are_bounded() -> None:
-    recent = RecentQueries(limit=3 * 8)
+    recent = RecentQueries(2, limit=3 * (2 * 4 + 16))
     first = recent.remember(np.ones((2, 2), np.float32))
     second = recent.remember(np.full((2, 2), 2, np.float32))
     assert recent.get(first[0]) is None
-    kept = recent.get(second[1])
-    assert kept is not None
-    assert kept.tolist() == [2, 2]
-    assert recent.get(first[1]) is not None
+    assert vector(recent, second[0]) == vector(recent, second[1]) == [2, 2]
+    assert vector(recent, first[1]) == [1, 1]
     assert len({*first, *second}) == 4
+
+
+def test_of_more_queries_than_are_remembered_the_last_are() -> None:
+    recent = RecentQueries(1, limit=3 * (4 + 16))
+    recent.remember(np.zeros((2, 1), np.float32))
+    ids = recent.remember(np.arange(5, dtype=np.float32)[:, None])
+    assert [vector(recent, id) for id in ids] == [None, None, [2], [3], [4]]
+
+
+def test_an_id_that_nobody_was_told_is_of_no_query() -> None:
+    recent = RecentQueries(1)
+    (known,) = recent.remember(np.ones((1, 1), np.float32))
+    request = known.partition("-")[0]
+    others = ("", "-", "0-0", "0" * 16 + "-1", f"{request}-1", f"{request}-00", f"{request}-\u0660", f" {known}")
+    assert [vector(recent, id) for id in (*others, f"{request}-{10**30}")] == [None] * 9
+    assert vector(recent, known) == [1]
+
+
+def vector(recent: RecentQueries, id: str) -> list[float] | None:
+    found = recent.get(id)
+    return None if found is None else found.tolist()

@@ -1,20 +1,55 @@
-"""A service stays as large as it was: what it replaced is freed at once."""
+"""A service stays as large as it was: what it replaced is freed at once, and goes back to the system."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import shutil
+import subprocess
+import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from index import memory
 from index.collection import Collection
-from service.serving import Serving
+from index.errors import CalibrationError
+from service import serving as service_serving
+from service.metrics import Metrics
+from service.serving import Current, Serving
 from service.settings import ServeSettings
 from tests.service.gallery import KNOWN
+
+FREED = """
+import threading
+from pathlib import Path
+from index.memory import give_back
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4 // 1024
+
+kept = []
+
+def allocate():
+    there = [bytearray(b"x") * 5_000 for _ in range(10_000)]
+    kept.append(there[::1000])  # in the way of an allocator that gives back from the top alone
+
+for _ in range(4):
+    thread = threading.Thread(target=allocate)
+    thread.start()
+    thread.join()
+before = resident()
+give_back()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the allocator that is asked is glibc's")
+def test_what_was_freed_goes_back_to_the_system() -> None:
+    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True, timeout=120)
+    assert int(done.stdout) > 30, "of the 50 MiB that a thread allocated and freed"
 
 
 @pytest.fixture
@@ -51,3 +86,38 @@ def test_a_version_that_was_replaced_is_freed_at_once(collection: Path) -> None:
         return kept
 
     assert [freed() for freed in asyncio.run(served_and_retired())] == [None, None]
+
+
+def test_after_a_compaction_and_a_calibration_memory_is_given_back(
+    collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[str] = []
+    monkeypatch.setattr(memory, "give_back", lambda: given.append(opened.snapshot_id))
+    opened = Collection.open(shutil.copytree(collection, tmp_path / "copy"), writable=True)
+    first = opened.snapshot_id
+    made = opened.snapshot()
+    assert given == [made] != [first]
+    with pytest.raises(CalibrationError):
+        opened.recalibrate()
+    assert given == [made, made]
+    opened.close()
+
+
+def test_after_a_reload_memory_is_given_back(collection: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+    old: list[weakref.ref[object]] = []
+    monkeypatch.setattr(service_serving, "give_back", lambda: given.append(f"reloaded, old: {old[0]()}"))
+
+    async def reloaded() -> None:
+        settings = ServeSettings(collection=collection)
+        current = Current(settings, Metrics(), next(iter(settings.folders)))
+        await current.start()
+        assert current.serving is not None
+        old.append(weakref.ref(current.serving.collection))
+        await current.reload()
+        while not given:
+            await asyncio.sleep(0.01)
+        await current.stop()
+
+    asyncio.run(reloaded())
+    assert given == ["reloaded, old: None"]
