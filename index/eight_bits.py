@@ -35,7 +35,8 @@ _BATCH = 64
 _TINY = np.finfo(np.float32).tiny
 _SHORTEST = 1e-30
 """Queries that are shorter, or longer than its inverse, have products that float32 does not hold."""
-_MIDDLE, _MOST = 128, 127
+_MOST = 127
+"""Of a vector's rounded numbers. A query's are as large, or half as large: see `finest`."""
 _PART = 4096
 """Vectors rounded at a time."""
 _EPSILON = 2.0**-23
@@ -70,8 +71,10 @@ class EightBits:
             longest = max(longest, float(np.linalg.norm(whole, axis=1).max()))
         self._longest = longest
         self._slack = (1 + longest) * vectors.shape[1] * _EPSILON
-        # ONNX Runtime has packed its own copy of the rounded vectors then, see `usable`
-        self._session = inference_session(*_graph(rounded, steps, lost))
+        # ONNX Runtime has packed its own copy of the rounded vectors then, see `finest`
+        self._most = finest()
+        self._more = 2 if self._most == _MOST else 3
+        self._session = inference_session(*_graph(rounded, steps, lost, self._most + 1))
         self._process = os.getpid()
         self.nbytes = rounded.nbytes + steps.nbytes + lost.nbytes
 
@@ -98,7 +101,7 @@ class EightBits:
         while len(order):
             at = order[: min(_BATCH, int(np.searchsorted(peaks[order], _UNLIKE * peaks[order[0]], "right")))]
             order = order[len(at) :]
-            near, bounds = self._nearest(unit[at], float(peaks[at].max()), min(2 * k + 64, len(self._vectors)))
+            near, bounds = self._nearest(unit[at], float(peaks[at].max()), min(self._more * k + 64, len(self._vectors)))
             cosines = self._cosines(queries[at], near)
             if passing is not None:
                 cosines[~passing[near]] = -np.inf
@@ -108,10 +111,14 @@ class EightBits:
 
     def _nearest(self, unit: Vectors, peak: float, count: int) -> tuple[Rows, Scores]:
         """Positions (n, count) of the vectors with the largest bounds, and what no other's cosine exceeds (n,)."""
-        step = np.float32(peak / _MOST)
+        step = np.float32(peak / self._most)
         whole = np.rint(unit / step)
         lost = np.linalg.norm(unit - whole * step, axis=1)
-        asked = {"queries": (whole + _MIDDLE).astype(np.uint8), "step": np.array(step), "count": np.array([count])}
+        asked = {
+            "queries": (whole + (self._most + 1)).astype(np.uint8),
+            "step": np.array(step),
+            "count": np.array([count]),
+        }
         bounds, near = self._session.run(None, asked)
         if near.shape[1] > count:  # of several blocks
             best = np.argpartition(-bounds, count - 1, axis=1)[:, :count]
@@ -136,40 +143,51 @@ class EightBits:
         return cosines
 
 
-@cache
 def usable() -> bool:
-    """Whether ONNX Runtime is here, multiplies integers without losing any, and packs a copy of the constant ones.
+    """Whether ONNX Runtime is here and multiplies integers as is needed."""
+    return finest() > 0
 
-    On processors without instructions for it sums of two products are cut off at 16 bits, with which no bound holds.
+
+@cache
+def finest() -> int:
+    """The largest number that a query may be rounded to, so that ONNX Runtime multiplies without losing any; 0: none.
+
+    127, or 63 on processors without instructions for it, where sums of two products are cut off at 16 bits: such
+    bounds are a little wider. And ONNX Runtime must pack a copy of constant factors, for ours is not kept.
     """
     if not (find_spec("onnxruntime") and find_spec("onnx")):
-        return False
+        return 0
     try:
-        return all(_exact(*shape) for shape in ((64, 64, 5), (200, 33, 1)))
+        return next((most for most in (_MOST, _MOST // 2) if _exact(64, 64, 5, most) and _exact(200, 33, 1, most)), 0)
     except Exception as error:  # an ONNX Runtime that cannot be loaded, or is too old for what is asked of it
         log.warning("Large exact indexes are searched without 8 bits: %s", error)
-        return False
+        return 0
 
 
-def _exact(size: int, dimension: int, queries: int) -> bool:
+def _exact(size: int, dimension: int, queries: int, most: int) -> bool:
     """Whether products of the largest numbers, and of any, are right, and are still when the vectors have changed."""
     random = np.random.default_rng(0)
-    for least in (_MOST, -_MOST):
-        items = random.integers(least, _MOST + 1, (size, dimension), np.int8)
-        asked = random.integers(_MIDDLE + least, _MIDDLE + _MOST + 1, (queries, dimension), np.uint8)
-        truth = (asked.astype(np.int64) - _MIDDLE) @ items.T.astype(np.int64)
-        content, constants = _graph(items, np.ones(size, np.float32), np.zeros(size, np.float32))
+    for extreme in (True, False):
+        lowest = (_MOST, most) if extreme else (-_MOST, -most)
+        items = random.integers(lowest[0], _MOST + 1, (size, dimension), np.int8)
+        asked = random.integers(lowest[1], most + 1, (queries, dimension), np.int8)
+        truth = asked.astype(np.int64) @ items.T.astype(np.int64)
+        content, constants = _graph(items, np.ones(size, np.float32), np.zeros(size, np.float32), most + 1)
         session = inference_session(content, constants)
         for packed in constants.values():
             packed[:] = 0
-        fed = {"queries": asked, "step": np.array(1, np.float32), "count": np.array([size])}
-        products, at = session.run(None, fed)
+        shifted = (asked.astype(np.int64) + (most + 1)).astype(np.uint8)
+        products, at = session.run(
+            None, {"queries": shifted, "step": np.array(1, np.float32), "count": np.array([size])}
+        )
         if (products != np.take_along_axis(truth, at, 1)).any():
             return False
     return True
 
 
-def _graph(rounded: NDArray[np.int8], steps: Vectors, lost: Vectors) -> tuple[bytes, dict[str, NDArray[np.int8]]]:
+def _graph(
+    rounded: NDArray[np.int8], steps: Vectors, lost: Vectors, middle: int
+) -> tuple[bytes, dict[str, NDArray[np.int8]]]:
     """An ONNX file from 8-bit queries (n, d) to the `count` largest bounds of each block and where they are, and the
     vectors that it names: within the file they would be copied, and hold up other threads meanwhile."""
     from onnx import TensorProto, helper, numpy_helper
@@ -188,7 +206,7 @@ def _graph(rounded: NDArray[np.int8], steps: Vectors, lost: Vectors) -> tuple[by
         apart[name] = value
         return name
 
-    middle = constant("middle", np.array(_MIDDLE, np.uint8))
+    zero = constant("middle", np.array(middle, np.uint8))
     blocks = range(0, len(rounded), _BLOCK)
     for start in blocks:
         part = slice(start, start + _BLOCK)
@@ -197,7 +215,7 @@ def _graph(rounded: NDArray[np.int8], steps: Vectors, lost: Vectors) -> tuple[by
             constant_apart(f"vectors-{start}", np.ascontiguousarray(rounded[part].T)),
             "step",
             constant(f"steps-{start}", steps[part].astype(np.float32)),
-            middle,
+            zero,
             constant(f"zeros-{start}", np.zeros(len(steps[part]), np.int8)),
             constant(f"lost-{start}", lost[part]),
         ]
