@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.answer import Hit
-from index.items import Item
+from index.item import StoredItem
 
 if TYPE_CHECKING:
     from index.gallery import Gallery
@@ -40,7 +40,7 @@ class Found:
     scores: NDArray[np.float32]
     rows: NDArray[np.int64]
     codes: NDArray[np.int64]
-    items: dict[int, Item]
+    items: dict[int, StoredItem]
     gallery: Gallery
     shown: Shown | None = None
 

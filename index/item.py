@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,20 @@ class Item:
     vector: NDArray[np.float32]
     metadata: dict[str, Any] = field(default_factory=dict)
     content: int | None = None
+
+
+class StoredItem(NamedTuple):
+    """An item as it is stored, without its vector; `json` is its metadata."""
+
+    id: str
+    label: str | None
+    text: str | None
+    json: str
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Anew each time: whoever gets it may change it."""
+        return {} if self.json == "{}" else json.loads(self.json)
 
 
 @dataclass(frozen=True, slots=True)

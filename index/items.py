@@ -29,7 +29,7 @@ from index.item import Changes as Changes
 from index.item import Feedback as Feedback
 from index.item import Item as Item
 from index.item import KeptQueries as KeptQueries
-from index.item import Record, checksum, is_same, record
+from index.item import Record, StoredItem, checksum, is_same, record
 from index.items_schema import LIVE_AT
 from index.rows import text_key
 
@@ -52,10 +52,10 @@ class ReadItems:
     def __init__(self, limit: int = READ_BYTES) -> None:
         self._limit = limit
         self._lock = threading.Lock()
-        self._held: dict[int, list[Any]] = {}
+        self._held: dict[int, StoredItem] = {}
         self._size = self._purged = 0
 
-    def of(self, rows: set[int], purged: int) -> dict[int, list[Any]]:
+    def of(self, rows: set[int], purged: int) -> dict[int, StoredItem]:
         """Those of the rows that are here, of a store that is `purged` up to there."""
         with self._lock:
             if purged > self._purged:
@@ -63,7 +63,7 @@ class ReadItems:
             held = self._held if purged == self._purged else {}
         return {row: columns for row in rows if (columns := held.get(row)) is not None}
 
-    def keep(self, found: dict[int, list[Any]], purged: int) -> None:
+    def keep(self, found: dict[int, StoredItem], purged: int) -> None:
         """All of it, unless more was purged since the store was found to be `purged` up to there, before it was read.
 
         What was here before is let go when it would be too much.
@@ -242,8 +242,8 @@ class ItemStore(Database):
             found = connection.execute(statement, {"at": at, "after": after, **condition.values})
             return np.array([row for (row,) in found], np.int64)
 
-    def get(self, rows: Iterable[int], read: ReadItems | None = None) -> dict[int, Item]:
-        """The items of these rows, dead ones too until they are purged, without their vectors: `vector` is empty.
+    def get(self, rows: Iterable[int], read: ReadItems | None = None) -> dict[int, StoredItem]:
+        """The items of these rows, dead ones too until they are purged.
 
         What stands in `read` is not read again, and what is read is left there.
         """
@@ -255,14 +255,11 @@ class ItemStore(Database):
                 "SELECT row, id, label, text, metadata FROM items WHERE row IN (SELECT value FROM json_each(?))",
                 _numbers(rows.difference(found)),
             )
-            of_row = {row: columns for row, *columns in more}
+            of_row = {row: StoredItem(*columns) for row, *columns in more}
             if read is not None:
                 read.keep(of_row, purged)
             found.update(of_row)
-        return {
-            row: Item(name, label, text, _EMPTY_VECTOR, {} if metadata == "{}" else json.loads(metadata))
-            for row, (name, label, text, metadata) in found.items()
-        }
+        return found
 
     def item(self, name: str, *, vector: bool = False) -> Item | None:
         """The live item with this id; its `vector` is empty unless asked for."""

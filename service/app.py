@@ -14,7 +14,7 @@ from service import problems
 from service.access import Access
 from service.audit import AuditLog
 from service.by_name import ByName
-from service.direct import direct
+from service.direct import Direct
 from service.drain import Drain
 from service.fleet import Fleet
 from service.item_schemas import limited_items
@@ -105,6 +105,7 @@ def create_app(
     app.state.put_model, app.state.delete_model = limited_items(settings)
     problems.install(app)
     # the last one added is the first to see a request
+    app.add_middleware(Direct, routers=(search.router, embeddings.router))
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.receive_seconds)
     app.add_middleware(Access, keys=app.state.keys)
     if not settings.public and not settings.keys:
@@ -121,7 +122,6 @@ def create_app(
         module.router for module in (search, embeddings, items, collection, collections, admin, jobs, health, page)
     ]
     app.state.routes = [route for router in routers for route in router.routes]
-    app.router.routes.extend(route for module in (search, embeddings) for route in direct(module.router))
     for router in routers:
         app.include_router(router)
     page.mount(app)

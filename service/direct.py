@@ -1,34 +1,50 @@
-"""Routes without FastAPI's way to them, for what is asked thousands of times a second.
+"""Requests that come thousands of times a second, answered before FastAPI sees them.
 
-FastAPI resolves dependencies and opens two exit stacks for every request; a route that reads its own body and writes
-its own answer needs neither. The declared route stays for the OpenAPI document.
+FastAPI looks through its routes, resolves dependencies and opens exit stacks for every request; an endpoint that reads
+its own body and writes its own answer needs none of it. The declared route stays for the OpenAPI document, and for
+whatever is asked of its address otherwise.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
-from starlette.routing import Match, Route
-from starlette.types import Scope
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service import problems
 
 
-class _Direct(Route):
-    """Answers for a declared route."""
+class Direct:
+    """Calls the endpoints of the `routers` that take the request alone, at their addresses without a parameter.
 
-    def __init__(self, declared: APIRoute) -> None:
-        methods = declared.methods or set()
-        super().__init__(declared.path, declared.endpoint, methods=sorted(methods), include_in_schema=False)
-        self.methods = set(methods)  # without the HEAD that Starlette adds
+    What they raise becomes the answer that `service.problems` has for it. Everything else is the application's.
+    """
 
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        match, child = super().matches(scope)
-        # a request of another method is for another route of the same path
-        return (match, {**child, "route": self}) if match is Match.FULL else (Match.NONE, {})
+    def __init__(self, app: ASGIApp, routers: Iterable[APIRouter]) -> None:
+        self.app = app
+        self.routes = {(method, route.path): route for route in _alone(routers) for method in route.methods or ()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = self.routes.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        if route is None:
+            await self.app(scope, receive, send)
+            return
+        scope["route"] = route
+        request = Request(scope, receive, send)
+        try:
+            answer: Any = await route.endpoint(request)
+        except problems.ANSWERED as error:
+            answer = await problems.answer(request, error)
+        await answer(scope, receive, send)
 
 
-def direct(router: APIRouter) -> list[Route]:
-    """The router's routes whose endpoints take the request alone."""
-    return [_Direct(route) for route in router.routes if isinstance(route, APIRoute) and _takes_request_alone(route)]
+def _alone(routers: Iterable[APIRouter]) -> list[APIRoute]:
+    routes = [route for router in routers for route in router.routes]
+    return [route for route in routes if isinstance(route, APIRoute) and _takes_request_alone(route)]
 
 
 def _takes_request_alone(route: APIRoute) -> bool:

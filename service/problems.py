@@ -148,42 +148,42 @@ def _say(kind: str, location: tuple[int | str, ...], message: str) -> str:
     return message.replace("Input should be", "expected").removesuffix(".")
 
 
+async def answer(request: Request, error: Exception) -> Response:
+    """The problem that an error is to whoever sent the request."""
+    return response(_problem(request, error), address(request.scope))
+
+
+def _problem(request: Request, error: Exception) -> Problem:
+    match error:
+        case Problem():
+            return error
+        case HTTPException():
+            slug = _BY_STATUS.get(error.status_code, "internal" if error.status_code >= 500 else "bad-request")
+            detail = {404: "The address is unknown.", 405: f"{request.method} is not possible here."}
+            headers = dict(error.headers or {})
+            if error.status_code == 405:
+                headers["Allow"] = ", ".join(_methods(request))
+            return Problem(slug, detail.get(error.status_code, f"{error.detail}."), headers=headers)
+        case DataError() | CalibrationError() | SettingsError():
+            return Problem("invalid-request", str(error))
+        case ReadOnly() | WriterBusy():
+            return Problem("conflict", str(error))
+        case DiskFull():
+            return Problem("disk-full", str(error))
+        case SurematchError():
+            log.error("a request failed: %s", error)
+            return Problem("unavailable", "The collection or its encoder reported a fault.")
+    return Problem("internal", "Something unexpected happened.")
+
+
+ANSWERED = (Problem, HTTPException, SurematchError)
+"""Errors that say what was wrong; any other is a fault of ours, which the server logs."""
+
+
 def install(app: FastAPI) -> None:
     """Make every error of the application a problem."""
-
-    async def on_problem(request: Request, error: Exception) -> Response:
-        assert isinstance(error, Problem)
-        return response(error, address(request.scope))
-
-    async def on_http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        slug = _BY_STATUS.get(error.status_code, "internal" if error.status_code >= 500 else "bad-request")
-        detail = {404: "The address is unknown.", 405: f"{request.method} is not possible here."}
-        headers = dict(error.headers or {})
-        if error.status_code == 405:
-            headers["Allow"] = ", ".join(_methods(request))
-        problem = Problem(slug, detail.get(error.status_code, f"{error.detail}."), headers=headers)
-        return response(problem, address(request.scope))
-
-    async def on_user_error(request: Request, error: Exception) -> Response:
-        if isinstance(error, DataError | CalibrationError | SettingsError):
-            return response(Problem("invalid-request", str(error)), address(request.scope))
-        if isinstance(error, ReadOnly | WriterBusy):
-            return response(Problem("conflict", str(error)), address(request.scope))
-        if isinstance(error, DiskFull):
-            return response(Problem("disk-full", str(error)), address(request.scope))
-        log.error("a request failed: %s", error)
-        return response(
-            Problem("unavailable", "The collection or its encoder reported a fault."), address(request.scope)
-        )
-
-    async def on_fault(request: Request, error: Exception) -> Response:
-        return response(Problem("internal", "Something unexpected happened."), address(request.scope))
-
-    app.add_exception_handler(Problem, on_problem)
-    app.add_exception_handler(HTTPException, on_http)
-    app.add_exception_handler(SurematchError, on_user_error)
-    app.add_exception_handler(Exception, on_fault)
+    for kind in (*ANSWERED, Exception):
+        app.add_exception_handler(kind, answer)
 
 
 def _methods(request: Request) -> list[str]:

@@ -9,11 +9,46 @@ body of a request that was answered without end.
 from __future__ import annotations
 
 import asyncio
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.drain import MOST
+
+
+class Joined:
+    """A transport that sends what is written twice in one turn of the loop at once.
+
+    uvicorn writes an answer's head and its body apart: two calls of the system, two packets, and a client that wakes
+    twice.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held: bytes | None = None
+
+    def write(self, data: bytes) -> None:
+        first = self._held
+        if first is None:
+            self._held = data
+            self._loop.call_soon(self._send)
+        else:
+            self._held = None
+            self._transport.writelines((first, data))
+
+    def close(self) -> None:
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        held = self._held
+        if held is not None:
+            self._held = None
+            self._transport.write(held)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class PatientProtocol(HttpToolsProtocol):
@@ -22,18 +57,26 @@ class PatientProtocol(HttpToolsProtocol):
 
     head_seconds: ClassVar[float] = 10.0
     _deadline: asyncio.TimerHandle | None = None
+    _in_head = False
     _surplus: int | None = None
     """Bytes of the body since its request was answered; None: no such body is on its way."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(Joined(transport, self.loop))  # type: ignore[arg-type]
         self._arm()
 
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._in_head and self._deadline is None:  # most heads come in one piece, and need none
+            self._arm()
+
     def on_message_begin(self) -> None:
-        self._arm()
+        self._in_head = True
+        self._disarm()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        self._in_head = False
         self._disarm()
         super().on_headers_complete()
 
