@@ -3,7 +3,8 @@
 `score` is a cosine in [-1, 1], higher is closer. `probability` is calibrated or it is None, never a guess:
 see `Answer.calibrated` and `Answer.reason`.
 
-None has slots: orjson writes a dataclass without them faster.
+None has slots: orjson writes a dataclass without them faster. Those of which an answer has many are not frozen, which
+would make them take three times as long to be made.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ MapSpec = str | dict[str, float]
 """A map to probabilities: "softmax", "sparsemax", "entmax15", "taylor", or {"entmax": 1.3}, {"taylor": 4}."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Hit:
     """One retrieved item. `probability` is P(this item has the query's identity), None when uncalibrated
     or where the calibrator speaks of the first label alone."""
@@ -28,7 +29,7 @@ class Hit:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass
 class LabelProbability:
     """One entry of the label distribution. An item without a label stands for itself: `label` None, `id` set."""
 

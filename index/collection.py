@@ -29,7 +29,6 @@ from index.consent import Expiry
 from index.drift import Drift
 from index.encoders import Encoder
 from index.engine import Engine, Selection
-from index.engines import recall_warning
 from index.errors import CalibrationError, CollectionError, Damaged, DataError, DiskFull, ReadOnly
 from index.evidence import TOP_K
 from index.filters import Filter, says_something
@@ -514,13 +513,12 @@ class Collection:
         if reason is not None or state.calibration is None:
             told = [warning for warning in state.warnings if warning not in (reason or "")]
             return respond.without_probabilities(found, k, reason or "", told)
-        warnings = [*state.warnings, *recall_warning(state.engine), *state.calibration.warnings]
         exact: Literal["all", "top", "no"] = "no" if not state.engine.exact else "all" if len(state) <= TOP_K else "top"
         with stage("calibrate"):
             evidence = respond.evidence_of(found)
             self.drift.observe(found.scores[:, 0], evidence.background, state.calibration)
             return respond.with_probabilities(
-                found, evidence, k, state.calibration, name, coverage, coverage_for, exact, warnings, explain
+                found, evidence, k, state.calibration, name, coverage, coverage_for, exact, state.caveats, explain
             )
 
     def _found(

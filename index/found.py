@@ -64,12 +64,12 @@ class Found:
         """Of one query's `best`; `probability` by label code."""
         return [
             Hit(
-                id=item.id,
-                label=item.label,
-                score=score,
-                probability=None if probability is None else probability[code],
-                text=item.text,
-                metadata=item.metadata,
+                item.id,
+                item.label,
+                score,
+                None if probability is None else probability[code],
+                item.text,
+                item.metadata,
             )
             for row, score, code in best
             if (item := self.items.get(row)) is not None

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from index.calibrate import Calibration
 from index.engine import Engine, Selection
+from index.engines import recall_warning
 from index.evidence import exact_top
 from index.gallery import Gallery, VectorsOf
 from index.items import Changes, ReadItems
@@ -95,6 +96,11 @@ class State:
             why = self.why_not or " ".join(self.warnings)
             return why or "This collection's calibration is missing. Build it again."
         return self.calibration.stale(self.gallery)
+
+    @cached_property
+    def caveats(self) -> list[str]:
+        """What every calibrated answer says."""
+        return [*self.warnings, *recall_warning(self.engine), *(self.calibration.warnings if self.calibration else ())]
 
     def search(self, queries: NDArray[np.float32], k: int, allowed: Rows | None = None) -> tuple[Scores, Rows]:
         """Scores (n, k') descending and rows (n, k') of live items, k' = min(k, how many), for unit queries (n, d).

@@ -31,7 +31,6 @@ class Metrics:
     """
 
     def __init__(self, collection: str = "default") -> None:
-        self.collection = collection
         # in several processes a value must not be in the answering registry too, or it would be counted twice
         registry = self.registry = CollectorRegistry()
         self._shared = "PROMETHEUS_MULTIPROC_DIR" in os.environ
@@ -96,24 +95,35 @@ class Metrics:
             multiprocess_mode="max",
         )
 
+        self._count_under(collection)
+
     def named(self, collection: str) -> Metrics:
         """The same counters, for another collection."""
         other = copy(self)
-        other.collection = collection
+        other._count_under(collection)
         return other
+
+    def _count_under(self, collection: str) -> None:
+        """What a search counts, looked up once."""
+        self.collection = collection
+        self._stages = {stage: self.stages.labels(stage) for stage in ("queue", "encode", "search")}
+        self._outcomes = {
+            outcome: self.outcomes.labels(collection, outcome) for outcome in ("match", "no_match", "uncalibrated")
+        }
+        self._probability = self.probability.labels(collection)
 
     def observe(self, answers: Iterable[Answer], queue: float, encode: float, search: float) -> None:
         """Seconds of one search request and what it was answered."""
         for stage, seconds in (("queue", queue), ("encode", encode), ("search", search)):
             if seconds or stage != "encode":  # vectors are not encoded
-                self.stages.labels(stage).observe(seconds)
+                self._stages[stage].observe(seconds)
         for answer in answers:
             if answer.no_match is None or answer.decision is None:
-                self.outcomes.labels(self.collection, "uncalibrated").inc()
+                self._outcomes["uncalibrated"].inc()
                 continue
             matched = answer.decision.label is not None or answer.decision.id is not None
-            self.outcomes.labels(self.collection, "match" if matched else "no_match").inc()
-            self.probability.labels(self.collection).observe(1 - answer.no_match)
+            self._outcomes["match" if matched else "no_match"].inc()
+            self._probability.observe(1 - answer.no_match)
 
     def drifted(self, report: dict[str, Any]) -> None:
         """`Collection.drift_report`; nothing is shown while there are too few queries to say."""
@@ -139,6 +149,7 @@ class RequestMetrics:
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
         self.metrics = metrics
+        self._of: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -156,11 +167,16 @@ class RequestMetrics:
         try:
             await self.app(scope, receive, noting)
         finally:
-            route = route_of(scope)
-            method = scope["method"] if scope["method"] in _METHODS else "other"
-            self.metrics.requests.labels(method, route, status).inc()
+            requests, latency = self._counting(scope["method"], route_of(scope), status)
+            requests.inc()
             self.metrics.of_worker.inc()
-            self.metrics.latency.labels(route).observe(time.perf_counter() - began)
+            latency.observe(time.perf_counter() - began)
+
+    def _counting(self, method: str, route: str, status: str) -> tuple[Counter, Histogram]:
+        key = (method if method in _METHODS else "other", route, status)
+        if key not in self._of:
+            self._of[key] = self.metrics.requests.labels(*key), self.metrics.latency.labels(route)
+        return self._of[key]
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
