@@ -46,11 +46,15 @@ class Found:
 
     def identity(self, code: int) -> tuple[str | None, str | None]:
         """(label, None), or (None, id) of an item that stands for itself."""
-        names = self.gallery.names
-        if code < len(names):
-            return names[code], None
-        row = int(self.gallery.rows[code - len(names)])
-        return None, self.items[row].id
+        return self.identities([code])[0]
+
+    def identities(self, codes: list[int]) -> list[tuple[str | None, str | None]]:
+        """`identity` of each."""
+        names, rows = self.gallery.names, self.gallery.rows
+        labels = len(names)
+        return [
+            (names[code], None) if code < labels else (None, self.items[int(rows[code - labels])].id) for code in codes
+        ]
 
     def best(self, k: int) -> list[list[tuple[int, float, int]]]:
         """For each query the k best to be shown: row, score and label code."""

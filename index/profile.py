@@ -80,7 +80,8 @@ class LabelProfile:
         found[labelled, 1] = self.cohesion[codes[labelled]]
         for start in range(0, len(labelled), _BLOCK):
             at = labelled[start : start + _BLOCK]
-            found[at, 0] = np.einsum("ij,ij->i", queries[query[at]], self.centroids[codes[at]])
+            asked = queries if len(queries) == 1 else queries[query[at]]
+            found[at, 0] = np.einsum("ij,ij->i", asked, self.centroids[codes[at]])
         return found
 
     def extended(self, count: int) -> LabelProfile:

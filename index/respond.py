@@ -157,19 +157,21 @@ def _answer(
             None if silent else value for value, silent in zip(told, batch.silent[query, 1:].tolist(), strict=False)
         ]
 
-    def entry(column: int) -> LabelProbability:
-        return LabelProbability(*found.identity(codes[column - 1]), p[column])
+    who = [(None, None), *found.identities(codes)]
+
+    def entries(columns: list[int]) -> list[LabelProbability]:
+        return [LabelProbability(*who[column], p[column]) for column in columns]
 
     likeliest = order[0]
-    label, item = (None, None) if likeliest == 0 else found.identity(codes[likeliest - 1])
+    label, item = who[likeliest]
     inside = _inside(batch, query, len(codes))
     # labels that a filter bars are no match together, which so may be the likeliest outcome and must be inside
     return Answer(
         hits=found.hits(best, dict(zip(codes, told, strict=True))),
-        labels=[entry(column) for column in order if column and p[column] > 0],
+        labels=entries([column for column in order if column and p[column] > 0]),
         no_match=p[0],
         decision=Decision(label, item, p[likeliest]),
-        prediction_set=None if inside is None else [entry(column) for column in order if column and column in inside],
+        prediction_set=None if inside is None else entries([at for at in order if at and at in inside]),
         set_has_no_match=None if inside is None else 0 in inside or likeliest == 0,
         coverage=batch.coverage,
         certified=certified,
