@@ -29,7 +29,7 @@ class Hit:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(unsafe_hash=True)
 class LabelProbability:
     """One entry of the label distribution. An item without a label stands for itself: `label` None, `id` set."""
 

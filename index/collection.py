@@ -40,7 +40,7 @@ from index.loading import CALIBRATION as CALIBRATION
 from index.loading import PROFILE as PROFILE
 from index.loading import caught_up, load_state
 from index.maintenance import Maintenance
-from index.memory import given_back_after
+from index.memory import give_back, given_back_after
 from index.milvus_engine import leave
 from index.new_items import NewItem as NewItem
 from index.new_items import Receipt as Receipt
@@ -278,15 +278,19 @@ class Collection:
     def refresh(self) -> bool:
         """Follows what another process has written; returns whether anything had changed."""
         with self._swapping:
-            before = self._state
+            before = _version(self._state)
             named = current_name(self.path / SNAPSHOTS)
-            if named not in (None, self._named) and not self.writable:
+            compacted = named not in (None, self._named) and not self.writable
+            if compacted:
                 self._named = named  # should it be damaged, it is not tried again and again
                 self._state = self._loaded()
             else:
                 self._catch_up()
             self._follow_choice()
-            return _version(self._state) != _version(before)
+            changed = _version(self._state) != before
+        if compacted:  # the old state is gone now
+            give_back()
+        return changed
 
     def _follow_choice(self) -> None:
         """Serves the calibration that another process chose."""
@@ -436,7 +440,6 @@ class Collection:
                 self._swapping.release()
         return newer
 
-    @given_back_after
     def _loaded(self) -> State:
         uncalibrated = self._config.get("uncalibrated")
         state = load_state(self.path / SNAPSHOTS, self._config["encoder"], self._store, uncalibrated)

@@ -1,7 +1,7 @@
 """Gives memory that was freed back to the system, which glibc's allocator keeps.
 
-Each thread that is started allocates where the last ones did not, and what it leaves behind is used by no other: a
-service that compacts or reloads again and again would hold a multiple of what it uses.
+Threads that run beside each other allocate in arenas of their own, and a few blocks that stay hold what was freed
+around them: a service that compacts or reloads again and again would hold a multiple of what it uses.
 """
 
 from __future__ import annotations

@@ -62,10 +62,11 @@ class Deadline:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.left = True
+        task, self.left = self._task, True
+        del self._task  # others may keep this in the queue behind them
         self._deadlines.leave()
         # as `asyncio.timeout`: who was cancelled by others too is cancelled, whatever the time
-        if self.expired and self._task.uncancel() <= self._asked and kind is asyncio.CancelledError:
+        if self.expired and task.uncancel() <= self._asked and kind is asyncio.CancelledError:
             raise TimeoutError from error
 
     def expire(self) -> None:

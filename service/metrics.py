@@ -24,6 +24,17 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 PROBABILITIES = tuple(step / 20 for step in range(1, 21))
 
 
+class _Children(dict[str, Any]):
+    """Those of a metric by their last label, each made when it is first counted and looked up once."""
+
+    def __init__(self, metric: Counter | Histogram, *first: str) -> None:
+        self._metric, self._first = metric, first
+
+    def __missing__(self, last: str) -> Any:
+        child = self[last] = self._metric.labels(*self._first, last)
+        return child
+
+
 class Metrics:
     """What the service counts. Each has its own registry, so that several can live in one process.
 
@@ -104,13 +115,9 @@ class Metrics:
         return other
 
     def _count_under(self, collection: str) -> None:
-        """What a search counts, looked up once."""
         self.collection = collection
-        self._stages = {stage: self.stages.labels(stage) for stage in ("queue", "encode", "search")}
-        self._outcomes = {
-            outcome: self.outcomes.labels(collection, outcome) for outcome in ("match", "no_match", "uncalibrated")
-        }
-        self._probability = self.probability.labels(collection)
+        self._stages, self._outcomes = _Children(self.stages), _Children(self.outcomes, collection)
+        self._probability = _Children(self.probability)
 
     def observe(self, answers: Iterable[Answer], queue: float, encode: float, search: float) -> None:
         """Seconds of one search request and what it was answered."""
@@ -123,7 +130,7 @@ class Metrics:
                 continue
             matched = answer.decision.label is not None or answer.decision.id is not None
             self._outcomes["match" if matched else "no_match"].inc()
-            self._probability.observe(1 - answer.no_match)
+            self._probability[self.collection].observe(1 - answer.no_match)
 
     def drifted(self, report: dict[str, Any]) -> None:
         """`Collection.drift_report`; nothing is shown while there are too few queries to say."""

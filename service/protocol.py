@@ -35,7 +35,7 @@ class Joined:
             self._loop.call_soon(self._send)
         else:
             self._held = None
-            self._transport.writelines((first, data))
+            self._transport.write(first + data)  # `writelines` of some Pythons forgets who reads slowly, or has left
 
     def close(self) -> None:
         self._send()
@@ -67,8 +67,13 @@ class PatientProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._in_head and self._deadline is None:  # most heads come in one piece, and need none
-            self._arm()
+        if self._deadline is None and (self._in_head or self._waits_for_nothing()):
+            self._arm()  # most heads come in one piece, and need none
+
+    def _waits_for_nothing(self) -> bool:
+        """Between two requests, of which the next has not begun: an empty line ends uvicorn's patience with it."""
+        answered = self.cycle is None or self.cycle.response_complete
+        return answered and self.timeout_keep_alive_task is None and not self.transport.is_closing()
 
     def on_message_begin(self) -> None:
         self._in_head = True

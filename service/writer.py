@@ -48,7 +48,7 @@ class RecentQueries:
         self._places = max(1, limit // (4 * dimension + 16))
         self._vectors = np.ones((self._places, dimension), np.float32)  # zeros would get their memory one by one, later
         self._requests = np.full(self._places, secrets.randbits(64), np.uint64)  # of no request: nobody is told
-        self._numbers = np.zeros(self._places, np.int64)
+        self._numbers = np.full(self._places, -1)
         self._seen = 0
 
     def remember(self, vectors: NDArray[np.float32]) -> list[str]:

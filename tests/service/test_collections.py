@@ -133,6 +133,7 @@ def test_metrics_tell_them_apart(api: httpx2.Client) -> None:
     assert 'surematch_items{collection="two"} 80.0' in said
     assert 'surematch_answers_total{collection="two",outcome="uncalibrated"}' in said
     assert 'surematch_answers_total{collection="two",outcome="match"}' not in said
+    assert 'collection="default"' not in said
     assert 'route="/v1/search"' in said
     assert "/v1/collections/one" not in said
 

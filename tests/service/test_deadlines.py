@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Coroutine
 from typing import Any
 
@@ -26,10 +28,10 @@ async def inside(deadlines: Deadlines, seconds: float) -> str:
 
 def test_who_stays_too_long_is_told_and_others_are_not() -> None:
     async def work() -> list[str]:
-        deadlines = Deadlines(0.3)
+        deadlines = Deadlines(1)
         asked = [asyncio.create_task(inside(deadlines, seconds)) for seconds in (0, 9, 0.01, 9, 0)]
-        await asyncio.sleep(0.2)
-        asked += [asyncio.create_task(inside(deadlines, seconds)) for seconds in (0.2, 9)]
+        await asyncio.sleep(0.5)
+        asked += [asyncio.create_task(inside(deadlines, seconds)) for seconds in (0, 9)]
         return await asyncio.gather(*asked)
 
     assert run(work()) == ["done", "late", "done", "late", "done", "done", "late"]
@@ -89,6 +91,22 @@ def test_one_inside_another_is_the_nearer_one_s_affair() -> None:
         return said
 
     assert run(work()) == ["late", "done"]
+
+
+def test_of_those_who_left_behind_a_slow_one_no_task_is_held() -> None:
+    async def work() -> int:
+        deadlines = Deadlines(9)
+        slow = asyncio.create_task(inside(deadlines, 9))
+        await asyncio.sleep(0)
+        left = [asyncio.create_task(inside(deadlines, 0)) for _ in range(3)]
+        held = [weakref.ref(task) for task in left]
+        while left:
+            await left.pop()
+        gc.collect()
+        slow.cancel()
+        return sum(task() is not None for task in held)
+
+    assert run(work()) == 0
 
 
 def test_nothing_is_held_of_those_who_left() -> None:

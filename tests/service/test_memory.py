@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from index import collection as index_collection
 from index import memory
 from index.collection import Collection
 from index.errors import CalibrationError
@@ -101,6 +102,23 @@ def test_after_a_compaction_and_a_calibration_memory_is_given_back(
         opened.recalibrate()
     assert given == [made, made]
     opened.close()
+
+
+def test_a_reader_that_follows_a_compaction_gives_back_the_old_state(
+    collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[object] = []
+    folder = shutil.copytree(collection, tmp_path / "copy")
+    reader, writer = Collection.open(folder), Collection.open(folder, writable=True)
+    old = weakref.ref(reader.state)
+    monkeypatch.setattr(index_collection, "give_back", lambda: given.append(old()))
+    reader.refresh()
+    assert not given
+    writer.snapshot()
+    reader.refresh()
+    assert given == [None]
+    reader.close()
+    writer.close()
 
 
 def test_after_a_reload_memory_is_given_back(collection: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,11 +74,12 @@ def test_half_open_connections_are_closed(impatient: Server, sent: bytes) -> Non
     assert not kept
 
 
-def test_a_second_request_that_never_ends_is_closed_too(impatient: Server) -> None:
+@pytest.mark.parametrize("begun", [b"GET /healthz HT", b"\r\n", b"\r\n\r\n"], ids=["begun", "line", "lines"])
+def test_a_second_request_that_never_ends_is_closed_too(impatient: Server, begun: bytes) -> None:
     with socket.create_connection(impatient.address, timeout=30) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         assert connection.recv(10_000).startswith(b"HTTP/1.1 200")
-        connection.sendall(b"GET /healthz HT")
+        connection.sendall(begun)
         rest = b"-"
         while rest:
             rest = connection.recv(10_000)

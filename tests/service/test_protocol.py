@@ -28,9 +28,6 @@ class Recorded(asyncio.Transport):
     def write(self, data: Any) -> None:
         self.sent.append(bytes(data))
 
-    def writelines(self, list_of_data: Any) -> None:
-        self.sent.append(b"".join(list_of_data))
-
     def close(self) -> None:
         self.closed_after = len(self.sent)
 
