@@ -1,5 +1,5 @@
 """HTTP for clients that may never finish what they send: who has not sent a request's head in time is let go, and who
-goes on sending the body of a request that was answered.
+goes on sending the body of a request that was answered. And an answer in one packet.
 
 uvicorn closes idle connections between requests, but waits for ever for the rest of a head that has begun, or never
 begins: a thousand half-open connections cost an attacker nothing and the service its file descriptors. And it reads the
