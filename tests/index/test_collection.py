@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from index.answer import Answer
+from index.answer import Answer, LabelProbability
 from index.collection import Collection
 from index.encoders import load_encoder
 from index.errors import CollectionError, DataError, SurematchError
@@ -227,3 +227,8 @@ def test_a_failed_open_leaves_no_open_file(copied: Path, monkeypatch: pytest.Mon
 def test_the_error_of_a_missing_collection_names_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(CollectionError, match="surematch index MODEL DATA --out"):
         Collection.open(tmp_path / "nowhere")
+
+
+def test_labels_of_an_answer_can_stand_in_a_set() -> None:
+    one, other = LabelProbability("a", None, 0.5), LabelProbability(None, "a", 0.5)
+    assert len({one, other, LabelProbability("a", None, 0.5)}) == 2
