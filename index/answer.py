@@ -3,8 +3,8 @@
 `score` is a cosine in [-1, 1], higher is closer. `probability` is calibrated or it is None, never a guess:
 see `Answer.calibrated` and `Answer.reason`.
 
-None has slots: orjson writes a dataclass without them faster. Those of which an answer has many are not frozen, which
-would make them take three times as long to be made.
+None has slots: orjson writes a dataclass without them faster. Those of which an answer has many are not frozen, as
+frozen ones take longer to be made.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class EightBits:
         self._slack = (1 + longest) * vectors.shape[1] * _EPSILON
         # ONNX Runtime has packed its own copy of the rounded vectors then, see `finest`
         self._most = finest()
-        self._more = 2 if self._most == _MOST else 3
+        self._more = 2 if self._most == _MOST else 3  # wider bounds: more vectors may be among the nearest
         self._session = inference_session(*_graph(rounded, steps, lost, self._most + 1))
         self._process = os.getpid()
         self.nbytes = rounded.nbytes + steps.nbytes + lost.nbytes
@@ -167,10 +167,9 @@ def finest() -> int:
 def _exact(size: int, dimension: int, queries: int, most: int) -> bool:
     """Whether products of the largest numbers, and of any, are right, and are still when the vectors have changed."""
     random = np.random.default_rng(0)
-    for extreme in (True, False):
-        lowest = (_MOST, most) if extreme else (-_MOST, -most)
-        items = random.integers(lowest[0], _MOST + 1, (size, dimension), np.int8)
-        asked = random.integers(lowest[1], most + 1, (queries, dimension), np.int8)
+    for sign in (1, -1):
+        items = random.integers(sign * _MOST, _MOST + 1, (size, dimension), np.int8)
+        asked = random.integers(sign * most, most + 1, (queries, dimension), np.int8)
         truth = asked.astype(np.int64) @ items.T.astype(np.int64)
         content, constants = _graph(items, np.ones(size, np.float32), np.zeros(size, np.float32), most + 1)
         session = inference_session(content, constants)

@@ -1,7 +1,7 @@
 """Gives memory that was freed back to the system, which glibc's allocator keeps.
 
 Threads that run beside each other allocate in arenas of their own, and a few blocks that stay hold what was freed
-around them: a service that compacts or reloads again and again would hold a multiple of what it uses.
+around them: a service that compacts or reloads again and again would grow.
 """
 
 from __future__ import annotations

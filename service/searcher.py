@@ -6,10 +6,10 @@ whose matrix products use all cores themselves. What takes a few milliseconds at
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,6 @@ from index.image_encoder import image_encoder
 from index.stages import measured
 from service.batching import Admission, Batcher
 from service.cache import VectorCache
-from service.deadlines import Deadline, Deadlines
 from service.metrics import Metrics
 from service.problems import Fault, Problem
 from service.schemas import Base64Query, ImageQuery, SearchRequest, TextQuery, VectorQuery
@@ -76,7 +75,7 @@ class Searcher:
         self.collection = collection
         self.metrics = metrics
         self.cache = VectorCache(settings.cache_bytes)
-        self._deadlines = Deadlines(settings.deadline_seconds)
+        self._deadline = settings.deadline_seconds
         self._places = Admission(settings.max_pending)
         self._took = float("inf")
         self._encoding: Batcher[list[str], tuple[Vectors, float]] = Batcher(
@@ -111,7 +110,7 @@ class Searcher:
         began = perf_counter()
         size = len(request.queries) if vectors is None else len(vectors)
         encoding = 0.0
-        with self._place(size):
+        async with self._place(size):
             if vectors is None:
                 vectors, encoding = await self._vectors(request, alone)
             found = await self._searching.submit(_Job(vectors, request), size, alone=alone)
@@ -122,11 +121,11 @@ class Searcher:
 
     async def embed(self, texts: Sequence[str]) -> Vectors:
         """The vectors of texts, (n, d) float32. Raises as `search` does."""
-        with self._place(len(texts)):
+        async with self._place(len(texts)):
             return (await self._encoded(texts))[0]
 
     def _place(self, size: int) -> _Place:
-        return _Place(self._places, size, self._deadlines.new(), self.metrics)
+        return _Place(self._places, size, self._deadline, self.metrics)
 
     async def _vectors(self, request: SearchRequest, alone: bool) -> tuple[Vectors, float]:
         """The queries' vectors, (n, d) float32, and the seconds encoding took."""
@@ -281,27 +280,26 @@ def _short(jobs: list[list[str]]) -> bool:
 
 
 class _Place:
-    """A place among the pending queries, with a deadline: `with`."""
+    """A place among the pending queries, with a deadline: `async with`."""
 
-    def __init__(self, places: Admission, size: int, deadline: Deadline, metrics: Metrics) -> None:
-        self.places, self.size, self.deadline, self.metrics = places, size, deadline, metrics
+    def __init__(self, places: Admission, size: int, deadline: float, metrics: Metrics) -> None:
+        self.places, self.size, self.metrics = places, size, metrics
+        self._timeout = asyncio.timeout(deadline)
 
-    def __enter__(self) -> None:
+    async def __aenter__(self) -> None:
         try:
             self.places.enter(self.size)
         except Problem:
             self.metrics.refused.inc()
             raise
         self.metrics.pending.set(self.places.pending)
-        self.deadline.__enter__()
+        await self._timeout.__aenter__()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *raised: object) -> None:
         self.places.leave(self.size)
         self.metrics.pending.set(self.places.pending)
         try:
-            self.deadline.__exit__(kind, error, trace)
+            await self._timeout.__aexit__(*raised)  # type: ignore[arg-type]
         except TimeoutError:
             self.metrics.late.inc()
             raise Problem("too-slow", "The deadline passed.", headers={"Retry-After": "1"}) from None
