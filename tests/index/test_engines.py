@@ -206,6 +206,9 @@ def test_load_undoes_dump(engine: Engine, tmp_path: Path) -> None:
     for loaded in (type(engine).load(files), type(engine).load(mapped)):
         assert loaded.describe() == engine.describe()
         for selection in (None, HALF):
+            check(loaded, QUERIES, 20, selection)
+            if isinstance(engine, MilvusEngine):
+                continue  # its server goes over from brute force to a graph in its own time: answers need not agree
             for before, after in zip(
                 engine.search(QUERIES, 20, selection), loaded.search(QUERIES, 20, selection), strict=True
             ):
