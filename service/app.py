@@ -111,6 +111,7 @@ def create_app(
     if not settings.public and not settings.keys:
         names = {name.lower() for name in (*LOOPBACK_NAMES, settings.host, *settings.allowed_hosts)}
         app.add_middleware(KnownHosts, names=names)
+    app.add_middleware(problems.Faults)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(RequestMetrics, metrics=metrics)
     if app.state.tracer is not None:

@@ -14,7 +14,9 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from index.errors import CalibrationError, DataError, DiskFull, ReadOnly, SettingsError, SurematchError, WriterBusy
 from service.by_name import address
@@ -171,13 +173,50 @@ def _problem(request: Request, error: Exception) -> Problem:
         case DiskFull():
             return Problem("disk-full", str(error))
         case SurematchError():
-            log.error("a request failed: %s", error)
+            log.error("a request failed: %s", error, extra=_of_request(request.scope))
             return Problem("unavailable", "The collection or its encoder reported a fault.")
     return Problem("internal", "Something unexpected happened.")
 
 
+def _of_request(scope: Scope) -> dict[str, Any]:
+    """What a line of the log says of the request it is about."""
+    return {"fields": {"request_id": scope.get("state", {}).get("request_id")}}
+
+
 ANSWERED = (Problem, HTTPException, SurematchError)
-"""Errors that say what was wrong; any other is a fault of ours, which the server logs."""
+"""Errors that say what was wrong; any other is a fault of ours."""
+
+
+class Faults:
+    """Answers a fault of ours, which it logs, where log, metrics, traces and headers are added to it as to any answer.
+
+    The framework would answer it outside of all of them. One that comes after the answer has begun goes on up, for the
+    server to end the connection.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begun = False
+
+        async def noting(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noting)
+        except ClientDisconnect:
+            pass  # there is nobody to answer, and nothing is wrong
+        except Exception as error:
+            if begun:
+                raise
+            log.error("a fault of ours", exc_info=error, extra=_of_request(scope))
+            await response(Problem("internal", "Something unexpected happened."), address(scope))(scope, receive, send)
 
 
 def install(app: FastAPI) -> None:

@@ -1,0 +1,115 @@
+"""A fault of ours is answered, counted and logged as any answer is; a client that leaves is no fault."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
+
+from service.app import create_app
+from service.limits import HEADERS
+from service.settings import ServeSettings
+from tests.service.conftest import serving
+
+ID = {"X-Request-Id": "look-for-me"}
+
+
+@pytest.fixture
+def broken(collection: Path) -> FastAPI:
+    """With an address that fails, and one that fails when its answer has begun."""
+    app = create_app(ServeSettings(collection=collection))
+
+    @app.get("/v1/broken")
+    def fails() -> None:
+        raise RuntimeError("secret-of-the-inside")
+
+    @app.get("/v1/broken-late")
+    def fails_late() -> StreamingResponse:
+        async def parts() -> object:
+            yield b"so far"
+            raise RuntimeError("secret-of-the-inside")
+
+        return StreamingResponse(parts())  # type: ignore[arg-type]
+
+    return app
+
+
+def ask(app: FastAPI, *paths: str) -> list[httpx2.Response]:
+    async def run() -> list[httpx2.Response]:
+        transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
+        async with (
+            httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
+            app.router.lifespan_context(app),
+        ):
+            return [await client.get(path, headers=ID) for path in paths]
+
+    return asyncio.run(run())
+
+
+def test_a_fault_of_ours_has_the_id_and_the_headers_of_any_answer(broken: FastAPI) -> None:
+    (reply,) = ask(broken, "/v1/broken")
+    assert reply.status_code == 500
+    assert reply.json()["type"] == "/problems/internal"
+    assert reply.headers["x-request-id"] == "look-for-me"
+    assert {name: reply.headers.get(name) for name in HEADERS} == HEADERS
+    assert reply.headers["cache-control"] == "no-store"
+
+
+def test_a_fault_of_ours_is_counted_as_one(broken: FastAPI) -> None:
+    fault, metrics = ask(broken, "/v1/broken", "/metrics")
+    assert fault.status_code == 500
+    assert 'surematch_requests_total{method="GET",route="/v1/broken",status="500"} 1.0' in metrics.text
+
+
+def test_a_fault_of_ours_is_logged_once_with_the_id_to_look_for(
+    broken: FastAPI, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("surematch.service", "surematch.access"):
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [caplog.handler])
+        monkeypatch.setattr(logging.getLogger(name), "propagate", False)
+    caplog.set_level(logging.INFO, "surematch.access")
+    (reply,) = ask(broken, "/v1/broken")
+    assert "secret" not in reply.text
+    (fault,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert fault.exc_info
+    assert "secret-of-the-inside" in str(fault.exc_info[1])
+    assert fault.fields["request_id"] == "look-for-me"  # type: ignore[attr-defined]
+    (line,) = [record for record in caplog.records if record.levelno == logging.INFO]
+    assert (line.fields["request_id"], line.fields["status"]) == ("look-for-me", 500)  # type: ignore[attr-defined]
+
+
+def test_a_fault_after_the_answer_has_begun_goes_to_the_server(broken: FastAPI) -> None:
+    async def run() -> None:
+        transport = httpx2.ASGITransport(app=broken)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            with pytest.raises(RuntimeError, match="secret"):
+                await client.get("/v1/broken-late")
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("path", ["/v1/search", "/v1/embeddings", "/v1/feedback"])
+def test_a_client_that_leaves_within_its_body_is_no_fault(collection: Path, path: str) -> None:
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+    with serving(collection, "--access-log") as server:
+        for _ in range(3):
+            with socket.create_connection(server.address) as client:
+                client.sendall(head.encode() + b'{"queries":')
+                time.sleep(0.1)
+        with httpx2.Client(base_url=server.url) as api:
+            assert api.get("/readyz").status_code == 200
+        server.process.terminate()
+        assert server.process.stdout
+        said = server.process.stdout.read()
+    lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert [line for line in lines if line["level"] == "error"] == []
+    assert "Traceback" not in said
+    assert [line["status"] for line in lines if line.get("route") == path] == [0] * 3
