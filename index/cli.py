@@ -32,6 +32,7 @@ from index.onnx_export import LEAST_AGREEMENT, Backend
 from index.outputs import check_output
 from index.pairs import evaluate_pairs, seconds_of
 from index.picture_pairs import picture_pairs
+from index.place import can_resume
 from index.reading import SKIP, Reader, folders_are_labels
 from index.rows import read_rows
 from index.settings import Settings, parse
@@ -167,6 +168,15 @@ class ThresholdSettings(Settings):
 def index(argv: Sequence[str]) -> int:
     """`surematch index MODEL DATA --out COLLECTION`"""
     settings = parse(IndexSettings, argv)
+    try:
+        return _index(settings)
+    except KeyboardInterrupt:
+        rest = "add --resume to the same command to continue" if can_resume(settings.out) else "nothing to continue"
+        sys.stderr.write(f"Stopped. Nothing was written to {settings.out}; {rest}.\n")
+        return 130
+
+
+def _index(settings: IndexSettings) -> int:
     inputs = [*settings.data, *settings.calibrate, *settings.unknown, Path(settings.model)]
     check_output("--report", settings.report, "an HTML file", inputs)
     check_encoder(settings.model)

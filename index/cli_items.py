@@ -24,11 +24,12 @@ from index.errors import DataError, SettingsError
 from index.intake import item_id, metadata_of, take_in
 from index.new_items import NewItem, Receipt
 from index.reading import SKIP, Reader, folders_are_labels
-from index.rows import Row, text_key
+from index.rows import SHOWN, Row, text_key
 from index.settings import Settings, parse
 from index.signing import KEY, signing
 from index.snapshot import sign
 from index.sources import Progress
+from index.strict_json import parsed
 from index.usable import Remembering
 from index.writer_lock import WriterLock
 
@@ -51,6 +52,9 @@ class AddSettings(Settings):
     )
     id: str | None = Field(
         None, description="column that holds the item's id [default: file name and line, of a picture its path]"
+    )
+    replace: bool = Field(
+        False, description="without --id: items of the same file name and line are these, though their text is another"
     )
     skip_faulty: bool = SKIP
     json_: bool = JSON
@@ -113,6 +117,8 @@ def add(argv: Sequence[str]) -> int:
             collection.encoder = Remembering(collection.encoder)
             rows = reader.usable(collection.encoder, rows, progress)
         take_in(rows, settings.id, progress)
+        if settings.id is None and not settings.replace:
+            _refuse_strangers(collection, rows)
         told = asdict(_add(collection, rows, settings.id, progress)) | _state(collection) | reader.as_json()
     if not settings.json_:
         reader.tell()
@@ -124,6 +130,19 @@ def _reader(settings: AddSettings) -> Reader:
     if label is None and modality == "image" and any(map(folders_are_labels, settings.data)):
         label = "label"
     return Reader(modality, text=settings.text, label=label, skip=settings.skip_faulty)
+
+
+def _refuse_strangers(collection: Collection, rows: Sequence[Row]) -> None:
+    """Raises `DataError` where file name and line make the id of an item with another text: next month's file may have
+    the name of this month's. A picture of the same path is a newer one."""
+    for row in rows:
+        there = None if row.image else collection.item(item_id(row, None))
+        if there is not None and there.text != row.text:
+            raise DataError(
+                f"{row.file}: line {row.line}: would replace the item {there.id!r}, whose text is another "
+                f"({(there.text or '')[:40]!r}). Name a column of ids with --id COLUMN or give the file another name; "
+                "say --replace where these rows are those items, changed."
+            )
 
 
 def _add(collection: Collection, rows: Sequence[Row], id_column: str | None, progress: Progress) -> Receipt:
@@ -163,15 +182,20 @@ def delete(argv: Sequence[str]) -> int:
         raise SettingsError("Name the items to delete: their ids, or --where FILTER.")
     with closing(Collection.open(settings.collection, writable=True)) as collection:
         if settings.where is None:
+            missing = [name for name in settings.ids if collection.item(name) is None]
             receipt = collection.delete(settings.ids)
         else:
+            missing = []
             receipt = collection.delete_where(_filter(settings.where))
-        told = asdict(receipt) | _state(collection)
+        told = asdict(receipt) | {"missing": missing} | _state(collection)
     words = f"{receipt.deleted} items deleted."
     if receipt.deleted:
         words += f" `surematch compact {settings.collection}` erases them from every file."
     else:
         words = "No item was deleted: none has such an id, or passes the filter."
+    if missing and receipt.deleted:
+        more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+        words += f" No item has the id {', '.join(map(repr, missing[:SHOWN]))}{more}."
     return tell(told, words, settings.json_)
 
 
@@ -224,9 +248,11 @@ def _copy(source: Path, destination: Path, as_json: bool) -> int:
 
 def _filter(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        found = parsed(text)
     except (ValueError, RecursionError) as error:
-        raise SettingsError(f'--where: not JSON ({error}). Write it like \'{{"brand": "acme"}}\'.') from error
+        raise SettingsError(
+            f'--where: cannot be read as JSON ({error}). Write it like \'{{"brand": "acme"}}\'.'
+        ) from error
     if not isinstance(found, dict):
         raise SettingsError(f"--where: got a {type(found).__name__}, expected a JSON object.")
     return found

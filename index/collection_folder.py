@@ -16,6 +16,7 @@ from typing import Any
 
 from index.encoders import Encoder, load_encoder
 from index.errors import CollectionError
+from index.place import beside
 
 FORMAT = 1
 CONFIG, ENCODER, ITEMS, SNAPSHOTS = "collection.json", "encoder", "items.sqlite", "snapshots"
@@ -43,7 +44,7 @@ def checked_encoder(path: Path, config: dict[str, Any]) -> Encoder:
 
 def read_config(path: Path) -> dict[str, Any]:
     """`collection.json` of the collection at `path`, checked. Raises `CollectionError`."""
-    file, replaced = path / CONFIG, path.with_name(f".{path.name}-old")
+    file, replaced = path / CONFIG, beside(path, "old")
     try:
         found = file.is_file()
         kept = not found and (replaced / CONFIG).is_file()

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from index.errors import DataError
+from index.strict_json import parsed
 
 MAX_DEPTH, MAX_CONDITIONS, MAX_VALUES, MAX_TEXT = 16, 200, 10_000, 4096
 _OWN = {"$id": "id", "$label": "label"}
@@ -49,9 +50,9 @@ class Filter:
 def read_filter(text: str) -> dict[str, Any]:
     """The JSON object of a filter written as text. Raises `DataError` when it is not one."""
     try:
-        given: dict[str, Any] = json.loads(text)
+        given: dict[str, Any] = parsed(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"The filter is not JSON ({error}). {_EXAMPLE}") from error
+        raise DataError(f"The filter cannot be read as JSON ({error}). {_EXAMPLE}") from error
     Filter.parse(given)
     return given
 

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from index.consent import check_consent
 from index.errors import DataError
-from index.item import check_id
+from index.item import check_id, checked_metadata
 from index.rows import Row, text_key
 from index.sources import Progress
 
@@ -38,16 +39,15 @@ class Intake:
 def take_in(rows: Iterable[Row], id_column: str | None, progress: Progress, *, items: bool = True) -> Intake:
     """Reads all rows once. Raises `DataError` for no rows.
 
-    And, for rows that become `items`, for one without an id, one whose id was used before, and one whose further
-    columns cannot be kept as metadata.
+    And, for rows that become `items`, for one without an id, one whose id was used before, and one of which something
+    cannot be stored, or kept to (`index.consent`).
     """
     ids, keys = array("Q"), array("Q")
     digests: dict[str, Any] = {}
     counts: dict[str, int] = {}
     for row in rows:
         if items:
-            ids.append(_id_key(item_id(row, id_column)))
-            metadata_of(row, id_column)
+            ids.append(_id_key(_checked(row, id_column)))
         keys.append(text_key(row.text))
         digest = digests.setdefault(row.file, hashlib.sha256())
         digest.update(repr((row.line, row.text, row.label, row.extra)).encode("utf-8", "surrogatepass"))
@@ -60,6 +60,17 @@ def take_in(rows: Iterable[Row], id_column: str | None, progress: Progress, *, i
         _refuse_twins(rows, id_column, np.frombuffer(ids, np.uint64))
     files = {file: {"rows": counts[file], "sha256": digests[file].hexdigest()} for file in counts}
     return Intake(len(keys), np.frombuffer(keys, np.uint64), files)
+
+
+def _checked(row: Row, id_column: str | None) -> str:
+    """The id of a row that can become an item. Raises `DataError`."""
+    name, metadata = item_id(row, id_column), metadata_of(row, id_column)
+    try:
+        checked_metadata(name, row.label, row.text, metadata)
+        check_consent(metadata)
+    except DataError as error:
+        raise DataError(f"{row.file}: line {row.line}: {error}") from error
+    return name
 
 
 def item_id(row: Row, id_column: str | None) -> str:

@@ -101,23 +101,29 @@ def record(item: Item, dimension: int) -> Record:
         )
     if not np.isfinite(vector).all() or abs(float(np.linalg.norm(vector)) - 1) > 1e-3:
         raise DataError(f"Item {item.id[:40]!r}: the vector is not finite or not of norm 1. Encode the item again.")
-    _check_names(item.metadata, item.id)
-    try:
-        metadata = json.dumps(item.metadata, allow_nan=False, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise DataError(f"Item {item.id[:40]!r}: the metadata is not JSON ({error}). Use plain JSON values.") from error
-    for what, value in (("id", item.id), ("label", item.label), ("text", item.text), ("metadata", metadata)):
-        try:
-            (value or "").encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"Item {item.id[:40]!r}: the {what} holds half of a surrogate pair, which is not a character. "
-                "Repair its encoding."
-            ) from error
+    metadata = checked_metadata(item.id, item.label, item.text, item.metadata)
     check_id(item.id)
     content = vector.tobytes()
     signed = None if item.content is None else item.content - (1 << 64) * (item.content >> 63)
     return item.id, item.label, item.text, metadata, content, checksum(item.label, content), signed
+
+
+def checked_metadata(name: str, label: str | None, text: str | None, metadata: dict[str, Any]) -> str:
+    """The metadata of the item called `name` as JSON. Raises `DataError` for what cannot be stored of any of them."""
+    _check_names(metadata, name)
+    try:
+        content = json.dumps(metadata, allow_nan=False, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"Item {name[:40]!r}: the metadata is not JSON ({error}). Use plain JSON values.") from error
+    for what, value in (("id", name), ("label", label), ("text", text), ("metadata", content)):
+        try:
+            (value or "").encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"Item {name[:40]!r}: the {what} holds half of a surrogate pair, which is not a character. "
+                "Repair its encoding."
+            ) from error
+    return content
 
 
 def is_same(stored: tuple[str, str | None, str | None, str, bytes, int | None, int | None], given: Record) -> bool:

@@ -38,8 +38,7 @@ def building(out: Path, check: Callable[[], None] = lambda: None) -> Iterator[Pa
     or written, `DiskFull`, or when another process is building `out`.
     """
     created = [parent for parent in out.parents if not parent.exists()]
-    folder = out.with_name(f".{out.name}-building")
-    old = out.with_name(f".{out.name}-old")
+    folder, old = beside(out, "building"), beside(out, "old")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o755)
@@ -72,6 +71,17 @@ def building(out: Path, check: Callable[[], None] = lambda: None) -> Iterator[Pa
             raise
     finally:
         os.close(lock)
+
+
+def can_resume(out: Path) -> bool:
+    """Whether a build of `out` was interrupted and can be continued."""
+    return (beside(out, "building") / STATE).is_file()
+
+
+def beside(path: Path, what: str) -> Path:
+    """The hidden folder for `what` that stands next to `path`, be that ".", which has no name of its own."""
+    whole = path if path.name else path.resolve()
+    return whole.parent / f".{whole.name}-{what}"
 
 
 def prepare(folder: Path, inputs: dict[str, Any], resume: bool | None) -> bool:

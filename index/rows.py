@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from index.errors import DataError
 from index.hub_rows import dataset_records, is_dataset, looks_like_hub_name
+from index.strict_json import parsed
 
 if TYPE_CHECKING:
     from index.pictures import Picture
@@ -206,9 +206,7 @@ def _csv(path: Path, delimiter: str = ",") -> Iterator[tuple[int, dict[str, Any]
     start = 1
     try:
         header = next((record for record in reader if record), [])
-        repeated = sorted({name for name in header if header.count(name) > 1})
-        if repeated:
-            raise DataError(f"{path}: the header names column {repeated[0]!r} twice. Rename one of them.")
+        _refuse_repeated(path, header)
         while True:
             start = reader.line_num + 1
             record = next(reader, None)
@@ -231,6 +229,12 @@ def _csv(path: Path, delimiter: str = ",") -> Iterator[tuple[int, dict[str, Any]
         csv.field_size_limit(previous_limit)
 
 
+def _refuse_repeated(path: Path, columns: list[str]) -> None:
+    repeated = sorted({name for name in columns if columns.count(name) > 1})
+    if repeated:
+        raise DataError(f"{path}: the header names column {repeated[0]!r} twice. Rename one of them.")
+
+
 def _tsv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     return _csv(path, "\t")
 
@@ -240,7 +244,7 @@ def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not record.strip():
             continue
         try:
-            value = json.loads(record)
+            value = parsed(record)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}: line {line} is not JSON: {error}. Write one JSON object a line.") from error
         if not isinstance(value, dict):
@@ -258,6 +262,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     line = 0
     try:
         with parquet.ParquetFile(path) as table:
+            _refuse_repeated(path, table.schema_arrow.names)
             for batch in table.iter_batches():
                 for record in batch.to_pylist():
                     line += 1

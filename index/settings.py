@@ -34,7 +34,12 @@ class Settings(BaseSettings):
     )
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", cli_kebab_case=True, cli_implicit_flags=True, cli_hide_none_type=True
+        frozen=True,
+        extra="forbid",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_parse_none_str="\0",  # a word nobody can give: "null" may be the name of a column
     )
 
     @classmethod

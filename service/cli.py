@@ -8,6 +8,7 @@ Exit codes: 0 done, 2 wrong input, 130 interrupted, 141 nobody reads the output;
 from __future__ import annotations
 
 import difflib
+import errno
 import ipaddress
 import os
 import signal
@@ -76,10 +77,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Python would complain once more when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _drop_output()
+        return _fail(f"surematch {name}: there is no room left on a disk ({error}). Make some, then run it again.")
     return code
+
+
+def _drop_output() -> None:
+    """Python would complain once more when it flushes stdout at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _call(entry: EntryPoint, words: list[str]) -> int:

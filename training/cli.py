@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -12,8 +13,9 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError
 
-from index.errors import SettingsError
+from index.errors import DiskFull, SettingsError
 from index.settings import parse
 from training.compare_settings import CompareSettings
 from training.config import DemoSettings, PushSettings, TrainSettings
@@ -30,8 +32,13 @@ def train(argv: Sequence[str]) -> int:
         record = train_encoder(settings, console)
     except KeyboardInterrupt:
         again = "add --resume to the same command to continue" if can_resume(settings.out) else "nothing to continue"
-        console.print(f"Stopped. Nothing was written to {settings.out}; {again}.")
+        console.print(f"Stopped. Nothing was written to {settings.out}; {again}.", markup=False)
         return 130
+    except (OSError, SafetensorError) as error:
+        if "No space left" not in str(error):  # of safetensors this is all there is to see
+            raise
+        again = " and add --resume to the same command" if can_resume(settings.out) else ""
+        raise DiskFull(f"{settings.out}: there is no room left on the disk ({error}). Make some{again}.") from error
     if os.environ.get("RANK", "0") != "0":  # under torchrun, the first process speaks for all
         return 0
     if settings.json_:
@@ -52,7 +59,7 @@ def compare(argv: Sequence[str]) -> int:
     try:
         comparison = compare_losses(settings, train_encoder, console)
     except KeyboardInterrupt:
-        console.print(f"Stopped. What was finished is in {settings.out}; the same command continues.")
+        console.print(f"Stopped. What was finished is in {settings.out}; the same command continues.", markup=False)
         return 130
     if settings.json_:
         sys.stdout.write(json.dumps(comparison, ensure_ascii=False) + "\n")
@@ -97,13 +104,15 @@ def demo(argv: Sequence[str]) -> int:
     try:
         collection = run_demo(settings, console)
     except KeyboardInterrupt:
-        console.print(f"Stopped. What was finished is in {settings.out}; run the same command to start again.")
+        said = f"Stopped. What was finished is in {settings.out}; run the same command to start again."
+        console.print(said, markup=False)
         return 130
     if settings.serve and program is not None:
         console.print(f"Serving on http://127.0.0.1:{settings.port}/ : open it in a browser. Ctrl-C stops.")
         questions = [part for text in example_questions(settings.out) for part in ("--examples", text)]
         _become([program, "serve", str(collection), "--port", str(settings.port), *questions])
-    console.print(f"Serve it: surematch serve {collection} --port {settings.port}")
+    serve = shlex.join(["surematch", "serve", str(collection), "--port", str(settings.port)])
+    console.print(f"Serve it: {serve}", markup=False)
     return 0
 
 
@@ -114,7 +123,7 @@ def _become(command: list[str]) -> NoReturn:
 
 
 def _summarise(settings: TrainSettings, record: dict[str, Any]) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     before, after = record["metrics"]["start"], record["metrics"]["held_out"]
     console.print(f"Trained in {record['seconds']:.0f} s. The encoder is in {settings.out}.")
     if after is not None:
@@ -129,7 +138,6 @@ def _summarise(settings: TrainSettings, record: dict[str, Any]) -> None:
             f"{after['recall_at_1']:.3f} ({before['recall_at_1']:.3f}), MAP@R {after['map_at_r']:.3f} "
             f"({before['map_at_r']:.3f})."
         )
-    data = " ".join(str(path) for path in settings.data)
-    console.print(
-        f"Next: surematch index {settings.out} {data} --text {settings.text} --label {settings.label} --out C"
-    )
+    words = ["surematch", "index", str(settings.out), *map(str, settings.data)]
+    following = shlex.join([*words, "--text", settings.text, "--label", settings.label, "--out", "C"])
+    console.print(f"Next: {following}", soft_wrap=True)  # to be pasted

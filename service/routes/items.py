@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 from fastapi import APIRouter, Request, Response
 
 from index.collection import Receipt
+from index.strict_json import parsed
 from service.item_schemas import (
     DeletedReply,
     FeedbackReply,
@@ -69,7 +70,10 @@ async def put_items(request: Request) -> Response:
 async def delete_items(request: Request) -> Response:
     """Those that exist are not searchable when it is answered; compaction erases them from all files."""
     _check_wait(request)
-    asked = validated(request.app.state.delete_model, await json_body(request))
+    body = await json_body(request)
+    asked = validated(request.app.state.delete_model, body)
+    if asked.filter is not None:
+        _check_once(body)
     with serving_of(request) as serving:
         collection = serving.collection
 
@@ -135,6 +139,14 @@ async def feedback(request: Request) -> Response:
         ):
             await serving.writer.run(lambda: serving.collection.feedback(vector, asked.label, asked.query_id))
     return json_response({"kept": True})
+
+
+def _check_once(body: bytes) -> None:
+    """Raises `Problem` for a member named twice: JSON keeps one of two conditions, and more would be deleted."""
+    try:
+        parsed(body)
+    except ValueError as error:
+        raise Problem("not-json", f"The body cannot be parsed: {error}.") from None
 
 
 def _check_wait(request: Request) -> None:

@@ -162,13 +162,42 @@ def test_the_verbs_end_to_end(copied: Path, tmp_path: Path, capsys: pytest.Captu
     [
         ([], "Name the items to delete"),
         (["a", "--where", "{}"], "Name the items to delete"),
-        (["--where", "{"], "not JSON"),
+        (["--where", "{"], "cannot be read as JSON"),
         (["--where", "[]"], "got a list"),
+        (["--where", "null"], "got a NoneType"),
+        (["--where", '{"price": {"gte": 3}, "price": {"lt": 5}}'], "'price' stands twice"),
     ],
 )
 def test_delete_wants_ids_or_a_filter(copied: Path, words: list[str], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         cli_items.delete([str(copied), *words])
+
+
+def test_ids_that_nothing_has_are_named(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli_items.delete([str(copied), "items.csv:2", "nobody"]) == 0
+    assert "1 items deleted." in (said := " ".join(capsys.readouterr().out.split()))
+    assert "No item has the id 'nobody'." in said
+    assert told("delete", capsys, copied, "items.csv:3", "items.csv:2")["missing"] == ["items.csv:2"]
+
+
+def test_a_file_of_the_same_name_replaces_nothing_unasked(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_csv(tmp_path / "items.csv", [("something else", "card")])
+    with pytest.raises(DataError, match=r"line 2: would replace the item 'items.csv:2'.*--replace"):
+        cli_items.add([str(copied), str(data), "--label", "label"])
+    assert told("add", capsys, copied, data, "--label", "label", "--replace")["replaced"] == 1
+    assert told("add", capsys, copied, data, "--label", "label")["written"] == 1
+
+
+@pytest.mark.parametrize("verb", ["compact", "delete"])
+def test_a_collection_is_named_by_a_dot_in_its_own_folder(
+    copied: Path, verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(copied)
+    assert told(verb, capsys, ".", *(["items.csv:2"] if verb == "delete" else []))
+    with pytest.raises(CollectionError, match="not a collection"):
+        cli_items.delete(["/", "a"])
 
 
 def test_what_is_restored_from_a_protected_back_up_can_be_written_to(copied: Path, tmp_path: Path) -> None:

@@ -64,12 +64,17 @@ FAULTS: dict[str, tuple[Fault, type[SurematchError], str]] = {
     "half a character": (
         lambda world: {"rows": changed(world.rows(world.items), 5, text="card \ud800", line=999)},
         DataError,
-        "line 999: Text 1 holds half",
+        "line 999: Item .* the text holds half",
     ),
     "half a character in a label": (
-        lambda world: {"rows": changed(world.rows(world.items), 5, label="\ud800")},
+        lambda world: {"rows": changed(world.rows(world.items), 5, label="\ud800", line=999)},
         DataError,
-        "label holds half",
+        "line 999: .* label holds half",
+    ),
+    "a consent that cannot be kept to": (
+        lambda world: {"rows": changed(world.rows(world.items), 5, extra={"consent": {"expires": "never"}}, line=999)},
+        DataError,
+        "line 999: consent.expires: got 'never'",
     ),
     "the same file twice": (
         lambda world: {"rows": world.rows(world.items) * 2},
@@ -119,6 +124,18 @@ def test_bad_input_leaves_nothing_behind(
     with pytest.raises(error, match=said):
         build_collection(arguments.pop("model"), arguments.pop("rows"), tmp_path / "new" / "c", **arguments)  # type: ignore[arg-type]
     assert listing(tmp_path) == []
+
+
+def test_what_cannot_be_stored_is_found_before_anything_is_encoded(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "encode_stream", lambda *given, **more: pytest.fail("texts were encoded"))
+    deep: object = "x"
+    for _ in range(99):
+        deep = [deep]
+    for wrong in ({"label": "\ud800"}, {"text": "\ud800"}, {"extra": {"a": "\ud800"}}, {"extra": {"a": deep}}):
+        with pytest.raises(DataError, match=r"items\.csv: line 2: Item"):
+            build_collection(str(world.encoder), changed(world.rows(world.items), 0, **wrong), tmp_path / "c")
 
 
 @pytest.mark.parametrize(

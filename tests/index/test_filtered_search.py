@@ -151,7 +151,7 @@ def test_the_filter_is_a_flag(built: Path, capsys: pytest.CaptureFixture[str]) -
     search([str(built), QUERY, "--filter", '{"$label": {"in": ["food"]}}', "--json"])
     (answer,) = json.loads(capsys.readouterr().out)["answers"]
     assert {hit["label"] for hit in answer["hits"]} == {"food"}
-    with pytest.raises(DataError, match="not JSON"):
+    with pytest.raises(DataError, match="cannot be read as JSON"):
         search([str(built), QUERY, "--filter", "brand = acme"])
 
 

@@ -213,6 +213,9 @@ def test_filters_are_read_from_text() -> None:
     for text in ("{", "[]", "[" * 100_000, '{"a": NaN}'):
         with pytest.raises(DataError):
             read_filter(text)
+    for text in ('{"a": {"gt": 1}, "a": {"lt": 5}}', '{"not": {"a": {"gt": 1, "gt": 2}}}'):
+        with pytest.raises(DataError, match="stands twice"):
+            read_filter(text)
 
 
 @pytest.mark.parametrize(

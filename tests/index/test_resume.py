@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from index import build as module
-from index import encode
+from index import cli, encode
 from index.build import build_collection
 from index.collection import Collection
 from index.encode import encode_stream
@@ -76,6 +76,30 @@ def test_an_interrupted_build_continues_where_it_was(
     opened = Collection.open(out)
     opened.close()
     assert opened.describe()["calibrated"]
+
+
+def test_an_interrupted_command_says_how_to_go_on(
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    small_batches: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = [str(world.encoder), str(world.items), "--label", "label", "--out", str(tmp_path / "c"), "--json"]
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "check_encoder", lambda model: None)
+        patch.setattr(cli.Reader, "stream", interrupted)
+        assert cli.index(command) == 130
+        assert "nothing to continue" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 3, KeyboardInterrupt())
+        assert cli.index(command) == 130
+    assert "add --resume to the same command" in capsys.readouterr().err
+    assert cli.index([*command, "--resume"]) == 0
+
+
+def interrupted(*given: object, **more: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_other_data_or_another_encoder_is_not_continued(

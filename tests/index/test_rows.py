@@ -108,6 +108,7 @@ BAD = {
     "unknown suffix": ("rows.xlsx", b"PK", "'.xlsx' cannot be read", ".parquet"),
     "no suffix": ("rows", b"a", "cannot be read", ".csv"),
     "not JSON": ("rows.jsonl", b'{"text":"a","label":"b"}\n{"text":\n', "line 2 is not JSON", "one JSON object"),
+    "twin member": ("rows.jsonl", b'{"text":"a","label":"b","text":"c"}\n', "'text' stands twice", "one JSON object"),
     "JSON list": ("rows.jsonl", b"[1]\n", "line 1 holds a list", "JSON object"),
     "deep JSON": ("rows.jsonl", b"[" * 100_000, "line 1 is not JSON", "one JSON object"),
     "JSON without text": ("rows.jsonl", b'{"label":"b"}\n', "line 1 has no column 'text'", "--text"),
@@ -136,6 +137,13 @@ def test_missing_file_folder_and_no_file(tmp_path: Path) -> None:
             read(path)
     with pytest.raises(DataError, match="No data file"):
         read_rows([], text="text", label=None)
+
+
+def test_parquet_with_a_column_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pa.Table.from_arrays([pa.array(["a"])] * 3, names=["text", "label", "label"]), path)
+    with pytest.raises(DataError, match="'label' twice"):
+        read(path)
 
 
 def test_parquet_damaged_inside_is_refused(tmp_path: Path) -> None:

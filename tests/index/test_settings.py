@@ -100,6 +100,11 @@ def test_a_query_is_asked_as_it_was_typed(texts: list[str]) -> None:
     assert parse(SearchSettings, ["collection", *texts]).texts == texts
 
 
+def test_null_is_a_word() -> None:
+    found = parse(IndexSettings, ["model", "data.csv", "--label", "null", "--id", "null", "--out", "c"])
+    assert (found.label, found.id) == ("null", "null")
+
+
 @pytest.mark.parametrize("name", ["a,b.csv", "[x].csv", '"q".csv', "null", "true", "7", "{a}.csv"])
 def test_file_names_are_taken_as_they_stand(name: str) -> None:
     found = parse(IndexSettings, ["model", name, "--calibrate", name, "--calibrate", "second.csv", "--out", "c"])

@@ -130,6 +130,28 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     process.stderr.close()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_output_without_room_is_one_line() -> None:
+    code = (
+        "import sys; from importlib.metadata import EntryPoint; from service import cli; "
+        "cli.entry_points = lambda group: [EntryPoint('verb', 'tests.service.test_cli:talk', group)]; "
+        "sys.exit(cli.main(['verb']))"
+    )
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("surematch verb: there is no room left")
+    assert done.stderr.count("\n") == 1
+
+
 def talk(words: list[str]) -> int:
     for _ in range(100_000):
         sys.stdout.write("a line of output\n")

@@ -109,6 +109,10 @@ def test_filters_choose_what_is_shown_and_what_is_deleted(api: httpx2.Client, co
     assert shown({"$id": {"in": ["f0", "f1"]}}) == {"f0", "f1"}
     deleted = api.post("/v1/items:delete", json={"filter": {"lang": {"exists": True}}})
     assert deleted.json()["deleted"] == 3
+    twice = '{"filter": {"size": {"gte": 9}, "size": {"lt": 9}}}'
+    refused = api.post("/v1/items:delete", content=twice, headers={"Content-Type": "application/json"})
+    assert (refused.status_code, refused.json()["type"]) == (422, "/problems/not-json")
+    assert "'size' stands twice" in refused.json()["detail"]
     for wrong in ({"filter": {}}, {"filter": {"a": 1}, "ids": ["a"]}, {}, {"filter": {"a": {"near": 1}}}):
         assert api.post("/v1/items:delete", json=wrong).status_code == 422
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,11 +17,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import training.pipeline
 import training.trainer
-from index.errors import DataError, SettingsError
+from index.errors import DataError, DiskFull, SettingsError
 from tests.training.conftest import FILLERS, TOPICS, Write, sentences
 from training.cli import train
 from training.interrupt import StopOnSignal
@@ -66,6 +68,31 @@ def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def weights_of(folder: Path) -> list[bytes]:
     return [(folder / name).read_bytes() for name in WEIGHTS]
+
+
+@pytest.mark.parametrize("name", ["model [v2]", "model[/del]"])
+def test_what_is_said_next_can_be_pasted(
+    name: str, tiny_encoder: Path, tmp_path: Path, write_csv: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = write_csv(sentences(8)), tmp_path / name
+    assert train([str(data), "--encoder", str(tiny_encoder), *RECIPE, "--epochs", "1", "--out", str(out)]) == 0
+    said = "".join(capsys.readouterr().out.split("\n"))
+    words = shlex.split(said.partition("Next: ")[2])
+    assert words[:4] == ["surematch", "index", str(out), str(data)]
+
+
+def test_a_full_disk_says_how_to_go_on(
+    tiny_encoder: Path, tmp_path: Path, write_csv: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    command = [str(write_csv(sentences(8))), "--encoder", str(tiny_encoder), *RECIPE, "--out", str(tmp_path / "out")]
+    with monkeypatch.context() as patch:
+        patch.setattr("training.pipeline.write_encoder", full)
+        with pytest.raises(DiskFull, match="add --resume to the same command"):
+            train(command)
+    assert train([*command, "--resume"]) == 0
 
 
 @pytest.mark.parametrize("flags", [(), ("--deterministic",)], ids=["default", "deterministic"])
