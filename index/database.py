@@ -33,6 +33,7 @@ class Database:
         if not create and not path.is_file():
             raise Damaged(f"{path}: the items are missing. {_RESTORE}")
         self._lock = threading.Lock()
+        self._file: tuple[int, int] | None = None
         self._closed = False
         self._readers: list[sqlite3.Connection] = []  # those that nobody uses now; append and pop are atomic
         try:
@@ -41,6 +42,8 @@ class Database:
             raise self._unusable(error) from error
         try:
             self._prepare()
+            at = path.stat()
+            self._file = at.st_dev, at.st_ino
         except BaseException as error:
             self.close()
             if isinstance(error, sqlite3.Error):
@@ -120,6 +123,19 @@ class Database:
         if self._closed:
             self.close()
 
+    def _check_place(self) -> None:
+        """Raises `CollectionError` when the file at the path is not the one that was opened: a write would be lost."""
+        try:
+            at = self.path.stat()
+            now = (at.st_dev, at.st_ino)
+        except OSError:
+            now = None
+        if now != self._file:
+            raise CollectionError(
+                f"{self.path}: was moved, removed or replaced while it was open, so nothing was written. Open the "
+                "collection again: a service is started anew."
+            )
+
     @contextmanager
     def _transaction(self, *, counts: bool = True) -> Iterator[tuple[sqlite3.Cursor, int]]:
         """One that takes the next sequence number, unless it `counts` not, for changing no item."""
@@ -130,6 +146,7 @@ class Database:
                     "UPDATE state SET sequence = sequence + ? RETURNING sequence", (int(counts),)
                 ).fetchone()[0]
                 yield cursor, sequence
+                self._check_place()
                 cursor.execute("COMMIT")
             except BaseException as error:
                 if self._connection.in_transaction:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -33,6 +35,8 @@ from service.tracing import NAME, RequestSpans, provider
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
+TRACES_SECONDS = 3.0
+"""For the last traces to be sent at the end."""
 DESCRIPTION = """\
 Similarity search that knows how sure it is. Every answer carries calibrated match probabilities, the share of
 "no match", and on request a set of labels with a coverage guarantee. `score` is a cosine, `probability` a probability:
@@ -78,7 +82,10 @@ def create_app(
             for current in currents.values():
                 await current.stop()
             if traces is not None:
-                traces.shutdown()
+                # what nobody takes is not waited for: it would be sent again and again
+                sending = threading.Thread(target=traces.shutdown, daemon=True)
+                sending.start()
+                await asyncio.to_thread(sending.join, TRACES_SECONDS)
             if app.state.audit is not None:
                 app.state.audit.close()
 

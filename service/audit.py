@@ -27,6 +27,8 @@ class AuditLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._torn = False
+        """Whether the file ends with a part of a line."""
         try:
             self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -68,6 +70,14 @@ class AuditLog:
     def close(self) -> None:
         os.close(self._file)
 
+    def _taken_back(self, written: int) -> bool:
+        """Whether the part of a line that the file ends with was taken off it."""
+        try:
+            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+        except OSError:
+            return False
+        return True
+
     def _write(self, request: Request, event: str, collection: str | None, **fields: Any) -> None:
         state = request.scope.get("state", {})
         line = orjson.dumps(
@@ -82,10 +92,13 @@ class AuditLog:
             },
             option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY,
         )
+        line = b"\n" + line if self._torn else line
         try:
             written = os.write(self._file, line)
             if written != len(line):
+                self._torn = not self._taken_back(written)
                 raise OSError(f"{written} of {len(line)} bytes were written")
+            self._torn = False
         except OSError as error:
             raise DiskFull(
                 f"{self.path}: the audit log cannot be written ({error}), so nothing is answered. Make room."

@@ -51,6 +51,9 @@ EXTRAS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
+    for name in ("stdout", "stderr"):  # closed: what would be said there is not wanted
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 (until the process ends)
     verbs = {entry.name: entry for entry in entry_points(group="surematch.verbs")}
     if not words or words[0] in ("-h", "--help", "help"):
         sys.stdout.write(_usage(verbs))

@@ -28,13 +28,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 from index.confined import BELOW
-from index.errors import DataError, SettingsError
+from index.errors import DataError, SettingsError, SurematchError
 from index.snapshot import replace_durably, storing
 from service.job_schemas import IndexJob, Ready, RecalibrateJob, Start, TrainJob
 
 QUEUE = 100
 """Jobs that may wait."""
 TAIL = 64 * 1024
+AGAIN = 5.0
+"""Seconds after which a job is tried again that could not be run."""
 GRACE = 20.0
 """Seconds between being asked to stop and being killed."""
 ENDED = ("succeeded", "failed", "cancelled")
@@ -107,7 +109,10 @@ class Jobs:
         if self._process is not None:
             await self._end(self._process)
             if self._running is not None:
-                await self._put(replace(self._jobs[self._running], state="interrupted"))
+                try:
+                    await self._put(replace(self._jobs[self._running], state="interrupted"))
+                except SurematchError as error:  # the next start takes it for interrupted, too
+                    log.error("that a job was interrupted cannot be noted: %s", error)
         async with self._changed:
             self._changed.notify_all()
         os.close(self._lock)
@@ -136,7 +141,11 @@ class Jobs:
         self._commands(job)  # raises for paths that are wrong
         with storing(self.folder, "job"):
             (self.folder / id).mkdir()
-        await self._put(job)
+        try:
+            await self._put(job)
+        except SurematchError:
+            shutil.rmtree(self.folder / id, ignore_errors=True)
+            raise
         return job
 
     def waiting(self) -> int:
@@ -172,14 +181,26 @@ class Jobs:
         while True:
             waiting = [job for job in self._jobs.values() if job.state in ("queued", "interrupted")]
             if waiting:
-                await self._run(waiting[0])
+                await self._try(waiting[0])
                 continue
             async with self._changed:
                 await self._changed.wait()
 
+    async def _try(self, job: Job) -> None:
+        """Runs a job; where that fails for want of room or of files, it is taken up again after a while."""
+        try:
+            await self._run(job)
+        except Exception as error:  # an end of this task would be seen by nobody, and no job run any more
+            log.error("a job cannot be run or its end not noted, and is tried again: %s", error)
+            self._jobs[job.id] = replace(self._jobs[job.id], state="interrupted", error=str(error))
+            self._process = self._running = None
+            async with self._changed:
+                self._changed.notify_all()
+            await asyncio.sleep(AGAIN)
+
     async def _run(self, job: Job) -> None:
         folder = self.folder / job.id
-        job = replace(job, state="running", started=job.started or _now(), attempts=job.attempts + 1)
+        job = replace(job, state="running", started=job.started or _now(), attempts=job.attempts + 1, error=None)
         try:
             commands = self._commands(job)
         except DataError as error:

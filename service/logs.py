@@ -46,6 +46,7 @@ def configuration(*, access: bool) -> dict[str, Any]:
         "disable_existing_loggers": False,
         "formatters": {"json": {"()": JsonLines}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json", "stream": sys.stderr}},
+        "root": {"handlers": ["stderr"], "level": "WARNING"},  # of libraries: what cannot send traces, for one
         "loggers": {
             "surematch": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
             "surematch.access": {"level": "INFO" if access else "WARNING"},

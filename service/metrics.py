@@ -93,7 +93,11 @@ class Metrics:
             registry=registry,
         )
         self.items = Gauge(
-            "surematch_items", "Items that can be found", ("collection",), registry=registry, multiprocess_mode="max"
+            "surematch_items",
+            "Items that can be found",
+            ("collection",),
+            registry=registry,
+            multiprocess_mode="livemax",
         )
         self.reloads = Counter(
             "surematch_reloads", "Reloads, by whether the new version serves", ("result",), registry=registry
@@ -103,7 +107,7 @@ class Metrics:
             "How far recent queries are from the calibration's own: PSI and KS of best cosine and background",
             ("collection", "of", "measure"),
             registry=registry,
-            multiprocess_mode="max",
+            multiprocess_mode="livemax",
         )
 
         self._count_under(collection)

@@ -66,6 +66,7 @@ KINDS = {
             "The body's content type is not supported",
             "Send JSON with the header Content-Type: application/json.",
         ),
+        Kind("head-too-large", 431, "The request's head is too large", "Send at most 64 KiB of address and headers."),
         Kind("unknown-host", 421, "This service has another name", "Call it 127.0.0.1, or add --allowed-hosts NAME."),
         Kind("not-json", 422, "The body is not valid JSON", "Send one JSON object in UTF-8, without NaN or Infinity."),
         Kind("invalid-request", 422, "The request is not valid", "Correct what `errors` names; /docs has the schema."),
@@ -171,6 +172,7 @@ def _problem(request: Request, error: Exception) -> Problem:
         case ReadOnly() | WriterBusy():
             return Problem("conflict", str(error))
         case DiskFull():
+            log.error("there is no room: %s", error, extra=_of_request(request.scope))
             return Problem("disk-full", str(error))
         case SurematchError():
             log.error("a request failed: %s", error, extra=_of_request(request.scope))

@@ -1,5 +1,6 @@
-"""HTTP for clients that may never finish what they send: who has not sent a request's head in time is let go, and who
-goes on sending the body of a request that was answered. And an answer in one packet.
+"""HTTP for clients that may never finish what they send: who has not sent a request's head in time is let go, who sends
+one without end is refused, and so is who goes on sending the body of a request that was answered. And an answer in one
+packet.
 
 uvicorn closes idle connections between requests, but waits for ever for the rest of a head that has begun, or never
 begins: a thousand half-open connections cost an attacker nothing and the service its file descriptors. And it reads the
@@ -9,11 +10,21 @@ body of a request that was answered without end.
 from __future__ import annotations
 
 import asyncio
+import logging
+import random
+from http import HTTPStatus
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.drain import MOST
+from service.limits import HEADERS
+from service.logs import REQUEST_ID
+from service.problems import Problem, response
+
+LARGEST_HEAD = 64 * 1024
+"""Bytes of a head, or of what follows a body, after which no more is read."""
+log = logging.getLogger("surematch.service")
 
 
 class Joined:
@@ -52,12 +63,14 @@ class Joined:
 
 
 class PatientProtocol(HttpToolsProtocol):
-    """Closes a connection whose request's head is not complete `head_seconds` after it was opened, or had begun, and
-    one whose body is not complete so long, or `MOST` bytes, after the answer."""
+    """Closes a connection whose request's head is not complete `head_seconds` after it was opened, or had begun, or
+    `LARGEST_HEAD` bytes, and one whose body is not complete so long, or `MOST` bytes, after the answer."""
 
     head_seconds: ClassVar[float] = 10.0
     _deadline: asyncio.TimerHandle | None = None
     _in_head = False
+    _unread = 0
+    """Bytes since something of the request was complete: its head, a part of its body, or all of it."""
     _surplus: int | None = None
     """Bytes of the body since its request was answered; None: no such body is on its way."""
 
@@ -66,9 +79,29 @@ class PatientProtocol(HttpToolsProtocol):
         self._arm()
 
     def data_received(self, data: bytes) -> None:
+        self._unread += len(data)
         super().data_received(data)
+        if self._unread > LARGEST_HEAD:
+            self._refuse("head-too-large", "It is not complete yet.")
         if self._deadline is None and (self._in_head or self._waits_for_nothing()):
             self._arm()  # most heads come in one piece, and need none
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse("bad-request", msg)
+
+    def _refuse(self, slug: str, detail: str) -> None:
+        """Answers what is no request that the application could see, and reads no more of it."""
+        if self.transport.is_closing():
+            return
+        cycle, request_id = self.cycle, f"{random.getrandbits(64):016x}"
+        log.warning("no request could be read", extra={"fields": {"request_id": request_id, "problem": slug}})
+        if cycle is None or cycle.response_complete or not cycle.response_started:
+            answer = response(Problem(slug, detail), "")
+            headers = {**answer.headers, **HEADERS, REQUEST_ID: request_id, "Connection": "close"}
+            head = [f"HTTP/1.1 {answer.status_code} {HTTPStatus(answer.status_code).phrase}"]
+            head += [f"{name}: {value}" for name, value in headers.items()]
+            self.transport.write("\r\n".join([*head, "", ""]).encode() + bytes(answer.body))
+        self.transport.close()
 
     def _waits_for_nothing(self) -> bool:
         """Between two requests, of which the next has not begun: an empty line ends uvicorn's patience with it."""
@@ -82,6 +115,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._unread = 0
         self._disarm()
         super().on_headers_complete()
 
@@ -92,6 +126,7 @@ class PatientProtocol(HttpToolsProtocol):
             self._arm()
 
     def on_body(self, body: bytes) -> None:
+        self._unread = 0
         super().on_body(body)
         if self._surplus is not None:
             self._surplus += len(body)
@@ -99,6 +134,7 @@ class PatientProtocol(HttpToolsProtocol):
                 self._let_go()
 
     def on_message_complete(self) -> None:
+        self._unread = 0
         super().on_message_complete()
         if self._surplus is not None:
             self._surplus = None

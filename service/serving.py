@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -44,10 +45,16 @@ class Serving:
     unused: asyncio.Event = field(default_factory=asyncio.Event)
 
     @classmethod
-    def open(cls, settings: ServeSettings, metrics: Metrics | None = None, name: str | None = None) -> Serving:
-        """Open, verify and warm the collection of this name, the default one without. Raises `CollectionError` or
-        `EncoderError`."""
-        folders = settings.folders
+    def open(
+        cls,
+        settings: ServeSettings,
+        metrics: Metrics | None = None,
+        name: str | None = None,
+        folders: Mapping[str, Path] | None = None,
+    ) -> Serving:
+        """Open, verify and warm the collection of this name, the default one without, in its folder of `folders`, else
+        of the settings. Raises `CollectionError` or `EncoderError`."""
+        folders = settings.folders if folders is None else folders
         name = next(iter(folders)) if name is None else name
         # a link to the current version may be pointed elsewhere while we read: all files come from where it points now
         collection = Collection.open(folders[name].resolve(), writable=settings.writable)
@@ -67,13 +74,15 @@ class Serving:
         return cls(collection, searcher, settings.examples or _examples(answer), writer, name, recent)
 
     @classmethod
-    def open_all(cls, settings: ServeSettings, metrics: Metrics | None = None) -> dict[str, Serving]:
+    def open_all(
+        cls, settings: ServeSettings, metrics: Metrics | None = None, folders: Mapping[str, Path] | None = None
+    ) -> dict[str, Serving]:
         """Every collection of the settings by its name, the default one first. Raises as `open` does."""
         opened: dict[str, Serving] = {}
         metrics = metrics or Metrics()
         try:
             for name in settings.folders:
-                opened[name] = cls.open(settings, metrics, name)
+                opened[name] = cls.open(settings, metrics, name, folders)
         except BaseException:
             for serving in opened.values():
                 serving.close()

@@ -24,6 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from types import FrameType
 
 from prometheus_client import values
@@ -40,6 +41,8 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PATIENCE = 0.5
 """Seconds before the first new start of a worker that died, doubled up to `LONGEST` while it goes on dying."""
 LONGEST = 30.0
+SHARED = "/dev/shm"
+"""Memory as a folder, on Linux."""
 log = logging.getLogger("surematch.service")
 
 
@@ -56,6 +59,10 @@ class _Reload:
 
     asker: Connection
     waiting: list[Connection]
+    name: str
+    folder: Path
+    """Where the collection of this name lies now: what replaces a worker opens it there once all others serve it."""
+    asked: int
     faults: list[str] = field(default_factory=list)
 
 
@@ -72,13 +79,17 @@ class Supervisor:
         self._stopping: float | None = None
         self._deaths = 0
         self._start_at: list[float] = []
+        # a link may be pointed to another version at any time: workers are to serve one and the same
+        self._folders = {name: folder.resolve() for name, folder in settings.folders.items()}
 
     def run(self) -> int:
         """Returns once all workers have ended: after a signal, or when the first start of one fails."""
         logging.config.dictConfig(logs.configuration(access=False))
         before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         shares = str(max(1, len(os.sched_getaffinity(0)) // self.settings.workers))
-        with tempfile.TemporaryDirectory(prefix="surematch-metrics-") as metrics:
+        # files that are written through memory: on a full disk that is the end of the process
+        place = SHARED if "TMPDIR" not in os.environ and os.access(SHARED, os.W_OK) else None
+        with tempfile.TemporaryDirectory(prefix="surematch-metrics-", dir=place) as metrics:
             os.environ |= {METRICS: metrics, **{name: os.environ.get(name, shares) for name in THREADS}}
             try:
                 self._start_at = [0.0] * self.settings.workers
@@ -97,7 +108,7 @@ class Supervisor:
             if self._stopping is None:
                 due, self._start_at = sum(at <= now for at in self._start_at), [at for at in self._start_at if at > now]
                 for _ in range(due):
-                    self._start()
+                    self._try_start()
             elif now > self._stopping:
                 return 1
             # not for ever: a signal may come between the look at the clock and here
@@ -110,9 +121,19 @@ class Supervisor:
                     return worker.process.exitcode or 1
         return 0
 
+    def _try_start(self) -> None:
+        """`_start`, which may want for memory, processes or files: those who serve go on, and it is tried again."""
+        try:
+            self._start()
+        except OSError as error:
+            if not self._greeted:
+                raise
+            log.error("a worker cannot be started and is tried again: %s", error)
+            self._start_at.append(time.monotonic() + LONGEST)
+
     def _start(self) -> None:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_work, args=(self.settings, self.listening, theirs))
+        process = self._context.Process(target=_work, args=(self.settings, self._folders, self.listening, theirs))
         process.start()
         theirs.close()  # so that the worker's end closes with it
         self._workers.append(_Worker(process, ours))
@@ -127,6 +148,7 @@ class Supervisor:
         if self._stopping is not None:
             return True
         if not self._greeted:
+            log.error("a worker ended while it started", extra={"fields": {"exit": worker.process.exitcode}})
             return False
         self._deaths = 0 if worker.ready else self._deaths + 1
         patience = min(PATIENCE * 2**self._deaths, LONGEST)
@@ -149,9 +171,9 @@ class Supervisor:
                 sys.stdout.write(said)
                 sys.stdout.flush()
         elif what == "reload":
-            # one that is starting opens what is there now
             asked = [one.pipe for one in self._workers if one.ready]
-            self._reloads.append(_Reload(worker.pipe, list(asked)))
+            folder = self.settings.folders[said].resolve()
+            self._reloads.append(_Reload(worker.pipe, list(asked), said, folder, len(asked)))
             for pipe in asked:
                 _send(pipe, "reload", said)
         elif what == "reloaded":
@@ -165,8 +187,16 @@ class Supervisor:
         for reload in waiting[:1] if first else waiting:
             reload.waiting.remove(pipe)
             if not reload.waiting:
-                _send(reload.asker, "done", " ".join(dict.fromkeys(reload.faults)) or None)
+                _send(reload.asker, "done", self._outcome(reload))
                 self._reloads.remove(reload)
+
+    def _outcome(self, reload: _Reload) -> str | None:
+        """What was wrong with the new version; None where all serve it, as those will that replace them."""
+        if not reload.faults:
+            self._folders[reload.name] = reload.folder
+            return None
+        said, others = " ".join(dict.fromkeys(reload.faults)), reload.asked - len(reload.faults)
+        return said if not others else f"{said} {others} of {reload.asked} workers serve it nevertheless: reload again."
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._stopping is None:
@@ -181,14 +211,14 @@ def _send(pipe: Connection, what: str, said: str | None) -> None:
         pipe.send((what, said))
 
 
-def _work(settings: ServeSettings, listening: socket.socket, pipe: Connection) -> None:
+def _work(settings: ServeSettings, folders: dict[str, Path], listening: socket.socket, pipe: Connection) -> None:
     """One worker, from the first to the last line."""
     os.setsid()  # Ctrl-C in a terminal goes to the supervisor alone, which passes it on
     number = os.getpid()
     # as it is, every count asks the system for that number, in case the process has forked; this one never does
     values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
     try:
-        run(settings, Serving.open_all(settings), listening, pipe)
+        run(settings, Serving.open_all(settings, folders=folders), listening, pipe)
     except SurematchError as error:
         sys.stderr.write(f"surematch serve: {error}\n")
         sys.exit(2)

@@ -631,3 +631,20 @@ def test_a_collection_can_be_emptied_and_filled_again(live: Collection) -> None:
     assert (live.size, live.gallery.label_count) == (2, 2)
     live.snapshot()
     assert live.search(["soup"])[0].hits[0].id == "b"
+
+
+def test_a_write_to_a_folder_that_was_replaced_is_refused(copied: Path, tmp_path: Path) -> None:
+    """By hand, in a hurry: the old one is moved away and a back-up put in its place, while it is open."""
+    opened = Collection.open(copied, writable=True)
+    opened.upsert([NewItem("kept", "card", "bank card")])
+    copied.rename(tmp_path / "away")
+    with pytest.raises(CollectionError, match=r"moved, removed or replaced.*nothing was written"):
+        opened.upsert([NewItem("lost", "card", "bank card")])
+    shutil.copytree(tmp_path / "away", copied)
+    with pytest.raises(CollectionError, match="nothing was written"):
+        opened.upsert([NewItem("lost", "card", "bank card")])
+    opened.close()
+    again = Collection.open(copied, writable=True)
+    assert again.item("kept") is not None
+    assert again.item("lost") is None
+    again.close()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import stat
 from pathlib import Path
 
 import httpx2
 import pytest
+from fastapi import Request
 
-from index.errors import SettingsError
+from index.errors import DiskFull, SettingsError
 from service import keys
 from service.audit import AuditLog
 from service.client import Client, ServiceProblem
@@ -111,6 +113,32 @@ def test_what_cannot_be_logged_is_refused(collection: Path, tmp_path: Path) -> N
         ):
             assert refused.status_code in (404, 507), refused.text
         assert api.get("/v1/items/new").status_code == 404
+
+
+@pytest.mark.parametrize("taken_back", [True, False])
+def test_a_line_that_was_cut_off_spoils_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken_back: bool
+) -> None:
+    log = AuditLog(tmp_path / "audit.jsonl")
+    request, real = Request({"type": "http", "headers": []}), os.write
+    log.failed(request, "first")
+    with monkeypatch.context() as patch:
+        patch.setattr("service.audit.os.write", lambda file, line: real(file, line[:9]))
+        if not taken_back:
+            patch.setattr("service.audit.os.ftruncate", cannot)
+        with pytest.raises(DiskFull, match="9 of"):
+            log.failed(request, "lost")
+    log.failed(request, "second")
+    log.failed(request, "third")
+    log.close()
+    said = (tmp_path / "audit.jsonl").read_text().splitlines()
+    whole = [json.loads(line)["collection"] for line in said if line.endswith("}")]
+    assert whole == ["first", "second", "third"]
+    assert len(said) == (3 if taken_back else 4)
+
+
+def cannot(file: int, size: int) -> None:
+    raise OSError("cannot be cut")
 
 
 def test_a_log_that_cannot_be_opened_is_said_at_the_start(tmp_path: Path) -> None:

@@ -152,6 +152,19 @@ def test_output_without_room_is_one_line() -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_output_that_is_closed_is_not_missed() -> None:
+    code = "import os, sys; os.close(1); os.close(2); os.execv(sys.executable, [sys.executable, '-c', sys.argv[1]])"
+    verb = (
+        "import sys; from importlib.metadata import EntryPoint; from service import cli; "
+        "cli.entry_points = lambda group: [EntryPoint('verb', 'tests.service.test_cli:talk', group)]; "
+        "sys.exit(cli.main(['verb']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, verb], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False
+    )
+    assert done.returncode == 0
+
+
 def talk(words: list[str]) -> int:
     for _ in range(100_000):
         sys.stdout.write("a line of output\n")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
+import errno
 import json
 import os
 import shutil
@@ -19,10 +21,13 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from index.collection import Collection
+from index.errors import DiskFull
 from index.image_network import ImageNetwork
+from service import jobs as module
 from service import keys
 from service.client import Calls, Client, ServiceProblem
-from service.job_schemas import JobReply
+from service.job_schemas import IndexJob, JobReply
+from service.jobs import ENDED, Jobs
 from tests.pictures import write_digits
 from tests.service.conftest import ROOT, Server, serving
 from tests.service.gallery import CALIBRATION, GALLERY, KNOWN, UNKNOWN, write_encoder
@@ -226,6 +231,44 @@ def test_a_job_that_fails_says_why_and_hurts_nobody(folder: Path, collection: Pa
         assert "line 2" in said.text
         assert said.headers["content-type"].startswith("text/plain")
         assert api.search([KNOWN[0][0]]).results[0].calibrated
+
+
+def test_a_full_disk_ends_no_more_than_it_must(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runner of jobs goes on when there is room again, and a job that was not queued leaves nothing."""
+    real, full = module.replace_durably, False
+    asked = IndexJob.model_validate({"kind": "index", "settings": INDEX})
+
+    def replaced(path: Path, content: bytes) -> None:
+        if full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path, content)
+
+    async def run() -> str:
+        nonlocal full
+        jobs = Jobs(folder, 1 << 33)
+        await jobs.start()
+        full = True
+        with pytest.raises(DiskFull):
+            await jobs.add("refused", asked, None)
+        assert not (folder / "refused").exists()
+        full = False
+        await jobs.add("queued", asked, None)
+        full = True
+        await asyncio.sleep(1)
+        full = False
+        deadline = time.monotonic() + 120
+        while (state := jobs.all()[0].state) not in ENDED and time.monotonic() < deadline:
+            await asyncio.sleep(0.1)
+        await jobs.add("late", asked, None)
+        while jobs.all()[1].state != "running":
+            await asyncio.sleep(0.01)
+        full = True
+        await jobs.stop()
+        return state
+
+    monkeypatch.setattr(module, "replace_durably", replaced)
+    monkeypatch.setattr(module, "AGAIN", 0.2)
+    assert asyncio.run(run()) == "succeeded"
 
 
 def test_a_job_reads_no_picture_outside_the_folder(folder: Path, collection: Path, tmp_path: Path) -> None:

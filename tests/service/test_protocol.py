@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import psutil
 import pytest
 
 from service.app import create_app
@@ -105,3 +108,60 @@ def test_other_methods_of_the_same_address_are_the_application_s(server: Server,
         head = client.recv(2**16).partition(b"\r\n\r\n")[0].lower()
     assert head.startswith(b"http/1.1 405")
     assert b"allow: get, post" in head
+
+
+def exchanged(server: Server, *parts: bytes) -> bytes:
+    """All that is answered to what is sent part by part, until the server closes, or resets, the connection."""
+    got = b""
+    with socket.create_connection(server.address, timeout=20) as client, contextlib.suppress(ConnectionError):
+        for part in parts:
+            client.sendall(part)
+        while more := client.recv(65536):
+            got += more
+    return got
+
+
+def test_a_head_without_end_is_refused(server: Server) -> None:
+    line = b"X-Long: " + b"a" * 1000 + b"\r\n"
+    before = psutil.Process(server.process.pid).memory_info().rss
+    said = exchanged(server, b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n", *[line] * 30_000)
+    assert not said or said.startswith(b"HTTP/1.1 431 ")  # a reset may overtake it
+    assert psutil.Process(server.process.pid).memory_info().rss < before + (16 << 20)
+
+
+def test_what_follows_a_body_without_end_is_read_no_further(server: Server) -> None:
+    head = b"POST /v1/nowhere HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n"
+    before = psutil.Process(server.process.pid).memory_info().rss
+    exchanged(server, head, *[b"X-Trailer: " + b"a" * 1000 + b"\r\n"] * 30_000)
+    assert psutil.Process(server.process.pid).memory_info().rss < before + (16 << 20)
+
+
+def test_heads_and_bodies_in_small_parts_are_read_however_many(server: Server) -> None:
+    body = b'{"queries":[{"text":"' + b"lamp " * 20_000 + b'"}]}'
+    head = b"POST /v1/search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    parts = [body[at : at + 1000] for at in range(0, len(body), 1000)]
+    said = exchanged(server, head, b"Content-Length: %d\r\n\r\n" % len(body), *parts)
+    assert b"/queries/0/text" in said  # too long a text, of a body that was read whole
+    chunks = [b"%x\r\n%s\r\n" % (len(part), part) for part in parts]
+    said = exchanged(server, head, b"Transfer-Encoding: chunked\r\n\r\n", *chunks, b"0\r\n\r\n")
+    assert b"/queries/0/text" in said
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"hello world\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: abc\r\n\r\n",
+        "GET /v1/search?text=\u00e9t HTTP/1.1\r\nHost: a\r\n\r\n".encode(),
+    ],
+    ids=["no HTTP", "no length", "no ASCII"],
+)
+def test_what_is_no_request_gets_a_problem(server: Server, raw: bytes) -> None:
+    head, _, body = exchanged(server, raw).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    headers = dict(line.split(b": ", 1) for line in head.lower().split(b"\r\n")[1:])
+    assert headers[b"content-type"] == b"application/problem+json"
+    assert headers[b"x-request-id"]
+    assert headers[b"x-content-type-options"] == b"nosniff"
+    assert int(headers[b"content-length"]) == len(body)
+    assert json.loads(body)["type"] == "/problems/bad-request"

@@ -125,6 +125,31 @@ def test_a_reload_is_every_workers(collection: Path, uncalibrated: Path, tmp_pat
         assert served(server) == {snapshots["two"]}
 
 
+def test_what_replaces_a_worker_serves_what_the_others_do(collection: Path, tmp_path: Path) -> None:
+    for version in ("good", "damaged"):
+        shutil.copytree(collection, tmp_path / version)
+    for file in (tmp_path / "damaged").glob("snapshots/0*/vectors*"):
+        file.write_bytes(file.read_bytes()[:-4] + b"####")
+    point(tmp_path, "good")
+
+    def answered(server: Server) -> set[tuple[str, bool]]:
+        replies = [httpx2.post(f"{server.url}/v1/search", json=QUERIES).json() for _ in range(16)]
+        return {(str(reply["snapshot"]), bool(reply["results"][0]["calibrated"])) for reply in replies}
+
+    with fleet(tmp_path / "current") as server:
+        before = answered(server)
+        point(tmp_path, "damaged")
+        assert httpx2.post(f"{server.url}/v1/admin/reload", timeout=60).status_code == 409
+        first = {worker.pid for worker in workers(server)}
+        for worker in workers(server):
+            worker.kill()
+            worker.wait(30)
+            until(lambda: len(workers(server)) == 2)
+            until(lambda: len(counted(server)) == 2)
+        assert first.isdisjoint(worker.pid for worker in workers(server))
+        assert answered(server) == before
+
+
 @pytest.mark.parametrize(("flags", "said"), [(["--writable"], "one writer"), ([], "not a collection")])
 def test_what_cannot_be_served_by_several_is_said(tmp_path: Path, flags: list[str], said: str) -> None:
     code = "from service.cli import main; main"
