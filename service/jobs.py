@@ -192,7 +192,8 @@ class Jobs:
             await self._run(job)
         except Exception as error:  # an end of this task would be seen by nobody, and no job run any more
             log.error("a job cannot be run or its end not noted, and is tried again: %s", error)
-            self._jobs[job.id] = replace(self._jobs[job.id], state="interrupted", error=str(error))
+            state = "cancelled" if job.id in self._cancelled else "interrupted"
+            self._jobs[job.id] = replace(self._jobs[job.id], state=state, error=str(error))
             self._process = self._running = None
             async with self._changed:
                 self._changed.notify_all()

@@ -50,20 +50,25 @@ log = logging.getLogger("surematch.service")
 class _Worker:
     process: SpawnProcess
     pipe: Connection
+    folders: dict[str, Path]
+    """Where the collections lie that it serves, or will."""
     ready: bool = False
 
 
 @dataclass(slots=True)
 class _Reload:
-    """A reload of all workers, asked for by one of them."""
+    """A reload by all workers, asked for by one of them; by None, of one that started when the others reloaded."""
 
-    asker: Connection
-    waiting: list[Connection]
+    asker: Connection | None
+    asked: list[Connection]
     name: str
     folder: Path
     """Where the collection of this name lies now: what replaces a worker opens it there once all others serve it."""
-    asked: int
+    waiting: list[Connection] = field(init=False)
     faults: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.waiting = list(self.asked)
 
 
 class Supervisor:
@@ -133,10 +138,11 @@ class Supervisor:
 
     def _start(self) -> None:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_work, args=(self.settings, self._folders, self.listening, theirs))
+        folders = dict(self._folders)
+        process = self._context.Process(target=_work, args=(self.settings, folders, self.listening, theirs))
         process.start()
         theirs.close()  # so that the worker's end closes with it
-        self._workers.append(_Worker(process, ours))
+        self._workers.append(_Worker(process, ours, folders))
 
     def _bury(self, worker: _Worker) -> bool:
         """Makes up for a worker that has ended; False where there is no use in another."""
@@ -166,6 +172,7 @@ class Supervisor:
             return
         if what == "ready":
             worker.ready = True
+            self._catch_up(worker)
             if not self._greeted and sum(one.ready for one in self._workers) == self.settings.workers:
                 self._greeted = True
                 sys.stdout.write(said)
@@ -173,13 +180,23 @@ class Supervisor:
         elif what == "reload":
             asked = [one.pipe for one in self._workers if one.ready]
             folder = self.settings.folders[said].resolve()
-            self._reloads.append(_Reload(worker.pipe, list(asked), said, folder, len(asked)))
-            for pipe in asked:
-                _send(pipe, "reload", said)
+            self._ask(_Reload(worker.pipe, asked, said, folder))
         elif what == "reloaded":
             for reload in [one for one in self._reloads if worker.pipe in one.waiting][:1]:
                 reload.faults += [said] if said else []
             self._forget(worker.pipe, first=True)
+
+    def _ask(self, reload: _Reload) -> None:
+        self._reloads.append(reload)
+        for pipe in reload.asked:
+            _send(pipe, "reload", reload.name)
+
+    def _catch_up(self, worker: _Worker) -> None:
+        """Has a worker that was not ready when the others reloaded do it now."""
+        for name, folder in self._folders.items():
+            if worker.ready and worker.folders[name] != folder:
+                worker.folders[name] = folder
+                self._ask(_Reload(None, [worker.pipe], name, folder))
 
     def _forget(self, pipe: Connection, *, first: bool = False) -> None:
         """No reload (or not the oldest) waits for this worker any longer; those complete are told to who asked."""
@@ -187,16 +204,23 @@ class Supervisor:
         for reload in waiting[:1] if first else waiting:
             reload.waiting.remove(pipe)
             if not reload.waiting:
-                _send(reload.asker, "done", self._outcome(reload))
                 self._reloads.remove(reload)
+                said = self._outcome(reload)
+                if reload.asker is not None:
+                    _send(reload.asker, "done", said)
 
     def _outcome(self, reload: _Reload) -> str | None:
         """What was wrong with the new version; None where all serve it, as those will that replace them."""
-        if not reload.faults:
-            self._folders[reload.name] = reload.folder
-            return None
-        said, others = " ".join(dict.fromkeys(reload.faults)), reload.asked - len(reload.faults)
-        return said if not others else f"{said} {others} of {reload.asked} workers serve it nevertheless: reload again."
+        if reload.faults:
+            said, asked = " ".join(dict.fromkeys(reload.faults)), len(reload.asked)
+            others = asked - len(reload.faults)
+            return said if not others else f"{said} {others} of {asked} workers serve it nevertheless: reload again."
+        self._folders[reload.name] = reload.folder
+        for worker in self._workers:
+            if worker.pipe in reload.asked:
+                worker.folders[reload.name] = reload.folder
+            self._catch_up(worker)
+        return None
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._stopping is None:

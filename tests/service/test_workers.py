@@ -150,6 +150,28 @@ def test_what_replaces_a_worker_serves_what_the_others_do(collection: Path, tmp_
         assert answered(server) == before
 
 
+def test_one_that_starts_while_the_others_reload_follows(collection: Path, uncalibrated: Path, tmp_path: Path) -> None:
+    shutil.copytree(collection, tmp_path / "one")
+    shutil.copytree(uncalibrated, tmp_path / "two")
+    point(tmp_path, "one")
+
+    def calibrated(server: Server) -> set[bool]:
+        replies = [httpx2.post(f"{server.url}/v1/search", json=QUERIES).json() for _ in range(16)]
+        return {bool(reply["results"][0]["calibrated"]) for reply in replies}
+
+    with fleet(tmp_path / "current") as server:
+        victim = workers(server)[0]
+        victim.kill()
+        victim.wait(30)
+        until(lambda: len(workers(server)) == 2)  # the new one has begun to start, from where all serve
+        time.sleep(0.2)
+        point(tmp_path, "two")
+        assert httpx2.post(f"{server.url}/v1/admin/reload", timeout=60).status_code == 200
+        until(lambda: len(counted(server)) == 2 and str(victim.pid) not in counted(server))
+        until(lambda: calibrated(server) == {False})
+        assert calibrated(server) == {False}
+
+
 @pytest.mark.parametrize(("flags", "said"), [(["--writable"], "one writer"), ([], "not a collection")])
 def test_what_cannot_be_served_by_several_is_said(tmp_path: Path, flags: list[str], said: str) -> None:
     code = "from service.cli import main; main"
