@@ -171,9 +171,7 @@ def index(argv: Sequence[str]) -> int:
     try:
         return _index(settings)
     except KeyboardInterrupt:
-        rest = "add --resume to the same command to continue" if can_resume(settings.out) else "nothing to continue"
-        sys.stderr.write(f"Stopped. Nothing was written to {settings.out}; {rest}.\n")
-        return 130
+        return console.stopped(settings.out, can_resume(settings.out))
 
 
 def _index(settings: IndexSettings) -> int:

@@ -21,6 +21,7 @@ from index.collection_folder import ENCODER, SNAPSHOTS, read_config
 from index.encode import Encoded, encode_stream
 from index.encoder_files import modality_of
 from index.errors import DataError, SettingsError
+from index.filters import read_filter
 from index.intake import item_id, metadata_of, take_in
 from index.new_items import NewItem, Receipt
 from index.reading import SKIP, Reader, folders_are_labels
@@ -29,7 +30,6 @@ from index.settings import Settings, parse
 from index.signing import KEY, signing
 from index.snapshot import sign
 from index.sources import Progress
-from index.strict_json import parsed
 from index.usable import Remembering
 from index.writer_lock import WriterLock
 
@@ -181,12 +181,11 @@ def delete(argv: Sequence[str]) -> int:
     if bool(settings.ids) == (settings.where is not None):
         raise SettingsError("Name the items to delete: their ids, or --where FILTER.")
     with closing(Collection.open(settings.collection, writable=True)) as collection:
+        missing = [name for name in settings.ids if collection.item(name) is None]
         if settings.where is None:
-            missing = [name for name in settings.ids if collection.item(name) is None]
             receipt = collection.delete(settings.ids)
         else:
-            missing = []
-            receipt = collection.delete_where(_filter(settings.where))
+            receipt = collection.delete_where(read_filter(settings.where))
         told = asdict(receipt) | {"missing": missing} | _state(collection)
     words = f"{receipt.deleted} items deleted."
     if receipt.deleted:
@@ -244,18 +243,6 @@ def _copy(source: Path, destination: Path, as_json: bool) -> int:
         copied = copy_collection(source, destination, progress)
     words = f"{destination}: {copied.items} items as of write {copied.sequence}, verified."
     return tell(asdict(copied), words, as_json)
-
-
-def _filter(text: str) -> dict[str, Any]:
-    try:
-        found = parsed(text)
-    except (ValueError, RecursionError) as error:
-        raise SettingsError(
-            f'--where: cannot be read as JSON ({error}). Write it like \'{{"brand": "acme"}}\'.'
-        ) from error
-    if not isinstance(found, dict):
-        raise SettingsError(f"--where: got a {type(found).__name__}, expected a JSON object.")
-    return found
 
 
 def _state(collection: Collection) -> dict[str, Any]:

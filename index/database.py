@@ -42,8 +42,7 @@ class Database:
             raise self._unusable(error) from error
         try:
             self._prepare()
-            at = path.stat()
-            self._file = at.st_dev, at.st_ino
+            self._file = _file_at(path)
         except BaseException as error:
             self.close()
             if isinstance(error, sqlite3.Error):
@@ -125,12 +124,7 @@ class Database:
 
     def _check_place(self) -> None:
         """Raises `CollectionError` when the file at the path is not the one that was opened: a write would be lost."""
-        try:
-            at = self.path.stat()
-            now = (at.st_dev, at.st_ino)
-        except OSError:
-            now = None
-        if now != self._file:
+        if _file_at(self.path) != self._file:
             raise CollectionError(
                 f"{self.path}: was moved, removed or replaced while it was open, so nothing was written. Open the "
                 "collection again: a service is started anew."
@@ -199,3 +193,12 @@ def _uri(path: Path) -> str:
             "the collection once where it is writable (surematch search COLLECTION TEXT), then mount it again."
         )
     return location + "?mode=ro&immutable=1"
+
+
+def _file_at(path: Path) -> tuple[int, int] | None:
+    """Which file lies there, whatever its name; None for none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

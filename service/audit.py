@@ -6,9 +6,11 @@ answer leaves or the change begins: what cannot be logged does not happen. A cha
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,6 +72,21 @@ class AuditLog:
     def close(self) -> None:
         os.close(self._file)
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Other workers, which write to the same file, wait."""
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def _append(self, line: bytes) -> None:
+        written = os.write(self._file, line)
+        self._torn = written != len(line) and not self._taken_back(written)
+        if written != len(line):
+            raise OSError(f"{written} of {len(line)} bytes were written")
+
     def _taken_back(self, written: int) -> bool:
         """Whether the part of a line that the file ends with was taken off it."""
         try:
@@ -92,13 +109,9 @@ class AuditLog:
             },
             option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY,
         )
-        line = b"\n" + line if self._torn else line
         try:
-            written = os.write(self._file, line)
-            if written != len(line):
-                self._torn = not self._taken_back(written)
-                raise OSError(f"{written} of {len(line)} bytes were written")
-            self._torn = False
+            with self._alone():
+                self._append(b"\n" + line if self._torn else line)
         except OSError as error:
             raise DiskFull(
                 f"{self.path}: the audit log cannot be written ({error}), so nothing is answered. Make room."

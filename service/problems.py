@@ -192,7 +192,8 @@ ANSWERED = (Problem, HTTPException, SurematchError)
 class Faults:
     """Answers a fault of ours, which it logs, where log, metrics, traces and headers are added to it as to any answer.
 
-    The framework would answer it outside of all of them. One that comes after the answer has begun goes on up, for the
+    The framework would answer it outside of all of them, and its own middleware for that (ServerErrorMiddleware) raises
+    it again, to be logged without the request's id. One that comes after the answer has begun goes on up, for the
     server to end the connection.
     """
 
@@ -218,7 +219,7 @@ class Faults:
             if begun:
                 raise
             log.error("a fault of ours", exc_info=error, extra=_of_request(scope))
-            await response(Problem("internal", "Something unexpected happened."), address(scope))(scope, receive, send)
+            await (await answer(Request(scope), error))(scope, receive, send)
 
 
 def install(app: FastAPI) -> None:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
 
+from index.console import stopped
 from index.errors import DiskFull, SettingsError
 from index.settings import parse
 from training.compare_settings import CompareSettings
@@ -31,9 +32,7 @@ def train(argv: Sequence[str]) -> int:
     try:
         record = train_encoder(settings, console)
     except KeyboardInterrupt:
-        again = "add --resume to the same command to continue" if can_resume(settings.out) else "nothing to continue"
-        console.print(f"Stopped. Nothing was written to {settings.out}; {again}.", markup=False)
-        return 130
+        return stopped(settings.out, can_resume(settings.out))
     except (OSError, SafetensorError) as error:
         if "No space left" not in str(error):  # of safetensors this is all there is to see
             raise

@@ -111,15 +111,19 @@ def test_a_fault_of_ours_keeps_its_traceback(verbs: Callable[..., None]) -> None
         cli.main(["verb"])
 
 
+TALK = """
+import sys
+from importlib.metadata import EntryPoint
+from service import cli
+cli.entry_points = lambda group: [EntryPoint("verb", "tests.service.test_cli:talk", group)]
+sys.exit(cli.main(["verb"]))
+"""
+
+
 def test_a_reader_that_goes_away_is_no_error() -> None:
-    code = (
-        "import sys; from importlib.metadata import EntryPoint; from service import cli; "
-        "cli.entry_points = lambda group: [EntryPoint('verb', 'tests.service.test_cli:talk', group)]; "
-        "sys.exit(cli.main(['verb']))"
-    )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", TALK], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout
     assert process.stderr
@@ -132,14 +136,9 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_output_without_room_is_one_line() -> None:
-    code = (
-        "import sys; from importlib.metadata import EntryPoint; from service import cli; "
-        "cli.entry_points = lambda group: [EntryPoint('verb', 'tests.service.test_cli:talk', group)]; "
-        "sys.exit(cli.main(['verb']))"
-    )
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", TALK],
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdout=full,
@@ -154,13 +153,8 @@ def test_output_without_room_is_one_line() -> None:
 
 def test_output_that_is_closed_is_not_missed() -> None:
     code = "import os, sys; os.close(1); os.close(2); os.execv(sys.executable, [sys.executable, '-c', sys.argv[1]])"
-    verb = (
-        "import sys; from importlib.metadata import EntryPoint; from service import cli; "
-        "cli.entry_points = lambda group: [EntryPoint('verb', 'tests.service.test_cli:talk', group)]; "
-        "sys.exit(cli.main(['verb']))"
-    )
     done = subprocess.run(
-        [sys.executable, "-c", code, verb], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False
+        [sys.executable, "-c", code, TALK], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False
     )
     assert done.returncode == 0
 
