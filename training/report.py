@@ -36,7 +36,7 @@ def render_report(record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         _tiles(record, evaluation),
         _measures(record, evaluation),
         _curves(record),
-        _map(evaluation.get("map", {})),
+        _map(evaluation.get("map", {}), held_out="seen" in evaluation),
         _confusions("Worst confusions", "of held-out rows", evaluation.get("confusions", [])),
         _confusions(
             "Confusions among classes never seen",
@@ -140,7 +140,7 @@ def _curves(record: Mapping[str, Any]) -> str:
     return section("How it learned", "", f'<div class="pair">{"".join(figures)}</div>')
 
 
-def _map(content: Mapping[str, Any]) -> str:
+def _map(content: Mapping[str, Any], *, held_out: bool) -> str:
     points: Sequence[Mapping[str, Any]] = content.get("points", [])
     if len(points) < 3:
         return ""
@@ -162,10 +162,10 @@ def _map(content: Mapping[str, Any]) -> str:
         across, up = sum(point["x"] for point in own) / len(own), sum(point["y"] for point in own) / len(own)
         names.append(Name(across, up, _short(name, 34), style[name]))
     explained = sum(content["explained"])
-    lead = (
-        f"The two directions of most variance (PCA, {_percent(explained)} of it) of {len(points):,} rows that did not "
-        "train. Coloured: the classes confused most."
-    )
+    which = "rows that did not train" if held_out else "rows it was trained on"
+    lead = f"The two directions of most variance (PCA, {_percent(explained)} of it) of {len(points):,} {which}."
+    if named:
+        lead += " Coloured: the classes confused most."
     if any(point["unseen"] for point in points):
         lead += " Rings are rows of classes never seen."
     return section("The embedding", lead, scatter(dots, names, title="map of the embedding"))

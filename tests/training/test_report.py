@@ -105,6 +105,7 @@ def test_the_page_shows_what_was_measured(model: Path) -> None:
     n = record["unseen"]["rows"]
     assert pairs["genuine_pairs"] + pairs["impostor_pairs"] == n * (n - 1) // 2
     assert record["command"] in words
+    assert "rows that did not train" in words
     assert any("unseen_map_at_r" in point for point in record["metrics"]["loss"])
     for package, version in record["versions"].items():
         assert package in words
@@ -145,7 +146,11 @@ def test_without_held_out_rows_the_report_says_that_nothing_was_measured(tiny_en
     data.write_text("text,label\n" + "\n".join(f"{text},{label}" for text, label in sentences(5)), encoding="utf-8")
     command = [str(data), "--encoder", str(tiny_encoder), "--epochs", "1", "--held-out", "0"]
     assert train([*command, "--out", str(tmp_path / "m")]) == 0
-    assert "nothing was measured" in (tmp_path / "m" / REPORT).read_text()
+    report = (tmp_path / "m" / REPORT).read_text()
+    assert "nothing was measured" in report
+    assert "rows it was trained on" in report
+    assert "did not train" not in report
+    assert "Coloured" not in report
     assert "nothing was measured" in (tmp_path / "m" / "README.md").read_text()
 
 
