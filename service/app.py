@@ -64,7 +64,7 @@ def create_app(
         for current in currents.values():
             await current.start()
         app.state.currents = currents
-        fleet = None if pipe is None else Fleet(pipe, lambda name: currents[name].reload())
+        fleet = None if pipe is None else Fleet(pipe, currents)
         if app.state.jobs is not None:
             await app.state.jobs.start()
         if fleet is not None:

@@ -5,24 +5,35 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Protocol
 
-from index.errors import CollectionError, SurematchError
+from index.errors import CollectionError
+
+
+class Versioned(Protocol):
+    """A collection of which another version can take the place: `service.serving.Current`."""
+
+    async def prepare(self, folder: Path) -> None: ...
+
+    def take(self) -> object: ...
+
+    async def drop(self) -> None: ...
 
 
 class Fleet:
     """The workers as one of them sees them. Use it in its event loop, between `join` and `leave`.
 
-    `reload_this` is what this one does when all are asked to reload the collection of a name.
+    `collections` are those of this worker, by name: it opens, takes or drops another version of one when all do.
     """
 
-    def __init__(self, pipe: Connection, reload_this: Callable[[str], Awaitable[object]]) -> None:
+    def __init__(self, pipe: Connection, collections: Mapping[str, Versioned]) -> None:
         self._pipe = pipe
-        self._reload_this = reload_this
+        self._collections = collections
         self._asked: list[asyncio.Future[str | None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._one_at_a_time = asyncio.Lock()
 
     def join(self) -> None:
         asyncio.get_running_loop().add_reader(self._pipe.fileno(), self._read)
@@ -31,7 +42,10 @@ class Fleet:
         asyncio.get_running_loop().remove_reader(self._pipe.fileno())
 
     async def reload(self, name: str) -> None:
-        """Every worker serves what is on disk of that collection now. Raises `CollectionError` when one refuses it."""
+        """Every worker serves what is on disk of that collection now, or, when one refuses it, what it served before.
+
+        Raises `CollectionError` then.
+        """
         done: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self._asked.append(done)
         self._pipe.send(("reload", name))
@@ -45,20 +59,25 @@ class Fleet:
             self.leave()
             os.kill(os.getpid(), signal.SIGTERM)
             return
-        if what == "reload":
-            task = asyncio.get_running_loop().create_task(self._reload(said))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        elif what == "done" and self._asked:
+        if what == "done":
             asked = self._asked.pop(0)
             if not asked.done():
                 asked.set_result(said)
+            return
+        task = asyncio.get_running_loop().create_task(self._follow(what, *said))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def _reload(self, name: str) -> None:
-        async with self._one_at_a_time:  # they are answered in the order they came
-            fault = None
-            try:
-                await self._reload_this(name)
-            except SurematchError as error:
-                fault = str(error)
-            self._pipe.send(("reloaded", fault))
+    async def _follow(self, what: str, name: str, folder: Path) -> None:
+        """Does one part of a reload; the supervisor asks for the next once all have answered this one."""
+        fault = None
+        try:
+            if what == "open":
+                await self._collections[name].prepare(folder)
+            elif what == "take":
+                self._collections[name].take()
+            else:
+                await self._collections[name].drop()
+        except Exception as error:  # whatever it is: the others wait for an answer
+            fault = str(error) or type(error).__name__
+        self._pipe.send(("did", fault))

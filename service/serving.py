@@ -14,7 +14,7 @@ import numpy as np
 
 from index.answer import Answer
 from index.collection import Collection
-from index.errors import CollectionError, DataError, ReadOnly, SurematchError
+from index.errors import CollectionError, DataError, ReadOnly
 from index.evidence import TOP_K
 from index.images import blank
 from index.memory import give_back
@@ -132,6 +132,7 @@ class Current:
         self.degraded = False
         """The last reload was refused: an older version serves than the one on disk."""
         self._reloading = asyncio.Lock()
+        self._prepared: Serving | None = None
         self._retiring: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -154,51 +155,66 @@ class Current:
                 self.metrics.items.labels(self.name).set(serving.collection.size)
 
     async def reload(self) -> Serving:
-        """Serve what the collection's folder holds now: opened, verified and warm before the first request sees it.
+        """Serve what the collection's folder holds now, in every worker: opened, verified and warm before the first
+        request sees it.
 
         Requests under way finish on the version they began with. Raises `SurematchError` when the new version is
-        damaged in any part; the old one then serves on.
+        damaged in any part, or one of several workers refuses it; the old one then serves on.
         """
         if self.settings.writable:
             raise ReadOnly(
                 "This service writes to the collection itself, so nobody else has changed it, and its own writes are "
                 "served at once. To serve another collection, start another service."
             )
+        if self.fleet is not None:
+            await self.fleet.reload(self.name)
+            assert self.serving is not None
+            return self.serving
         async with self._reloading:
-            old = self.serving
-            try:
-                new = await asyncio.to_thread(self._open_undamaged)
-            except SurematchError as error:
-                self.degraded = True
-                self.metrics.reloads.labels("refused").inc()
-                log.error("the new version is refused, the old one serves on: %s", error)
-                raise
-            self.serving = new
-            self.degraded = False
-            self.metrics.reloads.labels("serves").inc()
-            log.info("reloaded", extra={"fields": {"snapshot": new.collection.snapshot_id}})
-            if old is not None:
-                task = asyncio.create_task(old.retire())
-                self._retiring.add(task)
-                task.add_done_callback(self._retired)
-            return new
+            await self.prepare(self.settings.folders[self.name])
+            return self.take()
+
+    async def prepare(self, folder: Path) -> None:
+        """Open the version in `folder`, for `take` or `drop`. Raises `SurematchError` when any part is damaged."""
+        try:
+            self._prepared = await asyncio.to_thread(self._open_undamaged, folder)
+        except Exception as error:
+            self._refuse(error)
+            raise
+
+    def take(self) -> Serving:
+        """Serve the version that was prepared; the one before it is closed after its last request."""
+        assert self._prepared is not None
+        old, self.serving, self._prepared = self.serving, self._prepared, None
+        self.degraded = False
+        self.metrics.reloads.labels("serves").inc()
+        log.info("reloaded", extra={"fields": {"snapshot": self.serving.collection.snapshot_id}})
+        if old is not None:
+            task = asyncio.create_task(old.retire())
+            self._retiring.add(task)
+            task.add_done_callback(self._retired)
+        return self.serving
+
+    async def drop(self) -> None:
+        """Close what was prepared: another worker refuses it."""
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None:
+            self._refuse("another worker cannot open it")
+            await prepared.retire()
+
+    def _refuse(self, why: object) -> None:
+        self.degraded = True
+        self.metrics.reloads.labels("refused").inc()
+        log.error("the new version is refused, the old one serves on: %s", why)
 
     def _retired(self, task: asyncio.Task[None]) -> None:
         """Called when the old version is nowhere referred to any longer."""
         self._retiring.discard(task)
         asyncio.get_running_loop().run_in_executor(None, give_back)
 
-    async def reload_everywhere(self) -> Serving:
-        """`reload` in every worker. Raises `SurematchError` when one of them refuses the new version."""
-        if self.fleet is None:
-            return await self.reload()
-        await self.fleet.reload(self.name)
-        assert self.serving is not None
-        return self.serving
-
-    def _open_undamaged(self) -> Serving:
+    def _open_undamaged(self, folder: Path) -> Serving:
         """A start makes the best of a damaged collection; a reload has something better: the version that serves."""
-        new = Serving.open(self.settings, self.metrics, self.name)
+        new = Serving.open(self.settings, self.metrics, self.name, {self.name: folder})
         if new.collection.warnings:
             new.close()
             raise CollectionError(" ".join(new.collection.warnings))
@@ -206,6 +222,8 @@ class Current:
 
     async def stop(self) -> None:
         self._following.cancel()
+        if self._prepared is not None:
+            self._prepared.close()
         closing, self.serving = self.serving, None
         await asyncio.gather(*self._retiring)
         if closing is not None:

@@ -4,9 +4,10 @@ Each is started anew (spawned, not forked: a forked copy of threads and locks un
 for itself and shares the mapped index and the listening socket with the others. Only readers: a collection has one
 writer.
 
-They talk over one pipe each. A worker says "ready" and its greeting, asks for a "reload" of a collection by all of
-them, and answers each, in the order they came, with "reloaded" and what was wrong, or None; the supervisor passes
-"reload" on, and "done" back to who asked.
+They talk over one pipe each. A worker says "ready" and its greeting, and asks for a "reload" of a collection. Then all
+are told to "open" the version; once each has said that it "did", or what was wrong, to "take" it, or to "drop" it where
+one of them found a fault; and when they did that, who asked is told that it is "done". So all serve one version, and
+nobody answers from another.
 """
 
 from __future__ import annotations
@@ -60,15 +61,13 @@ class _Reload:
     """A reload by all workers, asked for by one of them; by None, of one that started when the others reloaded."""
 
     asker: Connection | None
-    asked: list[Connection]
     name: str
     folder: Path
-    """Where the collection of this name lies now: what replaces a worker opens it there once all others serve it."""
-    waiting: list[Connection] = field(init=False)
+    """Where the collection of this name lies: a link may be pointed elsewhere while some have opened it."""
+    asked: list[Connection]
+    step: str = ""
+    waiting: list[Connection] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.waiting = list(self.asked)
 
 
 class Supervisor:
@@ -80,6 +79,7 @@ class Supervisor:
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
         self._reloads: list[_Reload] = []
+        """The first is under way, the others wait for their turn."""
         self._greeted = False
         self._stopping: float | None = None
         self._deaths = 0
@@ -150,7 +150,7 @@ class Supervisor:
         worker.pipe.close()
         self._workers.remove(worker)
         mark_process_dead(worker.process.pid, os.environ[METRICS])  # type: ignore[no-untyped-call]
-        self._forget(worker.pipe)
+        self._did(worker.pipe, dead=True)
         if self._stopping is not None:
             return True
         if not self._greeted:
@@ -179,48 +179,60 @@ class Supervisor:
                 sys.stdout.flush()
         elif what == "reload":
             asked = [one.pipe for one in self._workers if one.ready]
-            folder = self.settings.folders[said].resolve()
-            self._ask(_Reload(worker.pipe, asked, said, folder))
-        elif what == "reloaded":
-            for reload in [one for one in self._reloads if worker.pipe in one.waiting][:1]:
-                reload.faults += [said] if said else []
-            self._forget(worker.pipe, first=True)
+            self._queue(_Reload(worker.pipe, said, self.settings.folders[said].resolve(), asked))
+        elif what == "did":
+            self._reloads[0].faults += [said] if said else []
+            self._did(worker.pipe)
 
-    def _ask(self, reload: _Reload) -> None:
+    def _queue(self, reload: _Reload) -> None:
         self._reloads.append(reload)
+        if len(self._reloads) == 1:
+            self._step(reload, "open")
+
+    def _step(self, reload: _Reload, step: str) -> None:
+        """Has all do the next part of it; when there is none left to do it, it is over."""
+        reload.step, reload.waiting = step, list(reload.asked)
         for pipe in reload.asked:
-            _send(pipe, "reload", reload.name)
+            _send(pipe, step, (reload.name, reload.folder))
+        if not reload.asked:
+            self._over(reload)
+
+    def _did(self, pipe: Connection, *, dead: bool = False) -> None:
+        """One worker did its part of the reload under way; or it has ended, then nobody waits for it any longer."""
+        for later in self._reloads[1:] if dead else []:
+            later.asked = [one for one in later.asked if one is not pipe]
+        for reload in self._reloads[:1]:
+            reload.asked = [one for one in reload.asked if one is not pipe] if dead else reload.asked
+            if pipe not in reload.waiting:
+                return
+            reload.waiting.remove(pipe)
+            if not reload.waiting:
+                if reload.step == "open" and reload.asked:
+                    self._step(reload, "drop" if reload.faults else "take")
+                else:
+                    self._over(reload)
+
+    def _over(self, reload: _Reload) -> None:
+        """Tells who asked what was wrong, or None where all serve it now; then it is the next one's turn."""
+        if reload.asked and not reload.faults:
+            if reload.asker is not None:
+                self._folders[reload.name] = reload.folder
+            for worker in self._workers:
+                if worker.pipe in reload.asked:
+                    worker.folders[reload.name] = reload.folder
+                self._catch_up(worker)
+        if reload.asker is not None:
+            _send(reload.asker, "done", " ".join(dict.fromkeys(reload.faults)) or None)
+        self._reloads.remove(reload)
+        if self._reloads:
+            self._step(self._reloads[0], "open")
 
     def _catch_up(self, worker: _Worker) -> None:
         """Has a worker that was not ready when the others reloaded do it now."""
         for name, folder in self._folders.items():
             if worker.ready and worker.folders[name] != folder:
                 worker.folders[name] = folder
-                self._ask(_Reload(None, [worker.pipe], name, folder))
-
-    def _forget(self, pipe: Connection, *, first: bool = False) -> None:
-        """No reload (or not the oldest) waits for this worker any longer; those complete are told to who asked."""
-        waiting = [reload for reload in self._reloads if pipe in reload.waiting]
-        for reload in waiting[:1] if first else waiting:
-            reload.waiting.remove(pipe)
-            if not reload.waiting:
-                self._reloads.remove(reload)
-                said = self._outcome(reload)
-                if reload.asker is not None:
-                    _send(reload.asker, "done", said)
-
-    def _outcome(self, reload: _Reload) -> str | None:
-        """What was wrong with the new version; None where all serve it, as those will that replace them."""
-        if reload.faults:
-            said, asked = " ".join(dict.fromkeys(reload.faults)), len(reload.asked)
-            others = asked - len(reload.faults)
-            return said if not others else f"{said} {others} of {asked} workers serve it nevertheless: reload again."
-        self._folders[reload.name] = reload.folder
-        for worker in self._workers:
-            if worker.pipe in reload.asked:
-                worker.folders[reload.name] = reload.folder
-            self._catch_up(worker)
-        return None
+                self._queue(_Reload(None, name, folder, [worker.pipe]))
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._stopping is None:
@@ -230,7 +242,7 @@ class Supervisor:
                 os.kill(worker.process.pid or 0, number)
 
 
-def _send(pipe: Connection, what: str, said: str | None) -> None:
+def _send(pipe: Connection, what: str, said: str | tuple[str, Path] | None) -> None:
     with suppress(OSError):  # it is ending, and its end will be noticed
         pipe.send((what, said))
 

@@ -29,7 +29,7 @@ async def reload(request: Request) -> Response:
     current = current_of(request)
     with operated(request, current.name, "reload"):
         try:
-            new = await current.reload_everywhere()
+            new = await current.reload()
         except SurematchError as error:
             raise Problem("conflict", f"The new version is refused and the old one serves on. {error}") from None
     collection = new.collection

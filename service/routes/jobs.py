@@ -134,7 +134,7 @@ async def promote_job(request: Request, id: str) -> Response:
     with operated(request, name, "promote", job=job.id):
         _point(link, jobs.folder / job.result)
         try:
-            await current.reload_everywhere()
+            await current.reload()
         except SurematchError as error:
             _point(link, before)
             raise Problem("conflict", f"The new collection is refused and the old one serves on. {error}") from None

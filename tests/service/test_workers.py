@@ -172,6 +172,30 @@ def test_one_that_starts_while_the_others_reload_follows(collection: Path, uncal
         assert calibrated(server) == {False}
 
 
+def test_what_one_worker_refuses_none_serves(collection: Path, uncalibrated: Path, tmp_path: Path) -> None:
+    shutil.copytree(collection, tmp_path / "one")
+    shutil.copytree(uncalibrated, tmp_path / "two")
+    point(tmp_path, "one")
+
+    def calibrated(server: Server) -> set[bool]:
+        replies = [httpx2.post(f"{server.url}/v1/search", json=QUERIES).json() for _ in range(16)]
+        return {bool(reply["results"][0]["calibrated"]) for reply in replies}
+
+    with fleet(tmp_path / "current") as server:
+        point(tmp_path, "two")
+        poor = workers(server)[0]
+        before = poor.rlimit(psutil.RLIMIT_NOFILE)
+        poor.rlimit(psutil.RLIMIT_NOFILE, (poor.num_fds() + 3, before[1]))  # enough for requests, not for a collection
+        refused = httpx2.post(f"{server.url}/v1/admin/reload", timeout=60)
+        assert refused.status_code == 409, refused.text
+        poor.rlimit(psutil.RLIMIT_NOFILE, before)
+        assert calibrated(server) == {True}
+        assert httpx2.get(f"{server.url}/readyz").json()["degraded"] is True
+        assert httpx2.post(f"{server.url}/v1/admin/reload", timeout=60).status_code == 200
+        assert calibrated(server) == {False}
+        assert httpx2.get(f"{server.url}/readyz").json()["degraded"] is False
+
+
 @pytest.mark.parametrize(("flags", "said"), [(["--writable"], "one writer"), ([], "not a collection")])
 def test_what_cannot_be_served_by_several_is_said(tmp_path: Path, flags: list[str], said: str) -> None:
     code = "from service.cli import main; main"
