@@ -20,14 +20,19 @@ from index.rows import Row
 ROWS, ASKED = 1500, 1000
 
 
-def minilm(cache: Path, seconds: float, rounds: int, serving: Callable[..., Any], wrk: Callable[..., Any]) -> Any:
-    """p50 in milliseconds, in turns: ours over HTTP with one client, theirs for `encode` alone at batch 1."""
+def minilm_collection(cache: Path) -> tuple[Path, list[str]]:
+    """A collection served by MiniLM's int8 export, and texts to ask it."""
     out = built(cache) / "minilm-int8"
-    asked = [text.partition(", reference")[0] for text, _ in texts(ASKED, seed=9)]
     if not out.exists():
         rows = [Row(text, label, "made", at) for at, (text, label) in enumerate(texts(ROWS))]
         known = [Row(text, label, "held", at) for at, (text, label) in enumerate(texts(200, seed=5))]
         build_collection("minilm", rows, out, held=Held(known), backend="onnx-int8", workers=1)
+    return out, [text.partition(", reference")[0] for text, _ in texts(ASKED, seed=9)]
+
+
+def minilm(cache: Path, seconds: float, rounds: int, serving: Callable[..., Any], wrk: Callable[..., Any]) -> Any:
+    """p50 in milliseconds, in turns: ours over HTTP with one client, theirs for `encode` alone at batch 1."""
+    out, asked = minilm_collection(cache)
     bodies = cache / "minilm.text"
     bodies.write_text("".join(json.dumps({"queries": [{"text": text}]}) + "\n" for text in asked))
     model = open_sentence_transformer("minilm")  # as people load it, float32 in torch: what the int8 export is to beat

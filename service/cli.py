@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 
 from index.errors import SettingsError, SurematchError
+from index.memory import share_arenas
 from index.settings import parse
 from service.settings import ServeSettings
 
@@ -150,6 +151,7 @@ def serve(argv: Sequence[str]) -> int:
     settings = parse(ServeSettings, argv)
     settings.folders  # noqa: B018 (two of one name are refused before anything is opened)
     _check_exposure(settings)
+    share_arenas()
     # The threads of FAISS that wait for work soon sleep: as they come they turn for a millisecond and more, on the core
     # that answers others. It is read when FAISS is loaded.
     if "OMP_WAIT_POLICY" not in os.environ:

@@ -32,6 +32,7 @@ from prometheus_client import values
 from prometheus_client.multiprocess import mark_process_dead
 
 from index.errors import SurematchError
+from index.memory import share_arenas
 from service import logs
 from service.server import DRAIN_SECONDS, run
 from service.serving import Serving
@@ -250,6 +251,7 @@ def _send(pipe: Connection, what: str, said: str | tuple[str, Path] | None) -> N
 def _work(settings: ServeSettings, folders: dict[str, Path], listening: socket.socket, pipe: Connection) -> None:
     """One worker, from the first to the last line."""
     os.setsid()  # Ctrl-C in a terminal goes to the supervisor alone, which passes it on
+    share_arenas()
     number = os.getpid()
     # as it is, every count asks the system for that number, in case the process has forked; this one never does
     values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]

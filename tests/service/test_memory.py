@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import shutil
 import subprocess
 import sys
@@ -51,6 +52,40 @@ print(before - resident())
 def test_what_was_freed_goes_back_to_the_system() -> None:
     done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True, timeout=120)
     assert int(done.stdout) > 30, "of the 50 MiB that a thread allocated and freed"
+
+
+ARENAS = """
+import ctypes
+import threading
+
+from index.memory import share_arenas
+
+share_arenas()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = libc.fopen.restype = ctypes.c_void_p
+all_here = threading.Barrier(8)
+
+def allocate():
+    libc.malloc(ctypes.c_size_t(50_000))
+    all_here.wait()  # who ends leaves its arena to others
+
+threads = [threading.Thread(target=allocate) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+libc.malloc_info(0, ctypes.c_void_p(libc.fopen(b"/dev/stdout", b"w")))
+libc.fflush(None)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the allocator that is asked is glibc's")
+@pytest.mark.parametrize(("wanted", "arenas"), [(None, 2), ("5", 5)])
+def test_threads_share_arenas(wanted: str | None, arenas: int) -> None:
+    said = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"}
+    said |= {} if wanted is None else {"MALLOC_ARENA_MAX": wanted}
+    done = subprocess.run([sys.executable, "-c", ARENAS], capture_output=True, text=True, check=True, env=said)
+    assert done.stdout.count("<heap nr=") == arenas
 
 
 @pytest.fixture
