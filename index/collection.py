@@ -276,7 +276,15 @@ class Collection:
         return self._store.add_feedback(vector, label, query_id)
 
     def refresh(self) -> bool:
-        """Follows what another process has written; returns whether anything had changed."""
+        """Follows what another process has written; returns whether anything had changed.
+
+        Raises `CollectionError` when another collection lies in the folder now; what was opened is served on.
+        """
+        if not self._store.in_place:
+            raise CollectionError(
+                f"{self.path}: was moved, removed or replaced while it was open, so it is not followed. Open the "
+                "collection again: a service is told to reload."
+            )
         with self._swapping:
             before = _version(self._state)
             named = current_name(self.path / SNAPSHOTS)

@@ -122,9 +122,14 @@ class Database:
         if self._closed:
             self.close()
 
+    @property
+    def in_place(self) -> bool:
+        """Whether the file at the path is the one that was opened."""
+        return _file_at(self.path) == self._file
+
     def _check_place(self) -> None:
         """Raises `CollectionError` when the file at the path is not the one that was opened: a write would be lost."""
-        if _file_at(self.path) != self._file:
+        if not self.in_place:
             raise CollectionError(
                 f"{self.path}: was moved, removed or replaced while it was open, so nothing was written. Open the "
                 "collection again: a service is started anew."

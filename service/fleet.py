@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Mapping
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol
@@ -57,6 +58,9 @@ class Fleet:
             what, said = self._pipe.recv()
         except (EOFError, OSError):  # without the supervisor nobody could stop or replace this worker
             self.leave()
+            for asked in self._asked:
+                if not asked.done():
+                    asked.set_result("The service is about to stop.")
             os.kill(os.getpid(), signal.SIGTERM)
             return
         if what == "done":
@@ -80,4 +84,5 @@ class Fleet:
                 await self._collections[name].drop()
         except Exception as error:  # whatever it is: the others wait for an answer
             fault = str(error) or type(error).__name__
-        self._pipe.send(("did", fault))
+        with suppress(OSError):  # the supervisor has ended, and so will this worker
+            self._pipe.send(("did", fault))

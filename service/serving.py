@@ -142,6 +142,7 @@ class Current:
 
     async def _follow(self) -> None:
         """Serve what other processes have written to the collection, and keep the gauges."""
+        said = ""
         while True:
             await asyncio.sleep(self.settings.refresh_seconds)
             if self.serving is None:
@@ -150,8 +151,11 @@ class Current:
                 try:
                     if not serving.collection.writable:
                         await asyncio.to_thread(serving.collection.refresh)
+                    said = ""
                 except Exception as error:  # an end of this task would be seen by nobody, and nothing followed
-                    log.error("what was written elsewhere cannot be followed: %s", error)
+                    if said != str(error):  # once, not every second until somebody mends it
+                        log.error("what was written elsewhere cannot be followed: %s", error)
+                    said = str(error)
                 self.metrics.items.labels(self.name).set(serving.collection.size)
 
     async def reload(self) -> Serving:
@@ -214,7 +218,10 @@ class Current:
 
     def _open_undamaged(self, folder: Path) -> Serving:
         """A start makes the best of a damaged collection; a reload has something better: the version that serves."""
-        new = Serving.open(self.settings, self.metrics, self.name, {self.name: folder})
+        try:
+            new = Serving.open(self.settings, self.metrics, self.name, {self.name: folder})
+        except (OSError, RuntimeError) as error:  # no more files, or a link that leads to itself
+            raise CollectionError(f"{folder}: cannot be opened: {error}.") from error
         if new.collection.warnings:
             new.close()
             raise CollectionError(" ".join(new.collection.warnings))

@@ -31,7 +31,7 @@ from types import FrameType
 from prometheus_client import values
 from prometheus_client.multiprocess import mark_process_dead
 
-from index.errors import SurematchError
+from index.errors import CollectionError, SurematchError
 from index.memory import share_arenas
 from service import logs
 from service.server import DRAIN_SECONDS, run
@@ -52,9 +52,9 @@ log = logging.getLogger("surematch.service")
 class _Worker:
     process: SpawnProcess
     pipe: Connection
-    folders: dict[str, Path]
-    """Where the collections lie that it serves, or will."""
     ready: bool = False
+    behind: set[str] = field(default_factory=set)
+    """Names of the collections that the others have reloaded since it began to start."""
 
 
 @dataclass(slots=True)
@@ -79,8 +79,10 @@ class Supervisor:
         self.listening = listening
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
-        self._reloads: list[_Reload] = []
-        """The first is under way, the others wait for their turn."""
+        self._reload: _Reload | None = None
+        """Under way."""
+        self._queued: list[tuple[Connection, str, Path]] = []
+        """Who asked for the next, the collection's name and where it lies."""
         self._greeted = False
         self._stopping: float | None = None
         self._deaths = 0
@@ -139,11 +141,12 @@ class Supervisor:
 
     def _start(self) -> None:
         ours, theirs = self._context.Pipe()
-        folders = dict(self._folders)
-        process = self._context.Process(target=_work, args=(self.settings, folders, self.listening, theirs))
+        strict = any(worker.ready for worker in self._workers)
+        given = (self.settings, dict(self._folders), self.listening, theirs, strict)
+        process = self._context.Process(target=_work, args=given)
         process.start()
         theirs.close()  # so that the worker's end closes with it
-        self._workers.append(_Worker(process, ours, folders))
+        self._workers.append(_Worker(process, ours))
 
     def _bury(self, worker: _Worker) -> bool:
         """Makes up for a worker that has ended; False where there is no use in another."""
@@ -151,7 +154,9 @@ class Supervisor:
         worker.pipe.close()
         self._workers.remove(worker)
         mark_process_dead(worker.process.pid, os.environ[METRICS])  # type: ignore[no-untyped-call]
-        self._did(worker.pipe, dead=True)
+        if self._reload is not None and worker.pipe in self._reload.asked:
+            self._reload.asked.remove(worker.pipe)
+            self._did(worker.pipe)
         if self._stopping is not None:
             return True
         if not self._greeted:
@@ -173,22 +178,37 @@ class Supervisor:
             return
         if what == "ready":
             worker.ready = True
-            self._catch_up(worker)
+            self._next()
             if not self._greeted and sum(one.ready for one in self._workers) == self.settings.workers:
                 self._greeted = True
                 sys.stdout.write(said)
                 sys.stdout.flush()
         elif what == "reload":
-            asked = [one.pipe for one in self._workers if one.ready]
-            self._queue(_Reload(worker.pipe, said, self.settings.folders[said].resolve(), asked))
-        elif what == "did":
-            self._reloads[0].faults += [said] if said else []
+            try:
+                self._queued.append((worker.pipe, said, self.settings.folders[said].resolve()))
+            except (OSError, RuntimeError) as error:  # a link that leads to itself
+                _send(worker.pipe, "done", str(error))
+            self._next()
+        elif what == "did" and self._reload is not None:
+            if said and self._reload.step != "take":
+                self._reload.faults.append(said)
+            if said and (self._reload.step == "take" or self._reload.asker is None):
+                worker.process.terminate()  # it cannot follow the others; what replaces it begins where they are
             self._did(worker.pipe)
 
-    def _queue(self, reload: _Reload) -> None:
-        self._reloads.append(reload)
-        if len(self._reloads) == 1:
-            self._step(reload, "open")
+    def _next(self) -> None:
+        """Begins another reload when none is under way; before those asked for, that of a worker behind the others."""
+        if self._reload is not None:
+            return
+        for worker in self._workers:
+            if worker.ready and worker.behind:
+                name = worker.behind.pop()
+                self._reload = _Reload(None, name, self._folders[name], [worker.pipe])
+                self._step(self._reload, "open")
+                return
+        if self._queued:
+            self._reload = _Reload(*self._queued.pop(0), [worker.pipe for worker in self._workers if worker.ready])
+            self._step(self._reload, "open")
 
     def _step(self, reload: _Reload, step: str) -> None:
         """Has all do the next part of it; when there is none left to do it, it is over."""
@@ -198,42 +218,34 @@ class Supervisor:
         if not reload.asked:
             self._over(reload)
 
-    def _did(self, pipe: Connection, *, dead: bool = False) -> None:
-        """One worker did its part of the reload under way; or it has ended, then nobody waits for it any longer."""
-        for later in self._reloads[1:] if dead else []:
-            later.asked = [one for one in later.asked if one is not pipe]
-        for reload in self._reloads[:1]:
-            reload.asked = [one for one in reload.asked if one is not pipe] if dead else reload.asked
-            if pipe not in reload.waiting:
-                return
-            reload.waiting.remove(pipe)
-            if not reload.waiting:
-                if reload.step == "open" and reload.asked:
-                    self._step(reload, "drop" if reload.faults else "take")
-                else:
-                    self._over(reload)
+    def _did(self, pipe: Connection) -> None:
+        """One worker did its part of the reload under way, or has ended: nobody waits for it any longer."""
+        reload = self._reload
+        if reload is None or pipe not in reload.waiting:
+            return
+        reload.waiting.remove(pipe)
+        if reload.waiting:
+            return
+        if reload.step != "open" or not reload.asked:
+            self._over(reload)
+        elif reload.faults:
+            self._step(reload, "drop")
+        else:
+            self._folders[reload.name] = reload.folder  # what starts from here on starts with it
+            if reload.asker is not None:
+                for worker in self._workers:
+                    if worker.pipe in reload.asked:
+                        worker.behind.discard(reload.name)
+                    else:
+                        worker.behind.add(reload.name)
+            self._step(reload, "take")
 
     def _over(self, reload: _Reload) -> None:
         """Tells who asked what was wrong, or None where all serve it now; then it is the next one's turn."""
-        if reload.asked and not reload.faults:
-            if reload.asker is not None:
-                self._folders[reload.name] = reload.folder
-            for worker in self._workers:
-                if worker.pipe in reload.asked:
-                    worker.folders[reload.name] = reload.folder
-                self._catch_up(worker)
+        self._reload = None
         if reload.asker is not None:
             _send(reload.asker, "done", " ".join(dict.fromkeys(reload.faults)) or None)
-        self._reloads.remove(reload)
-        if self._reloads:
-            self._step(self._reloads[0], "open")
-
-    def _catch_up(self, worker: _Worker) -> None:
-        """Has a worker that was not ready when the others reloaded do it now."""
-        for name, folder in self._folders.items():
-            if worker.ready and worker.folders[name] != folder:
-                worker.folders[name] = folder
-                self._queue(_Reload(None, name, folder, [worker.pipe]))
+        self._next()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._stopping is None:
@@ -248,7 +260,9 @@ def _send(pipe: Connection, what: str, said: str | tuple[str, Path] | None) -> N
         pipe.send((what, said))
 
 
-def _work(settings: ServeSettings, folders: dict[str, Path], listening: socket.socket, pipe: Connection) -> None:
+def _work(
+    settings: ServeSettings, folders: dict[str, Path], listening: socket.socket, pipe: Connection, strict: bool
+) -> None:
     """One worker, from the first to the last line."""
     os.setsid()  # Ctrl-C in a terminal goes to the supervisor alone, which passes it on
     share_arenas()
@@ -256,7 +270,11 @@ def _work(settings: ServeSettings, folders: dict[str, Path], listening: socket.s
     # as it is, every count asks the system for that number, in case the process has forked; this one never does
     values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
     try:
-        run(settings, Serving.open_all(settings, folders=folders), listening, pipe)
+        servings = Serving.open_all(settings, folders=folders)
+        for serving in servings.values() if strict else ():  # others serve it whole
+            if serving.collection.warnings:
+                raise CollectionError(" ".join(serving.collection.warnings))
+        run(settings, servings, listening, pipe)
     except SurematchError as error:
         sys.stderr.write(f"surematch serve: {error}\n")
         sys.exit(2)

@@ -648,3 +648,21 @@ def test_a_write_to_a_folder_that_was_replaced_is_refused(copied: Path, tmp_path
     assert again.item("kept") is not None
     assert again.item("lost") is None
     again.close()
+
+
+def test_a_reader_does_not_follow_into_another_collection(copied: Path, tmp_path: Path) -> None:
+    """Its items are those of the folder it opened; snapshots of another would not fit them."""
+    reader = Collection.open(copied)
+    before = reader.search(["bank card"])[0]
+    other = shutil.copytree(copied, tmp_path / "other")
+    writer = Collection.open(other, writable=True)
+    writer.upsert([NewItem("new", "card", "bank card")])
+    writer.snapshot()
+    writer.close()
+    copied.rename(tmp_path / "away")
+    other.rename(copied)
+    with pytest.raises(CollectionError, match="not followed"):
+        reader.refresh()
+    assert reader.search(["bank card"])[0] == before
+    assert not reader.warnings
+    reader.close()

@@ -150,39 +150,43 @@ def test_what_replaces_a_worker_serves_what_the_others_do(collection: Path, tmp_
         assert answered(server) == before
 
 
-def test_one_that_starts_while_the_others_reload_follows(collection: Path, uncalibrated: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def versions(collection: Path, uncalibrated: Path, tmp_path: Path) -> Path:
+    """A folder with `one` and `two` (which shows no probability), and `current`, a link to the first."""
     shutil.copytree(collection, tmp_path / "one")
     shutil.copytree(uncalibrated, tmp_path / "two")
     point(tmp_path, "one")
+    return tmp_path
 
-    def calibrated(server: Server) -> set[bool]:
-        replies = [httpx2.post(f"{server.url}/v1/search", json=QUERIES).json() for _ in range(16)]
-        return {bool(reply["results"][0]["calibrated"]) for reply in replies}
 
-    with fleet(tmp_path / "current") as server:
+def calibrated(server: Server) -> set[bool]:
+    """What new connections are told, so many that no worker is left out."""
+    replies = [httpx2.post(f"{server.url}/v1/search", json=QUERIES).json() for _ in range(16)]
+    return {bool(reply["results"][0]["calibrated"]) for reply in replies}
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_one_that_starts_while_the_others_reload_follows(versions: Path, linked: bool) -> None:
+    with fleet(versions / ("current" if linked else "one")) as server:
         victim = workers(server)[0]
         victim.kill()
         victim.wait(30)
         until(lambda: len(workers(server)) == 2)  # the new one has begun to start, from where all serve
         time.sleep(0.2)
-        point(tmp_path, "two")
+        if linked:
+            point(versions, "two")
+        else:
+            (versions / "one").rename(versions / "away")
+            (versions / "two").rename(versions / "one")
         assert httpx2.post(f"{server.url}/v1/admin/reload", timeout=60).status_code == 200
         until(lambda: len(counted(server)) == 2 and str(victim.pid) not in counted(server))
         until(lambda: calibrated(server) == {False})
         assert calibrated(server) == {False}
 
 
-def test_what_one_worker_refuses_none_serves(collection: Path, uncalibrated: Path, tmp_path: Path) -> None:
-    shutil.copytree(collection, tmp_path / "one")
-    shutil.copytree(uncalibrated, tmp_path / "two")
-    point(tmp_path, "one")
-
-    def calibrated(server: Server) -> set[bool]:
-        replies = [httpx2.post(f"{server.url}/v1/search", json=QUERIES).json() for _ in range(16)]
-        return {bool(reply["results"][0]["calibrated"]) for reply in replies}
-
-    with fleet(tmp_path / "current") as server:
-        point(tmp_path, "two")
+def test_what_one_worker_refuses_none_serves(versions: Path) -> None:
+    with fleet(versions / "current") as server:
+        point(versions, "two")
         poor = workers(server)[0]
         before = poor.rlimit(psutil.RLIMIT_NOFILE)
         poor.rlimit(psutil.RLIMIT_NOFILE, (poor.num_fds() + 3, before[1]))  # enough for requests, not for a collection
@@ -194,6 +198,35 @@ def test_what_one_worker_refuses_none_serves(collection: Path, uncalibrated: Pat
         assert httpx2.post(f"{server.url}/v1/admin/reload", timeout=60).status_code == 200
         assert calibrated(server) == {False}
         assert httpx2.get(f"{server.url}/readyz").json()["degraded"] is False
+
+
+@pytest.mark.parametrize("count", ["1", "2"])
+def test_a_link_that_leads_to_itself_is_refused(versions: Path, count: str) -> None:
+    with serving(versions / "current", "--workers", count) as server:
+        point(versions, "current")
+        refused = httpx2.post(f"{server.url}/v1/admin/reload", timeout=60)
+        assert (refused.status_code, refused.json()["type"]) == (409, "/problems/conflict")
+        assert calibrated(server) == {True}
+
+
+def test_while_others_serve_a_worker_does_not_start_with_a_damaged_collection(versions: Path) -> None:
+    with fleet(versions / "one") as server:
+        vectors = next((versions / "one").glob("snapshots/0*/vectors*"))
+        sound = vectors.read_bytes()
+        damaged = versions / "damaged"
+        damaged.write_bytes(sound[:-4] + b"####")
+        damaged.replace(vectors)  # what serves has mapped or read the other file
+        victim = workers(server)[0]
+        victim.kill()
+        victim.wait(30)
+        until(lambda: len(workers(server)) == 2)  # it has begun to start
+        until(lambda: len(workers(server)) == 1)  # and refuses
+        assert calibrated(server) == {True}
+        mended = versions / "mended"
+        mended.write_bytes(sound)
+        mended.replace(vectors)
+        until(lambda: len(counted(server)) == 2 and str(victim.pid) not in counted(server))
+        assert calibrated(server) == {True}
 
 
 @pytest.mark.parametrize(("flags", "said"), [(["--writable"], "one writer"), ([], "not a collection")])
