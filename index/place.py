@@ -84,6 +84,14 @@ def beside(path: Path, what: str) -> Path:
     return whole.parent / f".{whole.name}-{what}"
 
 
+def resolved(folder: Path) -> Path:
+    """Where it lies, all links followed. Raises `CollectionError` when one leads back to itself."""
+    try:
+        return folder.resolve()
+    except (OSError, RuntimeError) as error:
+        raise CollectionError(f"{folder}: the link leads back to itself. Point it at a collection's folder.") from error
+
+
 def prepare(folder: Path, inputs: dict[str, Any], resume: bool | None) -> bool:
     """Empties `folder` for a new build from `inputs`, or, to resume, checks that it was begun from the same.
 

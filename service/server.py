@@ -81,7 +81,8 @@ def run(
         gc.freeze()
         gc.set_threshold(GARBAGE, *gc.get_threshold()[1:])
         if supervisor is not None:
-            supervisor.send(("ready", greeting))
+            whole = not any(serving.collection.warnings for serving in servings.values())
+            supervisor.send(("ready", (greeting, whole)))
             return
         sys.stdout.write(greeting)
         sys.stdout.flush()

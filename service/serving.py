@@ -18,6 +18,7 @@ from index.errors import CollectionError, DataError, ReadOnly
 from index.evidence import TOP_K
 from index.images import blank
 from index.memory import give_back
+from index.place import resolved
 from service.fleet import Fleet
 from service.metrics import Metrics
 from service.searcher import Searcher
@@ -57,7 +58,7 @@ class Serving:
         folders = settings.folders if folders is None else folders
         name = next(iter(folders)) if name is None else name
         # a link to the current version may be pointed elsewhere while we read: all files come from where it points now
-        collection = Collection.open(folders[name].resolve(), writable=settings.writable)
+        collection = Collection.open(resolved(folders[name]), writable=settings.writable)
         try:
             if settings.eight_bits:
                 collection.prepare()
@@ -220,7 +221,7 @@ class Current:
         """A start makes the best of a damaged collection; a reload has something better: the version that serves."""
         try:
             new = Serving.open(self.settings, self.metrics, self.name, {self.name: folder})
-        except (OSError, RuntimeError) as error:  # no more files, or a link that leads to itself
+        except OSError as error:  # of too many files, for one
             raise CollectionError(f"{folder}: cannot be opened: {error}.") from error
         if new.collection.warnings:
             new.close()

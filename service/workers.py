@@ -4,10 +4,10 @@ Each is started anew (spawned, not forked: a forked copy of threads and locks un
 for itself and shares the mapped index and the listening socket with the others. Only readers: a collection has one
 writer.
 
-They talk over one pipe each. A worker says "ready" and its greeting, and asks for a "reload" of a collection. Then all
-are told to "open" the version; once each has said that it "did", or what was wrong, to "take" it, or to "drop" it where
-one of them found a fault; and when they did that, who asked is told that it is "done". So all serve one version, and
-nobody answers from another.
+They talk over one pipe each. A worker says "ready", its greeting and whether what it opened is whole, and asks for a
+"reload" of a collection. Then all are told to "open" the version; once each has said that it "did", or what was wrong,
+to "take" it, or to "drop" it where one of them found a fault; and when they did that, who asked is told that it is
+"done". So all serve one version, and nobody answers from another.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from index.errors import CollectionError, SurematchError
 from index.memory import share_arenas
+from index.place import resolved
 from service import logs
 from service.server import DRAIN_SECONDS, run
 from service.serving import Serving
@@ -53,6 +54,8 @@ class _Worker:
     process: SpawnProcess
     pipe: Connection
     ready: bool = False
+    whole: bool = False
+    """It began with collections that have no damage."""
     behind: set[str] = field(default_factory=set)
     """Names of the collections that the others have reloaded since it began to start."""
 
@@ -88,7 +91,7 @@ class Supervisor:
         self._deaths = 0
         self._start_at: list[float] = []
         # a link may be pointed to another version at any time: workers are to serve one and the same
-        self._folders = {name: folder.resolve() for name, folder in settings.folders.items()}
+        self._folders = {name: resolved(folder) for name, folder in settings.folders.items()}
 
     def run(self) -> int:
         """Returns once all workers have ended: after a signal, or when the first start of one fails."""
@@ -141,7 +144,7 @@ class Supervisor:
 
     def _start(self) -> None:
         ours, theirs = self._context.Pipe()
-        strict = any(worker.ready for worker in self._workers)
+        strict = any(worker.whole for worker in self._workers)
         given = (self.settings, dict(self._folders), self.listening, theirs, strict)
         process = self._context.Process(target=_work, args=given)
         process.start()
@@ -178,15 +181,16 @@ class Supervisor:
             return
         if what == "ready":
             worker.ready = True
+            greeting, worker.whole = said
             self._next()
             if not self._greeted and sum(one.ready for one in self._workers) == self.settings.workers:
                 self._greeted = True
-                sys.stdout.write(said)
+                sys.stdout.write(greeting)
                 sys.stdout.flush()
         elif what == "reload":
             try:
-                self._queued.append((worker.pipe, said, self.settings.folders[said].resolve()))
-            except (OSError, RuntimeError) as error:  # a link that leads to itself
+                self._queued.append((worker.pipe, said, resolved(self.settings.folders[said])))
+            except CollectionError as error:
                 _send(worker.pipe, "done", str(error))
             self._next()
         elif what == "did" and self._reload is not None:

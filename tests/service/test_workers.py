@@ -229,6 +229,17 @@ def test_while_others_serve_a_worker_does_not_start_with_a_damaged_collection(ve
         assert calibrated(server) == {True}
 
 
+def test_what_was_damaged_from_the_start_is_served_by_as_many_as_before(versions: Path) -> None:
+    vectors = next((versions / "one").glob("snapshots/0*/vectors*"))
+    vectors.write_bytes(vectors.read_bytes()[:-4] + b"####")
+    with fleet(versions / "one") as server:
+        assert calibrated(server) == {False}
+        victim = workers(server)[0]
+        victim.kill()
+        victim.wait(30)
+        until(lambda: len(counted(server)) == 2 and str(victim.pid) not in counted(server))
+
+
 @pytest.mark.parametrize(("flags", "said"), [(["--writable"], "one writer"), ([], "not a collection")])
 def test_what_cannot_be_served_by_several_is_said(tmp_path: Path, flags: list[str], said: str) -> None:
     code = "from service.cli import main; main"
