@@ -66,4 +66,10 @@ def minilm(cache: Path, seconds: float, serving: Callable[..., Any], wrk: Callab
     medians = {name: round(statistics.median(values), 3) for name, values in found.items()}
     runs = {name.replace("p50_", "p50s_"): values for name, values in found.items()}
     words = statistics.median(len(text.split()) for text in asked)
-    return {**medians, **runs, "times": round(times, 3), "texts": f"support messages of {words:.0f} words", "32 clients": many}
+    return {
+        **medians,
+        **runs,
+        "times": round(times, 3),
+        "texts": f"support messages of {words:.0f} words",
+        "32 clients": many,
+    }
