@@ -280,11 +280,7 @@ class Collection:
 
         Raises `CollectionError` when another collection lies in the folder now; what was opened is served on.
         """
-        if not self._store.in_place:
-            raise CollectionError(
-                f"{self.path}: was moved, removed or replaced while it was open, so it is not followed. Open the "
-                "collection again: a service is told to reload."
-            )
+        self._store.check_place("it is not followed. Open the collection again: a service is told to reload")
         with self._swapping:
             before = _version(self._state)
             named = current_name(self.path / SNAPSHOTS)

@@ -122,18 +122,10 @@ class Database:
         if self._closed:
             self.close()
 
-    @property
-    def in_place(self) -> bool:
-        """Whether the file at the path is the one that was opened."""
-        return _file_at(self.path) == self._file
-
-    def _check_place(self) -> None:
-        """Raises `CollectionError` when the file at the path is not the one that was opened: a write would be lost."""
-        if not self.in_place:
-            raise CollectionError(
-                f"{self.path}: was moved, removed or replaced while it was open, so nothing was written. Open the "
-                "collection again: a service is started anew."
-            )
+    def check_place(self, so: str) -> None:
+        """Raises `CollectionError` when the file at the path is not the one that was opened; `so` says what follows."""
+        if _file_at(self.path) != self._file:
+            raise CollectionError(f"{self.path}: was moved, removed or replaced while it was open, so {so}.")
 
     @contextmanager
     def _transaction(self, *, counts: bool = True) -> Iterator[tuple[sqlite3.Cursor, int]]:
@@ -145,7 +137,7 @@ class Database:
                     "UPDATE state SET sequence = sequence + ? RETURNING sequence", (int(counts),)
                 ).fetchone()[0]
                 yield cursor, sequence
-                self._check_place()
+                self.check_place("nothing was written. Open the collection again: a service is started anew")
                 cursor.execute("COMMIT")
             except BaseException as error:
                 if self._connection.in_transaction:

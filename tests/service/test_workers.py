@@ -95,31 +95,37 @@ def test_workers_end_when_their_supervisor_is_killed(collection: Path) -> None:
             worker.wait(30)
 
 
-def test_a_reload_is_every_workers(collection: Path, uncalibrated: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def versions(collection: Path, uncalibrated: Path, tmp_path: Path) -> Path:
+    """A folder with `one` and `two` (which shows no probability), and `current`, a link to the first."""
     shutil.copytree(collection, tmp_path / "one")
     shutil.copytree(uncalibrated, tmp_path / "two")
+    point(tmp_path, "one")
+    return tmp_path
+
+
+def test_a_reload_is_every_workers(versions: Path) -> None:
     snapshots = {}
     for version in ("one", "two"):
-        opened = Collection.open(tmp_path / version)
+        opened = Collection.open(versions / version)
         snapshots[version] = opened.snapshot_id
         opened.close()
-    point(tmp_path, "one")
 
     def served(server: Server) -> set[str]:
         """By several new connections, so that no worker is left out."""
         return {str(httpx2.post(f"{server.url}/v1/search", json=QUERIES).json()["snapshot"]) for _ in range(12)}
 
-    with fleet(tmp_path / "current") as server:
+    with fleet(versions / "current") as server:
         with Crowd(server) as crowd:
             for version in ("two", "one", "two"):
-                point(tmp_path, version)
+                point(versions, version)
                 reply = httpx2.post(f"{server.url}/v1/admin/reload", timeout=60)
                 assert reply.status_code == 200, reply.text
                 assert reply.json()["snapshot"] == snapshots[version]
                 assert served(server) == {snapshots[version]}
         assert not crowd.failed
         assert set(crowd.seen) <= {(200, snapshots["one"], True), (200, snapshots["two"], False)}
-        (tmp_path / "current").unlink()
+        (versions / "current").unlink()
         refused = httpx2.post(f"{server.url}/v1/admin/reload", timeout=60)
         assert (refused.status_code, refused.json()["type"]) == (409, "/problems/conflict")
         assert served(server) == {snapshots["two"]}
@@ -148,15 +154,6 @@ def test_what_replaces_a_worker_serves_what_the_others_do(collection: Path, tmp_
             until(lambda: len(counted(server)) == 2)
         assert first.isdisjoint(worker.pid for worker in workers(server))
         assert answered(server) == before
-
-
-@pytest.fixture
-def versions(collection: Path, uncalibrated: Path, tmp_path: Path) -> Path:
-    """A folder with `one` and `two` (which shows no probability), and `current`, a link to the first."""
-    shutil.copytree(collection, tmp_path / "one")
-    shutil.copytree(uncalibrated, tmp_path / "two")
-    point(tmp_path, "one")
-    return tmp_path
 
 
 def calibrated(server: Server) -> set[bool]:
