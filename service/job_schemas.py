@@ -39,6 +39,7 @@ class TrainSettings(Body):
     image_size: int | None = Field(None, ge=16, le=512, description="edge of the square pictures are fitted into")
     augment: Literal["faces", "characters", "none"] | None = Field(None, description="random changes to pictures")
     turned_classes: bool = Field(False, description="turned and mirrored pictures train as classes of their own")
+    composed_classes: bool = Field(False, description="upper half of one class, lower half of another: a further class")
     skip_faulty: SkipFaulty = False
     loss: Identifier | None = Field(None, description="null: the encoder's default")
     epochs: float | None = Field(None, gt=0, le=1000)

@@ -310,7 +310,7 @@ class Jobs:
 
 _TRAIN = (
     *("text", "label", "loss", "epochs", "held_out", "seed"),
-    *("image_size", "augment", "turned_classes", "skip_faulty"),
+    *("image_size", "augment", "turned_classes", "composed_classes", "skip_faulty"),
 )
 _INDEX = ("text", "label", "id", "unknown_share", "engine", "seed", "skip_faulty")
 

@@ -104,6 +104,11 @@ class TrainSettings(Settings):
         "classes, eight times as many in all. For characters and symbols of which there are few: more classes to tell "
         "apart make a better encoder. Needs an --augment that does not mirror.",
     )
+    composed_classes: bool = Field(
+        default=False,
+        description="The upper half of a picture of one class above the lower half of one of another trains as a "
+        "further class, C x C in all. For faces, cropped alike, of which there are few dozen people.",
+    )
     loss: Loss | None = Field(
         default=None,
         description="Training objective, with class weights: am-softmax ... exact; without, as sentence-transformers "

@@ -19,11 +19,10 @@ from index.rows import Row
 from training.augment import AUGMENTATIONS, augment
 from training.config import Kind, TrainSettings
 from training.evaluation import Classes
+from training.more_classes import SHARE, composed, composed_class
 from training.objectives import OBJECTIVES
 
 SIZE, WIDTH, DIMENSION = 64, 24, 128
-TURNS = 8
-"""Classes made of one by quarter turns and mirroring."""
 
 
 def new_image_model(settings: TrainSettings, rows: Sequence[Row]) -> SentenceTransformer:
@@ -38,18 +37,6 @@ def new_image_model(settings: TrainSettings, rows: Sequence[Row]) -> SentenceTra
     return SentenceTransformer(modules=[network], device="cpu")
 
 
-def with_turned_classes(pictures: Sequence[Image.Image], classes: Classes, count: int) -> tuple[list[Any], Classes]:
-    """All pictures, then all turned and mirrored in the seven other ways; classes (n,) begin at multiples of `count`.
-
-    A turned character is another character (Santoro et al., "Meta-Learning with Memory-Augmented Neural Networks",
-    2016, section 4.1), and so is its mirror image.
-    """
-    by = Image.Transpose
-    turns = (by.ROTATE_90, by.ROTATE_180, by.ROTATE_270, by.FLIP_LEFT_RIGHT, by.FLIP_TOP_BOTTOM, by.TRANSPOSE)
-    turned = [picture.transpose(turn) for turn in (*turns, by.TRANSVERSE) for picture in pictures]
-    return [*pictures, *turned], np.concatenate([classes + at * count for at in range(TURNS)])
-
-
 def canvases(model: SentenceTransformer, rows: Sequence[Row]) -> list[Image.Image]:
     """The pictures of `rows` at the size the network takes."""
     network: Any = model[0]
@@ -60,13 +47,22 @@ class PictureCollator:
     """Batches of rows to `text_pixel_values` (B, C, H, W) float32, changed at random, with `label` and `row`.
 
     What is drawn follows from the seed and the batch's rows alone, so a resumed run continues with the same pictures.
+    `classes` (n,) int64 are those of all `pictures`; where classes are composed, each of [0, C) is there.
     """
 
     valid_label_columns: Sequence[str] = ("label",)
 
-    def __init__(self, model: SentenceTransformer, pictures: Sequence[Image.Image], settings: TrainSettings) -> None:
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        pictures: Sequence[Image.Image],
+        classes: Classes,
+        settings: TrainSettings,
+    ) -> None:
         network: Any = model[0]
         self._pixels: Tensor = network.preprocess(pictures)["pixel_values"]
+        self._classes = torch.from_numpy(classes)
+        self._compose = settings.composed_classes
         self._changes = AUGMENTATIONS[settings.augment]
         self._seed = settings.seed
 
@@ -74,22 +70,43 @@ class PictureCollator:
         rows = torch.tensor([feature["row"] for feature in features])
         digest = hashlib.sha256(np.array([self._seed, *rows.tolist()], np.int64).tobytes()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        pictures = augment(self._pixels[rows].float(), self._changes, generator)
-        return {
-            "text_pixel_values": pictures,
-            "label": torch.tensor([feature["label"] for feature in features]),
-            "row": rows,
-        }
+        pictures, labels = self._pixels[rows].float(), self._classes[rows]
+        if self._compose:
+            pictures, labels = self._composed(pictures, labels, generator)
+        return {"text_pixel_values": augment(pictures, self._changes, generator), "label": labels, "row": rows}
+
+    def _composed(self, pictures: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Some of them with the lower half of a picture of any other class, and what class they are then."""
+        others = torch.randint(len(self._pixels), (len(pictures),), generator=generator)
+        asked = torch.rand(len(pictures), generator=generator) < SHARE
+        lower = torch.where(asked, self._classes[others], labels)
+        joined = (lower != labels).view(-1, 1, 1, 1)
+        pictures = torch.where(joined, composed(pictures, self._pixels[others].float()), pictures)
+        return pictures, composed_class(labels, lower, int(self._classes.max()) + 1)
 
 
 def check_shape(settings: TrainSettings, loss: str, kind: Kind) -> None:
-    """Raises `SettingsError` for a loss that needs pairs of texts, or turned classes where they cannot be."""
-    if settings.turned_classes and kind == "frozen":
-        raise SettingsError("--turned-classes: a ready-made encoder is not asked for turned pictures. Leave it away.")
+    """Raises `SettingsError` for a loss that needs pairs of texts, or further classes where they cannot be."""
+    further = "--turned-classes" if settings.turned_classes else "--composed-classes"
+    asked = settings.turned_classes or settings.composed_classes
+    if asked and kind not in ("image", "frozen"):
+        raise SettingsError(f"{further}: only pictures have further classes. Leave it away for texts.")
+    if asked and kind == "frozen":
+        raise SettingsError(f"{further}: a ready-made encoder is asked for pictures as they are. Leave it away.")
+    if settings.turned_classes and settings.composed_classes:
+        raise SettingsError("--turned-classes and --composed-classes: give one of them.")
     if settings.turned_classes and AUGMENTATIONS[settings.augment].flip:
         raise SettingsError(
             f"--turned-classes makes mirror images classes of their own, and --augment {settings.augment} mirrors "
             "pictures at random. Use --augment characters."
         )
-    if OBJECTIVES[loss].shape not in ("labelled", "grouped"):
+    if kind not in ("image", "frozen"):
+        return
+    shape = OBJECTIVES[loss].shape
+    if shape not in ("labelled", "grouped"):
         raise SettingsError(f"--loss {loss}: it compares pairs of texts. For pictures, use am-softmax or arcface.")
+    if settings.composed_classes and shape != "labelled":
+        raise SettingsError(
+            f"--composed-classes with --loss {loss}: it compares pictures of one class in a batch, and of a composed "
+            "class there is one. Use am-softmax or arcface."
+        )

@@ -42,7 +42,8 @@ from training.data import (
 from training.evaluation import Classes, Retrieval, Vectors, nearest_class_mean, retrieval
 from training.folder import EVALUATION, FORMAT, REPORT, check_target, new_folder
 from training.heads import HEAD, class_means, load_head
-from training.image_data import TURNS, PictureCollator, canvases, check_shape, new_image_model, with_turned_classes
+from training.image_data import PictureCollator, canvases, check_shape, new_image_model
+from training.more_classes import composed_means, learned_classes, with_turned_classes
 from training.objectives import Objective, make_objective
 from training.pairs import rows_of_pairs
 from training.projection import Frozen, VectorCollator, is_frozen, projected
@@ -159,11 +160,8 @@ def _train(
     disable_progress_bar()
     model, kind = _start(settings, [*rows, *prepared.unseen], prepared.frozen)
     recipe = Recipe.resolve(settings, kind)
-    if kind in ("image", "frozen"):
-        check_shape(settings, recipe.loss, kind)
-    elif settings.turned_classes:
-        raise SettingsError("--turned-classes: only pictures can be turned. Leave it away for texts.")
-    learned = len(labels) * (TURNS if settings.turned_classes else 1)
+    check_shape(settings, recipe.loss, kind)
+    learned = learned_classes(settings, len(labels))
     check_processes(settings, recipe)
     check_memory(recipe, learned, int(model.get_embedding_dimension() or 0))
     check_readable(model, kind, [*rows, *prepared.unseen])
@@ -194,7 +192,10 @@ def _train(
     # Class means of a network that knows nothing lie close together: worse places to start from than random ones.
     informed = kind != "image" or Path(settings.encoder).is_dir()
     if isinstance(loss, Objective) and (informed or loss.needs_imprint):
-        means = class_means(torch.from_numpy(vectors), torch.from_numpy(of_vectors), learned)
+        encoded = len(labels) if settings.composed_classes else learned
+        means = class_means(torch.from_numpy(vectors), torch.from_numpy(of_vectors), encoded)
+        if settings.composed_classes:
+            means = composed_means(means)
         loss.imprint(_earlier_weights(settings.encoder, labels, means))
     start = copied(model) if recipe.start_share else {}
     watched = bool(unseen_texts) and (settings.patience is not None or kind == "static")
@@ -204,10 +205,10 @@ def _train(
             model,
             loss,
             Rows(
-                [rows[at].text for at in split.train] * (learned // len(labels)),
+                [rows[at].text for at in split.train] * (len(train_texts) // len(split.train)),
                 train_classes.tolist(),
                 lambda at: _name([rows[split.train[i % len(split.train)]] for i in at]),
-                _collator(model, kind, train_texts, settings),
+                _collator(model, kind, train_texts, train_classes, settings),
             ),
             settings=settings,
             recipe=recipe,
@@ -290,11 +291,13 @@ def _contents(model: SentenceTransformer, kind: Kind, frozen: Frozen | None, row
     return canvases(model, rows) if kind == "image" else [row.text for row in rows]
 
 
-def _collator(model: SentenceTransformer, kind: Kind, contents: Sequence[Any], settings: TrainSettings) -> Any:
+def _collator(
+    model: SentenceTransformer, kind: Kind, contents: Sequence[Any], classes: Classes, settings: TrainSettings
+) -> Any:
     """What makes batches of pictures or vectors; None: the library's own, of texts."""
     if kind == "frozen":
         return VectorCollator(contents)
-    return PictureCollator(model, contents, settings) if kind == "image" else None
+    return PictureCollator(model, contents, classes, settings) if kind == "image" else None
 
 
 def _earlier_weights(encoder: str, labels: Sequence[str], means: torch.Tensor) -> torch.Tensor:

@@ -22,8 +22,7 @@ from tests.pictures import digit, packed, write_digits
 from training.augment import AUGMENTATIONS, Changes, augment
 from training.config import TrainSettings
 from training.evaluation import retrieval
-from training.heads import load_head
-from training.image_data import PictureCollator, new_image_model, with_turned_classes
+from training.image_data import PictureCollator, new_image_model
 from training.objectives import Objective
 from training.pipeline import train_encoder
 
@@ -99,32 +98,6 @@ def test_what_pictures_cannot_be_trained_with_is_said(tmp_path: Path) -> None:
             train(data, tmp_path / "m", **wrong)
 
 
-def test_turned_and_mirrored_pictures_are_classes_of_their_own() -> None:
-    squares = [digit(at % 2, at) for at in range(4)]
-    turned, classes = with_turned_classes(squares, np.array([0, 1, 0, 1]), 2)
-    assert classes.tolist() == [label + 2 * at for at in range(8) for label in (0, 1, 0, 1)]
-    for at, square in enumerate(np.asarray(square) for square in squares):
-        got = [np.asarray(picture) for picture in turned[at::4]]
-        for turn in range(4):
-            np.testing.assert_array_equal(got[turn], np.rot90(square, turn))
-        mirrored = {np.rot90(square.T, turn).tobytes() for turn in range(4)}
-        assert {picture.tobytes() for picture in got[4:]} == mirrored
-
-
-def test_the_classes_of_turned_pictures_are_learned_and_not_kept(tmp_path: Path) -> None:
-    data = write_digits(tmp_path / "digits", range(3), range(8))
-    record = train(data, tmp_path / "m", epochs=1, turned_classes=True)
-    assert record["objective"]["classes"] == 24  # type: ignore[index]
-    weight, labels = load_head(tmp_path / "m")
-    assert labels == ["d0", "d1", "d2"]
-    assert len(weight) == 3
-    settings = TrainSettings(data=[_texts(tmp_path)], out=tmp_path / "t", turned_classes=True)
-    with pytest.raises(SettingsError, match="only pictures"):
-        train_encoder(settings, Console(file=StringIO()))
-    with pytest.raises(SettingsError, match="--augment faces mirrors"):
-        train(data, tmp_path / "n", turned_classes=True, augment="faces")
-
-
 @pytest.mark.parametrize(("loss", "expected"), [("am-softmax", False), ("taylor", True)])
 def test_class_weights_of_a_network_that_knows_nothing_start_at_random(
     loss: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -138,11 +111,6 @@ def test_class_weights_of_a_network_that_knows_nothing_start_at_random(
     asked.clear()
     train(data, tmp_path / "more", epochs=1, loss=loss, encoder=str(tmp_path / "m"))
     assert asked, "a trained network's class means are where its classes are"
-
-
-def _texts(folder: Path) -> Path:
-    (folder / "rows.csv").write_text("text,label\n" + "".join(f"word{at},{at % 2}\n" for at in range(8)))
-    return folder / "rows.csv"
 
 
 def pictures(count: int = 16, channels: int = 3) -> torch.Tensor:
@@ -194,12 +162,13 @@ def test_batches_follow_from_the_seed_and_their_rows(tmp_path: Path) -> None:
     settings = TrainSettings(data=[tmp_path], out=tmp_path, encoder="image", image_size=16)
     model = new_image_model(settings, rows)
     squares = [model[0].square(digit(at % 2, at)) for at in range(8)]
-    collate = PictureCollator(model, squares, settings)
+    classes = np.arange(8) % 2
+    collate = PictureCollator(model, squares, classes, settings)
     batch = [{"row": at, "label": at % 2, "text": "unused"} for at in (5, 2, 7)]
     torch.testing.assert_close(collate(batch)["text_pixel_values"], collate(batch)["text_pixel_values"])
     assert collate(batch)["row"].tolist() == [5, 2, 7]
     assert collate(batch)["label"].tolist() == [1, 0, 1]
-    plain = PictureCollator(model, squares, settings.model_copy(update={"augment": "none"}))
+    plain = PictureCollator(model, squares, classes, settings.model_copy(update={"augment": "none"}))
     expected = torch.from_numpy(np.asarray(squares[2], np.float32))
     torch.testing.assert_close(plain(batch)["text_pixel_values"][1, 0], expected)
 

@@ -129,8 +129,9 @@ def test_pictures_it_cannot_use_are_named_or_left_out(world: tuple[Path, Path, P
     data = write_digits(tmp_path / "digits", range(2), range(3))
     with pytest.raises(DataError, match=r"6 files cannot be used: .*no face found"):
         train(data, tmp_path / "m", encoder="sface")
-    with pytest.raises(SettingsError, match="not asked for turned pictures"):
-        train(world[1], tmp_path / "m", encoder=str(world[0]), turned_classes=True)
+    for further in ("turned_classes", "composed_classes"):
+        with pytest.raises(SettingsError, match="asked for pictures as they are"):
+            train(world[1], tmp_path / "m", encoder=str(world[0]), **{further: True})
 
 
 def test_a_damaged_projection_is_refused(world: tuple[Path, Path, Path], tmp_path: Path) -> None:

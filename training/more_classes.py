@@ -1,0 +1,72 @@
+"""Further classes made of those there are: where classes are few, more to tell apart make a better encoder.
+
+They are learned and not kept: what is trained knows the labels of the data alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from training.config import TrainSettings
+from training.evaluation import Classes
+
+TURNS = 8
+"""Classes made of one by quarter turns and mirroring."""
+SHARE = 0.5
+"""Of the pictures of a batch, those that are asked to take the lower half of another."""
+SEAM = 0.125
+"""Height of the stretch, as a share of the edge, over which an upper half passes into a lower: a hard edge would itself
+be something to learn."""
+
+
+def learned_classes(settings: TrainSettings, count: int) -> int:
+    """How many classes train where the data have `count`."""
+    return count * (TURNS if settings.turned_classes else count if settings.composed_classes else 1)
+
+
+def with_turned_classes(pictures: Sequence[Image.Image], classes: Classes, count: int) -> tuple[list[Any], Classes]:
+    """All pictures, then all turned and mirrored in the seven other ways; classes (n,) begin at multiples of `count`.
+
+    A turned character is another character (Santoro et al., "Meta-Learning with Memory-Augmented Neural Networks",
+    2016, section 4.1), and so is its mirror image.
+    """
+    by = Image.Transpose
+    turns = (by.ROTATE_90, by.ROTATE_180, by.ROTATE_270, by.FLIP_LEFT_RIGHT, by.FLIP_TOP_BOTTOM, by.TRANSPOSE)
+    turned = [picture.transpose(turn) for turn in (*turns, by.TRANSVERSE) for picture in pictures]
+    return [*pictures, *turned], np.concatenate([classes + at * count for at in range(TURNS)])
+
+
+def composed_class(upper: Tensor, lower: Tensor, count: int) -> Tensor:
+    """The class (n,) of pictures whose halves are of the classes `upper` and `lower` (n,) int64 in [0, count).
+
+    Both the same: that class. The others follow, `count` - 1 for each upper half: `count`^2 classes in all.
+    """
+    return torch.where(upper == lower, upper, count + upper * (count - 1) + lower - (lower > upper).long())
+
+
+def composed(pictures: Tensor, others: Tensor) -> Tensor:
+    """The upper halves of `pictures` with the lower halves of `others`, both (B, C, H, W) float32.
+
+    As CutMix joins pictures (Yun et al. 2019), but always alike, and what is joined is nobody of the two: an encoder
+    that tells who has this forehead with that chin cannot go by one of them alone.
+    """
+    height = pictures.shape[2]
+    middles = (torch.arange(height, device=pictures.device) + 0.5) / height
+    lower = ((middles - 0.5) / SEAM + 0.5).clamp(0, 1)[:, None]
+    return torch.lerp(pictures, others, lower)
+
+
+def composed_means(means: Tensor) -> Tensor:
+    """Class means (C, d) -> those of all composed classes (C^2, d) as far as the halves tell: between the two."""
+    count = len(means)
+    upper, lower = torch.cartesian_prod(torch.arange(count), torch.arange(count)).T
+    between = means.new_empty(count * count, means.shape[1])
+    between[composed_class(upper, lower, count)] = functional.normalize(means[upper] + means[lower], dim=1)
+    return between
