@@ -63,6 +63,10 @@ class Fleet:
                     asked.set_result("The service is about to stop.")
             os.kill(os.getpid(), signal.SIGTERM)
             return
+        if what == "awake":
+            with suppress(OSError):
+                self._pipe.send(("awake", None))
+            return
         if what == "done":
             asked = self._asked.pop(0)
             if not asked.done():

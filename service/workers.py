@@ -7,7 +7,8 @@ writer.
 They talk over one pipe each. A worker says "ready", its greeting and whether what it opened is whole, and asks for a
 "reload" of a collection. Then all are told to "open" the version; once each has said that it "did", or what was wrong,
 to "take" it, or to "drop" it where one of them found a fault; and when they did that, who asked is told that it is
-"done". So all serve one version, and nobody answers from another.
+"done". So all serve one version, and nobody answers from another. Now and then each is asked whether it is "awake" and
+says so; one that hangs is killed and replaced.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PATIENCE = 0.5
 """Seconds before the first new start of a worker that died, doubled up to `LONGEST` while it goes on dying."""
 LONGEST = 30.0
+TICK = 1.0
+"""Seconds after which the supervisor looks around though nothing was heard."""
 SHARED = "/dev/shm"
 """Memory as a folder, on Linux."""
 log = logging.getLogger("surematch.service")
@@ -58,6 +61,10 @@ class _Worker:
     """It began with collections that have no damage."""
     behind: set[str] = field(default_factory=set)
     """Names of the collections that the others have reloaded since it began to start."""
+    silent: float = 0.0
+    """Seconds since its last word."""
+    asked: bool = False
+    """Whether it is awake, with no answer yet."""
 
 
 @dataclass(slots=True)
@@ -114,16 +121,20 @@ class Supervisor:
                     signal.signal(number, handler)
 
     def _watch(self) -> int:
+        before = time.monotonic()
         while self._workers or self._stopping is None:
             now = time.monotonic()
             if self._stopping is None:
+                # a supervisor that was stopped itself, with all the others, has not been listening all that time
+                self._rouse(min(now - before, 2 * TICK))
                 due, self._start_at = sum(at <= now for at in self._start_at), [at for at in self._start_at if at > now]
                 for _ in range(due):
                     self._try_start()
             elif now > self._stopping:
                 return 1
+            before = now
             # not for ever: a signal may come between the look at the clock and here
-            timeout = min([1.0, *(max(0.0, due - now) for due in self._start_at)])
+            timeout = min([TICK, *(max(0.0, due - now) for due in self._start_at)])
             heard = wait([end for worker in self._workers for end in (worker.pipe, worker.process.sentinel)], timeout)
             for worker in list(self._workers):
                 if worker.pipe in heard:
@@ -131,6 +142,19 @@ class Supervisor:
                 if worker.process.sentinel in heard and not self._bury(worker):
                     return worker.process.exitcode or 1
         return 0
+
+    def _rouse(self, passed: float) -> None:
+        """Asks the workers whether they are awake, and kills one that says nothing for too long: it hangs."""
+        patience = self.settings.worker_silence_seconds
+        for worker in self._workers:
+            worker.silent += passed
+            if worker.ready and worker.asked and worker.silent > patience:
+                log.error("a worker hangs and is killed", extra={"fields": {"pid": worker.process.pid}})
+                worker.process.kill()
+                worker.silent = 0.0
+            elif worker.ready and not worker.asked and worker.silent > patience / 4:
+                worker.asked, worker.silent = True, 0.0
+                _send(worker.pipe, "awake", None)
 
     def _try_start(self) -> None:
         """`_start`, which may want for memory, processes or files: those who serve go on, and it is tried again."""
@@ -179,6 +203,7 @@ class Supervisor:
             what, said = worker.pipe.recv()
         except (EOFError, OSError):  # its end is told by the process
             return
+        worker.silent, worker.asked = 0.0, False
         if what == "ready":
             worker.ready = True
             greeting, worker.whole = said

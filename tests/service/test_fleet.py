@@ -20,9 +20,13 @@ from service.workers import Supervisor, _Worker
 
 
 class Process:
-    """Notes whether it was told to end."""
+    """Notes whether it was told to end, or killed."""
 
-    ended = False
+    pid = 1
+    ended = killed = False
+
+    def kill(self) -> None:
+        self.killed = True
 
     def terminate(self) -> None:
         self.ended = True
@@ -59,7 +63,7 @@ class Workers:
         found = []
         while self.pipes[which].poll():
             what, said = self.pipes[which].recv()
-            found.append((what, said if what == "done" else said[0]))
+            found.append((what, said[0] if isinstance(said, tuple) else said))
         return found
 
 
@@ -87,6 +91,23 @@ def test_all_open_then_all_take_then_who_asked_is_told(three: Workers) -> None:
         assert not three.heard(1)
         three.say(one, "did", None)
     assert [three.heard(one) for one in range(3)] == [[], [("done", None)], []]
+
+
+def test_who_hangs_is_killed_and_who_answers_or_is_starting_is_not(three: Workers) -> None:
+    starting = three.add(ready=False)
+    rouse, workers = three.supervisor._rouse, three.supervisor._workers
+    rouse(29)  # of the 30 seconds; asked now for the first time
+    assert [three.heard(one) for one in range(4)] == [[("awake", None)]] * 3 + [[]]
+    rouse(29)
+    assert not any(three.heard(one) for one in range(4)), "asked once"
+    three.say(0, "awake", None)
+    three.say(1, "did", None)  # any word will do
+    rouse(2)
+    assert [worker.process.killed for worker in workers] == [False, False, True, False]  # type: ignore[attr-defined]
+    rouse(29)
+    assert three.heard(0) == [("awake", None)]
+    rouse(3600)
+    assert not starting.process.killed, "to open a large collection takes its time"  # type: ignore[attr-defined]
 
 
 def test_what_one_refuses_all_drop_and_the_next_in_the_queue_begins(three: Workers) -> None:

@@ -104,6 +104,16 @@ def versions(collection: Path, uncalibrated: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_one_that_hangs_is_replaced_and_holds_no_reload_up(collection: Path) -> None:
+    with fleet(collection, "--worker-silence-seconds", "2") as server:
+        hanging, other = workers(server)
+        hanging.suspend()
+        assert httpx2.post(f"{server.url}/v1/admin/reload", timeout=60).status_code == 200
+        assert hanging not in workers(server)
+        until(lambda: len(workers(server)) == 2)
+        assert other in workers(server), "it was asked, too, and has answered"
+
+
 def test_a_reload_is_every_workers(versions: Path) -> None:
     snapshots = {}
     for version in ("one", "two"):
