@@ -13,12 +13,14 @@ from service.schemas import HealthReply, ReadyReply
 router = APIRouter(tags=["health"])
 
 
+@router.head("/healthz", include_in_schema=False)  # monitors that want no body
 @router.get("/healthz", summary="Liveness", response_model=HealthReply)
 async def healthz() -> Response:
     """Answers as long as the process does; restart it when it does not."""
     return json_response({"status": "ok"})
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", summary="Readiness", response_model=ReadyReply, responses=documented("not-ready"))
 async def readyz(request: Request) -> Response:
     """200 once a real query has been answered with the collection now served; else 503, and when the end is near."""

@@ -349,6 +349,15 @@ def test_loopback_s_own_names_are_answered(api: httpx2.Client, host: str) -> Non
     assert api.get("/v1/collection", headers={"Host": host}).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_monitors_may_ask_for_the_head_alone(api: httpx2.Client, path: str) -> None:
+    for _ in range(2):  # a body would be taken for the next answer on this connection
+        reply = api.head(path)
+        assert (reply.status_code, reply.content) == (200, b"")
+        assert reply.headers["content-length"] == api.get(path).headers["content-length"]
+    assert "HEAD" in api.post(path).headers["allow"]
+
+
 def test_the_service_says_nothing_about_its_inside(api: httpx2.Client) -> None:
     reply = api.get("/healthz")
     assert "server" not in reply.headers
