@@ -6,9 +6,8 @@
 
 DIR holds `orl_faces` (24 people train, 10 never seen, pairs file) and `omniglot` (136 characters train, 106 of other
 alphabets never seen). Every network is trained by `surematch train`'s own pipeline; an interrupted benchmark keeps the
-finished ones in --work, and one that was stopped goes on from its last checkpoint. Each trains on one thread, as many at
-a time as there are cores. The baselines are computed in the
-same run, and so is SFace, which comes trained.
+finished ones in --work, and one that was stopped goes on from its last checkpoint. Each trains on one thread, as many
+at a time as there are cores. The baselines are computed in the same run, and so is SFace, which comes trained.
 
     recall@1, one      one enrolled picture an identity, all others asked, mean over which one is enrolled
     recall@1, all      leave one out: one picture asked, all others enrolled
@@ -60,7 +59,7 @@ ORL = {
 }
 AM_SCALE = 64.0
 """It, epochs, rate and composed classes were chosen on the people who are not tested, ten of whom were left out of
-training in turn: plain softmax, which has no scale and no margin, gains as much by them."""
+training in turn: there plain softmax, which has no scale and no margin, gained as much by them."""
 OMNIGLOT = {
     "epochs": 6.0,
     "batch_size": 64,

@@ -131,6 +131,8 @@ class Supervisor:
                 for _ in range(due):
                     self._try_start()
             elif now > self._stopping:
+                for worker in self._workers:
+                    log.error("a worker does not stop and is killed", extra={"fields": {"pid": worker.process.pid}})
                 return 1
             before = now
             # not for ever: a signal may come between the look at the clock and here

@@ -32,8 +32,11 @@ def head_memory(loss: str, classes: int, dimension: int, batch: int, processes: 
     return 8 * weights + 5 * logits
 
 
-def check_memory(recipe: Recipe, classes: int, dimension: int, free: int | None = None) -> None:
-    """Raises `SettingsError` if the class weights do not fit into the `free` bytes, and says what to use instead."""
+def check_memory(recipe: Recipe, classes: int, dimension: int, origin: str = "", free: int | None = None) -> None:
+    """Raises `SettingsError` if the class weights do not fit into the `free` bytes, and says what to use instead.
+
+    `origin` says where so many classes come from.
+    """
     room = SPARE * (psutil.virtual_memory().available if free is None else free)
 
     def needs(loss: str) -> float:
@@ -44,9 +47,10 @@ def check_memory(recipe: Recipe, classes: int, dimension: int, free: int | None 
     small = [loss for loss in ("exact-sparse", "partial-fc") if needs(loss) <= room]
     instead = " or ".join(f"--loss {loss} ({needs(loss) / 2**30:.2g} GiB)" for loss in small if loss != recipe.loss)
     several = "share them over processes: torchrun --nproc-per-node 2 (or on more machines) with --loss partial-fc"
+    wanted = f"{classes:,} classes{origin} x {dimension} with {recipe.loss} take about"
     raise SettingsError(
-        f"{classes:,} classes x {dimension} with {recipe.loss} take about {needs(recipe.loss) / 2**30:.2g} GiB, and "
-        f"{room / 2**30:.2g} GiB are free. Use {instead or 'fewer classes or a smaller encoder'}, or {several}."
+        f"{wanted} {needs(recipe.loss) / 2**30:.2g} GiB, and {room / 2**30:.2g} GiB are free. "
+        f"Use {instead or 'fewer classes or a smaller encoder'}, or {several}."
     )
 
 

@@ -31,6 +31,13 @@ def learned_classes(settings: TrainSettings, count: int) -> int:
     return count * (TURNS if settings.turned_classes else count if settings.composed_classes else 1)
 
 
+def origin(settings: TrainSettings, count: int) -> str:
+    """Where that many classes come from, for who wonders; empty where they are those of the data."""
+    if settings.turned_classes:
+        return f" ({count:,} x {TURNS} by --turned-classes)"
+    return f" ({count:,} x {count:,} by --composed-classes)" if settings.composed_classes else ""
+
+
 def with_turned_classes(pictures: Sequence[Image.Image], classes: Classes, count: int) -> tuple[list[Any], Classes]:
     """All pictures, then all turned and mirrored in the seven other ways; classes (n,) begin at multiples of `count`.
 
@@ -66,7 +73,7 @@ def composed(pictures: Tensor, others: Tensor) -> Tensor:
 def composed_means(means: Tensor) -> Tensor:
     """Class means (C, d) -> those of all composed classes (C^2, d) as far as the halves tell: between the two."""
     count = len(means)
-    upper, lower = torch.cartesian_prod(torch.arange(count), torch.arange(count)).T
-    between = means.new_empty(count * count, means.shape[1])
-    between[composed_class(upper, lower, count)] = functional.normalize(means[upper] + means[lower], dim=1)
+    between, lower = means.new_empty(count * count, means.shape[1]), torch.arange(count)
+    for upper in range(count):  # all at once takes several times the memory of the result
+        between[composed_class(lower.new_tensor(upper), lower, count)] = functional.normalize(means[upper] + means)
     return between

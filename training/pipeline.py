@@ -43,7 +43,7 @@ from training.evaluation import Classes, Retrieval, Vectors, nearest_class_mean,
 from training.folder import EVALUATION, FORMAT, REPORT, check_target, new_folder
 from training.heads import HEAD, class_means, load_head
 from training.image_data import PictureCollator, canvases, check_shape, new_image_model
-from training.more_classes import composed_means, learned_classes, with_turned_classes
+from training.more_classes import composed_means, learned_classes, origin, with_turned_classes
 from training.objectives import Objective, make_objective
 from training.pairs import rows_of_pairs
 from training.projection import Frozen, VectorCollator, is_frozen, projected
@@ -163,7 +163,7 @@ def _train(
     check_shape(settings, recipe.loss, kind)
     learned = learned_classes(settings, len(labels))
     check_processes(settings, recipe)
-    check_memory(recipe, learned, int(model.get_embedding_dimension() or 0))
+    check_memory(recipe, learned, int(model.get_embedding_dimension() or 0), origin(settings, len(labels)))
     check_readable(model, kind, [*rows, *prepared.unseen])
     warnings = cut_texts(model, kind, rows)
     for warning in warnings:

@@ -65,6 +65,9 @@ class Run:
 
     def _check_same(self) -> None:
         before = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
+        for name in self._identity.keys() - before.keys():  # a setting that the version before did not have
+            if name in TrainSettings.model_fields:
+                before[name] = TrainSettings.model_fields[name].get_default(call_default_factory=True)
         names = sorted(before.keys() | self._identity.keys())
         differ = [name for name in names if before.get(name) != self._identity.get(name)]
         if differ:

@@ -37,7 +37,7 @@ def write_encoder(
     else:
         frozen.write(model, folder)
     if isinstance(loss, Objective):
-        kept = loss.class_weights()[: len(labels) * loss.centers]  # not those of turned pictures
+        kept = loss.class_weights()[: len(labels) * loss.centers]  # not those of `training.more_classes`
         save_head(folder, kept, [label for label in labels for _ in range(loss.centers)])
     np.save(folder / TRAINED_ROWS, trained_row_keys(trained), allow_pickle=False)
 

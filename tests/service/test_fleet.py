@@ -110,6 +110,12 @@ def test_who_hangs_is_killed_and_who_answers_or_is_starting_is_not(three: Worker
     assert not starting.process.killed, "to open a large collection takes its time"  # type: ignore[attr-defined]
 
 
+def test_who_does_not_stop_is_named(three: Workers, caplog: pytest.LogCaptureFixture) -> None:
+    three.supervisor._stopping = 0.0
+    assert three.supervisor._watch() == 1
+    assert [record.message for record in caplog.records] == ["a worker does not stop and is killed"] * 3
+
+
 def test_what_one_refuses_all_drop_and_the_next_in_the_queue_begins(three: Workers) -> None:
     name = name_of(three)
     three.say(0, "reload", name)

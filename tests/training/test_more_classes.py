@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from io import StringIO
 from pathlib import Path
 
@@ -112,6 +113,14 @@ def test_the_same_seed_composes_the_same_pictures(tmp_path: Path) -> None:
     for name in ("a", "b"):
         train(data, tmp_path / name, composed_classes=True)
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+
+
+def test_that_further_classes_are_too_many_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_digits(tmp_path / "digits", range(3), range(4))
+    monkeypatch.setattr("training.capacity.SPARE", 1e-9)
+    for further, made in (("turned_classes", "24 classes (3 x 8"), ("composed_classes", "9 classes (3 x 3")):
+        with pytest.raises(SettingsError, match=re.escape(f"{made} by --{further.replace('_', '-')}) x 128")):
+            train(data, tmp_path / "m", **{further: True})
 
 
 def test_where_further_classes_cannot_be_is_said(tmp_path: Path) -> None:

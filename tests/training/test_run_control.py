@@ -222,6 +222,22 @@ def test_a_resume_with_other_data_or_settings_shows_what_differs(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "rows.csv"]
 
 
+def test_a_run_of_a_version_that_knew_fewer_settings_goes_on(
+    tiny_encoder: Path, tmp_path: Path, write_csv: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [str(write_csv(sentences(20))), "--encoder", str(tiny_encoder), *RECIPE, "--out", str(tmp_path / "m")]
+    with monkeypatch.context() as patch:
+        interrupt_at(4, patch)
+        assert train(command) == 130
+    (path,) = tmp_path.glob("*/run.json")
+    record = json.loads(path.read_text())
+    del record["composed_classes"], record["options"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(SettingsError, match=r"differently: composed_classes was False, is True\. Continue with"):
+        train([*command, "--resume", "--composed-classes"])
+    assert train([*command, "--resume"]) == 0
+
+
 def test_a_loss_that_is_no_number_names_the_batch(
     tiny_encoder: Path, tmp_path: Path, write_csv: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
