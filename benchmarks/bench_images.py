@@ -59,7 +59,7 @@ ORL = {
 }
 AM_SCALE = 64.0
 """It, epochs, rate and composed classes were chosen on the people who are not tested, ten of whom were left out of
-training in turn: there plain softmax, which has no scale and no margin, gained as much by them."""
+training in turn. Plain softmax, which has no scale and no margin, trains with the same."""
 OMNIGLOT = {
     "epochs": 6.0,
     "batch_size": 64,

@@ -12,15 +12,13 @@ from PIL import Image
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from index.errors import SettingsError
 from index.image_encoder import opened
 from index.pictures import picture_of
 from index.rows import Row
 from training.augment import AUGMENTATIONS, augment
-from training.config import Kind, TrainSettings
+from training.config import TrainSettings
 from training.evaluation import Classes
 from training.more_classes import SHARE, composed, composed_class
-from training.objectives import OBJECTIVES
 
 SIZE, WIDTH, DIMENSION = 64, 24, 128
 
@@ -83,30 +81,3 @@ class PictureCollator:
         joined = (lower != labels).view(-1, 1, 1, 1)
         pictures = torch.where(joined, composed(pictures, self._pixels[others].float()), pictures)
         return pictures, composed_class(labels, lower, int(self._classes.max()) + 1)
-
-
-def check_shape(settings: TrainSettings, loss: str, kind: Kind) -> None:
-    """Raises `SettingsError` for a loss that needs pairs of texts, or further classes where they cannot be."""
-    further = "--turned-classes" if settings.turned_classes else "--composed-classes"
-    asked = settings.turned_classes or settings.composed_classes
-    if asked and kind not in ("image", "frozen"):
-        raise SettingsError(f"{further}: only pictures have further classes. Leave it away for texts.")
-    if asked and kind == "frozen":
-        raise SettingsError(f"{further}: a ready-made encoder is asked for pictures as they are. Leave it away.")
-    if settings.turned_classes and settings.composed_classes:
-        raise SettingsError("--turned-classes and --composed-classes: give one of them.")
-    if settings.turned_classes and AUGMENTATIONS[settings.augment].flip:
-        raise SettingsError(
-            f"--turned-classes makes mirror images classes of their own, and --augment {settings.augment} mirrors "
-            "pictures at random. Use --augment characters."
-        )
-    if kind not in ("image", "frozen"):
-        return
-    shape = OBJECTIVES[loss].shape
-    if shape not in ("labelled", "grouped"):
-        raise SettingsError(f"--loss {loss}: it compares pairs of texts. For pictures, use am-softmax or arcface.")
-    if settings.composed_classes and shape != "labelled":
-        raise SettingsError(
-            f"--composed-classes with --loss {loss}: it compares pictures of one class in a batch, and of a composed "
-            "class there is one. Use am-softmax or arcface."
-        )

@@ -14,8 +14,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from training.config import TrainSettings
+from index.errors import SettingsError
+from training.augment import AUGMENTATIONS
+from training.config import Kind, TrainSettings
 from training.evaluation import Classes
+from training.objectives import OBJECTIVES
 
 TURNS = 8
 """Classes made of one by quarter turns and mirroring."""
@@ -36,6 +39,27 @@ def origin(settings: TrainSettings, count: int) -> str:
     if settings.turned_classes:
         return f" ({count:,} x {TURNS} by --turned-classes)"
     return f" ({count:,} x {count:,} by --composed-classes)" if settings.composed_classes else ""
+
+
+def check_further(settings: TrainSettings, loss: str, kind: Kind) -> None:
+    """Raises `SettingsError` for further classes where there cannot be any."""
+    asked = {"--turned-classes": settings.turned_classes, "--composed-classes": settings.composed_classes}
+    flags = " and ".join(flag for flag, wanted in asked.items() if wanted)
+    if flags and kind != "image":
+        what = "a ready-made encoder is asked for pictures as they are" if kind == "frozen" else "texts have no sides"
+        raise SettingsError(f"{flags}: for networks that learn from pictures; {what}. Leave it away.")
+    if all(asked.values()):
+        raise SettingsError(f"{flags}: give one of them.")
+    if settings.turned_classes and AUGMENTATIONS[settings.augment].flip:
+        raise SettingsError(
+            f"--turned-classes makes mirror images classes of their own, and --augment {settings.augment} mirrors "
+            "pictures at random. Use --augment characters."
+        )
+    if settings.composed_classes and OBJECTIVES[loss].shape != "labelled":
+        raise SettingsError(
+            f"--composed-classes with --loss {loss}: it compares pictures of one class in a batch, and of a composed "
+            "class there is one. Use am-softmax or arcface."
+        )
 
 
 def with_turned_classes(pictures: Sequence[Image.Image], classes: Classes, count: int) -> tuple[list[Any], Classes]:

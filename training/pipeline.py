@@ -42,9 +42,9 @@ from training.data import (
 from training.evaluation import Classes, Retrieval, Vectors, nearest_class_mean, retrieval
 from training.folder import EVALUATION, FORMAT, REPORT, check_target, new_folder
 from training.heads import HEAD, class_means, load_head
-from training.image_data import PictureCollator, canvases, check_shape, new_image_model
-from training.more_classes import composed_means, learned_classes, origin, with_turned_classes
-from training.objectives import Objective, make_objective
+from training.image_data import PictureCollator, canvases, new_image_model
+from training.more_classes import check_further, composed_means, learned_classes, origin, with_turned_classes
+from training.objectives import OBJECTIVES, Objective, make_objective
 from training.pairs import rows_of_pairs
 from training.projection import Frozen, VectorCollator, is_frozen, projected
 from training.report import render_report
@@ -160,7 +160,11 @@ def _train(
     disable_progress_bar()
     model, kind = _start(settings, [*rows, *prepared.unseen], prepared.frozen)
     recipe = Recipe.resolve(settings, kind)
-    check_shape(settings, recipe.loss, kind)
+    if kind in ("image", "frozen") and OBJECTIVES[recipe.loss].shape not in ("labelled", "grouped"):
+        raise SettingsError(
+            f"--loss {recipe.loss}: it compares pairs of texts. For pictures, use am-softmax or arcface."
+        )
+    check_further(settings, recipe.loss, kind)
     learned = learned_classes(settings, len(labels))
     check_processes(settings, recipe)
     check_memory(recipe, learned, int(model.get_embedding_dimension() or 0), origin(settings, len(labels)))
