@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,27 +13,42 @@ from PIL import Image
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
+from index.encoder_files import module_kinds
 from index.image_encoder import opened
 from index.pictures import picture_of
 from index.rows import Row
 from training.augment import AUGMENTATIONS, augment
 from training.config import TrainSettings
 from training.evaluation import Classes
+from training.last_layer import LastLayer
 from training.more_classes import SHARE, composed, composed_class
 
 SIZE, WIDTH, DIMENSION = 64, 24, 128
+"""Of a new network; the last is that of `timm:` backbones, others have 4 `WIDTH`."""
 
 
-def new_image_model(settings: TrainSettings, rows: Sequence[Row]) -> SentenceTransformer:
-    """An untrained network for the pictures of `rows`: grey if all of them are. Raises `EncoderError`."""
+def new_image_model(
+    settings: TrainSettings, rows: Sequence[Row], checkpoint: Path | None = None
+) -> SentenceTransformer:
+    """An untrained network for the pictures of `rows`: grey if all of them are. Raises `EncoderError`.
+
+    Ours has a layer behind it to train through, see `training.last_layer`; to go on from a `checkpoint` of a version
+    that kept that layer, it has not.
+    """
     from index.image_network import ImageNetwork
 
-    backbone = "ir" if settings.encoder == "image" else settings.encoder
+    ours = settings.encoder == "image"
+    through = ours and (checkpoint is None or LastLayer.__name__ in module_kinds(checkpoint))
     grey = all(opened([picture_of(row)], 0).mode == "L" for row in rows)
     network = ImageNetwork(
-        backbone=backbone, size=settings.image_size or SIZE, channels=1 if grey else 3, width=WIDTH, dimension=DIMENSION
+        backbone="ir" if ours else settings.encoder,
+        size=settings.image_size or SIZE,
+        channels=1 if grey else 3,
+        width=WIDTH,
+        dimension=None if through else DIMENSION,
     )
-    return SentenceTransformer(modules=[network], device="cpu")
+    last = [LastLayer(network.get_embedding_dimension())] if through else []
+    return SentenceTransformer(modules=[network, *last], device="cpu")
 
 
 def canvases(model: SentenceTransformer, rows: Sequence[Row]) -> list[Image.Image]:

@@ -43,6 +43,7 @@ from training.evaluation import Classes, Retrieval, Vectors, nearest_class_mean,
 from training.folder import EVALUATION, FORMAT, REPORT, check_target, new_folder
 from training.heads import HEAD, class_means, load_head
 from training.image_data import PictureCollator, canvases, new_image_model
+from training.last_layer import behind_last_layer, drop_last_layer
 from training.more_classes import check_further, composed_means, learned_classes, origin, with_turned_classes
 from training.objectives import OBJECTIVES, Objective, make_objective
 from training.pairs import rows_of_pairs
@@ -158,7 +159,7 @@ def _train(
     rows, labels, classes, split = prepared.rows, prepared.labels, prepared.classes, prepared.split
     set_seed(settings.seed)
     disable_progress_bar()
-    model, kind = _start(settings, [*rows, *prepared.unseen], prepared.frozen)
+    model, kind = _start(settings, [*rows, *prepared.unseen], prepared.frozen, resume)
     recipe = Recipe.resolve(settings, kind)
     if kind in ("image", "frozen") and OBJECTIVES[recipe.loss].shape not in ("labelled", "grouped"):
         raise SettingsError(
@@ -200,7 +201,7 @@ def _train(
         means = class_means(torch.from_numpy(vectors), torch.from_numpy(of_vectors), encoded)
         if settings.composed_classes:
             means = composed_means(means)
-        loss.imprint(_earlier_weights(settings.encoder, labels, means))
+        loss.imprint(behind_last_layer(model, _earlier_weights(settings.encoder, labels, means)))
     start = copied(model) if recipe.start_share else {}
     watched = bool(unseen_texts) and (settings.patience is not None or kind == "static")
     used = [*train_texts, *unseen_texts] if watched else train_texts
@@ -223,6 +224,7 @@ def _train(
             console=console,
         )
     mix(model, start, recipe.start_share)
+    dropped = drop_last_layer(model)
     after = _encode(model, [texts[at] for at in sample])
     metrics["held_out"] = _evaluate(model, texts, classes, split, sample, after)
     if unseen_texts:
@@ -234,7 +236,8 @@ def _train(
         np.bincount(classes[split.train], minlength=len(labels)),
         seed=settings.seed,
     )
-    write_encoder(folder, model, prepared.frozen, loss, labels, [rows[at] for at in split.train])
+    own = class_means(torch.from_numpy(after), torch.from_numpy(classes[sample]), len(labels)) if dropped else None
+    write_encoder(folder, model, prepared.frozen, loss, labels, [rows[at] for at in split.train], own)
     record = {
         "format": FORMAT,
         "command": command_of("train", settings),
@@ -276,7 +279,9 @@ def _shown(row: Row) -> str:
     return row.text if row.image is None else row.image.name
 
 
-def _start(settings: TrainSettings, rows: Sequence[Row], frozen: Frozen | None) -> tuple[SentenceTransformer, Kind]:
+def _start(
+    settings: TrainSettings, rows: Sequence[Row], frozen: Frozen | None, resume: Path | None
+) -> tuple[SentenceTransformer, Kind]:
     """What is trained, as it starts."""
     if frozen is not None:
         return frozen.model(), "frozen"
@@ -285,7 +290,7 @@ def _start(settings: TrainSettings, rows: Sequence[Row], frozen: Frozen | None) 
         return model, "static" if is_static(model) else "transformer"
     if Path(settings.encoder).is_dir():
         return open_sentence_transformer(settings.encoder), "image"
-    return new_image_model(settings, rows), "image"
+    return new_image_model(settings, rows, resume), "image"
 
 
 def _contents(model: SentenceTransformer, kind: Kind, frozen: Frozen | None, rows: Sequence[Row]) -> list[Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
+from torch import Tensor
 
 from index.encoder_files import TRAINED_ROWS
 from index.rows import Row
@@ -30,13 +31,19 @@ def write_encoder(
     loss: torch.nn.Module,
     labels: Sequence[str],
     trained: Sequence[Row],
+    means: Tensor | None = None,
 ) -> None:
-    """Writes encoder, class weights and the keys of the rows it was `trained` on to the empty `folder`."""
+    """Writes encoder, class weights and the keys of the rows it was `trained` on to the empty `folder`.
+
+    `means` (C, d): of the classes, in the place of weights behind a layer that the encoder has not.
+    """
     if frozen is None:
         model.save_pretrained(str(folder), create_model_card=False)
     else:
         frozen.write(model, folder)
-    if isinstance(loss, Objective):
+    if means is not None:
+        save_head(folder, means, labels)
+    elif isinstance(loss, Objective):
         kept = loss.class_weights()[: len(labels) * loss.centers]  # not those of `training.more_classes`
         save_head(folder, kept, [label for label in labels for _ in range(loss.centers)])
     np.save(folder / TRAINED_ROWS, trained_row_keys(trained), allow_pickle=False)

@@ -12,14 +12,15 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+import training.pipeline
 from index.errors import SettingsError
 from index.image_network import ImageNetwork
 from tests.pictures import digit, write_digits
 from training.config import TrainSettings
 from training.heads import load_head
 from training.image_data import PictureCollator
+from training.last_layer import behind_last_layer
 from training.more_classes import composed, composed_class, composed_means, with_turned_classes
-from training.objectives import Objective
 from training.pipeline import train_encoder
 
 
@@ -108,8 +109,11 @@ def test_composed_classes_start_at_their_means_where_classes_do(
         train(data, tmp_path / "trained")
         start = str(tmp_path / "trained")
     means: list[torch.Tensor] = []
-    imprint = Objective.imprint
-    monkeypatch.setattr(Objective, "imprint", lambda self, weight: (means.append(weight), imprint(self, weight))[1])
+    monkeypatch.setattr(
+        training.pipeline,
+        "behind_last_layer",
+        lambda model, weight: (means.append(weight), behind_last_layer(model, weight))[1],
+    )
     train(data, tmp_path / "m", encoder=start, loss=loss, composed_classes=True)
     assert [len(weight) for weight in means] == ([] if loss == "softmax" else [9])
     for weight in means if loss == "taylor" else ():  # a trained folder's own class weights stand for the wholes

@@ -1,0 +1,100 @@
+"""The layer that image networks train through: between vectors and class weights, and gone with the training."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from sentence_transformers import SentenceTransformer
+
+import training.pipeline
+from index.encoder_files import module_kinds
+from index.encoders import load_encoder
+from index.image_encoder import image_encoder
+from index.image_network import ImageNetwork
+from index.pictures import read_pictures
+from tests.pictures import write_digits
+from tests.training.test_run_control import interrupt_at, weights_of
+from training.config import TrainSettings
+from training.heads import load_head
+from training.last_layer import LastLayer, behind_last_layer, drop_last_layer
+from training.pipeline import train_encoder
+
+
+def train(data: Path, out: Path, **settings: object) -> dict[str, object]:
+    chosen = {"encoder": "image", "augment": "characters", "image_size": 24, "epochs": 4, "batch_size": 16} | settings
+    return train_encoder(TrainSettings(data=[data], out=out, **chosen), Console(file=StringIO()))  # type: ignore[arg-type]
+
+
+def test_it_is_there_in_training_and_nothing_in_use() -> None:
+    layer, vectors = LastLayer(6, 4), torch.randn(10, 6)
+    seen = layer.train()({"sentence_embedding": vectors})["sentence_embedding"]
+    expected = vectors @ layer.layers[0].weight.T  # type: ignore[operator]
+    expected = (expected - expected.mean(0)) / (expected.var(0, correction=0) + 1e-5).sqrt()
+    torch.testing.assert_close(seen, expected)
+    torch.testing.assert_close(layer.behind(vectors), expected / expected.norm(dim=1, keepdim=True))
+    assert layer.eval()({"sentence_embedding": vectors})["sentence_embedding"] is vectors
+    torch.testing.assert_close(layer.behind(vectors), expected / expected.norm(dim=1, keepdim=True))
+
+
+def test_it_goes_once_and_changes_no_vector() -> None:
+    network = ImageNetwork(size=16, width=4, dimension=None).eval()
+    bare = SentenceTransformer(modules=[network], device="cpu")
+    model = SentenceTransformer(modules=[network, LastLayer(16, 5)], device="cpu").eval()
+    assert (bare.get_embedding_dimension(), model.get_embedding_dimension()) == (16, 5)
+    vectors = torch.randn(3, 16)
+    assert behind_last_layer(model, vectors).shape == (3, 5)
+    assert behind_last_layer(bare, vectors) is vectors
+    pixels = torch.rand(2, 1, 16, 16) * 255
+    before = model({"pixel_values": pixels})["sentence_embedding"]
+    assert drop_last_layer(model)
+    assert not drop_last_layer(model)
+    assert torch.equal(model({"pixel_values": pixels})["sentence_embedding"], before)
+    assert model.get_embedding_dimension() == 16
+
+
+def test_a_new_encoder_keeps_neither_the_layer_nor_weights_behind_it(tmp_path: Path) -> None:
+    data = write_digits(tmp_path / "digits", range(4), range(9))
+    record = train(data, tmp_path / "m", held_out=0)
+    assert record["objective"]["classes"] == 4  # type: ignore[index]
+    assert module_kinds(tmp_path / "m") == ["ImageNetwork"]
+    encoder = image_encoder(load_encoder(tmp_path / "m"))
+    assert encoder.dimension == 96
+    rows = read_pictures([data], text="text", label="label")
+    vectors = encoder.encode_images([row.image for row in rows if row.image])
+    weight, labels = load_head(tmp_path / "m")
+    assert labels == sorted({str(row.label) for row in rows})
+    for label, own in zip(labels, weight.numpy(), strict=True):
+        mean = vectors[[row.label == label for row in rows]].mean(0)
+        np.testing.assert_allclose(own, mean / np.linalg.norm(mean), atol=1e-5)
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["now", "a version that kept the layer"])
+def test_an_interrupted_run_resumes_to_the_very_same_weights(
+    kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_digits(tmp_path / "digits", range(3), range(12))
+
+    def as_before(settings: TrainSettings, rows: object, checkpoint: object = None) -> SentenceTransformer:
+        network = ImageNetwork(size=24, width=24, dimension=128)
+        return SentenceTransformer(modules=[network], device="cpu")
+
+    with monkeypatch.context() as then:
+        if kept:
+            then.setattr(training.pipeline, "new_image_model", as_before)
+        train(data, tmp_path / "whole")
+        interrupt_at(3, then)
+        with pytest.raises(KeyboardInterrupt):
+            train(data, tmp_path / "m")
+    train(data, tmp_path / "m", resume=True)
+    assert weights_of(tmp_path / "m") == weights_of(tmp_path / "whole")
+    assert image_encoder(load_encoder(tmp_path / "m")).dimension == (128 if kept else 96)
+
+
+def test_the_weights_of_a_network_with_its_own_last_layer_are_where_they_were() -> None:
+    names = ImageNetwork(size=16, width=4, dimension=8).state_dict().keys()
+    assert {"network.0.weight", "network.12.weight", "network.13.running_mean"} <= names
