@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import signal
 import socket
@@ -14,6 +15,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from index.errors import SettingsError
 from service import logs
 from service.app import create_app
 from service.protocol import PatientProtocol
@@ -42,6 +44,8 @@ class _Server(uvicorn.Server):
         self.announce = announce
         self.notice_seconds = notice_seconds
         self.leave_at: float | None = None
+        self.taken = False
+        """The port: two services may bind it, and the first to listen has it."""
         app.state.under_way = lambda: len(self.server_state.tasks)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -57,7 +61,13 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets=sockets)
+        try:
+            await super().startup(sockets=sockets)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            self.taken = self.should_exit = True
+            await self.lifespan.shutdown()
         if self.started:
             self.announce()
 
@@ -103,10 +113,16 @@ def run(
     # uvicorn raises the signal once more after draining; handled here, so that a requested stop exits with 0.
     before = {number: signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        _Server(config, app, announce, settings.drain_notice_seconds).run(sockets=[listening])
+        server = _Server(config, app, announce, settings.drain_notice_seconds)
+        server.run(sockets=[listening])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if server.taken:
+        raise SettingsError(
+            f"{settings.host}:{settings.port} was taken by another program while this one started. Choose another with "
+            "--port."
+        )
 
 
 def _greeting(servings: Mapping[str, Serving], listening: socket.socket) -> str:

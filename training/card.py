@@ -70,7 +70,7 @@ def _body(name: str, record: Mapping[str, Any], evaluation: Mapping[str, Any]) -
 
 {maker} that [surematch](#how-it-was-made) trained on
 {record["data"]["rows"]:,} rows in {record["data"]["classes"]:,} classes: {what} of one class become neighbours.
-It starts from `{_plain(record["settings"]["encoder"])}`
+{_further(record)}It starts from `{_plain(record["settings"]["encoder"])}`
 and was trained with the objective `{record["objective"]["name"]}`.
 
 ## Usage
@@ -94,6 +94,15 @@ print(vectors @ vectors.T)  # cosines
 
 {_versions(record)}
 """
+
+
+def _further(record: Mapping[str, Any]) -> str:
+    """The classes that trained where they are not those of the rows; a line, or nothing."""
+    for flag in ("turned-classes", "composed-classes"):
+        if record["settings"].get(flag.replace("-", "_")):
+            learned = record["objective"]["classes"]
+            return f"What it learned to tell apart are {learned:,} classes made of these (`--{flag}`).\n"
+    return ""
 
 
 def _figures(evaluation: Mapping[str, Any]) -> str:

@@ -196,6 +196,24 @@ def test_a_taken_port_is_said_before_anything_is_loaded(collection: Path) -> Non
     assert "--port" in done.stderr
 
 
+TAKEN = SERVE.replace(
+    "; main",
+    "; listen, other = cli._listen, []; cli._listen = lambda settings: "
+    "(listen(settings), other.append(listen(settings)), other[0].listen())[0]; main",
+)
+"""Another program is as far, and quicker."""
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_port_taken_while_the_service_starts_is_said(workers: str, collection: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    done = run("serve", str(collection), "--port", port, "--workers", workers, code=TAKEN)
+    assert done.returncode == 2
+    assert f"127.0.0.1:{port} was taken by another program while this one started. Choose another" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_serve_help_shows_every_setting_with_its_default() -> None:
     done = run("serve", "--help", code=SERVE)
     assert done.returncode == 0

@@ -95,6 +95,8 @@ def test_further_classes_are_learned_and_not_kept(tmp_path: Path) -> None:
     for further, learned in (("turned_classes", 24), ("composed_classes", 9)):
         record = train(data, tmp_path / further, **{further: True})
         assert record["objective"]["classes"] == learned  # type: ignore[index]
+        flag = further.replace("_", "-")
+        assert f"{learned} classes made of these (`--{flag}`)." in (tmp_path / further / "README.md").read_text()
         weight, labels = load_head(tmp_path / further)
         assert labels == ["d0", "d1", "d2"]
         assert len(weight) == 3
