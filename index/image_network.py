@@ -35,7 +35,7 @@ class ImageNetwork(InputModule):
         size: edge in pixels of the square that pictures are fitted into.
         channels: 1 grey, 3 colour.
         width: channels of the first stage of `ir`; the others have twice and four times as many.
-        dimension: of the vectors. None: without a last linear layer, as many as the backbone has (`ir`: 4 `width`).
+        dimension: of the vectors. None: without the last linear layer of `ir`, four times `width`.
 
     Raises:
         EncoderError: a backbone that does not exist or is not installed, a figure out of its range.
@@ -56,14 +56,14 @@ class ImageNetwork(InputModule):
         if dimension is not None and not 2 <= dimension <= 4096:
             raise EncoderError(f"No image encoder of dimension {dimension}: expected 2 to 4096.")
         self.backbone, self.size, self.channels, self.width, self.dimension = backbone, size, channels, width, dimension
-        self.network, self._dimension = _backbone(backbone, size, channels, width, dimension)
+        self.network: nn.Module = _backbone(backbone, size, channels, width, dimension)
 
     @property
     def modalities(self) -> list[Any]:
         return ["image"]
 
     def get_embedding_dimension(self) -> int:
-        return self._dimension
+        return self.dimension or 4 * self.width
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Tensor]:
         """Pictures as PIL images, arrays, bytes of a file or paths -> `pixel_values`. Raises `DataError`."""
@@ -116,11 +116,12 @@ def _opened(picture: Any) -> Image.Image:
     return decode(picture) if isinstance(picture, bytes) else read_image(Path(picture))
 
 
-def _backbone(name: str, size: int, channels: int, width: int, dimension: int | None) -> tuple[nn.Module, int]:
-    """The network, and the dimension of its vectors."""
+def _backbone(name: str, size: int, channels: int, width: int, dimension: int | None) -> nn.Module:
     if name == "ir":
         return _ir(size, channels, width, dimension)
     if name.startswith("timm:"):
+        if dimension is None:
+            raise EncoderError(f"The backbone {name} has no vectors of its own. Give a dimension of 2 to 4096.")
         return _timm(name.removeprefix("timm:"), channels, dimension)
     raise EncoderError(f"No image backbone {name!r}. Use 'ir', or 'timm:NAME' with a name of timm.list_models().")
 
@@ -150,15 +151,14 @@ class _Block(nn.Module):
         return out
 
 
-def _ir(size: int, channels: int, width: int, dimension: int | None) -> tuple[nn.Module, int]:
+def _ir(size: int, channels: int, width: int, dimension: int | None) -> nn.Module:
     """Stem and three stages of two blocks, each halving the edge; the stem halves pictures over 40 pixels too."""
     stem = 2 if size > 40 else 1
     edge = size
     for stride in (stem, 2, 2, 2):
         edge = -(-edge // stride)
     widest = 4 * width
-    last = [] if dimension is None else [nn.Linear(widest, dimension, bias=False), nn.BatchNorm1d(dimension)]
-    layers = nn.Sequential(
+    return nn.Sequential(
         nn.Conv2d(channels, width, 3, stem, padding=1, bias=False),
         nn.BatchNorm2d(width),
         nn.PReLU(width),
@@ -171,12 +171,12 @@ def _ir(size: int, channels: int, width: int, dimension: int | None) -> tuple[nn
         nn.Conv2d(widest, widest, edge, groups=widest, bias=False),
         nn.BatchNorm2d(widest),
         nn.Flatten(),
-        *last,
+        # made in this order, for earlier versions began with the same random weights
+        *([] if dimension is None else [nn.Linear(widest, dimension, bias=False), nn.BatchNorm1d(dimension)]),
     )
-    return layers, dimension or widest
 
 
-def _timm(name: str, channels: int, dimension: int | None) -> tuple[nn.Module, int]:
+def _timm(name: str, channels: int, dimension: int) -> nn.Module:
     try:
         import timm
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision built for another torch
@@ -185,9 +185,9 @@ def _timm(name: str, channels: int, dimension: int | None) -> tuple[nn.Module, i
             "torchvision built for the installed torch: pip install 'surematch[timm]'"
         ) from error
     try:
-        network = timm.create_model(name, pretrained=False, in_chans=channels, num_classes=dimension or 0)
-        if dimension is None:
-            return network, network.num_features
-        return nn.Sequential(network, nn.BatchNorm1d(dimension)), dimension
+        return nn.Sequential(
+            timm.create_model(name, pretrained=False, in_chans=channels, num_classes=dimension),
+            nn.BatchNorm1d(dimension),
+        )
     except Exception as error:  # timm raises many unrelated types for names and sizes it does not have
         raise EncoderError(f"timm has no usable backbone {name!r} ({error}). See timm.list_models().") from error

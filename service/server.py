@@ -119,9 +119,9 @@ def run(
         for number, handler in before.items():
             signal.signal(number, handler)
     if server.taken:
+        port = listening.getsockname()[1]
         raise SettingsError(
-            f"{settings.host}:{settings.port} was taken by another program while this one started. Choose another with "
-            "--port."
+            f"{settings.host}:{port} was taken by another program while this one started. Choose another with --port."
         )
 
 

@@ -100,7 +100,7 @@ def _further(record: Mapping[str, Any]) -> str:
     """The classes that trained where they are not those of the rows; a line, or nothing."""
     for flag in ("turned-classes", "composed-classes"):
         if record["settings"].get(flag.replace("-", "_")):
-            learned = record["objective"]["classes"]
+            learned = record["data"]["learned_classes"]
             return f"What it learned to tell apart are {learned:,} classes made of these (`--{flag}`).\n"
     return ""
 

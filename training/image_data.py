@@ -20,11 +20,11 @@ from index.rows import Row
 from training.augment import AUGMENTATIONS, augment
 from training.config import TrainSettings
 from training.evaluation import Classes
-from training.last_layer import LastLayer
+from training.last_layer import DIMENSION, LastLayer
 from training.more_classes import SHARE, composed, composed_class
 
-SIZE, WIDTH, DIMENSION = 64, 24, 128
-"""Of a new network; the last is that of `timm:` backbones, others have 4 `WIDTH`."""
+SIZE, WIDTH = 64, 24
+"""Edge of the square in pixels, and channels of the first stage, of a new network."""
 
 
 def new_image_model(

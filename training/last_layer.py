@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 DIMENSION = 128
+"""Of what the class weights of new networks are compared with."""
 
 
 class LastLayer(Module):
@@ -53,13 +54,10 @@ class LastLayer(Module):
 
     @classmethod
     def load(cls, model_name_or_path: str, **kwargs: Any) -> LastLayer:
-        hub = {
-            name: kwargs[name]
-            for name in ("subfolder", "token", "cache_folder", "revision", "local_files_only")
-            if name in kwargs
-        }
-        layer = cls(**cls.load_config(model_name_or_path, **hub))
-        loaded: LastLayer = cls.load_torch_weights(model_name_or_path, model=layer, **hub)
+        layer = cls(**cls.load_config(model_name_or_path, subfolder=kwargs.get("subfolder", "")))
+        loaded: LastLayer = cls.load_torch_weights(
+            model_name_or_path, subfolder=kwargs.get("subfolder", ""), model=layer
+        )
         return loaded
 
 

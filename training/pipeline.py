@@ -198,10 +198,10 @@ def _train(
     informed = kind != "image" or Path(settings.encoder).is_dir()
     if isinstance(loss, Objective) and (informed or loss.needs_imprint):
         encoded = len(labels) if settings.composed_classes else learned
-        means = class_means(torch.from_numpy(vectors), torch.from_numpy(of_vectors), encoded)
+        weights = class_means(torch.from_numpy(vectors), torch.from_numpy(of_vectors), encoded)
         if settings.composed_classes:
-            means = composed_means(means)
-        loss.imprint(behind_last_layer(model, _earlier_weights(settings.encoder, labels, means)))
+            weights = composed_means(weights)
+        loss.imprint(behind_last_layer(model, _earlier_weights(settings.encoder, labels, weights)))
     start = copied(model) if recipe.start_share else {}
     watched = bool(unseen_texts) and (settings.patience is not None or kind == "static")
     used = [*train_texts, *unseen_texts] if watched else train_texts
@@ -236,8 +236,8 @@ def _train(
         np.bincount(classes[split.train], minlength=len(labels)),
         seed=settings.seed,
     )
-    own = class_means(torch.from_numpy(after), torch.from_numpy(classes[sample]), len(labels)) if dropped else None
-    write_encoder(folder, model, prepared.frozen, loss, labels, [rows[at] for at in split.train], own)
+    means = class_means(torch.from_numpy(after), torch.from_numpy(classes[sample]), len(labels)) if dropped else None
+    write_encoder(folder, model, prepared.frozen, loss, labels, [rows[at] for at in split.train], means)
     record = {
         "format": FORMAT,
         "command": command_of("train", settings),
@@ -248,6 +248,7 @@ def _train(
             "fingerprint": data_fingerprint(rows),
             "rows": len(rows),
             "classes": len(labels),
+            "learned_classes": learned,
             "report": [fault.as_json() for fault in prepared.faults],
         },
         "held_out": {"rows": len(split.held_out), "share_wanted": settings.held_out, "per_class_at_least": 2},

@@ -35,13 +35,13 @@ def write_encoder(
 ) -> None:
     """Writes encoder, class weights and the keys of the rows it was `trained` on to the empty `folder`.
 
-    `means` (C, d): of the classes, in the place of weights behind a layer that the encoder has not.
+    `means` (C, d) of the classes take the place of weights behind a layer that is not kept.
     """
     if frozen is None:
         model.save_pretrained(str(folder), create_model_card=False)
     else:
         frozen.write(model, folder)
-    if means is not None:
+    if isinstance(loss, Objective) and means is not None:
         save_head(folder, means, labels)
     elif isinstance(loss, Objective):
         kept = loss.class_weights()[: len(labels) * loss.centers]  # not those of `training.more_classes`

@@ -14,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 import training.pipeline
 from index.encoder_files import module_kinds
 from index.encoders import load_encoder
+from index.errors import EncoderError
 from index.image_encoder import image_encoder
 from index.image_network import ImageNetwork
 from index.pictures import read_pictures
@@ -95,6 +96,20 @@ def test_an_interrupted_run_resumes_to_the_very_same_weights(
     assert image_encoder(load_encoder(tmp_path / "m")).dimension == (128 if kept else 96)
 
 
-def test_the_weights_of_a_network_with_its_own_last_layer_are_where_they_were() -> None:
-    names = ImageNetwork(size=16, width=4, dimension=8).state_dict().keys()
-    assert {"network.0.weight", "network.12.weight", "network.13.running_mean"} <= names
+def test_a_network_with_its_own_last_layer_begins_as_it_did() -> None:
+    """Else runs of earlier versions with `--start-share`, resumed, would be mixed with another start."""
+    torch.manual_seed(0)
+    weights = ImageNetwork(size=64, width=24, dimension=128).state_dict()
+    sums = {name: float(weights[f"network.{name}"].sum()) for name in ("0.weight", "12.weight")}
+    assert sums == pytest.approx({"0.weight": -3.44975, "12.weight": 9.1928}, abs=1e-3)
+    assert "network.13.running_mean" in weights
+    with pytest.raises(EncoderError, match="Give a dimension"):
+        ImageNetwork(backbone="timm:resnet18", dimension=None)
+
+
+def test_losses_that_compare_pictures_leave_no_class_weights(tmp_path: Path) -> None:
+    data = write_digits(tmp_path / "digits", range(3), range(8))
+    record = train(data, tmp_path / "m", loss="batch-hard-triplet", turned_classes=True, epochs=1)
+    assert record["data"]["learned_classes"] == 24  # type: ignore[index]
+    assert not (tmp_path / "m" / "head.safetensors").exists()
+    assert "24 classes made of these (`--turned-classes`)" in (tmp_path / "m" / "README.md").read_text()
