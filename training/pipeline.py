@@ -194,7 +194,8 @@ def _train(
         turned, of_vectors = with_turned_classes([texts[at] for at in sample], of_vectors, len(labels))
         vectors = _encode(model, turned)
         train_texts, train_classes = with_turned_classes(train_texts, train_classes, len(labels))
-    # Class means of a network that knows nothing lie close together: worse places to start from than random ones.
+    # Class means of a network that knows nothing say nothing, and without a layer behind it lie close together: random
+    # weights are no worse a start, except for losses that need a near one.
     informed = kind != "image" or Path(settings.encoder).is_dir()
     if isinstance(loss, Objective) and (informed or loss.needs_imprint):
         encoded = len(labels) if settings.composed_classes else learned
