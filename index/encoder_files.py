@@ -38,6 +38,8 @@ _IMAGE = (
     [ONNX_PICTURES, "Projection"],
 )
 """The modules of encoders that take pictures."""
+_WHILE_TRAINING = "LastLayer"
+"""The module that an image network has while it trains, see `training.last_layer`."""
 ONNX_MODEL, ONNX_RECORD = "model.onnx", "onnx.json"
 """The exported model that stands in the place of the weights, and what it is: see `index.onnx_encoder`."""
 
@@ -198,9 +200,18 @@ def _package_folder(package: str, encoder: str) -> Path:
 
 
 def modality_of(name: str) -> Modality:
-    """What the encoder called `name` takes, without loading it. Raises `EncoderError` for a damaged folder."""
+    """What the encoder called `name` takes, without loading it.
+
+    Raises `EncoderError` for a damaged folder, and for a checkpoint of an image network.
+    """
     if Path(name).is_dir():
-        return "image" if (Path(name) / "modules.json").is_file() and module_kinds(Path(name)) in _IMAGE else "text"
+        kinds = module_kinds(Path(name)) if (Path(name) / "modules.json").is_file() else []
+        if _WHILE_TRAINING in kinds:
+            raise EncoderError(
+                f"{name}: a checkpoint of a training that has not ended, not an encoder. Go on with it: the same "
+                "`surematch train` command and --resume. Then give the folder of its --out."
+            )
+        return "image" if kinds in _IMAGE else "text"
     return "image" if name in ("image", SFACE) or name.startswith("timm:") or name.endswith(".onnx") else "text"
 
 

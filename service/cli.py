@@ -7,9 +7,12 @@ Exit codes: 0 done, 2 wrong input, 130 interrupted, 141 nobody reads the output;
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import errno
+import io
 import ipaddress
+import json
 import os
 import signal
 import socket
@@ -55,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("stdout", "stderr"):  # closed: what would be said there is not wanted
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 (until the process ends)
+    _escape_what_the_terminal_lacks()
     verbs = {entry.name: entry for entry in entry_points(group="surematch.verbs")}
     if not words or words[0] in ("-h", "--help", "help"):
         sys.stdout.write(_usage(verbs))
@@ -89,6 +93,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         return _fail(f"surematch {name}: there is no room left on a disk ({error}). Make some, then run it again.")
     return code
+
+
+def _escape_what_the_terminal_lacks() -> None:
+    """Characters outside the output's encoding are written as \\uXXXX, which JSON reads as the same characters."""
+
+    def escaped(error: UnicodeError) -> tuple[str, int]:
+        assert isinstance(error, UnicodeEncodeError)  # of a stream that is written to
+        return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+    codecs.register_error("surematch", escaped)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surematch")
 
 
 def _drop_output() -> None:

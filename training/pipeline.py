@@ -199,7 +199,7 @@ def _train(
     informed = kind != "image" or Path(settings.encoder).is_dir()
     if isinstance(loss, Objective) and (informed or loss.needs_imprint):
         encoded = len(labels) if settings.composed_classes else learned
-        weights = class_means(torch.from_numpy(vectors), torch.from_numpy(of_vectors), encoded)
+        weights = class_means(torch.from_numpy(vectors), torch.from_numpy(of_vectors), encoded, labels)
         if settings.composed_classes:
             weights = composed_means(weights)
         loss.imprint(behind_last_layer(model, _earlier_weights(settings.encoder, labels, weights)))
@@ -237,7 +237,9 @@ def _train(
         np.bincount(classes[split.train], minlength=len(labels)),
         seed=settings.seed,
     )
-    means = class_means(torch.from_numpy(after), torch.from_numpy(classes[sample]), len(labels)) if dropped else None
+    means = None
+    if dropped:
+        means = class_means(torch.from_numpy(after), torch.from_numpy(classes[sample]), len(labels), labels)
     write_encoder(folder, model, prepared.frozen, loss, labels, [rows[at] for at in split.train], means)
     record = {
         "format": FORMAT,

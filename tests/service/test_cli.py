@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -157,6 +158,29 @@ def test_output_that_is_closed_is_not_missed() -> None:
         [sys.executable, "-c", code, TALK], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False
     )
     assert done.returncode == 0
+
+
+SAID = ["café", "漢字", "😀", "a\udce9b"]  # the last as an argument that is not UTF-8 arrives
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_characters_outside_the_encoding_are_escaped(encoding: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TALK.replace(":talk", ":say")],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=False,
+    )
+    assert done.stderr == b""
+    out = done.stdout.decode(encoding)
+    assert json.loads(out) == SAID
+    assert [said for said in SAID if said in out] == {"ascii": [], "latin-1": SAID[:1], "utf-8": SAID[:3]}[encoding]
+
+
+def say(words: list[str]) -> int:
+    sys.stdout.write(json.dumps(SAID, ensure_ascii=False) + "\n")
+    return 0
 
 
 def talk(words: list[str]) -> int:

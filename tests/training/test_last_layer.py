@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from sentence_transformers import SentenceTransformer
 
 import training.pipeline
-from index.encoder_files import module_kinds
+from index.encoder_files import modality_of, module_kinds
 from index.encoders import load_encoder
-from index.errors import EncoderError
+from index.errors import DataError, EncoderError
 from index.image_encoder import image_encoder
 from index.image_network import ImageNetwork
 from index.pictures import read_pictures
@@ -74,6 +75,16 @@ def test_a_new_encoder_keeps_neither_the_layer_nor_weights_behind_it(tmp_path: P
         np.testing.assert_allclose(own, mean / np.linalg.norm(mean), atol=1e-5)
 
 
+def test_blank_pictures_end_a_training_that_begins_at_class_means_before_it(tmp_path: Path) -> None:
+    data = write_digits(tmp_path / "digits", range(2), range(6))
+    (tmp_path / "digits" / "blank").mkdir()
+    for at in range(6):
+        Image.new("L", (8, 8), at).save(tmp_path / "digits" / "blank" / f"{at}.png")
+    with pytest.raises(DataError, match="'blank' has no mean vector"):
+        train(data, tmp_path / "m", loss="taylor", held_out=0)
+    assert train(data, tmp_path / "m", loss="am-softmax", held_out=0)["labels"] == ["blank", "d0", "d1"]
+
+
 @pytest.mark.parametrize("kept", [False, True], ids=["now", "a version that kept the layer"])
 def test_an_interrupted_run_resumes_to_the_very_same_weights(
     kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -91,6 +102,12 @@ def test_an_interrupted_run_resumes_to_the_very_same_weights(
         interrupt_at(3, then)
         with pytest.raises(KeyboardInterrupt):
             train(data, tmp_path / "m")
+    (checkpoint,) = tmp_path.glob("m.run/*/checkpoint-*")
+    if kept:
+        assert modality_of(str(checkpoint)) == "image"
+    else:
+        with pytest.raises(EncoderError, match="a checkpoint of a training that has not ended"):
+            modality_of(str(checkpoint))
     train(data, tmp_path / "m", resume=True)
     assert weights_of(tmp_path / "m") == weights_of(tmp_path / "whole")
     assert image_encoder(load_encoder(tmp_path / "m")).dimension == (128 if kept else 96)

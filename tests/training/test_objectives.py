@@ -15,7 +15,7 @@ from scipy.integrate import quad
 from scipy.stats import norm
 from sentence_transformers import SentenceTransformer
 
-from index.errors import SettingsError
+from index.errors import DataError, SettingsError
 from tests.training.conftest import TOPICS, Write, sentences
 from training.cli import train
 from training.config import Loss
@@ -345,13 +345,15 @@ def test_partners_are_of_the_class_they_should_be(shape) -> None:
 
 def test_class_means_are_unit_means_of_directions() -> None:
     vectors = torch.tensor([[2.0, 0.0], [0.0, 5.0], [-3.0, 0.0]])
-    means = class_means(vectors, torch.tensor([0, 0, 1]), 2)
+    means = class_means(vectors, torch.tensor([0, 0, 1]), 2, ["a", "b"])
     torch.testing.assert_close(means, torch.tensor([[0.5**0.5, 0.5**0.5], [-1.0, 0.0]]))
 
 
 def test_a_class_without_vectors_has_no_mean() -> None:
-    with pytest.raises(ValueError, match="class 1"):
-        class_means(torch.eye(2), torch.tensor([0, 0]), 2)
+    with pytest.raises(DataError, match="'b' has no mean vector"):
+        class_means(torch.eye(2), torch.tensor([0, 0]), 2, ["a", "b"])
+    with pytest.raises(DataError, match="'b' has no mean vector"):  # another turn of its pictures
+        class_means(torch.eye(3), torch.tensor([0, 1, 2]), 4, ["a", "b"])
 
 
 def test_training_goes_on_from_the_class_weights_of_the_encoder(
