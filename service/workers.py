@@ -20,7 +20,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -36,6 +35,7 @@ from index.errors import CollectionError, SurematchError
 from index.memory import share_arenas
 from index.place import resolved
 from service import logs
+from service.counters import counters_folder
 from service.server import DRAIN_SECONDS, run
 from service.serving import Serving
 from service.settings import ServeSettings
@@ -47,8 +47,6 @@ PATIENCE = 0.5
 LONGEST = 30.0
 TICK = 1.0
 """Seconds after which the supervisor looks around though nothing was heard."""
-SHARED = "/dev/shm"
-"""Memory as a folder, on Linux."""
 log = logging.getLogger("surematch.service")
 
 
@@ -105,9 +103,7 @@ class Supervisor:
         logging.config.dictConfig(logs.configuration(access=False))
         before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         shares = str(max(1, len(os.sched_getaffinity(0)) // self.settings.workers))
-        # files that are written through memory: on a full disk that is the end of the process
-        place = SHARED if "TMPDIR" not in os.environ and os.access(SHARED, os.W_OK) else None
-        with tempfile.TemporaryDirectory(prefix="surematch-metrics-", dir=place) as metrics:
+        with counters_folder() as metrics:
             os.environ |= {METRICS: metrics, **{name: os.environ.get(name, shares) for name in THREADS}}
             try:
                 self._start_at = [0.0] * self.settings.workers

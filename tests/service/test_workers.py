@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import signal
@@ -261,4 +262,22 @@ def test_nothing_is_left_behind(collection: Path, tmp_path: Path, monkeypatch: p
     with fleet(collection) as server:
         assert len(list(tmp_path.iterdir())) == 1  # the workers' metrics
         assert httpx2.post(f"{server.url}/v1/search", json={"queries": [{"text": KNOWN[0][0]}]}).status_code == 200
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_service_left_is_removed_by_the_next(
+    collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with fleet(collection) as killed, fleet(collection) as other:
+        orphans = workers(killed)
+        killed.process.kill()
+        killed.process.wait(30)
+        psutil.wait_procs(orphans, 30)
+        assert len(list(tmp_path.iterdir())) == 2
+        for left in tmp_path.iterdir():
+            os.utime(left, (time.time() - 100,) * 2)
+        with fleet(collection):
+            assert len(list(tmp_path.iterdir())) == 2  # its own, and that of the service that goes on
+        assert len(counted(other)) == 2
     assert not list(tmp_path.iterdir())
