@@ -11,6 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("simplex", "index", "training", "benchmarks")
+INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8")
+"""That multiply many numbers at once, which processors of one name may have or not; the last three are for integers."""
 VERSIONS = ("torch", "sentence-transformers", "numpy")
 
 
@@ -21,12 +23,14 @@ def sources(*packages: str) -> str:
 
 
 def processor() -> str:
-    """The processor's name as Linux tells it, "" elsewhere."""
+    """The processor's name as Linux tells it and which of `INSTRUCTIONS` it has, "" elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    has = [name for name in INSTRUCTIONS if name in told.get("flags", "").split()]
+    return told.get("model name", "") + (f" ({' '.join(has)})" if has else "")
 
 
 def kept(folder: Path, flags: argparse.Namespace) -> Path:
