@@ -40,7 +40,7 @@ class ServeSettings(Settings):
         30,
         ge=2,
         le=3600,
-        description="with --workers, seconds without an answer after which one that has started is killed and replaced",
+        description="with --workers, seconds without an answer after which a process is killed and replaced",
     )
     host: str = Field("127.0.0.1", description="address to listen on; anything but loopback needs --public")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 lets the system choose one")

@@ -60,7 +60,7 @@ class _Worker:
     behind: set[str] = field(default_factory=set)
     """Names of the collections that the others have reloaded since it began to start."""
     silent: float = 0.0
-    """Seconds since its last word."""
+    """Seconds since its last word, or its start."""
     asked: bool = False
     """Whether it is awake, with no answer yet."""
 
@@ -94,6 +94,8 @@ class Supervisor:
         self._greeted = False
         self._stopping: float | None = None
         self._deaths = 0
+        """Since one was ready, of those that were not yet."""
+        self._longest_start = 0.0
         self._start_at: list[float] = []
         # a link may be pointed to another version at any time: workers are to serve one and the same
         self._folders = {name: resolved(folder) for name, folder in settings.folders.items()}
@@ -142,11 +144,16 @@ class Supervisor:
         return 0
 
     def _rouse(self, passed: float) -> None:
-        """Asks the workers whether they are awake, and kills one that says nothing for too long: it hangs."""
+        """Asks the workers whether they are awake, and kills one that says nothing for too long: it hangs.
+
+        How long a start takes, those before have told; if it takes longer by now, each next one has twice the time.
+        """
         patience = self.settings.worker_silence_seconds
+        until_ready = (patience + 10 * self._longest_start) * 2 ** min(self._deaths, 10)
         for worker in self._workers:
             worker.silent += passed
-            if worker.ready and worker.asked and worker.silent > patience:
+            hangs = worker.asked and worker.silent > patience
+            if hangs or (self._greeted and not worker.ready and worker.silent > until_ready):
                 log.error("a worker hangs and is killed", extra={"fields": {"pid": worker.process.pid}})
                 worker.process.kill()
                 worker.silent = 0.0
@@ -201,9 +208,10 @@ class Supervisor:
             what, said = worker.pipe.recv()
         except (EOFError, OSError):  # its end is told by the process
             return
-        worker.silent, worker.asked = 0.0, False
+        silent, worker.silent, worker.asked = worker.silent, 0.0, False
         if what == "ready":
             worker.ready = True
+            self._longest_start = max(self._longest_start, silent)
             greeting, worker.whole = said
             self._next()
             if not self._greeted and sum(one.ready for one in self._workers) == self.settings.workers:

@@ -93,21 +93,36 @@ def test_all_open_then_all_take_then_who_asked_is_told(three: Workers) -> None:
     assert [three.heard(one) for one in range(3)] == [[], [("done", None)], []]
 
 
-def test_who_hangs_is_killed_and_who_answers_or_is_starting_is_not(three: Workers) -> None:
-    starting = three.add(ready=False)
+def test_who_hangs_is_killed_and_who_answers_is_not(three: Workers) -> None:
     rouse, workers = three.supervisor._rouse, three.supervisor._workers
     rouse(29)  # of the 30 seconds; asked now for the first time
-    assert [three.heard(one) for one in range(4)] == [[("awake", None)]] * 3 + [[]]
+    assert [three.heard(one) for one in range(3)] == [[("awake", None)]] * 3
     rouse(29)
-    assert not any(three.heard(one) for one in range(4)), "asked once"
+    assert not any(three.heard(one) for one in range(3)), "asked once"
     three.say(0, "awake", None)
     three.say(1, "did", None)  # any word will do
     rouse(2)
-    assert [worker.process.killed for worker in workers] == [False, False, True, False]  # type: ignore[attr-defined]
+    assert [worker.process.killed for worker in workers] == [False, False, True]  # type: ignore[attr-defined]
     rouse(29)
     assert three.heard(0) == [("awake", None)]
-    rouse(3600)
-    assert not starting.process.killed, "to open a large collection takes its time"  # type: ignore[attr-defined]
+
+
+def test_who_hangs_while_it_starts_is_killed_after_ten_starts_and_the_next_has_longer(three: Workers) -> None:
+    supervisor = three.supervisor
+    first = three.add(ready=False)
+    supervisor._greeted = False
+    supervisor._rouse(60)
+    supervisor._rouse(60)
+    assert not first.process.killed, "nobody knows how long it takes, and somebody is watching"  # type: ignore[attr-defined]
+    three.say(3, "ready", ("greeting", True))
+    supervisor._greeted = True
+    for deaths, seconds in enumerate((30 + 10 * 120, 2 * (30 + 10 * 120))):
+        supervisor._deaths = deaths
+        worker = three.add(ready=False)
+        supervisor._rouse(seconds)
+        assert not worker.process.killed  # type: ignore[attr-defined]
+        supervisor._rouse(1)
+        assert worker.process.killed  # type: ignore[attr-defined]
 
 
 def test_who_does_not_stop_is_named(three: Workers, caplog: pytest.LogCaptureFixture) -> None:

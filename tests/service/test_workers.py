@@ -115,6 +115,18 @@ def test_one_that_hangs_is_replaced_and_holds_no_reload_up(collection: Path) -> 
         assert other in workers(server), "it was asked, too, and has answered"
 
 
+def test_one_that_hangs_while_it_starts_is_replaced(collection: Path) -> None:
+    with fleet(collection, "--worker-silence-seconds", "2") as server:
+        victim, other = workers(server)
+        victim.kill()
+        until(lambda: len(set(workers(server)) - {victim, other}) == 1)
+        (hanging,) = set(workers(server)) - {victim, other}
+        hanging.suspend()
+        until(lambda: hanging not in workers(server))
+        until(lambda: len(counted(server)) == 2)
+        assert str(hanging.pid) not in counted(server)
+
+
 def test_a_reload_is_every_workers(versions: Path) -> None:
     snapshots = {}
     for version in ("one", "two"):
