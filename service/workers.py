@@ -94,8 +94,9 @@ class Supervisor:
         self._greeted = False
         self._stopping: float | None = None
         self._deaths = 0
-        """Since one was ready, of those that were not yet."""
         self._longest_start = 0.0
+        self._slow_starts = 0
+        """Killed one after the other, for taking too long."""
         self._start_at: list[float] = []
         # a link may be pointed to another version at any time: workers are to serve one and the same
         self._folders = {name: resolved(folder) for name, folder in settings.folders.items()}
@@ -146,10 +147,10 @@ class Supervisor:
     def _rouse(self, passed: float) -> None:
         """Asks the workers whether they are awake, and kills one that says nothing for too long: it hangs.
 
-        How long a start takes, those before have told; if it takes longer by now, each next one has twice the time.
+        How long a start takes, those before have told; if it takes longer by now, each further try has twice the time.
         """
         patience = self.settings.worker_silence_seconds
-        until_ready = (patience + 10 * self._longest_start) * 2 ** min(self._deaths, 10)
+        until_ready = (patience + 10 * self._longest_start) * 2 ** min(self._slow_starts, 10)
         for worker in self._workers:
             worker.silent += passed
             hangs = worker.asked and worker.silent > patience
@@ -157,6 +158,7 @@ class Supervisor:
                 log.error("a worker hangs and is killed", extra={"fields": {"pid": worker.process.pid}})
                 worker.process.kill()
                 worker.silent = 0.0
+                self._slow_starts += not worker.ready
             elif worker.ready and not worker.asked and worker.silent > patience / 4:
                 worker.asked, worker.silent = True, 0.0
                 _send(worker.pipe, "awake", None)
@@ -211,7 +213,7 @@ class Supervisor:
         silent, worker.silent, worker.asked = worker.silent, 0.0, False
         if what == "ready":
             worker.ready = True
-            self._longest_start = max(self._longest_start, silent)
+            self._longest_start, self._slow_starts = max(self._longest_start, silent), 0
             greeting, worker.whole = said
             self._next()
             if not self._greeted and sum(one.ready for one in self._workers) == self.settings.workers:

@@ -126,7 +126,8 @@ def nearest_class_mean(queries: Vectors, query_classes: Classes, gallery: Vector
 def classes_by_mean(queries: Vectors, gallery: Vectors, gallery_classes: Classes) -> Classes:
     """(q,) the class whose normalised mean vector in the gallery is closest to each query."""
     present, _, sums = _class_sums(gallery, gallery_classes)
-    centres = (sums / np.linalg.norm(sums, axis=1, keepdims=True)).astype(np.float32)
+    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+    centres = (sums / np.maximum(lengths, 1e-12)).astype(np.float32)  # vectors may cancel out, or be nothing
     answers = [(queries[block] @ centres.T).argmax(axis=1) for block in blocks(len(queries), len(present))]
     found: Classes = present[np.concatenate([np.zeros(0, dtype=np.int64), *answers])]
     return found

@@ -116,13 +116,20 @@ def test_who_hangs_while_it_starts_is_killed_after_ten_starts_and_the_next_has_l
     assert not first.process.killed, "nobody knows how long it takes, and somebody is watching"  # type: ignore[attr-defined]
     three.say(3, "ready", ("greeting", True))
     supervisor._greeted = True
-    for deaths, seconds in enumerate((30 + 10 * 120, 2 * (30 + 10 * 120))):
-        supervisor._deaths = deaths
+    supervisor._deaths = 5  # for other reasons
+    for seconds in (30 + 10 * 120, 2 * (30 + 10 * 120)):
         worker = three.add(ready=False)
         supervisor._rouse(seconds)
         assert not worker.process.killed  # type: ignore[attr-defined]
         supervisor._rouse(1)
         assert worker.process.killed  # type: ignore[attr-defined]
+        supervisor._workers.remove(worker)
+        three.pipes.pop()
+    three.add(ready=False)
+    three.say(4, "ready", ("greeting", True))
+    late = three.add(ready=False)
+    supervisor._rouse(30 + 10 * 120 + 1)
+    assert late.process.killed, "a good start ends that"  # type: ignore[attr-defined]
 
 
 def test_who_does_not_stop_is_named(three: Workers, caplog: pytest.LogCaptureFixture) -> None:

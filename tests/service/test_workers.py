@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import re
 import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +19,7 @@ import psutil
 import pytest
 
 from index.collection import Collection
+from service.counters import PREFIX, counters_folder
 from tests.service.conftest import Server, serving
 from tests.service.gallery import KNOWN
 from tests.service.test_cli import run
@@ -34,8 +38,8 @@ def workers(server: Server) -> list[psutil.Process]:
     return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
 
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+def until(true: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -122,7 +126,7 @@ def test_one_that_hangs_while_it_starts_is_replaced(collection: Path) -> None:
         until(lambda: len(set(workers(server)) - {victim, other}) == 1)
         (hanging,) = set(workers(server)) - {victim, other}
         hanging.suspend()
-        until(lambda: hanging not in workers(server))
+        until(lambda: hanging not in workers(server), 300)  # ten times what a start takes, and more
         until(lambda: len(counted(server)) == 2)
         assert str(hanging.pid) not in counted(server)
 
@@ -287,9 +291,38 @@ def test_what_a_killed_service_left_is_removed_by_the_next(
         killed.process.wait(30)
         psutil.wait_procs(orphans, 30)
         assert len(list(tmp_path.iterdir())) == 2
-        for left in tmp_path.iterdir():
-            os.utime(left, (time.time() - 100,) * 2)
         with fleet(collection):
             assert len(list(tmp_path.iterdir())) == 2  # its own, and that of the service that goes on
         assert len(counted(other)) == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_what_nobody_holds_is_removed_and_what_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / f"{PREFIX}link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / f"{PREFIX}file").touch()
+    others = set(tmp_path.iterdir())
+    left = tmp_path / f"{PREFIX}left"
+    left.mkdir()
+    (left / "counter.db").touch()
+    with monkeypatch.context() as another:
+        another.setattr(os, "getuid", lambda: left.stat().st_uid + 1)
+        with counters_folder() as one:
+            assert set(tmp_path.iterdir()) == others | {left, Path(one)}
+    with counters_folder() as one, counters_folder() as two:
+        assert set(tmp_path.iterdir()) == others | {Path(one), Path(two)}
+    assert set(tmp_path.iterdir()) == others
+
+
+def test_counters_need_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(handle: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with counters_folder() as one, counters_folder() as two:
+        assert set(tmp_path.iterdir()) == {Path(one), Path(two)}
     assert not list(tmp_path.iterdir())

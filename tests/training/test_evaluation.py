@@ -58,6 +58,12 @@ def test_no_query_with_a_match_gives_nan_over_no_queries() -> None:
     assert np.isnan(result.recall_at_1)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_class_whose_vectors_are_nothing_is_nobodys_nearest() -> None:
+    gallery = np.array([[1, 0], [0, 1], [0, 0]], np.float32)
+    assert nearest_class_mean(gallery[:2], np.array([0, 1]), gallery, np.array([0, 1, 2])) == 1
+
+
 def test_nearest_class_mean_by_hand() -> None:
     gallery = np.array([[1, 0], [0, 1], [-1, 0]], dtype=np.float32)
     queries = np.array([[0.8, 0.6], [-0.9, 0.1], [0.1, -1]], dtype=np.float32)
