@@ -21,19 +21,20 @@ from index.errors import DataError, EncoderError
 HEAD = "head.safetensors"
 
 
-def class_means(vectors: Tensor, classes: Tensor, count: int, labels: Sequence[str]) -> Tensor:
+def class_means(vectors: Tensor, classes: Tensor, count: int, labels: Sequence[str] = ()) -> Tensor:
     """Unit means of each class: vectors (n, d), classes (n,) int64 in [0, count) -> (count, d).
 
-    Further classes of a label are numbered on from the last: class c is made of rows of labels[c % len(labels)]. Raises
-    `DataError` for a class whose vectors are nothing or cancel out, as those of blank pictures before the training.
+    Raises `DataError` for a class whose vectors are nothing or cancel out, as those of blank pictures before the
+    training. Where `labels` are given, it names labels[c % len(labels)]: further classes are numbered on from the last.
     """
     sums = torch.zeros(count, vectors.shape[1], dtype=vectors.dtype, device=vectors.device)
     sums.index_add_(0, classes, functional.normalize(vectors, dim=1))
     norms = sums.norm(dim=1)
     if bool((norms == 0).any()):
-        label = labels[int((norms == 0).nonzero()[0]) % len(labels)]
+        at = int((norms == 0).nonzero()[0])
+        name = f"'{labels[at % len(labels)]}'" if labels else f"Class {at}"
         raise DataError(
-            f"'{label}' has no mean vector for its class weights: its rows hold nothing to tell (blank pictures?), or "
+            f"{name} has no mean vector for its class weights: its rows hold nothing to tell (blank pictures?), or "
             "they cancel out. Look at them: correct or remove them."
         )
     means: Tensor = sums / norms[:, None]

@@ -345,11 +345,13 @@ def test_partners_are_of_the_class_they_should_be(shape) -> None:
 
 def test_class_means_are_unit_means_of_directions() -> None:
     vectors = torch.tensor([[2.0, 0.0], [0.0, 5.0], [-3.0, 0.0]])
-    means = class_means(vectors, torch.tensor([0, 0, 1]), 2, ["a", "b"])
+    means = class_means(vectors, torch.tensor([0, 0, 1]), 2)
     torch.testing.assert_close(means, torch.tensor([[0.5**0.5, 0.5**0.5], [-1.0, 0.0]]))
 
 
 def test_a_class_without_vectors_has_no_mean() -> None:
+    with pytest.raises(DataError, match="Class 1 has no mean vector"):
+        class_means(torch.eye(2), torch.tensor([0, 0]), 2)
     with pytest.raises(DataError, match="'b' has no mean vector"):
         class_means(torch.eye(2), torch.tensor([0, 0]), 2, ["a", "b"])
     with pytest.raises(DataError, match="'b' has no mean vector"):  # another turn of its pictures
