@@ -59,7 +59,7 @@ def test_no_query_with_a_match_gives_nan_over_no_queries() -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_class_whose_vectors_are_nothing_is_nobodys_nearest() -> None:
+def test_a_class_whose_vectors_are_nothing_spoils_no_other() -> None:
     gallery = np.array([[1, 0], [0, 1], [0, 0]], np.float32)
     assert nearest_class_mean(gallery[:2], np.array([0, 1]), gallery, np.array([0, 1, 2])) == 1
 
