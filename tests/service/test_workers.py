@@ -34,8 +34,14 @@ def fleet(collection: Path, *flags: str) -> Iterator[Server]:
 
 def workers(server: Server) -> list[psutil.Process]:
     """The processes that answer, without the one that multiprocessing keeps for itself."""
-    children = psutil.Process(server.process.pid).children()
-    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    return [child for child in psutil.Process(server.process.pid).children() if "spawn_main" in _command(child)]
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # it ended since it was listed, buried or not
+        return ""
 
 
 def until(true: Callable[[], bool], seconds: float = 60) -> None:
