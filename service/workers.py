@@ -4,11 +4,11 @@ Each is started anew (spawned, not forked: a forked copy of threads and locks un
 for itself and shares the mapped index and the listening socket with the others. Only readers: a collection has one
 writer.
 
-They talk over one pipe each. A worker says "ready", its greeting and whether what it opened is whole, and asks for a
-"reload" of a collection. Then all are told to "open" the version; once each has said that it "did", or what was wrong,
-to "take" it, or to "drop" it where one of them found a fault; and when they did that, who asked is told that it is
-"done". So all serve one version, and nobody answers from another. Now and then each is asked whether it is "awake" and
-says so; one that hangs is killed and replaced.
+They talk over one pipe each. A worker says "ready", its greeting and whether what it opened is whole, or the "fault"
+that ends it, and asks for a "reload" of a collection. Then all are told to "open" the version; once each has said that
+it "did", or what was wrong, to "take" it, or to "drop" it where one of them found a fault; and when they did that, who
+asked is told that it is "done". So all serve one version, and nobody answers from another. Now and then each is asked
+whether it is "awake" and says so; one that hangs is killed and replaced.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ class _Worker:
     """Seconds since its last word, or its start."""
     asked: bool = False
     """Whether it is awake, with no answer yet."""
+    fault: str = ""
+    """Why it ends, where it could say so."""
 
 
 @dataclass(slots=True)
@@ -138,7 +140,7 @@ class Supervisor:
             timeout = min([TICK, *(max(0.0, due - now) for due in self._start_at)])
             heard = wait([end for worker in self._workers for end in (worker.pipe, worker.process.sentinel)], timeout)
             for worker in list(self._workers):
-                if worker.pipe in heard:
+                if worker.pipe.poll():  # its last word may have come with its end, and after its turn
                     self._read(worker)
                 if worker.process.sentinel in heard and not self._bury(worker):
                     return worker.process.exitcode or 1
@@ -194,13 +196,17 @@ class Supervisor:
         if self._stopping is not None:
             return True
         if not self._greeted:
-            log.error("a worker ended while it started", extra={"fields": {"exit": worker.process.exitcode}})
+            if worker.fault:
+                sys.stderr.write(f"surematch serve: {worker.fault}\n")  # the others' would be the same
+            else:
+                log.error("a worker ended while it started", extra={"fields": {"exit": worker.process.exitcode}})
             return False
         self._deaths = 0 if worker.ready else self._deaths + 1
         patience = min(PATIENCE * 2**self._deaths, LONGEST)
+        fields = {"pid": worker.process.pid, "exit": worker.process.exitcode, "after": patience}
         log.error(
             "a worker ended and is replaced",
-            extra={"fields": {"pid": worker.process.pid, "exit": worker.process.exitcode, "after": patience}},
+            extra={"fields": fields | ({"fault": worker.fault} if worker.fault else {})},
         )
         self._start_at.append(time.monotonic() + patience)
         return True
@@ -220,6 +226,8 @@ class Supervisor:
                 self._greeted = True
                 sys.stdout.write(greeting)
                 sys.stdout.flush()
+        elif what == "fault":
+            worker.fault = said
         elif what == "reload":
             try:
                 self._queued.append((worker.pipe, said, resolved(self.settings.folders[said])))
@@ -313,5 +321,5 @@ def _work(
                 raise CollectionError(" ".join(serving.collection.warnings))
         run(settings, servings, listening, pipe)
     except SurematchError as error:
-        sys.stderr.write(f"surematch serve: {error}\n")
+        _send(pipe, "fault", str(error))
         sys.exit(2)
