@@ -111,7 +111,7 @@ def build_collection(
             asked = None
             try:
                 queries, warnings = calibration_queries(
-                    folder / ENCODER, encoder, taken.keys, now.vectors, gallery, held, seed, progress
+                    folder / ENCODER, encoder, taken.keys, now.vectors, gallery, held, unknown_share, seed, progress
                 )
                 keep_queries(store, queries)
                 asked = own_questions(queries)

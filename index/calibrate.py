@@ -113,13 +113,26 @@ class Calibration:
         """
         held = self.held_out
         if coverage_for == "mixed":
-            both = threshold(held.nonconformity, held.weight, coverage, held.group)
+            both = threshold(held.nonconformity, held.weight, coverage, held.group, unnamed=self._unnamed())
             return both, both
         return self._threshold_of(~held.known, coverage, "unknown "), self._threshold_of(held.known, coverage, "known ")
 
     def _threshold_of(self, part: Flags, coverage: float, of: str) -> float:
         held = self.held_out
-        return threshold(held.nonconformity[part], held.weight[part], coverage, held.group[part], of=of)
+        return threshold(
+            held.nonconformity[part], held.weight[part], coverage, held.group[part], of=of, unnamed=self._unnamed()
+        )
+
+    def _unnamed(self) -> str:
+        """Why a set may lack the right label however large it is, and what to do."""
+        used = self.report.get("calibrator", DEFAULT)
+        if used == DEFAULT:
+            return f"It is not among the {TOP_K} nearest items, and more queries would not help. Ask for less."
+        if used == FALLBACK and len(np.unique(self.held_out.group[self.held_out.known])) < MIN_QUERIES:
+            remedy = f"give at least {MIN_QUERIES} queries with --calibrate FILE"
+        else:
+            remedy = f"index with --calibrator {DEFAULT}"
+        return f"The calibrator {used} names the first hit's alone. Ask for less, or {remedy}."
 
     def to_json(self) -> dict[str, Any]:
         return {

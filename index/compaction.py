@@ -60,7 +60,7 @@ class Fitting:
     def queries(self, folder: Path, store: ItemStore, now: Changes, gallery: Gallery) -> tuple[Queries, list[str]]:
         """See `index.sources.stored_queries`; users' feedback is among them where this fitting uses it."""
         fed = store.feedback().distinct() if self.feedback else None
-        return stored_queries(folder, store, now, gallery, self.seed, fed)
+        return stored_queries(folder, store, now, gallery, self.unknown_share, self.seed, fed)
 
     def calibration(self, queries: Queries, now: Changes, gallery: Gallery, warnings: list[str]) -> Calibration:
         """Fitted on `queries` against the gallery of the items `now`. Raises `CalibrationError`, which repeats the

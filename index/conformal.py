@@ -44,15 +44,22 @@ def nonconformity(logits: Floats) -> Floats:
 
 
 def threshold(
-    scores: ArrayLike, weight: ArrayLike, coverage: float, group: ArrayLike | None = None, *, of: str = ""
+    scores: ArrayLike,
+    weight: ArrayLike,
+    coverage: float,
+    group: ArrayLike | None = None,
+    *,
+    of: str = "",
+    unnamed: str = "More queries would not help. Ask for less.",
 ) -> float:
     """The smallest q that covers `coverage` of exchangeable new queries, with the finite-sample correction.
 
     `scores` (n,) are the truths' nonconformities, inf where the truth was no candidate; the new query itself counts as
     one more, infinitely nonconforming, query. Examples of one `group` (n,) were made from one query and count as one
     (hierarchical conformal prediction, Lee et al. 2023), and queries of unequal `weight` as fewer of equal ones
-    (`index.metrics.effective`): a sample whose weight rests on a few promises no more than those few can. `of` says in
-    errors whose examples these are. Raises `CalibrationError` when the sample cannot support `coverage`.
+    (`index.metrics.effective`): a sample whose weight rests on a few promises no more than those few can. In errors
+    `of` says whose examples these are, and `unnamed` why a right label is no candidate, and what to do. Raises
+    `CalibrationError` when the sample cannot support `coverage`.
     """
     s, w = np.asarray(scores, np.float64), np.asarray(weight, np.float64)
     if not 0 < coverage < 1:
@@ -69,11 +76,7 @@ def threshold(
         lost = float(w[~np.isfinite(s)].sum() / w.sum()) if len(s) else 0.0
         remedy = "Ask for less, or calibrate with more queries."
         if coverage > 1 - lost:
-            remedy = (
-                f"More would not help: of {lost:.1%} the right label is none that the calibrator names (platt, "
-                "isotonic and venn-abers name the first hit's alone). Ask for less, or index with --calibrator "
-                "conditional-logit."
-            )
+            remedy = f"Of {lost:.1%} the right label is none that is named. {unnamed}"
         raise CalibrationError(
             f"Coverage {coverage:g} cannot be promised: the {queries} {of}calibration queries{worth} support at most "
             f"{best:.4f}. {remedy}"

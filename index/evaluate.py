@@ -107,10 +107,10 @@ def _mix_warning(collection: Collection, share: float) -> list[str]:
     promised = float(calibration.report["queries"]["unknown_share"]) if calibration else share
     if abs(promised - share) <= 0.1:
         return []
-    low = "low" if share < promised else "high"
+    low, missing = ("low", "Add unknown ones with --unknown FILE") if share < promised else ("high", "Add known ones")
     return [
         f"{100 * share:.3g}% of these queries are unknown, but the probabilities were calibrated for a mix with "
-        f"{100 * promised:.6g}%, so they look too {low} here. Add unknown queries with --unknown FILE, or index with "
+        f"{100 * promised:.6g}%, so they look too {low} here. {missing}, or index with "
         "--unknown-share set to what you expect."
     ]
 

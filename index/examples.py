@@ -110,7 +110,7 @@ def examples(queries: Queries, gallery: Vectors, codes: Ints, labels: int, unkno
     # an item whose label shows no other has nothing to find, and would count as unknown among the known
     known = known[_able(queries, known, view)]
     prior = _prior(queries, len(known), gallery, codes, labels, unknown_share)
-    needed = _needed(len(known), unknown_share)
+    needed = needed_unknown(len(known), unknown_share)
     removed = known[:0] if len(real) >= needed else known
     asked = ((known, "nothing"), (real, "nothing"), (removed, "own label"), (removed, "labels around"))
     wanted = f"give at least {needed} with --unknown FILE" + (f" ({len(real)} are too few)" if len(real) else "")
@@ -324,7 +324,7 @@ def _able(queries: Queries, known: Ints, view: _View) -> Flags:
     return able
 
 
-def _needed(known: int, share: float) -> int:
+def needed_unknown(known: int, share: float) -> int:
     """Real unknown queries that need no imitated ones beside them: as many as weigh what known ones do, from
     `FEW_UNKNOWN` to `MIN_QUERIES`."""
     return int(min(MIN_QUERIES, max(FEW_UNKNOWN, np.ceil(known * share / (1 - share)))))

@@ -74,8 +74,8 @@ def read_rows(
     """All rows of all files, in order.
 
     `text` and `label` name columns; with `label` None every row's label is None. An empty label is an error while
-    `require_label` holds, else None. Given a list as `faulty`, rows with an empty text or label are appended to it
-    instead of being an error. Raises `DataError`.
+    `require_label` holds, else None; then a file may also have no column but `text`. Given a list as `faulty`, rows
+    with an empty text or label are appended to it instead of being an error. Raises `DataError`.
     """
     rows = [row for path in paths for row in _read_file(path, text, label, require_label, faulty)]
     if not rows and not faulty:
@@ -110,10 +110,11 @@ def _read_file(
     for line, record in read_records(path):
         empty = False
         for column in (text, label):
-            if column is not None and column not in record:
+            texts_alone = column == label and not require_label and list(record) == [text]
+            if column is not None and column not in record and not texts_alone:
                 raise DataError(_missing_column(path, line, column, column == text, record))
         content = cell_text(record[text], path, line, text)
-        name = None if label is None else cell_text(record[label], path, line, label).strip()
+        name = None if label is None else cell_text(record.get(label), path, line, label).strip()
         extra = {key: value for key, value in record.items() if key not in (text, label)}
         row = Row(content, name or None, str(path), line, extra)
         blank, unlabelled = not content.strip(), label is not None and not name and require_label

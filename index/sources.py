@@ -6,10 +6,9 @@ Rows the encoder was trained on are recognised by `text_key` and never used: the
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,22 +20,17 @@ from index.encode import BATCH, blame, encode_batch
 from index.encoder_files import TRAINED_ROWS
 from index.encoders import Encoder
 from index.errors import CalibrationError, CollectionError, DataError
-from index.examples import Queries
+from index.examples import Queries, needed_unknown
 from index.gallery import Gallery
-from index.items import NO_CONTENT, Changes, Feedback, ItemStore
+from index.items import Changes, Feedback, ItemStore
+from index.own_rows import own_rows
 from index.rows import Row, text_key
 
 _GIVEN = "queries given with --calibrate"
-MAX_QUERIES = 4000
-MAX_LEFT_OUT = 2000
-MAX_COMPARISONS = 200_000_000
-"""Queries times items, from which on queries are sampled: a minute or two of calibration, whatever the gallery."""
 FEW_ALONE = 0.1
 """Share of labels with one item from which it is worth a warning that these could not ask."""
 FEW_LABELS = 5
 """Labels that queries must carry, where the gallery has so many, to go without a warning."""
-FEWEST = 400
-"""Queries that are taken however large the gallery is."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, of)."""
@@ -60,6 +54,7 @@ def calibration_queries(
     vectors: NDArray[np.float32],
     gallery: Gallery,
     held: Held,
+    unknown_share: float,
     seed: int,
     progress: Progress,
 ) -> tuple[Queries, list[str]]:
@@ -82,8 +77,8 @@ def calibration_queries(
     warnings += left_out
     if not (given.codes >= 0).any():  # too few are refused, and who gave them can give more
         with saying(warnings):
-            given = _own_rows(given, keys, vectors, gallery, trained, seed)
-    return given, [*warnings, *_notes(given, gallery, trained)]
+            given = own_rows(given, keys, vectors, gallery, trained, seed)
+    return given, [*warnings, *_notes(given, gallery, trained, unknown_share)]
 
 
 @contextmanager
@@ -96,7 +91,13 @@ def saying(notes: list[str]) -> Iterator[None]:
 
 
 def stored_queries(
-    encoder_folder: Path, store: ItemStore, now: Changes, gallery: Gallery, seed: int, fed: Feedback | None = None
+    encoder_folder: Path,
+    store: ItemStore,
+    now: Changes,
+    gallery: Gallery,
+    unknown_share: float,
+    seed: int,
+    fed: Feedback | None = None,
 ) -> tuple[Queries, list[str]]:
     """The queries to calibrate a gallery with again: those the collection kept, else its own rows `now` as at first.
 
@@ -129,8 +130,8 @@ def stored_queries(
         if len(trained):
             keys = store.keys(now.born)
         with saying(notes):
-            given = _own_rows(given, keys, now.vectors, gallery, trained, seed)
-    return given, [*notes, *_notes(given, gallery, trained)]
+            given = own_rows(given, keys, now.vectors, gallery, trained, seed)
+    return given, [*notes, *_notes(given, gallery, trained, unknown_share)]
 
 
 def _of_labels_that_left(queries: Queries, was_known: NDArray[np.bool_]) -> tuple[Queries, list[str]]:
@@ -147,7 +148,7 @@ def _of_labels_that_left(queries: Queries, was_known: NDArray[np.bool_]) -> tupl
     ]
 
 
-def _notes(queries: Queries, gallery: Gallery, trained: NDArray[np.uint64]) -> list[str]:
+def _notes(queries: Queries, gallery: Gallery, trained: NDArray[np.uint64], unknown_share: float) -> list[str]:
     warnings: list[str] = []
     asked, labels = len(np.unique(queries.codes[queries.codes >= 0])), len(gallery.names)
     if 1 < asked < min(FEW_LABELS, labels):
@@ -167,16 +168,18 @@ def _notes(queries: Queries, gallery: Gallery, trained: NDArray[np.uint64]) -> l
             f"{alone} of the gallery's {labels} labels have one item, which cannot ask for its like: how such labels "
             "are found was not measured, and their probabilities may be too low or too high."
         )
-    if labels > 1 and not (queries.codes < 0).any() and count.max(initial=0) > count.sum() / 2:
+    real, needed = int((queries.codes < 0).sum()), needed_unknown(int((queries.codes >= 0).sum()), unknown_share)
+    if labels > 1 and real < needed and count.max(initial=0) > count.sum() / 2:
         warnings.append(
             f"The label {gallery.names[int(count.argmax())]!r} has {count.max() / count.sum():.0%} of the items. With "
             "it hidden, as an unknown query is imitated, little is left to be mistaken: real unknown queries may get "
             "in far more often. Give some with --unknown FILE."
         )
-    if len(trained) and not (queries.codes < 0).any():
+    if len(trained) and real < needed:
+        beside = f"Beside the {real} given, unknown" if real else "Unknown"
         warnings.append(
-            "Unknown queries were imitated by hiding labels the encoder was trained on. Real unknown queries may come "
-            "closer: give some with --unknown FILE."
+            f"{beside} queries were imitated by hiding labels, which an encoder trained on them tells apart better "
+            f"than others. Real unknown queries may come closer: give at least {needed} with --unknown FILE."
         )
     return warnings
 
@@ -271,76 +274,6 @@ def _given(
     codes = gallery.encode_labels(labels)
     rows = np.full(len(asked), -1, np.int64)
     return Queries(vectors, codes, rows, _GIVEN, names=tuple(labels), items_untrained=untrained)
-
-
-def _own_rows(
-    given: Queries,
-    keys: NDArray[np.uint64],
-    vectors: NDArray[np.float32],
-    gallery: Gallery,
-    trained: NDArray[np.uint64],
-    seed: int,
-) -> Queries:
-    """Queries from the gallery's own rows: those held out of training, or, untrained, items left out one by one; and
-    those `given` that are no items.
-
-    Of held-out rows all copies of a text are taken together, and a label keeps at least one item visible. An item of
-    which only the vector is known may have been trained on. The `keys` are needed only for a trained encoder.
-    """
-    fresh = gallery.codes < len(gallery.names)
-    random = np.random.default_rng(seed)
-    if len(trained):
-        fresh &= ~np.isin(keys, trained) & (keys != NO_CONTENT)
-        picked = _held_out(keys, np.flatnonzero(fresh), gallery, random, _affordable(len(vectors), MAX_QUERIES))
-    else:
-        picked = np.sort(random.permutation(np.flatnonzero(fresh))[: _affordable(len(vectors), MAX_LEFT_OUT)])
-    if not len(picked):
-        raise CalibrationError(_none_of_its_own(len(trained) > 0, bool((keys == NO_CONTENT).any())))
-    return replace(
-        given,
-        vectors=np.concatenate([vectors[picked], given.vectors]),
-        codes=np.concatenate([gallery.codes[picked], given.codes]),
-        rows=np.concatenate([picked, given.rows]),
-        source="rows held out of training"
-        if len(trained)
-        else "the gallery's own items, each left out with its near copies",
-        leave_one_out=not len(trained),
-        items_untrained=False,
-    )
-
-
-def _none_of_its_own(trained: bool, unclear: bool) -> str:
-    """Why the gallery has no row that could ask."""
-    if not trained:
-        return "No item has a label, so none can ask for its like. Give labelled queries with --calibrate FILE."
-    used = (
-        "Every row of the gallery was used to train the encoder, or may have been (of some only the vector is known)"
-        if unclear
-        else "Every row of the gallery was used to train the encoder"
-    )
-    return (
-        f"{used}, so none can say how sure a match is. Give labelled queries with --calibrate FILE, or hold some rows "
-        "out: surematch train --held-out 0.15."
-    )
-
-
-def _affordable(size: int, limit: int) -> int:
-    """Queries for a gallery of `size`: each is compared with every item, several times over."""
-    return max(FEWEST, min(limit, MAX_COMPARISONS // size)) if size else limit
-
-
-def _held_out(
-    keys: NDArray[np.uint64], fresh: NDArray[np.int64], gallery: Gallery, random: np.random.Generator, limit: int
-) -> NDArray[np.int64]:
-    wanted = set(random.permutation(np.unique(keys[fresh]))[:limit].tolist())
-    left = Counter(gallery.codes.tolist())
-    chosen = []
-    for at in fresh:
-        code = int(gallery.codes[at])
-        if int(keys[at]) in wanted and left[code] > 1:
-            left[code] -= 1
-            chosen.append(at)
-    return np.array(chosen, np.int64)
 
 
 def encode_rows(

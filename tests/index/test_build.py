@@ -244,7 +244,12 @@ def test_rows_the_encoder_was_trained_on_never_calibrate(world: World, tmp_path:
     assert any(
         warning.startswith("20 of 120 calibration queries were in the encoder's") for warning in described["warnings"]
     )
-    assert any("Unknown queries were imitated" in warning for warning in described["warnings"])
+    assert any(warning.startswith("Unknown queries were imitated") for warning in described["warnings"])
+    unknown = world.rows(world.held_unknown)
+    for real, said in ((1, True), (len(unknown), False)):
+        both = Held(held, unknown[:real])
+        described = build_collection(str(encoder), items, tmp_path / str(real), held=both, unknown_share=0.2)
+        assert any(w.startswith("Beside the 1 given, unknown queries") for w in described["warnings"]) == said
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04zip"], ids=["empty", "garbage", "archive"])

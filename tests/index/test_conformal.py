@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import closing
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from index.calibration import ConditionalLogit
 from index.collection import Collection
 from index.conformal import most, threshold
 from index.errors import CalibrationError, DataError
+from index.evaluate import evaluate
+from index.rows import text_key
 from index.sources import Held
 from index.staleness import Seen
 from tests.index.conftest import World
@@ -131,11 +134,43 @@ def test_the_verbs_know_both_promises(built: Path, world: World, capsys: pytest.
 def test_a_coverage_that_no_number_of_queries_would_reach_says_so() -> None:
     found = np.where(np.arange(1000) % 5 == 0, np.inf, 0.5)
     with pytest.raises(
-        CalibrationError, match=r"at most 0\.7992\. More would not help: of 20\.0% the right label is none"
+        CalibrationError,
+        match=r"at most 0\.7992\. Of 20\.0% the right label is none that is named\. More queries",
     ):
         threshold(found, np.ones(1000), 0.9)
     with pytest.raises(CalibrationError, match=r"at most 0\.7992\. Ask for less, or calibrate with more queries"):
         threshold(found, np.ones(1000), 0.7995)
+
+
+@pytest.mark.parametrize(
+    ("calibrator", "queries", "said"),
+    [
+        (
+            "conditional-logit",
+            100,
+            r"not among the 100 nearest items, and more queries would not help\. Ask for less\.$",
+        ),
+        ("platt", 100, r"platt names the first hit's alone\. Ask for less, or index with --calibrator conditional-log"),
+        (
+            "conditional-logit",
+            30,
+            r"platt names the first hit's alone\. Ask for less, or give at least 50",
+        ),
+    ],
+)
+def test_what_helps_a_coverage_that_cannot_be_promised_is_said(
+    world: World, tmp_path: Path, calibrator: str, queries: int, said: str
+) -> None:
+    encoder = shutil.copytree(world.encoder, tmp_path / "encoder")  # one that was trained: its items are no prior
+    np.save(encoder / "trained_rows.npy", np.array([text_key(row.text) for row in world.rows(world.items)], np.uint64))
+    held = Held(world.rows(world.held)[:: 100 // queries])
+    build_collection(str(encoder), world.rows(world.items), tmp_path / "c", held=held, calibrator=calibrator)
+    with closing(Collection.open(tmp_path / "c")) as collection:
+        assert collection.calibration
+        scores = collection.calibration.held_out.nonconformity
+        scores[: len(scores) // 2] = np.inf  # of half the truth is not named
+        with pytest.raises(CalibrationError, match=said):
+            collection.calibration.set_thresholds(0.9)
 
 
 def test_hits_that_the_calibrator_does_not_speak_of_have_no_probability(world: World, tmp_path: Path) -> None:
@@ -153,3 +188,19 @@ def test_hits_that_the_calibrator_does_not_speak_of_have_no_probability(world: W
             assert hit.probability == (first.probability if hit.label == first.label else None)
             others += hit.label != first.label
     assert others > 0
+
+
+@pytest.mark.parametrize(
+    ("known", "unknown", "said"),
+    [
+        (90, 0, "too low here. Add unknown ones with --unknown FILE"),
+        (10, 60, "too high here. Add known ones, or index"),
+    ],
+)
+def test_another_share_of_unknown_queries_is_said_with_what_would_mend_it(
+    world: World, built: Path, known: int, unknown: int, said: str
+) -> None:
+    with closing(Collection.open(built)) as collection:
+        asked = world.rows(world.test)[:known], world.rows(world.test_unknown)[:unknown]
+        report = evaluate(collection, *asked, progress=lambda what, done, of: None)
+    assert any(said in warning for warning in report["warnings"])

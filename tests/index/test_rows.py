@@ -83,6 +83,12 @@ def test_labels_may_be_missing_when_they_are_not_required(tmp_path: Path) -> Non
     path = write(tmp_path, "rows.csv", "text,label\na,\n")
     assert read(path, require_label=False)[0].label is None
     assert read_rows([path], text="text", label=None)[0].extra == {"label": ""}
+    alone = write(tmp_path, "texts.csv", "text\na\n")
+    assert [(row.text, row.label) for row in read(alone, require_label=False)] == [("a", None)]
+    with pytest.raises(DataError, match="no column 'label'"):
+        read(alone)
+    with pytest.raises(DataError, match="no column 'label'"):  # it may be another name of it
+        read(write(tmp_path, "more.csv", "text,intent\na,b\n"), require_label=False)
 
 
 BAD = {

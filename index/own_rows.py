@@ -1,0 +1,106 @@
+"""Calibration queries from the gallery's own rows: those held out of training, or items left out one by one.
+
+Rows the encoder was trained on are never used: they look better than life.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.errors import CalibrationError
+from index.examples import Queries
+from index.gallery import Gallery
+from index.items import NO_CONTENT
+
+Keys = NDArray[np.uint64]
+Ints = NDArray[np.int64]
+MAX_QUERIES = 4000
+MAX_LEFT_OUT = 2000
+MAX_COMPARISONS = 200_000_000
+"""Queries times items, from which on queries are sampled: a minute or two of calibration, whatever the gallery."""
+FEWEST = 400
+"""Queries that are taken however large the gallery is."""
+ASKING = 3
+"""One of so many items of a label asks at most. Those that ask are hidden from all, and a label must show them about as
+much as it will show in use."""
+
+
+def own_rows(
+    given: Queries, keys: Keys, vectors: NDArray[np.float32], gallery: Gallery, trained: Keys, seed: int
+) -> Queries:
+    """Queries from the gallery's own rows, and those `given` that are no items.
+
+    Items (n,) have `keys` (`index.rows.text_key`) and `vectors` (n, d); `trained` are the keys of the rows the encoder
+    was trained on, and without any `keys` are not needed. An item of which only the vector is known may have been
+    trained on. Raises `CalibrationError` when no row can ask.
+    """
+    fresh = gallery.codes < len(gallery.names)
+    random = np.random.default_rng(seed)
+    if len(trained):
+        fresh &= ~np.isin(keys, trained) & (keys != NO_CONTENT)
+        picked = _held_out(keys, np.flatnonzero(fresh), gallery, random, _affordable(len(vectors), MAX_QUERIES))
+    else:
+        picked = np.sort(random.permutation(np.flatnonzero(fresh))[: _affordable(len(vectors), MAX_LEFT_OUT)])
+    if not len(picked):
+        raise CalibrationError(_none_of_its_own(len(trained) > 0, bool((keys == NO_CONTENT).any())))
+    return replace(
+        given,
+        vectors=np.concatenate([vectors[picked], given.vectors]),
+        codes=np.concatenate([gallery.codes[picked], given.codes]),
+        rows=np.concatenate([picked, given.rows]),
+        source="rows held out of training"
+        if len(trained)
+        else "the gallery's own items, each left out with its near copies",
+        leave_one_out=not len(trained),
+        items_untrained=False,
+    )
+
+
+def _held_out(keys: Keys, fresh: Ints, gallery: Gallery, random: np.random.Generator, limit: int) -> Ints:
+    """Positions of at most `limit` texts that are `fresh`, all copies of one together."""
+    count = np.bincount(gallery.codes, minlength=len(gallery.names))
+    room = np.where(count > 1, np.maximum(1, count // ASKING), 0)
+    chosen: list[int] = []
+    texts = 0
+    for copies in _copies(keys, fresh, random):
+        asking = Counter(gallery.codes[copies].tolist())
+        if texts < limit and all(room[code] >= number for code, number in asking.items()):
+            texts += 1
+            chosen.extend(copies.tolist())
+            for code, number in asking.items():
+                room[code] -= number
+    return np.array(sorted(chosen), np.int64)
+
+
+def _copies(keys: Keys, fresh: Ints, random: np.random.Generator) -> Iterator[Ints]:
+    """The positions of one text after the other, in random order."""
+    at = fresh[np.argsort(keys[fresh], kind="stable")]
+    _, begins = np.unique(keys[at], return_index=True)
+    ends = np.append(begins[1:], len(at))
+    for text in random.permutation(len(begins)):
+        yield at[begins[text] : ends[text]]
+
+
+def _affordable(size: int, limit: int) -> int:
+    """Queries for a gallery of `size`: each is compared with every item, several times over."""
+    return max(FEWEST, min(limit, MAX_COMPARISONS // size)) if size else limit
+
+
+def _none_of_its_own(trained: bool, unclear: bool) -> str:
+    """Why the gallery has no row that could ask."""
+    if not trained:
+        return "No item has a label, so none can ask for its like. Give labelled queries with --calibrate FILE."
+    used = (
+        "Every row of the gallery was used to train the encoder, or may have been (of some only the vector is known)"
+        if unclear
+        else "Every row of the gallery was used to train the encoder"
+    )
+    return (
+        f"{used}, so none can say how sure a match is. Give labelled queries with --calibrate FILE, or hold some rows "
+        "out: surematch train --held-out 0.15."
+    )

@@ -1,0 +1,75 @@
+"""Which of the gallery's rows ask when no queries are given: not those trained on, all copies of a text together, and
+never so many of a label that what is left of it looks unlike what queries will meet."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from index.errors import CalibrationError
+from index.examples import Queries
+from index.gallery import Gallery
+from index.items import NO_CONTENT
+from index.own_rows import own_rows
+
+NONE = Queries(np.empty((0, 2), np.float32), np.empty(0, np.int64), np.empty(0, np.int64), "")
+
+
+def asking(labels: list[str | None], keys: list[int], trained: list[int], seed: int = 0) -> Queries:
+    vectors = np.tile(np.array([1, 0], np.float32), (len(labels), 1))
+    gallery = Gallery.of(np.arange(len(labels)), labels, vectors)
+    return own_rows(NONE, np.array(keys, np.uint64), vectors, gallery, np.array(sorted(trained), np.uint64), seed)
+
+
+ROWS = st.lists(st.tuples(st.sampled_from(["a", "b", "c", None]), st.integers(1, 12)), min_size=1, max_size=60)
+
+
+@given(ROWS, st.sets(st.integers(1, 12), min_size=1), st.integers(0, 3))
+def test_of_a_label_a_third_asks_at_most_and_a_text_with_all_its_copies(
+    rows: list[tuple[str | None, int]], trained: set[int], seed: int
+) -> None:
+    labels, keys = [label for label, _ in rows], [key for _, key in rows]
+    try:
+        picked = asking(labels, keys, list(trained), seed).rows.tolist()
+    except CalibrationError:
+        picked = []
+    have = Counter(labels)
+    asked = Counter(labels[at] for at in picked)
+    assert all(label is not None and have[label] > 1 and n <= max(1, have[label] // 3) for label, n in asked.items())
+    assert not {keys[at] for at in picked} & trained
+    assert len(picked) == len(set(picked))
+    for key in {keys[at] for at in picked}:
+        copies = [at for at, row in enumerate(rows) if row[1] == key and row[0] is not None]
+        assert set(copies) <= set(picked)
+    # none that could ask does not: a text stays back only where one of its labels has no room for it
+    for key in set(keys) - trained - {keys[at] for at in picked}:
+        wanted = Counter(label for label, its in rows if its == key and label is not None)
+        room = {label: max(1, have[label] // 3) if have[label] > 1 else 0 for label in wanted}
+        assert not wanted or any(asked[label] + n > room[label] for label, n in wanted.items())
+
+
+def test_labels_that_were_not_trained_show_most_of_their_items() -> None:
+    labels = [label for label in "abcde" for _ in range(20)]
+    found = asking([*labels], list(range(1, 101)), trained=[7_000])
+    assert Counter(found.codes.tolist()) == dict.fromkeys(range(5), 6)
+    assert (found.source, found.leave_one_out) == ("rows held out of training", False)
+
+
+def test_what_was_held_out_of_training_asks_as_before() -> None:
+    """Of twenty items a label three were held out: all of them ask, whatever the seed."""
+    labels = [label for label in "abcde" for _ in range(20)]
+    held = [at for at in range(100) if at % 20 < 3]
+    for seed in range(3):
+        found = asking([*labels], list(range(1, 101)), [at + 1 for at in range(100) if at not in held], seed)
+        assert found.rows.tolist() == held
+
+
+def test_an_item_of_which_only_the_vector_is_known_does_not_ask() -> None:
+    found = asking(["a", "a", "a", "b", "b", "b"], [1, NO_CONTENT, 2, NO_CONTENT, NO_CONTENT, 3], [9])
+    assert set(found.rows.tolist()) <= {0, 2, 5}
+    with pytest.raises(CalibrationError, match="of some only the vector is known"):
+        asking(["a", "a"], [NO_CONTENT, NO_CONTENT], [9])
