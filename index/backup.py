@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import tempfile
 from contextlib import closing
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ def copy_collection(source: Path, destination: Path, progress: Progress) -> Copi
     """Copies the collection `source`, which may be written to meanwhile, to the new folder `destination`.
 
     Raises `SettingsError` where something lies there, `CollectionError` when the source is none, `Damaged` when the
-    copy does not hold what it should, `DiskFull`; then nothing is left at the destination.
+    source or the copy does not hold what it should, `DiskFull`; then nothing is left at the destination.
     """
     config = read_config(source)
     if destination.exists():
@@ -58,13 +59,17 @@ def copy_collection(source: Path, destination: Path, progress: Progress) -> Copi
         _copy_state(source, folder, int(config["dimension"]))
         progress("copying", 2, 4)
         _writable(folder)
-        copied = _verified(folder)
+        copied = _verified(folder, source, int(config["dimension"]))
         progress("copying", 3, 4)
         folder.chmod(0o755)
         _sync(folder)
         folder.rename(destination)
         progress("copying", 4, 4)
         return copied
+    except Damaged as error:
+        if isinstance(error.__cause__, sqlite3.Error):  # which advises to restore a back-up: it may be what is copied
+            _refuse([f"{source / ITEMS}: {error.__cause__}."], folder, source)
+        raise
     except OSError as error:
         no_room, said = error.errno in NO_ROOM, error.strerror or str(error)
         if isinstance(error, shutil.Error):  # of copytree: a list of (from, to, why)
@@ -114,16 +119,26 @@ def _writable(folder: Path) -> None:
         path.chmod(path.stat().st_mode | (0o700 if path.is_dir() else 0o600))
 
 
-def _verified(folder: Path) -> Copied:
-    """Raises `Damaged` when the copy is not sound as a collection."""
+def _verified(folder: Path, source: Path, dimension: int) -> Copied:
+    """Raises `Damaged` when the copy is not sound as a collection: what it was made of is not either."""
+    with closing(ItemStore(folder / ITEMS, dimension, create=False)) as store:
+        _refuse(store.check(), folder, source)  # before it is opened, which fails with less to go by
     opened = Collection.open(folder)
     try:
-        faults = [*opened.warnings, *opened.check_items()]
-        if faults:
-            raise Damaged(f"The copy is not sound: {' '.join(faults)} Nothing was left at its place.")
+        _refuse(opened.warnings, folder, source)
         return Copied(opened.size, opened.sequence, opened.snapshot_id, opened.uncalibrated() is None)
     finally:
         opened.close()
+
+
+def _refuse(faults: list[str], folder: Path, source: Path) -> None:
+    """Raises `Damaged` for faults of the copy in `folder`, told of its source: the copy will be gone."""
+    if faults:
+        told = " ".join(faults).replace(str(folder), str(source))
+        raise Damaged(
+            f"What is to be copied is not sound: {told} Mend it there (delete a damaged item or add it again, then "
+            "compact) and copy it again, or take an older back-up. Nothing was left at the destination."
+        )
 
 
 def _sync(folder: Path) -> None:

@@ -308,7 +308,10 @@ class Collection:
         self._state = replace(self._state, warnings=(*self._state.warnings, *faults))
 
     def check_items(self) -> list[str]:
-        """What is wrong with the item store by SQLite's own check of every page, or nothing; reads the whole file."""
+        """What is wrong with the item store by SQLite's check of every page and by every item's checksum, or nothing.
+
+        Reads the whole file.
+        """
         return self._store.check()
 
     @given_back_after

@@ -37,6 +37,8 @@ TOMBSTONES = 100_000
 """Row numbers of erased items that are kept, so that processes which follow need not load everything anew."""
 NO_CONTENT = 0
 """Stands for the `text_key` of an item of which nothing but the vector is known."""
+NAMED = 10
+"""Damaged items that a check names; of more it says how many."""
 READ_BYTES = 2**25
 """Of texts of items that were read before: a hundred thousand short ones."""
 _EMPTY_VECTOR = np.empty(0, np.float32)
@@ -180,8 +182,26 @@ class ItemStore(Database):
         return True
 
     def check(self) -> list[str]:
-        """SQLite's check of every page of the file: what is wrong, or nothing."""
-        return [f"{self.path}: {fault}." for (fault,) in self._read("PRAGMA integrity_check") if fault != "ok"]
+        """What is wrong by SQLite's check of every page of the file and by every live item's checksum, or nothing.
+
+        Of damaged items the first `NAMED` are named. One row is held at a time, however many there are.
+        """
+        faults = [f"{self.path}: {fault}." for (fault,) in self._read("PRAGMA integrity_check") if fault != "ok"]
+        damaged = 0
+        # bytes, not texts: those of a damaged one may be no characters, and could not be read
+        columns = "row, CAST(id AS BLOB), CAST(label AS BLOB), vector, checksum"
+        with self._reader() as connection:
+            for row, name, label, content, noted in connection.execute(
+                f"SELECT {columns} FROM items WHERE died IS NULL ORDER BY row"
+            ):
+                if self._is_whole(None if label is None else label.decode(errors="replace"), content, noted):
+                    continue
+                damaged += 1
+                if damaged <= NAMED:
+                    faults.append(self._not_as_written(name.decode(errors="replace"), row) + ".")
+        if damaged > NAMED:
+            faults.append(f"{damaged - NAMED:,} more items are damaged in the same way.")
+        return faults
 
     def copy_to(self, path: Path) -> None:
         """Writes all of the store, of one moment, to a new file. Raises `CollectionError`."""
@@ -355,16 +375,22 @@ class ItemStore(Database):
         labels: list[str | None] = []
         columns = f"SELECT row, label, vector, checksum FROM items WHERE {condition} ORDER BY {order}"
         for at, (row, label, content, noted) in enumerate(connection.execute(columns, values)):
-            # rows of version 2 have no checksum
-            if len(content) != 4 * self.dimension or noted not in (None, checksum(label, content)):
+            if not self._is_whole(label, content, noted):
                 (name,) = connection.execute("SELECT id FROM items WHERE row = ?", (row,)).fetchone()
                 raise Damaged(
-                    f"{self.path}: the vector or the label of {name!r} (row {row}) is not what was written. Delete or "
-                    "write that item again, or restore the file from a backup."
+                    f"{self._not_as_written(name, row)}. Delete or write that item again, or restore the file from a "
+                    "backup."
                 )
             rows[at], vectors[at] = row, np.frombuffer(content, "<f4")
             labels.append(label)
         return rows, labels, vectors
+
+    def _is_whole(self, label: str | None, vector: bytes, noted: int | None) -> bool:
+        """Whether label and vector are those whose checksum was `noted`; rows of version 2 have none."""
+        return len(vector) == 4 * self.dimension and noted in (None, checksum(label, vector))
+
+    def _not_as_written(self, name: str, row: int) -> str:
+        return f"{self.path}: the vector or the label of {name!r} (row {row}) is not what was written"
 
     def _matrix(self, blobs: Iterable[bytes]) -> NDArray[np.float32]:
         return np.frombuffer(b"".join(blobs), "<f4").reshape(-1, self.dimension).astype(np.float32)

@@ -6,7 +6,10 @@ import errno
 import json
 import os
 import shutil
+import sqlite3
 import threading
+import tracemalloc
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from index import cli_items
 from index.backup import copy_collection
 from index.collection import Collection, NewItem
 from index.errors import CollectionError, Damaged, DataError, DiskFull, SettingsError
+from index.items import Item, ItemStore
 from tests.index.conftest import write_csv
 from tests.index.helpers import unit
 
@@ -88,9 +92,61 @@ def test_a_backup_with_a_torn_item_page_is_not_restored(copied: Path, tmp_path: 
     with (copied / "items.sqlite").open("r+b") as file:
         file.seek(-4096, os.SEEK_END)
         file.write(b"\xff" * 4096)
-    with pytest.raises(CollectionError):
+    with pytest.raises(Damaged, match=rf"{copied}/items\.sqlite: .*malformed.*an older back-up") as raised:
         copy_collection(copied, tmp_path / "restored", quiet)
+    assert "restore it" not in str(raised.value)
     assert {entry.name for entry in tmp_path.iterdir()} == {"topics"}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "vector = CAST(substr(vector, 1, 15) || x'01' || substr(vector, 17) AS BLOB)",
+        "vector = substr(vector, 1, 12)",
+        "label = 'travel'",
+        "label = CAST(x'ff' AS TEXT)",
+    ],
+)
+@pytest.mark.parametrize("row", [1, 5], ids=["which opening looks at", "which opening does not read"])
+def test_a_damaged_item_is_named_and_not_copied(copied: Path, tmp_path: Path, damage: str, row: int) -> None:
+    damage_items(copied, f"UPDATE items SET {damage} WHERE row = {row}")
+    said = rf"{copied}/items\.sqlite: the vector or the label of 'items\.csv:{row + 1}' \(row {row}\) is not what was"
+    with pytest.raises(Damaged, match=said) as raised:
+        copy_collection(copied, tmp_path / "copy", quiet)
+    assert "an older back-up" in str(raised.value)
+    assert "copying" not in str(raised.value)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"topics"}
+
+
+def test_a_damaged_item_that_was_deleted_is_no_fault_of_a_copy(copied: Path, tmp_path: Path) -> None:
+    damage_items(copied, "UPDATE items SET vector = substr(vector, 1, 12) WHERE row = 5")
+    opened = Collection.open(copied, writable=True)
+    opened.delete(["items.csv:6"])
+    opened.close()
+    assert copy_collection(copied, tmp_path / "copy", quiet).items == 179
+
+
+def test_of_many_damaged_items_some_are_named(copied: Path, tmp_path: Path) -> None:
+    damage_items(copied, "UPDATE items SET vector = substr(vector, 1, 12)")
+    with pytest.raises(Damaged, match=r"'items\.csv:11' \(row 10\).*written\. 170 more items are damaged") as raised:
+        copy_collection(copied, tmp_path / "copy", quiet)
+    assert "items.csv:12'" not in str(raised.value)
+
+
+def test_a_check_holds_no_more_than_a_row_of_the_items(tmp_path: Path) -> None:
+    with closing(ItemStore(tmp_path / "items.sqlite", 256)) as store:
+        store.upsert([Item(f"i{at}", "a", None, vector) for at, vector in enumerate(unit(4_000, 256))])
+        tracemalloc.start()
+        assert store.check() == []
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert most < 2**20, "the vectors alone have 4 MB"
+
+
+def damage_items(collection: Path, statement: str) -> None:
+    with closing(sqlite3.connect(collection / "items.sqlite")) as connection:
+        connection.execute(statement)
+        connection.commit()
 
 
 def test_a_full_disk_leaves_nothing_of_a_copy(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
