@@ -153,7 +153,15 @@ class Database:
             raise self._failed(error) from error
 
     def _unusable(self, error: sqlite3.Error) -> CollectionError:
-        return _kind(error)(
+        kind = _kind(error)
+        if kind is DiskFull:
+            # as from a read-only folder it could be read without, were it sure that no writer comes meanwhile
+            return DiskFull(
+                f"{self.path}: cannot be opened, as the disk is full ({error}): even to read it SQLite makes "
+                f"{self.path.name}-shm beside it, of 32 KiB. Make some room, then open it again; nothing has to be "
+                "restored. A read-only mount of the folder is read without."
+            )
+        return kind(
             f"{self.path}: the item store cannot be opened ({error}). Check that the folder is writable, or restore it "
             "from a backup."
         )

@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import date
 from decimal import Decimal
@@ -100,6 +103,55 @@ def test_no_room_at_any_size_is_reported_and_leaves_nothing(copied: Path) -> Non
     opened = Collection.open(copied)
     assert opened.warnings == []
     opened.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    tried = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True, text=True, check=False
+    )
+    if tried.returncode:
+        pytest.skip(f"no file system can be mounted here, and so none be filled: {tried.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Leaves no room there; returns the file that takes it."""
+    filler = disk / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    return filler
+
+
+def test_a_full_disk_is_what_keeps_a_reader_out_and_is_said(built: Path, small_disk: Path) -> None:
+    path = small_disk / "c"
+    shutil.copytree(built, path)
+    open_already = Collection.open(path)
+    before = open_already.search(["bank"])[0].hits
+    fill(small_disk)
+    assert open_already.search(["bank"])[0].hits == before
+    open_already.close()
+    filler = fill(small_disk)  # of what closing freed, too
+    for _ in range(2):
+        with pytest.raises(DiskFull, match=r"as the disk is full.*Make some room, then open it again") as raised:
+            Collection.open(path)
+        assert "writable" not in str(raised.value)
+        assert "backup" not in str(raised.value)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    opened = Collection.open(path)
+    assert opened.search(["bank"])[0].hits == before
+    opened.close()
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    filler.unlink()
+    opened = Collection.open(path)
+    assert (opened.size, opened.warnings) == (180, [])
+    opened.close()
+    assert not list(path.glob("items.sqlite-*")), "what SQLite began without room is swept"
 
 
 @pytest.mark.parametrize(
