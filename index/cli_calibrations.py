@@ -48,9 +48,10 @@ def calibrations(argv: Sequence[str]) -> int:
         if settings.use is not None:
             collection.use_calibration(settings.use)
         listed, used = collection.calibrations(), collection.state.calibration_id
-    told = {"in_use": used, "calibrations": [asdict(version) for version in listed]}
-    words = "\n".join(_line(version, version.id == used) for version in listed)
-    return tell(told, words or "This collection has no calibration.", settings.json_)
+        warnings = collection.warnings
+    told = {"in_use": used, "calibrations": [asdict(version) for version in listed], "warnings": warnings}
+    lines = [_line(version, version.id == used) for version in listed] or ["This collection has no calibration."]
+    return tell(told, "\n".join([*lines, *warnings]), settings.json_)
 
 
 def recalibrate(argv: Sequence[str]) -> int:

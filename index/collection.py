@@ -52,7 +52,7 @@ from index.snapshot import clean, created, current_name, refuse_newer
 from index.sources import Progress
 from index.stages import stage
 from index.state import State
-from index.versions import Version, Versions, chosen_calibration, dump, id_of
+from index.versions import BUILT, Version, Versions, chosen_calibration, dump, id_of
 from index.writer_lock import WriterLock
 
 COMPACT_SHARE, COMPACT_LEAST = 0.05, 1_000
@@ -298,14 +298,25 @@ class Collection:
 
     def _follow_choice(self) -> None:
         """Serves the calibration that another process chose."""
-        id = self._versions.chosen(self._state.snapshot_id)
-        if id in (self._chosen, self._state.calibration_id):
+        state = self._state
+        try:
+            id = self._versions.chosen(state.snapshot_id)
+        except CollectionError as error:
+            if not state.choice_faults:
+                faults = [f"{error} The calibration that was in use goes on serving."]
+                self._state = state.choosing(state.calibration, state.calibration_id, faults)
+            return
+        if id in (None, state.calibration_id):
+            if state.choice_faults and not chosen_calibration(self._versions, state.snapshot_id)[2]:
+                self._state = state.choosing(state.calibration, state.calibration_id)  # it can be read again
+            return
+        if id == self._chosen:
             return
         self._chosen = id  # should it be damaged, it is not tried again and again
-        found, _, faults = chosen_calibration(self._versions, self._state.snapshot_id)
-        if found is not None:
-            self._state = replace(self._state, calibration=found, calibration_id=id)
-        self._state = replace(self._state, warnings=(*self._state.warnings, *faults))
+        found, id, faults = chosen_calibration(self._versions, state.snapshot_id)
+        if found is None:
+            found, id = state.calibration, state.calibration_id
+        self._state = state.choosing(found, id, faults)
 
     def check_items(self) -> list[str]:
         """What is wrong with the item store by SQLite's check of every page and by every item's checksum, or nothing.
@@ -365,6 +376,7 @@ class Collection:
             cause = "feedback" if feedback else "refit"
             version = Version.of(found, id_of(content), _now(), cause, state.snapshot_id, now.sequence, change)
             self._keep_served()
+            self._versions.expect(state.snapshot_id)
             self._versions.keep(version, content)
             self._choose(version.id, found)
             self._versions.prune({version.id, state.calibration_id})
@@ -373,7 +385,8 @@ class Collection:
     def calibrations(self) -> list[Version]:
         """Every calibration that is kept, oldest first; `state.calibration_id` is the one in use.
 
-        Damaged ones are left out, and told of in `warnings` once they are asked for.
+        Damaged ones are left out, and told of in `warnings` once they are asked for. Raises `CollectionError` when the
+        folder cannot be listed.
         """
         found, _ = self._versions.listed()
         served = self._served_version()
@@ -402,15 +415,14 @@ class Collection:
     def _choose(self, id: str, found: Calibration) -> None:
         self._versions.choose(self._state.snapshot_id, id)
         with self._swapping:
-            self._state = replace(self._state, calibration=found, calibration_id=id)
+            self._state = self._state.choosing(found, id)
 
     def _served_version(self) -> Version | None:
         state = self._state
         if state.calibration is None or state.calibration_id is None:
             return None
         made = created(self.path / SNAPSHOTS, state.snapshot_id)
-        cause = "build or compaction"
-        return Version.of(state.calibration, state.calibration_id, made, cause, state.snapshot_id, state.base, None)
+        return Version.of(state.calibration, state.calibration_id, made, BUILT, state.snapshot_id, state.base, None)
 
     def _keep_served(self) -> None:
         """The calibration inside the snapshot joins the others, so that there is a way back to it."""

@@ -51,17 +51,18 @@ def _load_once(snapshots: Path, encoder: str, store: ItemStore, why_not: str | N
     if snapshot is not None and (other := _foreign(snapshot, encoder, store)):
         warnings.append(other)
         snapshot = None
-    calibration, id = (None, None) if snapshot is None else _calibration(snapshot, snapshots.parent, warnings)
     if snapshot is not None:
+        calibration, id, of_choice = _calibration(snapshot, snapshots.parent, warnings)
         why_not = snapshot.manifest.get("uncalibrated", why_not)
         try:
             state = caught_up(_of_snapshot(snapshot, store, calibration, why_not, tuple(warnings)), store)
             if state is not None:
-                return replace(state, calibration_id=id)
+                return replace(state, calibration_id=id, choice_faults=of_choice)
             warnings.append(f"{store.path} was compacted while it was opened.")
         except CollectionError as error:
             warnings.append(f"{error} The index was rebuilt from the items.")
     else:
+        calibration, id = None, None
         warnings.append("No intact snapshot: the index was rebuilt from the items, and serves without probabilities.")
     now = store.everything()
     return State.of(
@@ -101,18 +102,23 @@ def _foreign(snapshot: Snapshot, encoder: str, store: ItemStore) -> str | None:
     return None
 
 
-def _calibration(snapshot: Snapshot, folder: Path, warnings: list[str]) -> tuple[Calibration | None, str | None]:
-    """The calibration to serve with a snapshot of the collection `folder`, and its id: the chosen one, else its own."""
+def _calibration(
+    snapshot: Snapshot, folder: Path, warnings: list[str]
+) -> tuple[Calibration | None, str | None, tuple[str, ...]]:
+    """The calibration to serve with a snapshot of the collection `folder`, and its id: the chosen one, else its own.
+
+    And which of the `warnings` that were added are of the choice.
+    """
     found, id, faults = chosen_calibration(Versions(folder), snapshot.name)
     warnings += faults
     if found is not None or CALIBRATION not in snapshot.files:
-        return found, id
+        return found, id, tuple(faults)
     try:
         own = Calibration.from_json(json.loads(snapshot.content(CALIBRATION)))
-        return own, id_of(dump(own))
+        return own, id_of(dump(own)), tuple(faults)
     except CalibrationError as error:
         warnings.append(str(error))
-        return None, None
+        return None, None, tuple(faults)
 
 
 def _of_snapshot(

@@ -8,6 +8,7 @@ Whoever took the state before a write goes on with it and is not disturbed: noth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -30,7 +31,8 @@ class State:
     """The base `engine` with its rows that are `dead` (sorted), the delta, and what turns hits into probabilities.
 
     `sequence` is the last write that is in it, `base` the one its snapshot was made at. `why_not` tells why there is
-    no calibration, `calibration_id` which of `index.versions` it is.
+    no calibration, `calibration_id` which of `index.versions` it is. `choice_faults`: those of the `warnings` that say
+    why this may not be the one that was chosen.
     """
 
     engine: Engine
@@ -45,6 +47,7 @@ class State:
     sequence: int
     warnings: tuple[str, ...] = ()
     calibration_id: str | None = None
+    choice_faults: tuple[str, ...] = ()
     read: ReadItems = field(default_factory=ReadItems, compare=False, repr=False)
     """Items that answers from this state have shown."""
 
@@ -101,6 +104,17 @@ class State:
     def caveats(self) -> list[str]:
         """What every calibrated answer says."""
         return [*self.warnings, *recall_warning(self.engine), *(self.calibration.warnings if self.calibration else ())]
+
+    def choosing(self, calibration: Calibration | None, id: str | None, faults: Sequence[str] = ()) -> State:
+        """The state with this calibration; `faults` of its choice stand in for those of the last one."""
+        warnings = [warning for warning in self.warnings if warning not in self.choice_faults]
+        return replace(
+            self,
+            calibration=calibration,
+            calibration_id=id,
+            warnings=(*warnings, *faults),
+            choice_faults=tuple(faults),
+        )
 
     def search(self, queries: NDArray[np.float32], k: int, allowed: Rows | None = None) -> tuple[Scores, Rows]:
         """Scores (n, k') descending and rows (n, k') of live items, k' = min(k, how many), for unit queries (n, d).

@@ -2,10 +2,12 @@
 
     calibrations/<id>-<digest>.json    two lines: what it is (`Version`), and the calibration itself
     calibrations/CURRENT               {"snapshot": ..., "calibration": id}: the choice made under that snapshot
+                                       (null: its own)
 
 An id is the digest of the calibration's own bytes, so the one inside a snapshot has it too. The choice holds for the
-snapshot it was made under: a compaction fits anew, and what it fits is served. Files are written beside their place,
-fsynced and renamed; their name carries the SHA-256 of all their bytes, or where a key is set their signature
+snapshot it was made under: a compaction fits anew, and what it fits is served. `CURRENT` is there before the first
+version that is fitted for a choice, so where such a one is and it is not, it was lost. Files are written beside their
+place, fsynced and renamed; their name carries the SHA-256 of all their bytes, or where a key is set their signature
 (`index.signing`), which is checked before any is believed.
 """
 
@@ -21,12 +23,14 @@ from typing import Any
 
 from index import signing
 from index.calibrate import Calibration
-from index.errors import CalibrationError, CollectionError, NotFound
+from index.errors import CalibrationError, CollectionError, Damaged, NotFound
 from index.snapshot import make_folder, replace_durably, storing
 
 CALIBRATIONS = "calibrations"
 KEPT = 20
 """Versions that are kept; of more the oldest go, never the one in use."""
+BUILT = "build or compaction"
+"""Why a snapshot's own calibration was made; the others were made to be chosen."""
 _CURRENT = "CURRENT"
 _ID, _DIGEST = 12, 16
 
@@ -78,7 +82,7 @@ class Versions:
         self.folder = collection / CALIBRATIONS
 
     def listed(self) -> tuple[list[Version], list[str]]:
-        """Oldest first, and what is wrong with files that are damaged."""
+        """Oldest first, and what is wrong with files that are damaged. Raises `CollectionError` for the folder."""
         found, faults = [], []
         for path in self._files():
             try:
@@ -106,28 +110,74 @@ class Versions:
             replace_durably(self.folder / f"{about.id}-{digest}.json", whole)
 
     def prune(self, used: set[str | None]) -> None:
-        """Removes the oldest beyond `KEPT`, and what is damaged; those `used` stay."""
+        """Removes the oldest beyond `KEPT`, and what is damaged; those `used` stay.
+
+        For after a choice or a compaction: a choice that is damaged is an older one, and goes too.
+        """
         versions, _ = self.listed()
         kept = {version.id for version in versions[-KEPT:]} | used
         with storing(self.folder, "calibration"):
             for path in self._files():
                 if path.name.partition("-")[0] not in kept:
                     path.unlink()
+            try:
+                self.chosen("")
+            except Damaged:
+                (self.folder / _CURRENT).unlink()
+            except CollectionError:  # it may be whole
+                pass
 
-    def choose(self, snapshot: str, id: str) -> None:
-        """Makes the version `id` the one that is served with this snapshot. Raises as `keep` does."""
+    def choose(self, snapshot: str, id: str | None) -> None:
+        """Makes the version `id` (None: the snapshot's own) the one that is served with it. Raises as `keep` does."""
         content = json.dumps({"snapshot": snapshot, "calibration": id}).encode()
         with storing(self.folder, "choice of a calibration"):
             make_folder(self.folder)
             replace_durably(self.folder / _CURRENT, content)
 
+    def expect(self, snapshot: str) -> None:
+        """Notes that a choice is coming, unless one was made: from now on its loss is told. Raises as `keep` does."""
+        with storing(self.folder, "choice of a calibration"):
+            made = (self.folder / _CURRENT).exists()
+        if not made:
+            self.choose(snapshot, None)
+
     def chosen(self, snapshot: str) -> str | None:
-        """The id chosen under this snapshot; None: the snapshot's own."""
+        """The id chosen under this snapshot; None: the snapshot's own, or it is lost, see `check_not_lost`.
+
+        Raises `CollectionError` when it cannot be read, `Damaged` when it says nothing.
+        """
+        path = self.folder / _CURRENT
         try:
-            told = json.loads((self.folder / _CURRENT).read_bytes())
-            return str(told["calibration"]) if told["snapshot"] == snapshot else None
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            told = json.loads(path.read_bytes())
+            under, id = told["snapshot"], told["calibration"]
+            if not (isinstance(under, str) and isinstance(id, str | None)):
+                raise ValueError(f"{under!r} or {id!r} is no name")
+        except FileNotFoundError:
             return None
+        except OSError as error:
+            raise CollectionError(f"{path}: cannot be read ({error.strerror}){self._unknown(repair=True)}") from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise Damaged(f"{path}: is damaged{self._unknown()}") from error
+        return id if under == snapshot else None
+
+    def check_not_lost(self, snapshot: str) -> None:
+        """Raises `Damaged` where there is no choice at all, though a version was fitted for one under it."""
+        path = self.folder / _CURRENT
+        if path.exists():
+            return
+        fitted = [version for version in self.listed()[0] if version.snapshot == snapshot and version.cause != BUILT]
+        if fitted and not path.exists():  # else another process chose meanwhile, its first
+            raise Damaged(
+                f"{path}: is missing, though calibration {fitted[-1].id} was fitted since the last compaction"
+                f"{self._unknown()}"
+            )
+
+    def _unknown(self, *, repair: bool = False) -> str:
+        first = "Repair its permissions, or choose" if repair else "Choose"
+        return (
+            ", so which calibration was chosen is not known. "
+            f"{first} one: surematch calibrations {self.folder.parent} --use ID."
+        )
 
     def clean(self) -> None:
         """Removes what a killed writer left half written. For the writer only."""
@@ -136,18 +186,33 @@ class Versions:
                 path.unlink()
 
     def _files(self) -> list[Path]:
-        return sorted(self.folder.glob(f"{'?' * _ID}-{'?' * _DIGEST}.json"))
+        """Raises `CollectionError` where the folder cannot be listed; `glob` would find nothing in it."""
+        try:
+            found = sorted(self.folder.iterdir())
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise CollectionError(
+                f"{self.folder}: cannot be read ({error.strerror}). Repair its permissions, or restore it."
+            ) from error
+        return [path for path in found if path.match(f"{'?' * _ID}-{'?' * _DIGEST}.json")]
 
 
 def copy(source: Path, target: Path) -> None:
     """Copies the calibrations of the collection `source` to the folder of another, while they may be added to.
 
-    The choice goes first: what it names was written before it, and is never pruned.
+    The choice goes before what it names, which was written before it and is never pruned. Where none was made yet, what
+    was fitted since stays behind: without its choice it would look like one whose choice was lost.
     """
-    if (source / CALIBRATIONS).is_dir():
+    there = Versions(source)
+    if there.folder.exists():
         (target / CALIBRATIONS).mkdir(exist_ok=True)
-        for path in (source / CALIBRATIONS / _CURRENT, *Versions(source)._files()):
-            with suppress(FileNotFoundError):  # no choice was made; pruned meanwhile
+        files = there._files()
+        with suppress(FileNotFoundError):  # no choice was made
+            shutil.copy2(there.folder / _CURRENT, target / CALIBRATIONS / _CURRENT)
+            files = there._files()
+        for path in files:
+            with suppress(FileNotFoundError):  # pruned meanwhile
                 shutil.copy2(path, target / CALIBRATIONS / path.name)
 
 
@@ -166,11 +231,11 @@ def _read(path: Path) -> tuple[dict[str, Any], bytes]:
 
 
 def chosen_calibration(versions: Versions, snapshot: str) -> tuple[Calibration | None, str | None, list[str]]:
-    """The calibration chosen under a snapshot with its id, or (None, None); and what is wrong with it."""
-    id = versions.chosen(snapshot)
-    if id is None:
-        return None, None, []
+    """The calibration chosen under a snapshot with its id, or (None, None); and what is wrong with the choice."""
     try:
-        return versions.load(id), id, []
+        id = versions.chosen(snapshot)
+        if id is None:
+            versions.check_not_lost(snapshot)
+        return None if id is None else versions.load(id), id, []
     except (CollectionError, CalibrationError) as error:
         return None, None, [f"{error} The snapshot's own calibration serves in its place."]

@@ -18,7 +18,7 @@ from index import cli_calibrations, recalibrate, snapshot, versions
 from index.backup import copy_collection
 from index.build import build_collection
 from index.collection import Collection, NewItem
-from index.errors import CalibrationError, DataError, DiskFull, NotFound, ReadOnly
+from index.errors import CalibrationError, CollectionError, DataError, DiskFull, NotFound, ReadOnly
 from index.evidence import gather
 from index.outcome import distribution, table
 from tests.index.conftest import KNOWN, OTHER
@@ -272,11 +272,128 @@ def test_a_damaged_choice_gives_way_to_the_snapshots_own_and_says_so(live: Colle
     reader.close()
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"snapshot": 3}', b"\xff"])
-def test_a_choice_that_cannot_be_read_is_none(live: Collection, content: bytes) -> None:
-    live._versions.choose("x", "y")
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"\xff", b'{"snapshot": "x"}', b'{"snapshot": 3, "calibration": "y"}']
+)
+def test_a_choice_that_says_nothing_is_told_of_until_one_is_made(live: Collection, content: bytes) -> None:
+    give(live)
+    before = answers(live)
+    version = live.recalibrate()
     (live.path / "calibrations" / "CURRENT").write_bytes(content)
-    assert live._versions.chosen("x") is None
+    reader = Collection.open(live.path)
+    assert answers(reader) == before
+    (warning,) = reader.warnings
+    assert f"{live.path}/calibrations/CURRENT: is damaged" in warning
+    assert f"surematch calibrations {live.path} --use ID" in warning
+    assert warning.endswith("The snapshot's own calibration serves in its place.")
+    assert warning in reader.search(["my card"])[0].warnings
+    assert warning in reader.describe()["warnings"]
+    reader.refresh()
+    assert reader.warnings == [warning]
+    live.use_calibration(version.id)
+    assert reader.refresh()
+    assert (reader.warnings, reader.state.calibration_id) == ([], version.id)
+    reader.close()
+
+
+def test_a_choice_that_may_not_be_read_is_told_of_while_that_lasts(
+    live: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tests may run as root, whom permissions do not stop."""
+    give(live)
+    before = answers(live)
+    version = live.recalibrate()
+    real, following = Path.read_bytes, Collection.open(live.path)
+
+    def refuse(path: Path) -> bytes:
+        if path == live.path / "calibrations" / "CURRENT":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refuse)
+        opened = Collection.open(live.path)
+        for _ in range(2):
+            following.refresh()
+            opened.refresh()
+        (warning,) = opened.warnings
+        assert "CURRENT: cannot be read (Permission denied), so which calibration was chosen is not known" in warning
+        (warning,) = following.warnings
+        assert warning.endswith("The calibration that was in use goes on serving.")
+        assert answers(opened) == before
+        assert following.state.calibration_id == version.id
+    for reader in (opened, following):
+        reader.refresh()
+        assert (reader.warnings, reader.state.calibration_id) == ([], version.id)
+        reader.close()
+
+
+def test_calibrations_that_cannot_be_listed_are_not_taken_for_none(
+    live: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give(live)
+    live.recalibrate()
+    real = Path.iterdir
+
+    def refuse(path: Path) -> Iterator[Path]:
+        if path.name == "calibrations":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    reader = Collection.open(live.path)
+    assert any("calibrations: cannot be read (Permission denied)" in warning for warning in reader.warnings)
+    for use in (reader.calibrations, lambda: copy_collection(live.path, tmp_path / "copy", lambda *_: None)):
+        with pytest.raises(CollectionError, match=r"calibrations: cannot be read \(Permission denied\)"):
+            use()
+    reader.close()
+
+
+def test_a_choice_that_was_lost_is_told_of_until_a_compaction(
+    live: Collection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    give(live)
+    version = live.recalibrate()
+    (live.path / "calibrations" / "CURRENT").unlink()
+    assert cli_calibrations.calibrations([str(live.path)]) == 0
+    said = capsys.readouterr().out
+    assert f"CURRENT: is missing, though calibration {version.id} was fitted since the last compaction" in said
+    live.snapshot()
+    reader = Collection.open(live.path)
+    assert reader.warnings == [], "what a compaction fits is served without a choice"
+    reader.close()
+
+
+def test_a_compaction_removes_a_damaged_choice(live: Collection) -> None:
+    give(live)
+    live.recalibrate()
+    (live.path / "calibrations" / "CURRENT").write_bytes(b"#")
+    live.snapshot()
+    reader = Collection.open(live.path)
+    assert reader.warnings == []
+    reader.close()
+
+
+def test_a_backup_made_while_the_first_choice_is_made_is_of_before_it_or_after(
+    live: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live.snapshot()  # now there are calibrations, and no choice
+    give(live)
+    own, real, chosen = live.state.calibration_id, shutil.copy2, list[str]()
+
+    def slow(source: Path, target: Path) -> Any:
+        try:
+            return real(source, target)
+        except FileNotFoundError:
+            chosen.append(live.recalibrate().id)
+            raise
+
+    monkeypatch.setattr(versions.shutil, "copy2", slow)
+    copy_collection(live.path, tmp_path / "copy", lambda *_: None)
+    assert len(chosen) == 1
+    opened = Collection.open(tmp_path / "copy")
+    assert (opened.warnings, opened.state.calibration_id) == ([], own)
+    opened.close()
 
 
 def test_a_reader_cannot_choose(collection: Collection) -> None:
@@ -286,7 +403,7 @@ def test_a_reader_cannot_choose(collection: Collection) -> None:
 
 
 @pytest.mark.parametrize("step", ["_write_durably", "_sync"])
-@pytest.mark.parametrize("nth", range(6))
+@pytest.mark.parametrize("nth", range(8))
 def test_a_full_disk_at_any_step_leaves_a_whole_calibration(
     live: Collection, monkeypatch: pytest.MonkeyPatch, step: str, nth: int
 ) -> None:
@@ -344,7 +461,7 @@ def test_a_killed_writer_leaves_a_whole_calibration(copied: Path, tmp_path: Path
     before = answers(opened)
     opened.close()
     seen = set()
-    for nth in range(0, 8, 2):
+    for nth in range(0, 12, 2):
         path = Path(shutil.copytree(copied, tmp_path / f"killed-{nth}"))
         code = (
             "import os, signal, sys; from pathlib import Path; from index import snapshot\n"
