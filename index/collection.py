@@ -329,11 +329,13 @@ class Collection:
     def snapshot(self, progress: Progress | None = None) -> str:
         """Compacts: a new base index, the calibration fitted again, deleted items erased. Returns the snapshot's name.
 
-        Reads and writes go on meanwhile. Raises `ReadOnly`, `DiskFull`, `CollectionError`; the old state then stays.
+        Reads and writes go on meanwhile. Raises `ReadOnly`, `DiskFull`, `CollectionError`; the old state then stays,
+        unless only the new calibration could not be kept for later.
         """
         self._must_write()
         snapshots = self.path / SNAPSHOTS
         with self._compacting:
+            self._versions.check_writable()
             self._keep_served()
             fitting = compaction.Fitting.of(self._config.get("calibrate"), self.calibration)
             made = compaction.compact(
@@ -349,10 +351,10 @@ class Collection:
                 made.engine.prepare()
             with self._swapping:
                 self._state = self._followed(made)
+            compaction.erase(snapshots, self._store, made.base)  # first: it was promised, whatever becomes of the rest
             with suppress(DiskFull):  # it is in the snapshot, and is kept with the next one
                 self._keep_served()
                 self._versions.prune({made.calibration_id})
-            compaction.erase(snapshots, self._store, made.base)
         return made.snapshot_id
 
     @given_back_after

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -23,7 +24,7 @@ from typing import Any
 
 from index import signing
 from index.calibrate import Calibration
-from index.errors import CalibrationError, CollectionError, Damaged, NotFound
+from index.errors import CalibrationError, CollectionError, Damaged, NotFound, ReadOnly
 from index.snapshot import make_folder, replace_durably, storing
 
 CALIBRATIONS = "calibrations"
@@ -126,6 +127,15 @@ class Versions:
                 (self.folder / _CURRENT).unlink()
             except CollectionError:  # it may be whole
                 pass
+
+    def check_writable(self) -> None:
+        """Raises `ReadOnly` where what a compaction fits could not be kept."""
+        place = self.folder if self.folder.exists() else self.folder.parent
+        if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
+            raise ReadOnly(
+                f"{place}: cannot be written to, so the new calibration could not be kept. Nothing was compacted. "
+                "Repair its permissions, then compact again."
+            )
 
     def choose(self, snapshot: str, id: str | None) -> None:
         """Makes the version `id` (None: the snapshot's own) the one that is served with it. Raises as `keep` does."""

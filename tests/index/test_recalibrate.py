@@ -374,6 +374,40 @@ def test_a_compaction_removes_a_damaged_choice(live: Collection) -> None:
     reader.close()
 
 
+def test_a_compaction_that_could_not_keep_its_calibration_is_refused(
+    live: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tests may run as root, whom permissions do not stop."""
+    give(live)
+    version = live.recalibrate()
+    live.delete(["items.csv:3"])
+    before, folder = live.state, live.path / "calibrations"
+    with monkeypatch.context() as patch:
+        patch.setattr(versions.os, "access", lambda path, mode: path != folder)
+        with pytest.raises(ReadOnly, match=r"calibrations: cannot be written to.*Nothing was compacted"):
+            live.snapshot()
+    assert live.state is before
+    assert live.state.calibration_id == version.id
+    live.snapshot()
+    assert live.state.calibration_id in {entry.id for entry in live._versions.listed()[0]} - {version.id}
+
+
+def test_what_was_deleted_is_erased_though_the_calibration_cannot_be_kept(
+    live: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give(live)
+    live.recalibrate()
+    sequence = live.delete(["items.csv:3"]).sequence
+
+    def refuse(*arguments: Any) -> None:
+        raise ReadOnly("not now")
+
+    monkeypatch.setattr(live._versions, "prune", refuse)
+    with pytest.raises(ReadOnly, match="not now"):
+        live.snapshot()
+    assert live.describe()["erased"]["sequence"] >= sequence
+
+
 def test_a_backup_made_while_the_first_choice_is_made_is_of_before_it_or_after(
     live: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
