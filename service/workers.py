@@ -54,6 +54,8 @@ log = logging.getLogger("surematch.service")
 class _Worker:
     process: SpawnProcess
     pipe: Connection
+    strict: bool
+    """It refuses collections with damage, which others serve whole."""
     ready: bool = False
     whole: bool = False
     """It began with collections that have no damage."""
@@ -104,7 +106,8 @@ class Supervisor:
         self._folders = {name: resolved(folder) for name, folder in settings.folders.items()}
 
     def run(self) -> int:
-        """Returns once all workers have ended: after a signal, or when the first start of one fails."""
+        """Returns once all workers have ended: after a signal, when the first start of one fails, or when none is left
+        and what should replace them says that it cannot start."""
         logging.config.dictConfig(logs.configuration(access=False))
         before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         shares = str(max(1, len(os.sched_getaffinity(0)) // self.settings.workers))
@@ -182,7 +185,7 @@ class Supervisor:
         process = self._context.Process(target=_work, args=given)
         process.start()
         theirs.close()  # so that the worker's end closes with it
-        self._workers.append(_Worker(process, ours))
+        self._workers.append(_Worker(process, ours, strict))
 
     def _bury(self, worker: _Worker) -> bool:
         """Makes up for a worker that has ended; False where there is no use in another."""
@@ -195,11 +198,11 @@ class Supervisor:
             self._did(worker.pipe)
         if self._stopping is not None:
             return True
+        if worker.fault and (not self._greeted or self._is_last_hope(worker)):
+            sys.stderr.write(f"surematch serve: {worker.fault}\n")  # the others' would be the same
+            return False
         if not self._greeted:
-            if worker.fault:
-                sys.stderr.write(f"surematch serve: {worker.fault}\n")  # the others' would be the same
-            else:
-                log.error("a worker ended while it started", extra={"fields": {"exit": worker.process.exitcode}})
+            log.error("a worker ended while it started", extra={"fields": {"exit": worker.process.exitcode}})
             return False
         self._deaths = 0 if worker.ready else self._deaths + 1
         patience = min(PATIENCE * 2**self._deaths, LONGEST)
@@ -210,6 +213,13 @@ class Supervisor:
         )
         self._start_at.append(time.monotonic() + patience)
         return True
+
+    def _is_last_hope(self, worker: _Worker) -> bool:
+        """Whether nobody would answer after this one: an open port that is silent is worse than a closed one.
+
+        One that was strict has not tried what the next may: to serve a damaged collection as well as it can.
+        """
+        return not self._workers and not worker.strict
 
     def _read(self, worker: _Worker) -> None:
         try:

@@ -276,6 +276,48 @@ def test_what_was_damaged_from_the_start_is_served_by_as_many_as_before(versions
         until(lambda: len(counted(server)) == 2 and str(victim.pid) not in counted(server))
 
 
+def damage(file: Path) -> None:
+    """What serves has read or mapped the file that was there before."""
+    damaged = file.with_name("damaged")
+    damaged.write_bytes(file.read_bytes()[:-4] + b"####")
+    damaged.replace(file)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_when_none_is_left_and_none_can_start_the_service_ends_and_says_why(versions: Path, together: bool) -> None:
+    with fleet(versions / "one") as server:
+        assert server.process.stdout
+        first, second = workers(server)
+        damage(next((versions / "one" / "encoder").rglob("*.safetensors")))
+        first.kill()
+        if not together:
+            assert any('"fault"' in line for line in server.process.stdout)
+            assert calibrated(server) == {True}, "the other serves what it has open"
+        second.kill()
+        assert server.process.wait(60) == 2
+        *_, said = server.process.stdout
+        with pytest.raises(httpx2.ConnectError):
+            httpx2.get(f"{server.url}/healthz")
+    again = run(
+        "serve", str(versions / "one"), "--port", "0", "--workers", "2", code="from service.cli import main; main"
+    )
+    assert (again.returncode, again.stderr) == (2, said)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_when_none_is_left_others_start_as_well_as_they_can(versions: Path, damaged: bool) -> None:
+    with fleet(versions / "one") as server:
+        first, second = workers(server)
+        if damaged:
+            damage(next((versions / "one").glob("snapshots/0*/vectors*")))
+        first.kill()
+        until(lambda: len(set(workers(server)) - {first, second}) == 1)  # it may be strict: the second serves it whole
+        second.kill()
+        until(lambda: {first, second}.isdisjoint(workers(server)) and len(workers(server)) == 2)
+        assert httpx2.get(f"{server.url}/healthz", timeout=60).status_code == 200
+        assert calibrated(server) == {not damaged}
+
+
 @pytest.mark.parametrize(("flags", "said"), [(["--writable"], "one writer"), ([], "not a collection")])
 def test_what_cannot_be_served_by_several_is_said(tmp_path: Path, flags: list[str], said: str) -> None:
     code = "from service.cli import main; main"
