@@ -102,6 +102,7 @@ function takePictures() {
 function showProblem(title, detail) {
   $("problem").replaceChildren(el("strong", "", title), detail);
   $("problem").hidden = false;
+  announce(""); // the problem is an alert; the answer before it is none any longer
   $("welcome").hidden = $("answer").hidden = true;
 }
 

@@ -149,9 +149,12 @@ def test_dark_and_light(page: Page) -> None:
 
 
 def test_a_refusal_is_shown(page: Page) -> None:
+    ask(page, KNOWN[0][0])
+    expect(page.locator("#status")).not_to_be_empty()
     ask(page, "kitchen " * 300)  # longer than --max-text-chars
     expect(page.get_by_role("alert")).to_contain_text("/queries/0/text")
     expect(page.locator("#answer")).to_be_hidden()
+    expect(page.locator("#status")).to_be_empty()  # a screen reader would find the answer before it there
 
 
 def test_the_api_documentation_needs_nothing_from_elsewhere(browser: Browser, server: Server) -> None:

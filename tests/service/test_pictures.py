@@ -234,6 +234,7 @@ def test_a_dropped_picture_is_matched_and_a_stranger_is_not(
 
     drop("broken.png", b"no picture")
     expect(page.locator("#problem")).to_contain_text("cannot be decoded")
+    expect(page.locator("#status")).to_be_empty()
     drop("large.png", packed(digit(3, 4)) + bytes(9_000_000))
     expect(page.locator("#problem")).to_contain_text("The body is too large")
     expect(page.locator("#problem")).to_contain_text("The limit is 8,388,608 bytes a request. Send less at once")
