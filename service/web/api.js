@@ -3,6 +3,9 @@
 const KEPT = "surematch-key";
 const CHOSEN = new URLSearchParams(location.search).get("collection"); // of several, named in the page's address
 
+/** The title and detail of a problem that nobody told. */
+export const SILENCE = ["The service did not answer", "Is it still running? Try again in a moment."];
+
 /** The address of `path` for the collection this page is about. */
 const of = (path) => CHOSEN === null || path === "/v1/collections" || !path.startsWith("/v1/") ? path
   : `/v1/collections/${encodeURIComponent(CHOSEN)}${path.slice(3)}`;
@@ -30,10 +33,13 @@ export async function call(path, options = {}) {
   }
 }
 
-/** The JSON of a GET, null when there is none. */
-export async function read(path) {
+/** The JSON of a GET, null when there is none: `refused` is then given the problem's title and detail. */
+export async function read(path, refused = () => {}) {
   const reply = await call(path).catch(() => null);
-  return reply?.ok ? reply.json() : null;
+  if (reply?.ok) return reply.json();
+  const problem = await reply?.json().catch(() => null);
+  refused(...(problem ? [problem.title, problem.detail] : SILENCE));
+  return null;
 }
 
 let asking = null;

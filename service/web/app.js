@@ -1,6 +1,6 @@
 // The search page. Everything from the service is set as text, never as markup.
 
-import { call, offerCollections, read } from "/web/api.js";
+import { SILENCE, call, offerCollections, read } from "/web/api.js";
 import { offerFeedback } from "/web/feedback.js";
 import { offerReasons } from "/web/why.js";
 
@@ -58,7 +58,7 @@ async function search() {
     else showProblem(content.title, content.detail);
   } catch (error) {
     if (error.name === "AbortError") return;
-    showProblem("The service did not answer", "Is it still running? Try again in a moment.");
+    showProblem(...SILENCE);
   }
   if (!signal.aborted) $("results").setAttribute("aria-busy", "false");
 }
@@ -234,7 +234,7 @@ function showHits(answer) {
 // ---- the page itself
 
 async function showCollection() {
-  const [served, calibration] = await Promise.all([read("/v1/collection"), read("/v1/calibration")]);
+  const [served, calibration] = await Promise.all([read("/v1/collection", showProblem), read("/v1/calibration")]);
   if (!served) return;
   if (served.encoder?.modality === "image") takePictures();
   limitCoverage(calibration?.max_coverage ?? 0);

@@ -85,10 +85,12 @@ function numbers(report) {
 }
 
 async function show() {
-  const [served, report] = await Promise.all([read("/v1/collection"), read("/v1/calibration")]);
+  let problem = [];
+  const refused = (...said) => { problem = said; };
+  const [served, report] = await Promise.all([read("/v1/collection"), read("/v1/calibration", refused)]);
   if (served) $("served").textContent = `${served.name} · ${served.items.toLocaleString("en")} items`;
   const told = [report?.reason, ...(report?.warnings ?? [])].filter(Boolean);
-  $("banner").textContent = report ? told.join(" ") : "The service did not answer. Is it still running?";
+  $("banner").textContent = report ? told.join(" ") : problem.join(". ");
   $("banner").hidden = report !== null && !told.length;
   if (!report?.reliability) return;
   const off = Math.max(report.ece, 0);

@@ -36,8 +36,9 @@ function size({ label, items }, most) {
 }
 
 async function show() {
-  const served = await read("/v1/collection");
-  const told = served ? [served.reason, ...served.warnings].filter(Boolean) : ["The service did not answer. Is it still running?"];
+  let problem = [];
+  const served = await read("/v1/collection", (...said) => { problem = said; });
+  const told = served ? [served.reason, ...served.warnings].filter(Boolean) : [problem.join(". ")];
   $("banner").textContent = told.join(" ");
   $("banner").hidden = !told.length;
   if (!served) return;

@@ -198,6 +198,18 @@ def test_the_page_offers_the_collections_by_name(browser: Browser, collection: P
         context.close()
 
 
+@pytest.mark.parametrize("page", ["", "calibration", "collection"])
+def test_a_collection_that_is_not_there_is_said(browser: Browser, server: Server, page: str) -> None:
+    opened = browser.new_page(base_url=server.url)
+    faults: list[str] = []
+    opened.on("pageerror", lambda error: faults.append(str(error)))
+    opened.goto(f"/{page}?collection=nosuch")
+    expect(opened.locator("#banner" if page else "#problem")).to_contain_text("There is no such collection")
+    expect(opened.locator("#welcome")).to_be_hidden()
+    opened.close()
+    assert faults == []
+
+
 def test_the_page_says_when_nothing_is_calibrated(browser: Browser, uncalibrated: Path) -> None:
     with serving(uncalibrated) as server:
         page = browser.new_page()
