@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, get_args
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,19 +13,25 @@ from index.errors import DataError
 from index.evidence import TOP_K
 
 MAX_K = TOP_K
+T = TypeVar("T")
 
 
 def texts_asked(texts: Iterable[str]) -> list[str]:
     """The texts as a list. Raises `DataError` for what is no list of texts, or an empty one among them."""
-    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):  # a text is a sequence of its letters
-        raise DataError(f"search takes a list of texts, got a {type(texts).__name__}. Put the text in brackets.")
-    found = list(texts)
+    found = listed("search", "text", texts)
     for at, text in enumerate(found):
         if not isinstance(text, str):
             raise DataError(f"Query {at + 1} is a {type(text).__name__}, expected a text.")
         if not text.strip():
             raise DataError(f"Query {at + 1} is an empty text. Ask with at least one word.")
     return found
+
+
+def listed(verb: str, what: str, given: Iterable[T]) -> list[T]:
+    """What `verb` was given as a list. Raises `DataError` for what is none: one text is a sequence of its letters."""
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise DataError(f"{verb} takes a list of {what}s, got a {type(given).__name__}. Put the {what} in brackets.")
+    return list(given)
 
 
 def vectors_asked(vectors: Any, dimension: int, model_id: str) -> NDArray[np.float32]:

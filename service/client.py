@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from index.answer import MapSpec
+from index.asked import listed
 from index.conformal import CoverageFor
 from index.errors import SurematchError
 from service.by_name import ALONE, BELOW
@@ -97,7 +98,10 @@ class Call(Generic[R]):
 
 
 class Calls:
-    """Every operation of the service as a `Call`, for both clients."""
+    """Every operation of the service as a `Call`, for both clients.
+
+    Those that take a list raise `DataError` for a single text, picture, item or id.
+    """
 
     @staticmethod
     def search(
@@ -110,9 +114,10 @@ class Calls:
         filter: dict[str, Any] | None = None,
         explain: bool = False,
     ) -> Call[SearchReply]:
+        asked = listed("search", "text", queries)
         how = {"k": k, "map": map, "coverage": coverage, "coverage_for": coverage_for, "filter": filter}
-        asked = [{"image": _base64(query)} if isinstance(query, bytes) else {"text": query} for query in queries]
-        return Call("POST", "/v1/search", SearchReply, {"queries": asked, **how, "explain": explain})
+        bodies = [{"image": _base64(query)} if isinstance(query, bytes) else {"text": query} for query in asked]
+        return Call("POST", "/v1/search", SearchReply, {"queries": bodies, **how, "explain": explain})
 
     @staticmethod
     def search_vectors(
@@ -136,7 +141,9 @@ class Calls:
 
     @staticmethod
     def embeddings(texts: Sequence[str], model: str) -> Call[EmbeddingsReply]:
-        return Call("POST", "/v1/embeddings", EmbeddingsReply, {"input": list(texts), "model": model})
+        return Call(
+            "POST", "/v1/embeddings", EmbeddingsReply, {"input": listed("embeddings", "text", texts), "model": model}
+        )
 
     @staticmethod
     def models() -> Call[ModelsReply]:
@@ -144,7 +151,9 @@ class Calls:
 
     @staticmethod
     def put_items(items: Sequence[dict[str, Any]]) -> Call[WrittenReply]:
-        return Call("PUT", "/v1/items", WrittenReply, {"items": [_item(item) for item in items]})
+        return Call(
+            "PUT", "/v1/items", WrittenReply, {"items": [_item(item) for item in listed("put_items", "item", items)]}
+        )
 
     @staticmethod
     def item(id: str) -> Call[ItemReply]:
@@ -156,7 +165,7 @@ class Calls:
 
     @staticmethod
     def delete_items(ids: Sequence[str]) -> Call[DeletedReply]:
-        return Call("POST", "/v1/items:delete", DeletedReply, {"ids": list(ids)})
+        return Call("POST", "/v1/items:delete", DeletedReply, {"ids": listed("delete_items", "id", ids)})
 
     @staticmethod
     def delete_where(filter: dict[str, Any]) -> Call[DeletedReply]:

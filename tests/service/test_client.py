@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from index.collection import Collection
-from index.errors import SurematchError
+from index.errors import DataError, SurematchError
 from service import client as module
 from service.client import AsyncClient, Call, Calls, Client, ServiceProblem
 from tests.service.conftest import Server, serving
@@ -113,6 +113,33 @@ def test_a_refusal_is_an_exception_with_its_reasons(api: Client) -> None:
         api.item("never was")
     with pytest.raises(ServiceProblem, match="409"):
         api.reload()
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: Calls.search("abc"), "search takes a list of texts, got a str. Put the text in brackets."),
+        (lambda: Calls.search(b"GIF89a"), "search takes a list of texts, got a bytes."),
+        (lambda: Calls.embeddings("abc", "home"), "embeddings takes a list of texts, got a str."),
+        (lambda: Calls.put_items({"id": "a", "text": "abc"}), "put_items takes a list of items, got a dict."),
+        (lambda: Calls.delete_items("abc"), "delete_items takes a list of ids, got a str."),
+    ],
+)
+def test_a_word_is_no_list(call: Callable[[], object], said: str) -> None:
+    """Its letters would be sent, each as a text of its own."""
+    with pytest.raises(DataError, match=re.escape(said)):
+        call()
+
+
+def test_both_clients_refuse_a_word_as_the_collection_does() -> None:
+    async def run() -> None:
+        async with AsyncClient("http://127.0.0.1:9") as api:
+            await api.search("abc")
+
+    with Client("http://127.0.0.1:9") as api, pytest.raises(DataError, match="search takes a list of texts, got a str"):
+        api.search("abc")
+    with pytest.raises(DataError, match="search takes a list of texts, got a str"):
+        asyncio.run(run())
 
 
 def test_another_service_is_no_answer(tmp_path: Path) -> None:
