@@ -129,6 +129,11 @@ def open_sentence_transformer(name: str) -> SentenceTransformer:
 
     Raises `EncoderError` saying what was tried.
     """
+    if not Path(name).is_dir() and (name == "image" or name.startswith("timm:")):
+        raise EncoderError(
+            f"'{name}' is an encoder to be trained on pictures first: `surematch train PEOPLE --encoder {name} --out "
+            "models/people`, then name that folder. 'sface' takes photographs of faces as it is."
+        )
     need_torch()
     from sentence_transformers import SentenceTransformer
     from transformers.utils.logging import disable_progress_bar
@@ -151,8 +156,8 @@ def open_sentence_transformer(name: str) -> SentenceTransformer:
         raise EncoderError("The encoder 'multilingual' is frozen: it can index and search, not be trained.")
     if name.count("/") != 1:
         raise EncoderError(
-            f"No encoder '{name}': it is no folder under {Path.cwd()}, not 'static', 'minilm' or 'multilingual', and "
-            "not a hub id of the form owner/name. Check the name."
+            f"No encoder '{name}': it is no folder under {Path.cwd()}, not 'static', 'minilm', 'multilingual' or "
+            "'sface', and not a hub id of the form owner/name. Check the name."
         )
     try:
         return SentenceTransformer(name, trust_remote_code=False, model_kwargs={"use_safetensors": True})

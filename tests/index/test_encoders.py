@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from index import encoder_files
 from index.encoder_files import copy_encoder, fingerprint, open_sentence_transformer
 from index.encoder_files import encoder_files as files_of
-from index.encoders import SentenceEncoder, StaticEncoder, load_encoder
+from index.encoders import SentenceEncoder, StaticEncoder, check_encoder, load_encoder
 from index.errors import DataError, EncoderError
 from tests.index.helpers import FILLERS, TOPICS, write_static
 
@@ -195,8 +195,14 @@ def test_minilm_weights_are_checked_before_loading(tmp_path: Path, monkeypatch: 
 
 
 def test_a_name_that_leads_nowhere_says_what_was_tried() -> None:
-    with pytest.raises(EncoderError, match=r"No encoder 'no-such-encoder': it is no folder .* not 'static'"):
+    with pytest.raises(EncoderError, match=r"No encoder 'no-such-encoder': it is no folder .* or 'sface'"):
         open_sentence_transformer("no-such-encoder")
+
+
+@pytest.mark.parametrize("name", ["image", "timm:resnet18"])
+def test_a_network_for_pictures_is_trained_first(name: str) -> None:
+    with pytest.raises(EncoderError, match=f"`surematch train PEOPLE --encoder {name} --out models/people`"):
+        check_encoder(name)
 
 
 WITHOUT_TORCH = """
