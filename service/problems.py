@@ -105,12 +105,14 @@ class Problem(Exception):
     detail: str
     faults: list[Fault] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
+    own_remedy: bool = False
+    """The detail comes from `index.errors`, whose messages say what to do."""
 
 
 def response(problem: Problem, path: str) -> Response:
     kind = KINDS[problem.slug]
     # without a list of faults the detail comes from `index.errors`, whose messages carry their own remedy
-    own_remedy = kind.slug == "invalid-request" and not problem.faults
+    own_remedy = problem.own_remedy or (kind.slug == "invalid-request" and not problem.faults)
     body: dict[str, Any] = {
         "type": f"/problems/{kind.slug}",
         "title": kind.title,
@@ -170,7 +172,7 @@ def _problem(request: Request, error: Exception) -> Problem:
         case DataError() | CalibrationError() | SettingsError():
             return Problem("invalid-request", str(error))
         case ReadOnly() | WriterBusy():
-            return Problem("conflict", str(error))
+            return Problem("conflict", str(error), own_remedy=True)
         case DiskFull():
             log.error("there is no room: %s", error, extra=_of_request(request.scope))
             return Problem("disk-full", str(error))

@@ -164,12 +164,13 @@ class Current:
         request sees it.
 
         Requests under way finish on the version they began with. Raises `SurematchError` when the new version is
-        damaged in any part, or one of several workers refuses it; the old one then serves on.
+        damaged in any part, or one of several workers refuses it; the old one then serves on. Always `ReadOnly` where
+        the service itself writes.
         """
         if self.settings.writable:
             raise ReadOnly(
-                "This service writes to the collection itself, so nobody else has changed it, and its own writes are "
-                "served at once. To serve another collection, start another service."
+                "There is nothing to reload: this service writes to the collection itself, so nobody else has changed "
+                "it, and its own writes are served at once. To serve another collection, start another service."
             )
         if self.fleet is not None:
             await self.fleet.reload(self.name)

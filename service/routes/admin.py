@@ -24,13 +24,15 @@ async def reload(request: Request) -> Response:
     """Opens the folder again (a link is followed to where it points now), and serves it once it is verified and warm.
 
     No request fails: those under way finish on the version they began with. A damaged version is refused with 409 and
-    the old one serves on.
+    the old one serves on. A service with `--writable` serves its own writes at once and has nothing to reload: 409.
     """
     current = current_of(request)
     with operated(request, current.name, "reload"):
         try:
             new = await current.reload()
         except SurematchError as error:
+            if current.settings.writable:  # there is no new version
+                raise
             raise Problem("conflict", f"The new version is refused and the old one serves on. {error}") from None
     collection = new.collection
     return json_response({"collection": new.name, "model": collection.model_id, "snapshot": collection.snapshot_id})

@@ -226,7 +226,10 @@ def test_a_snapshot_on_demand_serves(folder: Path) -> None:
         found = search(api, "listen song garage", k=1)
         assert found["snapshot"] == made.json()["snapshot"]
         assert found["results"][0]["hits"][0]["id"] == "late"
-        assert api.post("/v1/admin/reload").status_code == 409
+        refused = api.post("/v1/admin/reload")
+        assert (refused.status_code, refused.json()["type"]) == (409, "/problems/conflict")
+        assert refused.json()["detail"].startswith("There is nothing to reload: this service writes")
+        assert "then try again" not in refused.json()["detail"], "nothing is to be mended"
 
 
 def test_readers_and_writers_at_once_all_get_what_they_asked_for(api: httpx2.Client) -> None:
