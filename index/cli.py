@@ -22,7 +22,7 @@ from index.collection import MAX_K, Collection
 from index.collection_folder import CONFIG, ENCODER, read_config
 from index.compaction import UNKNOWN_SHARE
 from index.conformal import CoverageFor
-from index.encoder_files import modality_of, training_settings
+from index.encoder_files import modality_of
 from index.encoders import check_encoder, encoder_folder, load_encoder
 from index.engines import NAMES
 from index.errors import CalibrationError, SettingsError
@@ -33,7 +33,7 @@ from index.outputs import check_output
 from index.pairs import evaluate_pairs, seconds_of
 from index.picture_pairs import picture_pairs
 from index.place import can_resume
-from index.reading import SKIP, Reader, folders_are_labels
+from index.reading import SKIP, Reader, trained_label
 from index.rows import read_rows
 from index.settings import Settings, parse
 from index.sources import Held, trained_rows
@@ -179,7 +179,7 @@ def _index(settings: IndexSettings) -> int:
     check_output("--report", settings.report, "an HTML file", inputs)
     check_encoder(settings.model)
     modality = modality_of(settings.model)
-    label = settings.label or _trained_label(Path(settings.model), settings.data[0])
+    label = settings.label or trained_label(Path(settings.model), settings.data[0])
     reader = Reader(modality, text=settings.text, label=label, skip=settings.skip_faulty)
     rows, opened = reader.stream(settings.data), None
     held = Held(reader.read(settings.calibrate), reader.read(settings.unknown, require_label=False))
@@ -239,7 +239,7 @@ def evaluate(argv: Sequence[str]) -> int:
         raise SettingsError("--pictures: belongs to pairs of pictures, which --pair-text asks for. Leave it away.")
     read_config(settings.collection)  # what is no collection is said before any data is read for it
     modality = modality_of(str(settings.collection / ENCODER))
-    label = settings.label or _trained_label(settings.collection / ENCODER, settings.data[0])
+    label = settings.label or trained_label(settings.collection / ENCODER, settings.data[0])
     reader = Reader(modality, text=settings.text, label=label, skip=settings.skip_faulty)
     known, unknown = reader.read(settings.data), reader.read(settings.unknown, require_label=False)
     pictures = {row.image.path for row in [*known, *unknown] if row.image is not None}
@@ -353,16 +353,6 @@ def threshold(argv: Sequence[str]) -> int:
     else:
         console.show_threshold(Console(), found, warnings)
     return 0
-
-
-def _trained_label(encoder: Path, data: Path) -> str:
-    """The label column named at training, so that it is typed once."""
-    column = training_settings(encoder).get("label")
-    if not column and modality_of(str(encoder)) == "image" and folders_are_labels(data):
-        return "label"  # folders name their identities themselves
-    if not column:
-        raise SettingsError(f"--label: name the column of {data} that holds the label.")
-    return str(column)
 
 
 def _print_json(value: object) -> None:

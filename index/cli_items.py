@@ -20,11 +20,11 @@ from index.collection import Collection
 from index.collection_folder import ENCODER, SNAPSHOTS, read_config
 from index.encode import Encoded, encode_stream
 from index.encoder_files import modality_of
-from index.errors import DataError, SettingsError
+from index.errors import DataError, NoLabelColumn, SettingsError
 from index.filters import read_filter
 from index.intake import item_id, metadata_of, take_in
 from index.new_items import NewItem, Receipt
-from index.reading import SKIP, Reader, folders_are_labels
+from index.reading import SKIP, Reader, folders_are_labels, trained_label
 from index.rows import SHOWN, Row, text_key
 from index.settings import Settings, parse
 from index.signing import KEY, signing
@@ -33,6 +33,7 @@ from index.sources import Progress
 from index.usable import Remembering
 from index.writer_lock import WriterLock
 
+UNLABELLED = " With --label '' the items are added without labels."
 JSON = Field(False, alias="json", description="print one JSON object instead of words")
 
 
@@ -48,7 +49,8 @@ class AddSettings(Settings):
     text: str = Field("text", description="column that holds the text, or the path of a picture")
     label: str | None = Field(
         None,
-        description="column that holds the label [default: the items carry none, pictures in folders the folder's]",
+        description="column that holds the label, '' for items without labels [default: as in training; pictures in "
+        "folders carry the folder's]",
     )
     id: str | None = Field(
         None, description="column that holds the item's id [default: file name and line, of a picture its path]"
@@ -108,7 +110,10 @@ def add(argv: Sequence[str]) -> int:
     settings = parse(AddSettings, argv)
     read_config(settings.collection)  # what is no collection is said before any data is read for it
     reader = _reader(settings)
-    rows = reader.read(settings.data)
+    try:
+        rows = reader.read(settings.data)
+    except NoLabelColumn as error:
+        raise DataError(f"{error}{UNLABELLED}") from error
     with (
         closing(Collection.open(settings.collection, writable=True)) as collection,
         console.progress(quiet=settings.json_) as progress,
@@ -126,10 +131,13 @@ def add(argv: Sequence[str]) -> int:
 
 
 def _reader(settings: AddSettings) -> Reader:
-    modality, label = modality_of(str(settings.collection / ENCODER)), settings.label
-    if label is None and modality == "image" and any(map(folders_are_labels, settings.data)):
-        label = "label"
-    return Reader(modality, text=settings.text, label=label, skip=settings.skip_faulty)
+    """Raises `SettingsError` where no column of labels is named, here or at training: many items without labels end the
+    collection's calibration, so that they are to have none is said."""
+    encoder, label = settings.collection / ENCODER, settings.label
+    if label is None:
+        data = next(filter(folders_are_labels, settings.data), settings.data[0])
+        label = trained_label(encoder, data, UNLABELLED)
+    return Reader(modality_of(str(encoder)), text=settings.text, label=label or None, skip=settings.skip_faulty)
 
 
 def _refuse_strangers(collection: Collection, rows: Sequence[Row]) -> None:

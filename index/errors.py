@@ -13,6 +13,10 @@ class DataError(SurematchError):
     """Rows that cannot be used: a missing column, an empty text, a class of one row, a wrong encoding."""
 
 
+class NoLabelColumn(DataError):
+    """A table without the column that was to hold its labels."""
+
+
 class EncoderError(SurematchError):
     """An encoder that cannot be found, is damaged, or produced unusable vectors."""
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 from rich.console import Console
 
-from index.encoder_files import Modality
+from index.encoder_files import Modality, modality_of, training_settings
 from index.encoders import Encoder
 from index.errors import DataError, SettingsError
 from index.pictures import cannot_be_used, read_content, sound_ones
@@ -78,3 +78,17 @@ class Reader:
 def folders_are_labels(path: Path) -> bool:
     """Whether the pictures there lie in folders that name their identities."""
     return path.is_dir() or path.suffix.lower() == ".zip"
+
+
+def trained_label(encoder: Path, data: Path, otherwise: str = "") -> str:
+    """The label column named at training, so that it is typed once.
+
+    Raises `SettingsError` where there is none and the files of `data` carry no labels themselves, with what there is to
+    do `otherwise`.
+    """
+    column = training_settings(encoder).get("label")
+    if not column and modality_of(str(encoder)) == "image" and folders_are_labels(data):
+        return "label"  # folders name their identities themselves
+    if not column:
+        raise SettingsError(f"--label: name the column of {data} that holds the label.{otherwise}")
+    return str(column)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from index.errors import DataError
+from index.errors import DataError, NoLabelColumn
 from index.hub_rows import dataset_records, is_dataset, looks_like_hub_name
 from index.strict_json import parsed
 
@@ -112,7 +112,8 @@ def _read_file(
         for column in (text, label):
             texts_alone = column == label and not require_label and list(record) == [text]
             if column is not None and column not in record and not texts_alone:
-                raise DataError(_missing_column(path, line, column, column == text, record))
+                kind = DataError if column == text else NoLabelColumn
+                raise kind(_missing_column(path, line, column, column == text, record))
         content = cell_text(record[text], path, line, text)
         name = None if label is None else cell_text(record.get(label), path, line, label).strip()
         extra = {key: value for key, value in record.items() if key not in (text, label)}

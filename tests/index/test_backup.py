@@ -206,7 +206,7 @@ def test_the_verbs_end_to_end(copied: Path, tmp_path: Path, capsys: pytest.Captu
     assert opened.search(["lemon soup"])[0].hits[0].id == "b"
     opened.close()
     for verb in ("add", "delete", "compact", "backup", "restore"):
-        words = {"add": [copied, data], "delete": [copied, "b"], "compact": [copied]}.get(verb)
+        words = {"add": [copied, data, "--label", "label"], "delete": [copied, "b"], "compact": [copied]}.get(verb)
         words = words or [copied, tmp_path / f"for people-{verb}"]
         capsys.readouterr()
         assert getattr(cli_items, verb)([str(word) for word in words]) == 0
@@ -244,6 +244,27 @@ def test_a_file_of_the_same_name_replaces_nothing_unasked(
         cli_items.add([str(copied), str(data), "--label", "label"])
     assert told("add", capsys, copied, data, "--label", "label", "--replace")["replaced"] == 1
     assert told("add", capsys, copied, data, "--label", "label")["written"] == 1
+
+
+def labels(path: Path, *ids: str) -> list[str | None]:
+    with closing(Collection.open(path)) as opened:
+        return [item.label for item in map(opened.item, ids) if item is not None]
+
+
+def test_items_lose_no_label_unasked(copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_csv(tmp_path / "new.csv", [("my bank card", "card"), ("lemon soup", "food")])
+    with pytest.raises(SettingsError, match=r"--label: name the column of .*new\.csv.* With --label '' the items"):
+        cli_items.add([str(copied), str(data)])
+    assert labels(copied, "new.csv:2") == []
+    (copied / "encoder" / "training.json").write_text('{"settings": {"label": "label"}}')
+    assert told("add", capsys, copied, data)["items"] == 182
+    assert labels(copied, "new.csv:2", "new.csv:3") == ["card", "food"]
+    other = write_csv(tmp_path / "other.csv", [("my bank card", "card")], ("text", "intent"))
+    with pytest.raises(DataError, match=r"other\.csv: line 2 has no column 'label'.*--label COLUMN\. With --label ''"):
+        cli_items.add([str(copied), str(data), str(other)])
+    assert labels(copied, "other.csv:2") == []
+    assert told("add", capsys, copied, other, "--label", "")["items"] == 183
+    assert labels(copied, "other.csv:2") == [None]
 
 
 @pytest.mark.parametrize("verb", ["compact", "delete"])

@@ -208,7 +208,9 @@ def test_ids_of_added_pictures_come_from_a_column_and_labels_only_if_named(
     rows = table(
         people / "t.csv", [("d0/000.png", "zero", "s1"), ("d1/001.png", "one", "s2")], ("path", "label", "sku")
     )
-    assert told(capsys, cli_items.add, gallery, rows, "--id", "sku")["items"] == 14
+    with pytest.raises(SettingsError, match="--label: name the column of"):
+        ask(cli_items.add, gallery, rows, "--id", "sku")
+    assert told(capsys, cli_items.add, gallery, rows, "--id", "sku", "--label", "")["items"] == 14
     with closing(Collection.open(gallery)) as live:
         found = {hit.id: hit for hit in live.search_images([people / "d0" / "000.png"], k=14)[0].hits}
     assert (found["s1"].label, found["s1"].metadata) == (None, {"label": "zero"})
@@ -387,4 +389,4 @@ def test_what_is_no_collection_and_no_picture_is_said(built: Path, people: Path,
     with pytest.raises(CollectionError, match="not a collection"):
         ask(cli_items.add, tmp_path / "none", people)
     with pytest.raises(SettingsError, match="leaves out pictures only"):
-        ask(cli_items.add, built, people, "--skip-faulty")
+        ask(cli_items.add, built, people, "--label", "label", "--skip-faulty")
