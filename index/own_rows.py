@@ -1,6 +1,7 @@
 """Calibration queries from the gallery's own rows: those held out of training, or items left out one by one.
 
-Rows the encoder was trained on are never used: they look better than life.
+Rows the encoder was trained on are never used: they look better than life. Of the others a part asks and is hidden from
+all; where that part is too small, as it always is without training, all of them ask, each left out in turn.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from index.calibration import FEW_QUERIES, MIN_QUERIES
 from index.errors import CalibrationError
 from index.examples import Queries
 from index.gallery import Gallery
@@ -39,13 +41,17 @@ def own_rows(
     was trained on, and without any `keys` are not needed. An item of which only the vector is known may have been
     trained on. Raises `CalibrationError` when no row can ask.
     """
-    fresh = gallery.codes < len(gallery.names)
+    labelled = gallery.codes < len(gallery.names)
     random = np.random.default_rng(seed)
-    if len(trained):
-        fresh &= ~np.isin(keys, trained) & (keys != NO_CONTENT)
-        picked = _held_out(keys, np.flatnonzero(fresh), gallery, random, _affordable(len(vectors), MAX_QUERIES))
-    else:
-        picked = np.sort(random.permutation(np.flatnonzero(fresh))[: _affordable(len(vectors), MAX_LEFT_OUT)])
+    picked, reserved = np.empty(0, np.int64), len(trained) > 0
+    if reserved:
+        labelled &= ~np.isin(keys, trained) & (keys != NO_CONTENT)
+    fresh = np.flatnonzero(labelled)
+    if reserved:
+        picked = _held_out(keys, fresh, gallery, random, _affordable(len(vectors), MAX_QUERIES))
+        reserved = not any(len(picked) < some <= len(fresh) for some in (FEW_QUERIES, MIN_QUERIES))
+    if not reserved:
+        picked = np.sort(random.permutation(fresh)[: _affordable(len(vectors), MAX_LEFT_OUT)])
     if not len(picked):
         raise CalibrationError(_none_of_its_own(len(trained) > 0, bool((keys == NO_CONTENT).any())))
     return replace(
@@ -54,9 +60,9 @@ def own_rows(
         codes=np.concatenate([gallery.codes[picked], given.codes]),
         rows=np.concatenate([picked, given.rows]),
         source="rows held out of training"
-        if len(trained)
+        if reserved
         else "the gallery's own items, each left out with its near copies",
-        leave_one_out=not len(trained),
+        leave_one_out=not reserved,
         items_untrained=False,
     )
 

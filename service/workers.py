@@ -54,7 +54,7 @@ log = logging.getLogger("surematch.service")
 class _Worker:
     process: SpawnProcess
     pipe: Connection
-    strict: bool
+    strict: bool = False
     """It refuses collections with damage, which others serve whole."""
     ready: bool = False
     whole: bool = False

@@ -33,10 +33,16 @@ def test_of_a_label_a_third_asks_at_most_and_a_text_with_all_its_copies(
     rows: list[tuple[str | None, int]], trained: set[int], seed: int
 ) -> None:
     labels, keys = [label for label, _ in rows], [key for _, key in rows]
+    fresh = [at for at, (label, key) in enumerate(rows) if label is not None and key not in trained]
     try:
-        picked = asking(labels, keys, list(trained), seed).rows.tolist()
+        found = asking(labels, keys, list(trained), seed)
     except CalibrationError:
-        picked = []
+        found = NONE
+    picked = found.rows.tolist()
+    if found.leave_one_out:
+        assert picked == fresh
+        return
+    assert len(picked) >= 20 or len(fresh) < 20
     have = Counter(labels)
     asked = Counter(labels[at] for at in picked)
     assert all(label is not None and have[label] > 1 and n <= max(1, have[label] // 3) for label, n in asked.items())
@@ -53,10 +59,30 @@ def test_of_a_label_a_third_asks_at_most_and_a_text_with_all_its_copies(
 
 
 def test_labels_that_were_not_trained_show_most_of_their_items() -> None:
-    labels = [label for label in "abcde" for _ in range(20)]
-    found = asking([*labels], list(range(1, 101)), trained=[7_000])
-    assert Counter(found.codes.tolist()) == dict.fromkeys(range(5), 6)
+    labels = [label for label in "abcdefghij" for _ in range(20)]
+    found = asking([*labels], list(range(1, 201)), trained=[7_000])
+    assert Counter(found.codes.tolist()) == dict.fromkeys(range(10), 6)
     assert (found.source, found.leave_one_out) == ("rows held out of training", False)
+
+
+@pytest.mark.parametrize(
+    ("labels", "items", "trained", "asked", "left_out"),
+    [
+        (20, 9, 0, 60, False),
+        (10, 9, 0, 90, True),  # a third is 30, fewer than the default calibrator needs
+        (8, 9, 5, 24, False),  # nor would the 32 that were not trained be enough for it
+        (4, 6, 0, 24, True),  # a third is 8, too few for any
+        (4, 6, 3, 8, False),
+    ],
+)
+def test_where_a_third_is_too_few_all_that_were_not_trained_ask(
+    labels: int, items: int, trained: int, asked: int, left_out: bool
+) -> None:
+    names = [str(label) for label in range(labels) for _ in range(items)]
+    seen = [at + 1 for at in range(len(names)) if at % items < trained]
+    found = asking([*names], list(range(1, len(names) + 1)), seen or [7_000])
+    assert (len(found.rows), found.leave_one_out) == (asked, left_out)
+    assert found.source.startswith("the gallery's own items" if left_out else "rows held out of training")
 
 
 def test_what_was_held_out_of_training_asks_as_before() -> None:
