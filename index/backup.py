@@ -25,6 +25,9 @@ from index.sources import Progress
 _TRIES = 5
 
 
+_MEND = "A damaged item that opening need not read can be deleted or added again; then compact."
+
+
 @dataclass(frozen=True, slots=True)
 class Copied:
     """What a copy holds: items, the last write in it, and whether its probabilities came along."""
@@ -122,7 +125,8 @@ def _writable(folder: Path) -> None:
 def _verified(folder: Path, source: Path, dimension: int) -> Copied:
     """Raises `Damaged` when the copy is not sound as a collection: what it was made of is not either."""
     with closing(ItemStore(folder / ITEMS, dimension, create=False)) as store:
-        _refuse(store.check(), folder, source)  # before it is opened, which fails with less to go by
+        faults = store.check()  # before it is opened, which fails with less to go by
+        _refuse([*faults, *([_MEND] if faults else [])], folder, source)
     opened = Collection.open(folder)
     try:
         _refuse(opened.warnings, folder, source)
@@ -136,8 +140,8 @@ def _refuse(faults: list[str], folder: Path, source: Path) -> None:
     if faults:
         told = " ".join(faults).replace(str(folder), str(source))
         raise Damaged(
-            f"What is to be copied is not sound: {told} Mend it there (delete a damaged item or add it again, then "
-            "compact) and copy it again, or take an older back-up. Nothing was left at the destination."
+            f"What is to be copied is not sound: {told} Mend it there and copy it again, or take an older back-up. "
+            "Nothing was left at the destination."
         )
 
 

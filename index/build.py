@@ -55,6 +55,7 @@ def build_collection(
     out: Path,
     *,
     id_column: str | None = None,
+    label_column: str | None = None,
     held: Held = NO_QUERIES,
     unknown_share: float = UNKNOWN_SHARE,
     calibrator: str = DEFAULT,
@@ -135,6 +136,7 @@ def build_collection(
             "uncalibrated": why_not,
             "calibrate": asdict(fitting),
             "engine": engine,
+            "label": label_column,
         }
         (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
         shutil.rmtree(folder / SNAPSHOTS, ignore_errors=True)  # of a build that was killed here

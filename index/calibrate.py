@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 Flags = NDArray[np.bool_]
 FOLDS = 5
 DEFAULT, FALLBACK = "conditional-logit", "platt"
+FIRST_ALONE = ("platt", "isotonic", "venn-abers")
+"""Calibrators that name the first hit's label and no other."""
 ROUGHER = ("platt", "isotonic")
 """Calibrators of the best cosine alone, which may fit where that is all there is: one item a label."""
 
@@ -126,10 +128,10 @@ class Calibration:
     def _unnamed(self) -> str:
         """Why a set may lack the right label however large it is, and what to do."""
         used = self.report.get("calibrator", DEFAULT)
-        if used == DEFAULT:
+        if used not in FIRST_ALONE:
             return f"It is not among the {TOP_K} nearest items, and more queries would not help. Ask for less."
         if used == FALLBACK and len(np.unique(self.held_out.group[self.held_out.known])) < MIN_QUERIES:
-            remedy = f"give at least {MIN_QUERIES} queries with --calibrate FILE"
+            remedy = f"give at least {MIN_QUERIES} queries with --calibrate FILE, for --calibrator {DEFAULT}"
         else:
             remedy = f"index with --calibrator {DEFAULT}"
         return f"The calibrator {used} names the first hit's alone. Ask for less, or {remedy}."

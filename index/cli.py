@@ -33,7 +33,7 @@ from index.outputs import check_output
 from index.pairs import evaluate_pairs, seconds_of
 from index.picture_pairs import picture_pairs
 from index.place import can_resume
-from index.reading import SKIP, Reader, trained_label
+from index.reading import SKIP, Reader, indexed_label, trained_label
 from index.rows import read_rows
 from index.settings import Settings, parse
 from index.sources import Held, trained_rows
@@ -194,6 +194,7 @@ def _index(settings: IndexSettings) -> int:
             rows,
             settings.out,
             id_column=settings.id,
+            label_column=label,
             held=held,
             unknown_share=settings.unknown_share,
             calibrator=settings.calibrator,
@@ -237,9 +238,9 @@ def evaluate(argv: Sequence[str]) -> int:
         return _evaluate_pairs(settings, settings.pair_text)
     if settings.pictures is not None:
         raise SettingsError("--pictures: belongs to pairs of pictures, which --pair-text asks for. Leave it away.")
-    read_config(settings.collection)  # what is no collection is said before any data is read for it
+    config = read_config(settings.collection)  # what is no collection is said before any data is read for it
     modality = modality_of(str(settings.collection / ENCODER))
-    label = settings.label or trained_label(settings.collection / ENCODER, settings.data[0])
+    label = settings.label or indexed_label(config, settings.collection / ENCODER, settings.data[0])
     reader = Reader(modality, text=settings.text, label=label, skip=settings.skip_faulty)
     known, unknown = reader.read(settings.data), reader.read(settings.unknown, require_label=False)
     pictures = {row.image.path for row in [*known, *unknown] if row.image is not None}

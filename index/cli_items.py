@@ -24,7 +24,7 @@ from index.errors import DataError, NoLabelColumn, SettingsError
 from index.filters import read_filter
 from index.intake import item_id, metadata_of, take_in
 from index.new_items import NewItem, Receipt
-from index.reading import SKIP, Reader, folders_are_labels, trained_label
+from index.reading import SKIP, Reader, folders_are_labels, indexed_label
 from index.rows import SHOWN, Row, text_key
 from index.settings import Settings, parse
 from index.signing import KEY, signing
@@ -49,7 +49,7 @@ class AddSettings(Settings):
     text: str = Field("text", description="column that holds the text, or the path of a picture")
     label: str | None = Field(
         None,
-        description="column that holds the label, '' for items without labels [default: as in training; pictures in "
+        description="column that holds the label, '' for items without labels [default: as indexed; pictures in "
         "folders carry the folder's]",
     )
     id: str | None = Field(
@@ -108,8 +108,8 @@ class RestoreSettings(Settings):
 def add(argv: Sequence[str]) -> int:
     """`surematch add COLLECTION DATA`"""
     settings = parse(AddSettings, argv)
-    read_config(settings.collection)  # what is no collection is said before any data is read for it
-    reader = _reader(settings)
+    config = read_config(settings.collection)  # what is no collection is said before any data is read for it
+    reader = _reader(settings, config)
     try:
         rows = reader.read(settings.data)
     except NoLabelColumn as error:
@@ -130,13 +130,13 @@ def add(argv: Sequence[str]) -> int:
     return tell(told, f"{told['written']} items written, {told['replaced']} of them replaced.", settings.json_)
 
 
-def _reader(settings: AddSettings) -> Reader:
-    """Raises `SettingsError` where no column of labels is named, here or at training: many items without labels end the
+def _reader(settings: AddSettings, config: dict[str, Any]) -> Reader:
+    """Raises `SettingsError` where no column of labels is named, here or before: many items without labels end the
     collection's calibration, so that they are to have none is said."""
     encoder, label = settings.collection / ENCODER, settings.label
     if label is None:
         data = next(filter(folders_are_labels, settings.data), settings.data[0])
-        label = trained_label(encoder, data, UNLABELLED)
+        label = indexed_label(config, encoder, data, UNLABELLED)
     return Reader(modality_of(str(encoder)), text=settings.text, label=label or None, skip=settings.skip_faulty)
 
 

@@ -55,6 +55,7 @@ from index.state import State
 from index.versions import BUILT, Version, Versions, chosen_calibration, dump, id_of
 from index.writer_lock import WriterLock
 
+_GOES_ON = "The calibration that was in use goes on serving."
 COMPACT_SHARE, COMPACT_LEAST = 0.05, 1_000
 """Compaction starts by itself when this share of the items, and at least so many rows, have changed since the last."""
 _TRIES = 10
@@ -303,10 +304,11 @@ class Collection:
             id = self._versions.chosen(state.snapshot_id)
         except CollectionError as error:
             if not state.choice_faults:
-                faults = [f"{error} The calibration that was in use goes on serving."]
+                faults = [f"{error} {_GOES_ON}"]
                 self._state = state.choosing(state.calibration, state.calibration_id, faults)
             return
         if id in (None, state.calibration_id):
+            self._chosen = id
             if state.choice_faults and not chosen_calibration(self._versions, state.snapshot_id)[2]:
                 self._state = state.choosing(state.calibration, state.calibration_id)  # it can be read again
             return
@@ -316,6 +318,7 @@ class Collection:
         found, id, faults = chosen_calibration(self._versions, state.snapshot_id)
         if found is None:
             found, id = state.calibration, state.calibration_id
+            faults = [f"{fault} {_GOES_ON}" for fault in faults]
         self._state = state.choosing(found, id, faults)
 
     def check_items(self) -> list[str]:
@@ -378,7 +381,7 @@ class Collection:
             cause = "feedback" if feedback else "refit"
             version = Version.of(found, id_of(content), _now(), cause, state.snapshot_id, now.sequence, change)
             self._keep_served()
-            self._versions.expect(state.snapshot_id)
+            self._versions.expect()
             self._versions.keep(version, content)
             self._choose(version.id, found)
             self._versions.prune({version.id, state.calibration_id})

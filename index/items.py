@@ -189,12 +189,13 @@ class ItemStore(Database):
         faults = [f"{self.path}: {fault}." for (fault,) in self._read("PRAGMA integrity_check") if fault != "ok"]
         damaged = 0
         # bytes, not texts: those of a damaged one may be no characters, and could not be read
-        columns = "row, CAST(id AS BLOB), CAST(label AS BLOB), vector, checksum"
+        kinds = "typeof(vector) = 'blob' AND typeof(label) IN ('text', 'null')"
+        columns = f"row, CAST(id AS BLOB), CAST(label AS BLOB), CAST(vector AS BLOB), checksum, {kinds}"
         with self._reader() as connection:
-            for row, name, label, content, noted in connection.execute(
+            for row, name, label, content, noted, sound in connection.execute(
                 f"SELECT {columns} FROM items WHERE died IS NULL ORDER BY row"
             ):
-                if self._is_whole(None if label is None else label.decode(errors="replace"), content, noted):
+                if sound and self._is_whole(None if label is None else label.decode(errors="replace"), content, noted):
                     continue
                 damaged += 1
                 if damaged <= NAMED:
@@ -387,7 +388,8 @@ class ItemStore(Database):
 
     def _is_whole(self, label: str | None, vector: bytes, noted: int | None) -> bool:
         """Whether label and vector are those whose checksum was `noted`; rows of version 2 have none."""
-        return len(vector) == 4 * self.dimension and noted in (None, checksum(label, vector))
+        of_kind = isinstance(vector, bytes) and isinstance(label, str | None)  # SQLite keeps what it is given
+        return of_kind and len(vector) == 4 * self.dimension and noted in (None, checksum(label, vector))
 
     def _not_as_written(self, name: str, row: int) -> str:
         return f"{self.path}: the vector or the label of {name!r} (row {row}) is not what was written"

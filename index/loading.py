@@ -110,6 +110,7 @@ def _calibration(
     And which of the `warnings` that were added are of the choice.
     """
     found, id, faults = chosen_calibration(Versions(folder), snapshot.name)
+    faults = [f"{fault} The snapshot's own calibration serves in its place." for fault in faults]
     warnings += faults
     if found is not None or CALIBRATION not in snapshot.files:
         return found, id, tuple(faults)

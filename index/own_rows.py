@@ -53,7 +53,7 @@ def own_rows(
     if not reserved:
         picked = np.sort(random.permutation(fresh)[: _affordable(len(vectors), MAX_LEFT_OUT)])
     if not len(picked):
-        raise CalibrationError(_none_of_its_own(len(trained) > 0, bool((keys == NO_CONTENT).any())))
+        raise CalibrationError(_none_of_its_own(len(trained) > 0, len(fresh) > 0, bool((keys == NO_CONTENT).any())))
     return replace(
         given,
         vectors=np.concatenate([vectors[picked], given.vectors]),
@@ -75,7 +75,9 @@ def _held_out(keys: Keys, fresh: Ints, gallery: Gallery, random: np.random.Gener
     texts = 0
     for copies in _copies(keys, fresh, random):
         asking = Counter(gallery.codes[copies].tolist())
-        if texts < limit and all(room[code] >= number for code, number in asking.items()):
+        if texts == limit:
+            break
+        if all(room[code] >= number for code, number in asking.items()):
             texts += 1
             chosen.extend(copies.tolist())
             for code, number in asking.items():
@@ -97,8 +99,13 @@ def _affordable(size: int, limit: int) -> int:
     return max(FEWEST, min(limit, MAX_COMPARISONS // size)) if size else limit
 
 
-def _none_of_its_own(trained: bool, unclear: bool) -> str:
-    """Why the gallery has no row that could ask."""
+def _none_of_its_own(trained: bool, fresh: bool, unclear: bool) -> str:
+    """Why the gallery has no row that could ask: by whether the encoder was trained, and rows are `fresh` to it."""
+    if fresh:
+        return (
+            "Of the rows that the encoder was not trained on none can ask: their labels have no other item, or copies "
+            "of one text. Give labelled queries with --calibrate FILE."
+        )
     if not trained:
         return "No item has a label, so none can ask for its like. Give labelled queries with --calibrate FILE."
     used = (

@@ -80,6 +80,13 @@ def folders_are_labels(path: Path) -> bool:
     return path.is_dir() or path.suffix.lower() == ".zip"
 
 
+def indexed_label(config: dict[str, Any], encoder: Path, data: Path, otherwise: str = "") -> str:
+    """The label column that the collection of this `config` was indexed with; an earlier version kept that of the
+    training alone. Raises `SettingsError` as `trained_label` does."""
+    column = config.get("label")
+    return str(column) if column else trained_label(encoder, data, otherwise)
+
+
 def trained_label(encoder: Path, data: Path, otherwise: str = "") -> str:
     """The label column named at training, so that it is typed once.
 

@@ -168,7 +168,10 @@ def _notes(queries: Queries, gallery: Gallery, trained: NDArray[np.uint64], unkn
             f"{alone} of the gallery's {labels} labels have one item, which cannot ask for its like: how such labels "
             "are found was not measured, and their probabilities may be too low or too high."
         )
-    real, needed = int((queries.codes < 0).sum()), needed_unknown(int((queries.codes >= 0).sum()), unknown_share)
+    able = queries.codes >= 0
+    if queries.leave_one_out:
+        able &= count[np.minimum(queries.codes, labels - 1)] > 1
+    real, needed = int((queries.codes < 0).sum()), needed_unknown(int(able.sum()), unknown_share)
     if labels > 1 and real < needed and count.max(initial=0) > count.sum() / 2:
         warnings.append(
             f"The label {gallery.names[int(count.argmax())]!r} has {count.max() / count.sum():.0%} of the items. With "

@@ -2,7 +2,7 @@
 
     calibrations/<id>-<digest>.json    two lines: what it is (`Version`), and the calibration itself
     calibrations/CURRENT               {"snapshot": ..., "calibration": id}: the choice made under that snapshot
-                                       (null: its own)
+                                       (of none: not made yet)
 
 An id is the digest of the calibration's own bytes, so the one inside a snapshot has it too. The choice holds for the
 snapshot it was made under: a compaction fits anew, and what it fits is served. `CURRENT` is there before the first
@@ -137,19 +137,19 @@ class Versions:
                 "Repair its permissions, then compact again."
             )
 
-    def choose(self, snapshot: str, id: str | None) -> None:
-        """Makes the version `id` (None: the snapshot's own) the one that is served with it. Raises as `keep` does."""
+    def choose(self, snapshot: str, id: str) -> None:
+        """Makes the version `id` the one that is served with this snapshot. Raises as `keep` does."""
         content = json.dumps({"snapshot": snapshot, "calibration": id}).encode()
         with storing(self.folder, "choice of a calibration"):
             make_folder(self.folder)
             replace_durably(self.folder / _CURRENT, content)
 
-    def expect(self, snapshot: str) -> None:
+    def expect(self) -> None:
         """Notes that a choice is coming, unless one was made: from now on its loss is told. Raises as `keep` does."""
         with storing(self.folder, "choice of a calibration"):
             made = (self.folder / _CURRENT).exists()
         if not made:
-            self.choose(snapshot, None)
+            self.choose("", "")
 
     def chosen(self, snapshot: str) -> str | None:
         """The id chosen under this snapshot; None: the snapshot's own, or it is lost, see `check_not_lost`.
@@ -160,7 +160,7 @@ class Versions:
         try:
             told = json.loads(path.read_bytes())
             under, id = told["snapshot"], told["calibration"]
-            if not (isinstance(under, str) and isinstance(id, str | None)):
+            if not (isinstance(under, str) and isinstance(id, str)):
                 raise ValueError(f"{under!r} or {id!r} is no name")
         except FileNotFoundError:
             return None
@@ -248,4 +248,4 @@ def chosen_calibration(versions: Versions, snapshot: str) -> tuple[Calibration |
             versions.check_not_lost(snapshot)
         return None if id is None else versions.load(id), id, []
     except (CollectionError, CalibrationError) as error:
-        return None, None, [f"{error} The snapshot's own calibration serves in its place."]
+        return None, None, [str(error)]

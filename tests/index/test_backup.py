@@ -102,6 +102,9 @@ def test_a_backup_with_a_torn_item_page_is_not_restored(copied: Path, tmp_path: 
     "damage",
     [
         "vector = CAST(substr(vector, 1, 15) || x'01' || substr(vector, 17) AS BLOB)",
+        "vector = CAST(vector AS TEXT)",
+        "vector = 5",
+        "label = CAST(label AS BLOB)",
         "vector = substr(vector, 1, 12)",
         "label = 'travel'",
         "label = CAST(x'ff' AS TEXT)",
@@ -256,7 +259,11 @@ def test_items_lose_no_label_unasked(copied: Path, tmp_path: Path, capsys: pytes
     with pytest.raises(SettingsError, match=r"--label: name the column of .*new\.csv.* With --label '' the items"):
         cli_items.add([str(copied), str(data)])
     assert labels(copied, "new.csv:2") == []
-    (copied / "encoder" / "training.json").write_text('{"settings": {"label": "label"}}')
+    (copied / "encoder" / "training.json").write_text('{"settings": {"label": "intent"}}')
+    config = json.loads((copied / "collection.json").read_text())
+    (copied / "collection.json").write_text(
+        json.dumps(config | {"label": "label"})
+    )  # what counts is how it was indexed
     assert told("add", capsys, copied, data)["items"] == 182
     assert labels(copied, "new.csv:2", "new.csv:3") == ["card", "food"]
     other = write_csv(tmp_path / "other.csv", [("my bank card", "card")], ("text", "intent"))

@@ -150,6 +150,7 @@ def test_a_coverage_that_no_number_of_queries_would_reach_says_so() -> None:
             100,
             r"not among the 100 nearest items, and more queries would not help\. Ask for less\.$",
         ),
+        ("temperature", 100, r"not among the 100 nearest items, and"),
         ("platt", 100, r"platt names the first hit's alone\. Ask for less, or index with --calibrator conditional-log"),
         (
             "conditional-logit",

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import index.own_rows as own
 from index.errors import CalibrationError
 from index.examples import Queries
 from index.gallery import Gallery
@@ -92,6 +93,19 @@ def test_what_was_held_out_of_training_asks_as_before() -> None:
     for seed in range(3):
         found = asking([*labels], list(range(1, 101)), [at + 1 for at in range(100) if at not in held], seed)
         assert found.rows.tolist() == held
+
+
+def test_so_many_ask_as_can_be_afforded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own, "MAX_QUERIES", 400)
+    found = asking([str(at // 30) for at in range(3000)], list(range(1, 3001)), trained=[7_000])
+    assert (len(found.rows), found.leave_one_out) == (400, False)
+
+
+def test_why_none_can_ask_is_said() -> None:
+    with pytest.raises(CalibrationError, match="their labels have no other item, or copies of one text"):
+        asking(["a", "b", "c", "c"], [1, 2, 3, 3], [9])
+    with pytest.raises(CalibrationError, match=r"^Every row of the gallery was used to train the encoder, so"):
+        asking(["a", "a"], [1, 2], [1, 2])
 
 
 def test_an_item_of_which_only_the_vector_is_known_does_not_ask() -> None:

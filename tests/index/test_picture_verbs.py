@@ -202,18 +202,17 @@ def test_pictures_are_added_as_they_are_indexed(
             assert theirs.hits[0].id == name
 
 
-def test_ids_of_added_pictures_come_from_a_column_and_labels_only_if_named(
+def test_ids_of_added_pictures_come_from_a_column_and_labels_from_that_of_the_collection(
     gallery: Path, people: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = table(
         people / "t.csv", [("d0/000.png", "zero", "s1"), ("d1/001.png", "one", "s2")], ("path", "label", "sku")
     )
-    with pytest.raises(SettingsError, match="--label: name the column of"):
-        ask(cli_items.add, gallery, rows, "--id", "sku")
-    assert told(capsys, cli_items.add, gallery, rows, "--id", "sku", "--label", "")["items"] == 14
-    with closing(Collection.open(gallery)) as live:
-        found = {hit.id: hit for hit in live.search_images([people / "d0" / "000.png"], k=14)[0].hits}
-    assert (found["s1"].label, found["s1"].metadata) == (None, {"label": "zero"})
+    for flags, kept in (((), ("zero", None)), (("--label", ""), (None, {"label": "zero"}))):
+        assert told(capsys, cli_items.add, gallery, rows, "--id", "sku", "--replace", *flags)["items"] == 14
+        with closing(Collection.open(gallery)) as live:
+            found = {hit.id: hit for hit in live.search_images([people / "d0" / "000.png"], k=14)[0].hits}
+        assert (found["s1"].label, found["s1"].metadata or None) == kept
 
 
 def test_faulty_pictures_are_not_added_or_left_out(

@@ -63,6 +63,21 @@ def answers(opened: Collection) -> list[float | None]:
     return [answer.no_match for answer in opened.search(["my bank card", "a song today", "the hotel"])]
 
 
+def test_a_reader_follows_the_way_back_to_what_it_served_before_a_compaction(live: Collection) -> None:
+    give(live)
+    reader = Collection.open(live.path)
+    version = live.recalibrate()
+    reader.refresh()
+    live.delete(["items.csv:3"])
+    live.snapshot()
+    reader.refresh()
+    assert reader.state.calibration_id == live.state.calibration_id != version.id
+    live.use_calibration(version.id)
+    reader.refresh()
+    assert (reader.state.calibration_id, reader.warnings) == (version.id, [])
+    reader.close()
+
+
 def test_feedback_makes_a_version_that_serves_and_survives(live: Collection) -> None:
     give(live)
     before, own = answers(live), live.state.calibration_id
