@@ -23,8 +23,6 @@ from index.snapshot import NO_ROOM, current_name, point_to, read_snapshot
 from index.sources import Progress
 
 _TRIES = 5
-
-
 _MEND = "A damaged item that opening need not read can be deleted or added again; then compact."
 
 
@@ -125,8 +123,8 @@ def _writable(folder: Path) -> None:
 def _verified(folder: Path, source: Path, dimension: int) -> Copied:
     """Raises `Damaged` when the copy is not sound as a collection: what it was made of is not either."""
     with closing(ItemStore(folder / ITEMS, dimension, create=False)) as store:
-        faults = store.check()  # before it is opened, which fails with less to go by
-        _refuse([*faults, *([_MEND] if faults else [])], folder, source)
+        if faults := store.check():  # before it is opened, which fails with less to go by
+            _refuse([*faults, _MEND], folder, source)
     opened = Collection.open(folder)
     try:
         _refuse(opened.warnings, folder, source)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from index import metrics
 from index.calibration import MIN_QUERIES
-from index.calibrators import CALIBRATORS, Calibrator, Fit, calibrator_from_json
+from index.calibrators import CALIBRATORS, BestCosine, Calibrator, Fit, calibrator_from_json
 from index.conformal import CoverageFor, most, nonconformity, threshold
 from index.drift import Reference
 from index.errors import CalibrationError
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 Flags = NDArray[np.bool_]
 FOLDS = 5
 DEFAULT, FALLBACK = "conditional-logit", "platt"
-FIRST_ALONE = ("platt", "isotonic", "venn-abers")
-"""Calibrators that name the first hit's label and no other."""
 ROUGHER = ("platt", "isotonic")
 """Calibrators of the best cosine alone, which may fit where that is all there is: one item a label."""
 
@@ -127,9 +125,9 @@ class Calibration:
 
     def _unnamed(self) -> str:
         """Why a set may lack the right label however large it is, and what to do."""
-        used = self.report.get("calibrator", DEFAULT)
-        if used not in FIRST_ALONE:
+        if not isinstance(self.calibrator, BestCosine):
             return f"It is not among the {TOP_K} nearest items, and more queries would not help. Ask for less."
+        used = self.calibrator.kind
         if used == FALLBACK and len(np.unique(self.held_out.group[self.held_out.known])) < MIN_QUERIES:
             remedy = f"give at least {MIN_QUERIES} queries with --calibrate FILE, for --calibrator {DEFAULT}"
         else:

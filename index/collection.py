@@ -321,13 +321,6 @@ class Collection:
             faults = [f"{fault} {_GOES_ON}" for fault in faults]
         self._state = state.choosing(found, id, faults)
 
-    def check_items(self) -> list[str]:
-        """What is wrong with the item store by SQLite's check of every page and by every item's checksum, or nothing.
-
-        Reads the whole file.
-        """
-        return self._store.check()
-
     @given_back_after
     def snapshot(self, progress: Progress | None = None) -> str:
         """Compacts: a new base index, the calibration fitted again, deleted items erased. Returns the snapshot's name.

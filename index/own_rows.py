@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from index.calibration import FEW_QUERIES, MIN_QUERIES
 from index.errors import CalibrationError
+from index.evidence import Ints
 from index.examples import Queries
 from index.gallery import Gallery
 from index.items import NO_CONTENT
 
 Keys = NDArray[np.uint64]
-Ints = NDArray[np.int64]
 MAX_QUERIES = 4000
 MAX_LEFT_OUT = 2000
 MAX_COMPARISONS = 200_000_000

@@ -52,7 +52,7 @@ KINDS = {
         Kind("no-such-query", 404, "There is no such query", "Only recent ones are remembered; ask again."),
         Kind("method-not-allowed", 405, "This address does not know the method", "Use a method of the Allow header."),
         Kind("slow-body", 408, "The body did not arrive in time", "Send it faster, or in smaller requests."),
-        Kind("conflict", 409, "The state of the collection forbids it", "Mend what is named, then try again."),
+        Kind("conflict", 409, "The state of the collection forbids it", "See what `detail` says."),
         Kind(
             "body-too-large",
             413,
@@ -105,14 +105,12 @@ class Problem(Exception):
     detail: str
     faults: list[Fault] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
-    own_remedy: bool = False
-    """The detail comes from `index.errors`, whose messages say what to do."""
 
 
 def response(problem: Problem, path: str) -> Response:
     kind = KINDS[problem.slug]
-    # without a list of faults the detail comes from `index.errors`, whose messages carry their own remedy
-    own_remedy = problem.own_remedy or (kind.slug == "invalid-request" and not problem.faults)
+    # without a list of faults these details come from `index.errors` or are as good: they carry their own remedy
+    own_remedy = kind.slug in ("invalid-request", "conflict") and not problem.faults
     body: dict[str, Any] = {
         "type": f"/problems/{kind.slug}",
         "title": kind.title,
@@ -172,7 +170,7 @@ def _problem(request: Request, error: Exception) -> Problem:
         case DataError() | CalibrationError() | SettingsError():
             return Problem("invalid-request", str(error))
         case ReadOnly() | WriterBusy():
-            return Problem("conflict", str(error), own_remedy=True)
+            return Problem("conflict", str(error))
         case DiskFull():
             log.error("there is no room: %s", error, extra=_of_request(request.scope))
             return Problem("disk-full", str(error))

@@ -129,7 +129,7 @@ async def promote_job(request: Request, id: str) -> Response:
     await asyncio.to_thread(_check_unchanged, jobs, job, current)
     link = current.settings.folders[name]
     if not link.is_symlink():
-        raise Problem("conflict", f"The collection {name} is served from a folder, not from a link that can be moved.")
+        raise Problem("conflict", f"The collection {name} is served from a folder, not a link. Serve a link to it.")
     before = link.readlink()
     with operated(request, name, "promote", job=job.id):
         _point(link, jobs.folder / job.result)
