@@ -9,7 +9,7 @@ ARGS ?=
 WORKERS ?= 2
 
 .PHONY: help demo test check format clean audit test-contract bench-bulk bench-calibration bench-heads bench-index bench-simplex bench-training bench-images bench-faces fuzz-images
-.PHONY: bench bench-losses bench-losses-clinc bench-faces-pairs bench-images-omniglot-taylor bench-first-answer bench-images bench-images-omniglot bench-pages bench-service bench-service-own
+.PHONY: bench bench-losses bench-losses-clinc bench-faces-pairs bench-images-omniglot-taylor bench-first-answer bench-images bench-images-in-turn bench-images-omniglot bench-pages bench-service bench-service-own
 .PHONY: bench-training-minilm bench-calibration-finetuned bench-calibration-finetuned-clinc bench-index-million bench-service-peers
 
 help:  ## list the targets
@@ -86,6 +86,9 @@ bench-heads: $(VENV)/ready  ## training with 10,000 to 1,000,000 classes: steps/
 
 bench-images: $(VENV)/ready  ## faces of people never seen: margin and plain softmax, PCA (ARGS="--data DIR")
 	$(call part,images)
+
+bench-images-in-turn: $(VENV)/ready  ## the same of all forty people, ten at a time unseen: how far the losses differ (an hour)
+	$(call part,images-in-turn)
 
 bench-images-omniglot: $(VENV)/ready  ## characters never seen: margin and plain softmax
 	$(call part,images-omniglot)

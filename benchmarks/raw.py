@@ -130,7 +130,7 @@ def images(raw: dict[str, Any]) -> Outcome:
         seeds = max(len(found["runs"]) for found in results.values())
         others = [method for method in results if method not in OURS_OF_PICTURES]
         beside = [Beside(ours, others, higher=columns) for ours in OURS_OF_PICTURES if ours in results]
-        note = f"Mean of {seeds} seeds, lowest to highest." if seeds > 1 else "One seed."
+        note = f"Mean of {seeds} seeds, lowest to highest.{_margin(results, columns)}" if seeds > 1 else "One seed."
         tables.append(Table(name, ["method", *columns], rows, note, columns[0], beside))
     title = f"Pictures of identities never seen: {' and '.join(raw)}"
     if all("am-softmax" not in results for results in raw.values()):
@@ -140,6 +140,16 @@ def images(raw: dict[str, Any]) -> Outcome:
 
 
 OURS_OF_PICTURES = ("am-softmax", "taylor")
+
+
+def _margin(results: dict[str, Any], columns: list[str]) -> str:
+    """What the margin brings, seed by seed, where both losses were measured."""
+    if not {"am-softmax", "softmax"} <= results.keys():
+        return ""
+    both = list(zip(*(results[loss]["runs"] for loss in ("am-softmax", "softmax")), strict=True))
+    less = {column: [ours[column] - plain[column] for ours, plain in both] for column in columns}
+    told = (f"{name} {sum(by) / len(by):+.3f} ({', '.join(f'{one:+.3f}' for one in by)})" for name, by in less.items())
+    return f" AM-Softmax less plain softmax, of the same seeds: {'; '.join(told)}."
 
 
 def bulk(raw: dict[str, Any]) -> Outcome:
