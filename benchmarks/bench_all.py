@@ -75,7 +75,7 @@ PARTS = (
     Part("losses-clinc", "bench_losses.py", ("--tasks", "clinc150"), data=True),
     Part("heads", "bench_heads.py"),
     Part("images", "bench_images.py", ("--part", "orl"), data=True),
-    Part("images-in-turn", "bench_images.py", ("--part", "orl-in-turn"), data=True),
+    Part("images-in-turn", "bench_images.py", ("--part", "orl-in-turn", "--seeds", "1"), data=True),
     Part("images-omniglot", "bench_images.py", (*CHARACTERS, "softmax", "am-softmax"), data=True),
     Part("images-omniglot-taylor", "bench_images.py", (*CHARACTERS, "softmax", "taylor"), data=True),
     Part("faces", "bench_faces.py", ("--part", "people")),

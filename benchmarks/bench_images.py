@@ -119,7 +119,7 @@ def orl(data: Path, work: Path, seeds: int, _: Options) -> dict[str, Any]:
 
 
 def orl_in_turn(data: Path, work: Path, seeds: int, _: Options) -> dict[str, Any]:
-    """Faces: ten of all forty people are asked for and thirty train, four times over; a figure is the mean of the four.
+    """Faces: ten of all forty people are asked for and thirty train, four times over.
 
     Ten people tell two losses apart no better than luck does; here each of the forty is unseen once.
     """
@@ -129,13 +129,7 @@ def orl_in_turn(data: Path, work: Path, seeds: int, _: Options) -> dict[str, Any
     for turn, unseen in enumerate(np.split(people, len(people) // UNSEEN)):
         train, test = ([row for row in rows if (str(row.label) in unseen) == inside] for inside in (False, True))
         turns.append(_faces(train, test, _all_pairs(test), work / f"turn-{turn}", seeds))
-    results = {
-        name: [
-            {column: float(np.mean([turn[name][run][column] for turn in turns])) for column in turns[0][name][run]}
-            for run in range(len(turns[0][name]))
-        ]
-        for name in turns[0]
-    }
+    results = {name: [run for turn in turns for run in turn[name]] for name in turns[0]}
     return _show(f"ORL faces, all {len(people)} people, {UNSEEN} at a time never seen", results)
 
 
@@ -283,7 +277,7 @@ def _table(rows: Sequence[Row], path: Path) -> Path:
 def _show(title: str, results: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     """Prints means over seeds with the lowest and highest; returns them all."""
     columns = list(next(iter(results.values()))[0])
-    print(f"\n{title} (mean of seeds, lowest to highest)")
+    print(f"\n{title} (mean, lowest to highest)")
     print(f"{'':18}" + "".join(f"{column:>26}" for column in columns))
     for name, runs in results.items():
         cells = []

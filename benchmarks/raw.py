@@ -127,11 +127,12 @@ def images(raw: dict[str, Any]) -> Outcome:
                 for mean, values in zip(means, spread, strict=True)
             ]
             rows.append([method, *cells])
-        seeds = max(len(found["runs"]) for found in results.values())
+        runs = max(len(found["runs"]) for found in results.values())
         others = [method for method in results if method not in OURS_OF_PICTURES]
         beside = [Beside(ours, others, higher=columns) for ours in OURS_OF_PICTURES if ours in results]
-        note = f"Mean of {seeds} seeds, lowest to highest.{_margin(results, columns)}" if seeds > 1 else "One seed."
-        tables.append(Table(name, ["method", *columns], rows, note, columns[0], beside))
+        several = "turns" if name.endswith("in-turn") else "seeds"
+        note = f"Mean of {runs} {several}, lowest to highest." if runs > 1 else "One seed."
+        tables.append(Table(name, ["method", *columns], rows, note + _margin(results, columns), columns[0], beside))
     title = f"Pictures of identities never seen: {' and '.join(raw)}"
     if all("am-softmax" not in results for results in raw.values()):
         title += ", Taylor softmax"
@@ -143,13 +144,13 @@ OURS_OF_PICTURES = ("am-softmax", "taylor")
 
 
 def _margin(results: dict[str, Any], columns: list[str]) -> str:
-    """What the margin brings, seed by seed, where both losses were measured."""
-    if not {"am-softmax", "softmax"} <= results.keys():
+    """What the margin brings, run by run, where both losses were measured more than once."""
+    if not {"am-softmax", "softmax"} <= results.keys() or len(results["softmax"]["runs"]) == 1:
         return ""
     both = list(zip(*(results[loss]["runs"] for loss in ("am-softmax", "softmax")), strict=True))
     less = {column: [ours[column] - plain[column] for ours, plain in both] for column in columns}
     told = (f"{name} {sum(by) / len(by):+.3f} ({', '.join(f'{one:+.3f}' for one in by)})" for name, by in less.items())
-    return f" AM-Softmax less plain softmax, of the same seeds: {'; '.join(told)}."
+    return f" AM-Softmax less plain softmax, one by one: {'; '.join(told)}."
 
 
 def bulk(raw: dict[str, Any]) -> Outcome:
