@@ -10,12 +10,15 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from index.calibrate import DEFAULT
 from index.calibrators import CALIBRATORS
@@ -29,7 +32,7 @@ from index.engines import check_name, make_engine
 from index.errors import CalibrationError, CollectionError, SettingsError
 from index.gallery import Gallery
 from index.intake import item_id, metadata_of, take_in
-from index.items import Item, ItemStore
+from index.items import Changes, Item, ItemStore
 from index.loading import CALIBRATION, PROFILE
 from index.onnx_export import LEAST_AGREEMENT, Backend, install_encoder
 from index.place import STATE, begin, building, prepare
@@ -102,30 +105,11 @@ def build_collection(
         encoder = load_encoder(folder / ENCODER)
         if opened is not None and opened.fingerprint == encoder.fingerprint:
             encoder, workers = opened, 1
+        fitting = Fitting(unknown_share, calibrator, seed)
         with closing(ItemStore(folder / ITEMS, encoder.dimension)) as store:
             _store(encoder, folder, store, rows, taken.count, id_column, workers, progress)
             now = store.everything()
-            gallery = Gallery.of(now.born, now.labels, now.vectors)
-            fitting = Fitting(unknown_share, calibrator, seed)
-            why_not = None
-            files = {PROFILE: gallery.profile.dump()}
-            asked = None
-            try:
-                queries, warnings = calibration_queries(
-                    folder / ENCODER, encoder, taken.keys, now.vectors, gallery, held, unknown_share, seed, progress
-                )
-                keep_queries(store, queries)
-                asked = own_questions(queries)
-                progress("calibrating", 0, 1)
-                fitted = fitting.calibration(queries, now, gallery, warnings)
-                files[CALIBRATION] = json.dumps(fitted.to_json(), allow_nan=False).encode()
-                progress("calibrating", 1, 1)
-            except CalibrationError as error:
-                why_not = str(error)
-        progress("building the index", 0, 1)
-        built = make_engine(engine, now.vectors, now.born, queries=asked, seed=seed)
-        files |= built.dump()
-        progress("building the index", 1, 1)
+            learned = _learn(folder / ENCODER, encoder, store, now, taken.keys, held, fitting, progress)
         config = {
             "format": FORMAT,
             "name": out.name,
@@ -133,29 +117,84 @@ def build_collection(
             "encoder_name": _encoder_name(model, folder / ENCODER),
             "dimension": encoder.dimension,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "uncalibrated": why_not,
+            "uncalibrated": learned.why_not,
             "calibrate": asdict(fitting),
             "engine": engine,
             "label": label_column,
         }
         (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
-        shutil.rmtree(folder / SNAPSHOTS, ignore_errors=True)  # of a build that was killed here
-        write_snapshot(
-            folder / SNAPSHOTS,
-            sequence=now.sequence,
-            engine=built.kind,
-            encoder=encoder.fingerprint,
-            files=files,
-            about={"store": store.id, "uncalibrated": why_not},
-        )
+        _index(folder / SNAPSHOTS, engine, encoder.fingerprint, store.id, now, learned, seed, progress)
         cut = _cut_texts(rows, folder)
-        del now, gallery, built, files  # the collection is opened below; it need not stand in memory twice
+        del now, learned  # the collection is opened below; it need not stand in memory twice
         for name in (_CUT, STATE):
             (folder / name).unlink(missing_ok=True)
     collection = Collection.open(out)
     collection.close()
     described = collection.describe()
     return {**described, "warnings": [*told, *cut, *described["warnings"]]}
+
+
+@dataclass(frozen=True, slots=True)
+class _Learned:
+    """What a snapshot says beside its index: files, why there is no calibration, and questions to tune the index by."""
+
+    files: dict[str, bytes]
+    why_not: str | None
+    asked: NDArray[np.float32] | None
+
+
+def _learn(
+    folder: Path,
+    encoder: Encoder,
+    store: ItemStore,
+    now: Changes,
+    keys: NDArray[np.uint64],
+    held: Held,
+    fitting: Fitting,
+    progress: Progress,
+) -> _Learned:
+    """Profile and calibration of the items `now`; keeps the queries in `store`. Rows (n,) of the data have `keys`."""
+    gallery = Gallery.of(now.born, now.labels, now.vectors)
+    files, asked, why_not = {PROFILE: gallery.profile.dump()}, None, None
+    try:
+        queries, warnings = calibration_queries(
+            folder, encoder, keys, now.vectors, gallery, held, fitting.unknown_share, fitting.seed, progress
+        )
+        keep_queries(store, queries)
+        asked = own_questions(queries)
+        progress("calibrating", 0, 1)
+        fitted = fitting.calibration(queries, now, gallery, warnings)
+        files[CALIBRATION] = json.dumps(fitted.to_json(), allow_nan=False).encode()
+        progress("calibrating", 1, 1)
+    except CalibrationError as error:
+        why_not = str(error)
+    return _Learned(files, why_not, asked)
+
+
+def _index(
+    snapshots: Path,
+    engine: str,
+    encoder: str,
+    store: str,
+    now: Changes,
+    learned: _Learned,
+    seed: int,
+    progress: Progress,
+) -> None:
+    """Builds the index of the items `now` and writes the first snapshot."""
+    progress("building the index", 0, 1)
+    built = make_engine(engine, now.vectors, now.born, queries=learned.asked, seed=seed)
+    files = learned.files | built.dump()
+    progress("building the index", 1, 1)
+    shutil.rmtree(snapshots, ignore_errors=True)  # of a build that was killed here
+    write_snapshot(
+        snapshots,
+        sequence=now.sequence,
+        engine=built.kind,
+        encoder=encoder,
+        files=files,
+        about={"store": store, "uncalibrated": learned.why_not},
+    )
 
 
 def _store(

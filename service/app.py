@@ -61,33 +61,12 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         currents = {name: Current(settings, metrics, name, opened.get(name)) for name in settings.folders}
-        for current in currents.values():
-            await current.start()
-        app.state.currents = currents
         fleet = None if pipe is None else Fleet(pipe, currents)
-        if app.state.jobs is not None:
-            await app.state.jobs.start()
-        if fleet is not None:
-            for current in currents.values():
-                current.fleet = fleet
-            fleet.join()
+        await _begin(app, currents, fleet)
         try:
             yield
         finally:
-            app.state.currents = {}
-            if app.state.jobs is not None:
-                await app.state.jobs.stop()
-            if fleet is not None:
-                fleet.leave()
-            for current in currents.values():
-                await current.stop()
-            if traces is not None:
-                # what nobody takes is not waited for: it would be sent again and again
-                sending = threading.Thread(target=traces.shutdown, daemon=True)
-                sending.start()
-                await asyncio.to_thread(sending.join, TRACES_SECONDS)
-            if app.state.audit is not None:
-                app.state.audit.close()
+            await _end(app, currents, fleet, traces)
 
     app = FastAPI(
         title="surematch",
@@ -111,7 +90,42 @@ def create_app(
     app.state.request_model = limited(settings)
     app.state.put_model, app.state.delete_model = limited_items(settings)
     problems.install(app)
-    # the last one added is the first to see a request
+    _add_middleware(app, settings)
+    _add_routes(app)
+    return app
+
+
+async def _begin(app: FastAPI, currents: dict[str, Current], fleet: Fleet | None) -> None:
+    for current in currents.values():
+        await current.start()
+    app.state.currents = currents
+    if app.state.jobs is not None:
+        await app.state.jobs.start()
+    if fleet is not None:
+        for current in currents.values():
+            current.fleet = fleet
+        fleet.join()
+
+
+async def _end(app: FastAPI, currents: dict[str, Current], fleet: Fleet | None, traces: TracerProvider | None) -> None:
+    app.state.currents = {}
+    if app.state.jobs is not None:
+        await app.state.jobs.stop()
+    if fleet is not None:
+        fleet.leave()
+    for current in currents.values():
+        await current.stop()
+    if traces is not None:
+        # what nobody takes is not waited for: it would be sent again and again
+        sending = threading.Thread(target=traces.shutdown, daemon=True)
+        sending.start()
+        await asyncio.to_thread(sending.join, TRACES_SECONDS)
+    if app.state.audit is not None:
+        app.state.audit.close()
+
+
+def _add_middleware(app: FastAPI, settings: ServeSettings) -> None:
+    """The last one added is the first to see a request."""
     app.add_middleware(Direct, routers=(search.router, embeddings.router))
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.receive_seconds)
     app.add_middleware(Access, keys=app.state.keys)
@@ -120,12 +134,16 @@ def create_app(
         app.add_middleware(KnownHosts, names=names)
     app.add_middleware(problems.Faults)
     app.add_middleware(SecurityHeaders)
-    app.add_middleware(RequestMetrics, metrics=metrics)
+    app.add_middleware(RequestMetrics, metrics=app.state.metrics)
     if app.state.tracer is not None:
         app.add_middleware(RequestSpans, tracer=app.state.tracer)
     app.add_middleware(RequestLog)
     app.add_middleware(ByName)
     app.add_middleware(Drain, seconds=settings.receive_seconds)
+
+
+def _add_routes(app: FastAPI) -> None:
+    """The routes, the page, and their description, which is made anew when other models are served."""
     routers = [
         module.router for module in (search, embeddings, items, collection, collections, admin, jobs, health, page)
     ]
@@ -144,7 +162,6 @@ def create_app(
         return documents[served]
 
     app.openapi = cached  # type: ignore[method-assign]
-    return app
 
 
 def _version() -> str:
