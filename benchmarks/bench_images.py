@@ -54,15 +54,14 @@ UNSEEN = 10
 """People at a time where all of them are asked for in turn."""
 ORL = {
     "epochs": 300.0,
-    "margin_warmup": 0.5,
     "batch_size": 32,
     "image_size": 64,
     "augment": "faces",
     "composed_classes": True,
     "learning_rate": 1e-3,
 }
-AM_SCALE = 64.0
-"""It, epochs, rate and composed classes were chosen on the people who are not tested, ten of whom were left out of
+AM = {"scale": 64.0, "margin_warmup": 0.5}
+"""They, epochs, rate and composed classes were chosen on the people who are not tested, ten of whom were left out of
 training in turn. Plain softmax, which has no scale and no margin, trains with the same."""
 OMNIGLOT = {
     "epochs": 6.0,
@@ -150,7 +149,7 @@ def _faces(
     results = {f"PCA-{k}{' whitened' if white else ''}": [measured(pca(train, test, k, white))]
                for k in (20, 40, 80, 160) for white in (False, True)}  # fmt: skip
     results["raw pixels"] = [measured(_unit(_pixels(test)))]
-    losses: tuple[tuple[str, dict[str, Any]], ...] = (("softmax", {}), ("am-softmax", {"scale": AM_SCALE}))
+    losses: tuple[tuple[str, dict[str, Any]], ...] = (("softmax", {}), ("am-softmax", AM))
     found = trained([(loss, seed, ORL | options) for loss, options in losses for seed in range(seeds)],
                     table, out, test)  # fmt: skip
     results |= {loss: [measured(vectors) for vectors in of_seeds] for loss, of_seeds in found.items()}

@@ -25,9 +25,13 @@ from training.config import TrainSettings
 from training.data import data_fingerprint
 from training.folder import EVALUATION, REPORT
 from training.run import can_resume, command_of
+from training.without_effect import check_effect_of_loss
 
 RESULTS, PAGE = "compare.json", "compare.html"
 MEASURES = ("seen_recall_at_1", "unseen_recall_at_1", "unseen_map_at_r", "seconds")
+
+OWN = ("scale", "margin", "margin-warmup", "scale-start", "lead")
+"""Settings that a loss can have for itself, beside its options."""
 
 Train = Callable[[TrainSettings, Console], dict[str, Any]]
 
@@ -43,8 +47,11 @@ def compare_losses(
     plans = {
         (loss, seed): _plan(settings, loss, seed) for loss in settings.losses for seed in seeds or range(settings.seeds)
     }
-    identity = _identity(settings, next(iter(plans.values())))
+    identity = _identity(settings, _plan(settings, settings.losses[0].partition(":")[0], 0))
     runs = _earlier(settings, identity)
+    for (loss, seed), plan in plans.items():
+        if _key(loss, seed) not in runs:
+            check_effect_of_loss(plan, str(plan.loss))
     for at, ((loss, seed), plan) in enumerate(plans.items(), 1):
         key = _key(loss, seed)
         if key in runs:
@@ -99,10 +106,10 @@ def _plan(settings: CompareSettings, loss: str, seed: int) -> TrainSettings:
     """The training of one loss at one seed. Raises `SettingsError` for a loss or option that does not exist."""
     name, *options = loss.split(":")
     words = [*map(str, settings.data), "--out", str(settings.out / _key(loss, seed)), "--loss", name]
-    own = [option for option in options if option.partition("=")[0] in ("scale", "margin")]
+    own = [option for option in options if option.partition("=")[0].replace("_", "-") in OWN]
     for option in own:
         flag, _, value = option.partition("=")
-        words += [f"--{flag}", value]
+        words += [f"--{flag.replace('_', '-')}", value]
     if others := [option for option in options if option not in own]:
         words += ["--options", *others]
     words += ["--seed", str(seed), "--unseen-classes", str(settings.unseen_classes)]
@@ -155,7 +162,7 @@ def _earlier(settings: CompareSettings, identity: dict[str, Any]) -> dict[str, A
 
 
 def _is_ours(folder: Path) -> bool:
-    return bool(re.fullmatch(r"\.?[a-z0-9.=-]+-seed\d+(\.run|\.[a-z0-9_]+)?", folder.name))
+    return bool(re.fullmatch(r"\.?[a-z0-9.=_-]+-seed\d+(\.run|\.[a-z0-9_]+)?", folder.name))
 
 
 def _figures(loss: str, seed: int, record: dict[str, Any]) -> dict[str, Any]:

@@ -229,6 +229,13 @@ class TrainSettings(Settings):
             raise ValueError("write each option as name=value")
         return {name.strip(): content for name, _, content in pairs}
 
+    @field_validator("options")
+    @classmethod
+    def _options_with_flags(cls, value: dict[str, float]) -> dict[str, float]:
+        if own := [name for name in ("scale", "margin") if name in value]:
+            raise ValueError(f"{own[0]} is a setting of its own: give it as --{own[0]} {value[own[0]]:g}")
+        return value
+
     @model_validator(mode="after")
     def _patience_needs_unseen_classes(self) -> TrainSettings:
         if self.patience is not None and not self.unseen_classes:

@@ -45,7 +45,7 @@ from training.heads import HEAD, class_means, load_head
 from training.image_data import PictureCollator, canvases, new_image_model
 from training.last_layer import behind_last_layer, drop_last_layer
 from training.more_classes import check_further, composed_means, learned_classes, origin, with_turned_classes
-from training.objectives import OBJECTIVES, Objective, make_objective
+from training.objectives import Objective, make_objective
 from training.pairs import rows_of_pairs
 from training.projection import Frozen, VectorCollator, is_frozen, projected
 from training.report import render_report
@@ -54,6 +54,7 @@ from training.run import Run, command_of, write_config
 from training.static import is_static, only_used_tokens
 from training.text_checks import check_readable, cut_texts
 from training.trainer import Rows, fit
+from training.without_effect import check_effect
 from training.writing import config_of, settle, versions, write_encoder
 
 PER_CLASS = 30
@@ -161,10 +162,8 @@ def _train(
     disable_progress_bar()
     model, kind = _start(settings, [*rows, *prepared.unseen], prepared.frozen, resume)
     recipe = Recipe.resolve(settings, kind)
-    if kind in ("image", "frozen") and OBJECTIVES[recipe.loss].shape not in ("labelled", "grouped"):
-        raise SettingsError(
-            f"--loss {recipe.loss}: it compares pairs of texts. For pictures, use am-softmax or arcface."
-        )
+    if resume is None:  # a run that an earlier version began with more goes on
+        check_effect(settings, recipe, kind, getattr(model[0], "size", None))
     check_further(settings, recipe.loss, kind)
     learned = learned_classes(settings, len(labels))
     check_processes(settings, recipe)

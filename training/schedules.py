@@ -24,7 +24,8 @@ class Schedule(TrainerCallback):
         self, loss: nn.Module, *, margin_warmup: float = 0.0, scale_start: float | None = None, lead: float = 0.5
     ) -> None:
         self._loss: Any = loss
-        self._margin = float(getattr(loss, "margin", 0.0))
+        self._name = "triplet_margin" if hasattr(loss, "triplet_margin") else "margin"  # the library's
+        self._margin = float(getattr(loss, self._name, 0.0))
         self._scale = float(getattr(loss, "scale", 1.0))
         self._margin_warmup = margin_warmup
         self._scale_start = scale_start
@@ -33,7 +34,7 @@ class Schedule(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         done = state.global_step / max(state.max_steps, 1)
         if self._margin_warmup:
-            self._loss.margin = self._margin * min(1.0, done / self._margin_warmup)
+            setattr(self._loss, self._name, self._margin * min(1.0, done / self._margin_warmup))
         if self._scale_start is not None:
             self._loss.scale = self._scale_start + (self._scale - self._scale_start) * done
         if isinstance(self._loss, FineTuning):
@@ -41,6 +42,6 @@ class Schedule(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._margin_warmup:
-            self._loss.margin = self._margin
+            setattr(self._loss, self._name, self._margin)
         if self._scale_start is not None:
             self._loss.scale = self._scale

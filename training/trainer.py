@@ -178,7 +178,7 @@ def fit(
     """
     shape = OBJECTIVES[recipe.loss].shape
     dataset = Dataset.from_dict(reshape(rows.texts, rows.classes, shape, settings.seed))
-    _check_extras(settings, kind)
+    _check_loggers(settings)
     if settings.gradient_checkpointing:
         for module in model.modules():  # the trainer's own switch does not reach the transformer without a warning
             if isinstance(module, PreTrainedModel):
@@ -242,14 +242,12 @@ def _algorithms(deterministic: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def _check_extras(settings: TrainSettings, kind: Kind) -> None:
-    """Raises `SettingsError` for a logger that is not installed, or memory saved where there is none to save."""
+def _check_loggers(settings: TrainSettings) -> None:
+    """Raises `SettingsError` for a logger that is not installed."""
     for name in settings.log_to:
         packages = ("tensorboard", "tensorboardX") if name == "tensorboard" else (name,)
         if not any(find_spec(package) for package in packages):
             raise SettingsError(f"--log-to {name} needs the package {name}. Install it with: pip install {name}")
-    if settings.gradient_checkpointing and kind == "static":
-        raise SettingsError("A static encoder has no activations to save. Leave --gradient-checkpointing out.")
 
 
 def _arguments(

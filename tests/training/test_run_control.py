@@ -304,7 +304,7 @@ def test_too_few_classes_to_hold_two_out(tiny_encoder: Path, tmp_path: Path, wri
 
 def test_the_config_in_the_folder_makes_the_same_encoder(tiny_encoder: Path, tmp_path: Path, write_csv: Write) -> None:
     data = str(write_csv(sentences(10)))
-    flags = ("--loss", "sub-center", "--options", "centers=2", "--seed", "4", "--margin", "0.3", "--bf16")
+    flags = ("--loss", "sub-center", "--options", "centers=2", "--seed", "4", "--margin", "0.3", "--deterministic")
     first, second = tmp_path / "first", tmp_path / "second"
     assert train([data, "--encoder", str(tiny_encoder), *RECIPE, *flags, "--out", str(first)]) == 0
     assert train([data, "--config", str(first / "training.toml"), "--out", str(second)]) == 0

@@ -68,7 +68,7 @@ OBJECTIVES: Mapping[str, Entry] = {
 }
 
 
-def make_objective(name: str, model: SentenceTransformer, classes: int, **options: Any) -> nn.Module:
+def make_objective(name: str, model: SentenceTransformer, classes: int, /, **options: Any) -> nn.Module:
     """The objective `name` over `model` for `classes` classes. An option that is None is left at its default.
 
     Raises `SettingsError` for an unknown name, an option it does not take, or a value out of range.
