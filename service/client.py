@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from pydantic import BaseModel, ValidationError
 from index.answer import MapSpec
 from index.asked import listed
 from index.conformal import CoverageFor
-from index.errors import SurematchError
+from index.errors import DataError, SurematchError
 from service.by_name import ALONE, BELOW
 from service.item_schemas import DeletedReply, FeedbackReply, ItemReply, WrittenReply
 from service.job_schemas import JobReply, JobsReply
@@ -80,8 +81,13 @@ class Call(Generic[R]):
         return f"{BELOW}{quote(collection, safe='')}{self.path.removeprefix('/v1')}"
 
     def arguments(self) -> dict[str, Any]:
-        headers = {"Content-Type": "application/octet-stream"} if self.content is not None else {}
-        return {"json": self.json, "content": self.content, "params": self.params, "headers": headers}
+        """Of the HTTP client's `request`. Raises `DataError` for a body that JSON cannot hold."""
+        if self.json is None:
+            kind, content = "application/octet-stream", self.content
+        else:
+            kind, content = "application/json", _as_json(self.json)
+        headers = {} if content is None else {"Content-Type": kind}
+        return {"content": content, "params": self.params, "headers": headers}
 
     def read(self, response: httpx2.Response) -> R:
         """Raises `ServiceProblem`; `SurematchError` for an answer that is none of this service's."""
@@ -132,8 +138,7 @@ class Calls:
         params = {"k": str(k), "map": spec, "coverage_for": coverage_for}
         if coverage is not None:
             params["coverage"] = repr(float(coverage))
-        content = np.ascontiguousarray(vectors, "<f4").tobytes()
-        return Call("POST", "/v1/search", SearchReply, content=content, params=params)
+        return Call("POST", "/v1/search", SearchReply, content=_floats(vectors), params=params)
 
     @staticmethod
     def search_text(text: str, *, k: int = 10) -> Call[SearchReply]:
@@ -151,9 +156,8 @@ class Calls:
 
     @staticmethod
     def put_items(items: Sequence[dict[str, Any]]) -> Call[WrittenReply]:
-        return Call(
-            "PUT", "/v1/items", WrittenReply, {"items": [_item(item) for item in listed("put_items", "item", items)]}
-        )
+        bodies = [_item(at, item) for at, item in enumerate(listed("put_items", "item", items), 1)]
+        return Call("PUT", "/v1/items", WrittenReply, {"items": bodies})
 
     @staticmethod
     def item(id: str) -> Call[ItemReply]:
@@ -240,8 +244,37 @@ def _base64(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-def _item(item: dict[str, Any]) -> dict[str, Any]:
-    """As JSON can hold it."""
+def _as_json(body: Any) -> bytes:
+    """Raises `DataError` for what is no JSON, numpy's arrays and numbers apart."""
+    try:
+        return json.dumps(body, default=_plain, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"The request is not JSON ({error}). Use plain values, and numbers that are finite.") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic) and not np.iscomplexobj(value):
+        return value.tolist()
+    raise TypeError(f"it holds a {type(value).__name__}")
+
+
+def _floats(vectors: Any) -> bytes:
+    """Vectors as the service reads them. Raises `DataError`."""
+    try:
+        given = np.asarray(vectors)
+        if np.iscomplexobj(given):
+            raise ValueError("they are complex")
+        return np.ascontiguousarray(given, "<f4").tobytes()
+    except (TypeError, ValueError) as error:
+        raise DataError(f"The query vectors are no array of numbers ({error}). Send rows of float32.") from error
+
+
+def _item(at: int, item: Any) -> dict[str, Any]:
+    """As JSON can hold it. Raises `DataError`."""
+    if not isinstance(item, dict):
+        raise DataError(
+            f"Item {at}: is a {type(item).__name__}, expected a dict with an id and a text, an image or a vector."
+        )
     image = item.get("image")
     return {**item, "image": _base64(image)} if isinstance(image, bytes) else item
 
@@ -329,8 +362,8 @@ class Client:
         return np.array([entry.embedding for entry in self.send(Calls.embeddings(texts, model)).data], np.float32)
 
     def put_items(self, items: Sequence[dict[str, Any]]) -> WrittenReply:
-        """Write all or none: dicts with `id`, `text`, `image` (the bytes of a picture file) or `vector`, and if you
-        like `label` and `metadata`."""
+        """Write all or none: dicts with `id`, `text`, `image` (the bytes of a picture file) or `vector` (an array or a
+        list), and if you like `label` and `metadata`."""
         return self.send(Calls.put_items(items))
 
     def item(self, id: str) -> ItemReply:

@@ -16,6 +16,7 @@ import pytest
 
 from index.collection import Collection
 from index.errors import DataError, SurematchError
+from index.new_items import NewItem
 from service import client as module
 from service.client import AsyncClient, Call, Calls, Client, ServiceProblem
 from tests.service.conftest import Server, serving
@@ -127,6 +128,39 @@ def test_a_refusal_is_an_exception_with_its_reasons(api: Client) -> None:
 )
 def test_a_word_is_no_list(call: Callable[[], object], said: str) -> None:
     """Its letters would be sent, each as a text of its own."""
+    with pytest.raises(DataError, match=re.escape(said)):
+        call()
+
+
+def test_vectors_are_taken_as_numpy_has_them(api: Client, server: Server) -> None:
+    vector = api.embeddings(["mute speaker"], "home")[0]
+    item = {"id": "array", "vector": vector, "label": "volume", "metadata": {"bin": np.int64(3)}}
+    assert api.put_items([item]).written == 1
+    assert api.search_vectors(vector[None], k=1).results[0].hits[0].id == "array"
+    assert api.item("array").metadata == {"bin": 3}
+    assert api.delete_item("array").deleted == 1
+
+    async def run() -> None:
+        async with AsyncClient(server.url) as other:
+            assert (await other.send(Calls.put_items([item]))).written == 1
+            assert (await other.send(Calls.delete_item("array"))).deleted == 1
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: Calls.put_items([NewItem("a", text="x")]), "Item 1: is a NewItem, expected a dict with an id"),
+        (lambda: Calls.put_items([{"id": {"a"}}]).arguments(), "The request is not JSON (it holds a set)"),
+        (lambda: Calls.put_items([{"vector": np.array([1j])}]).arguments(), "not JSON (it holds a ndarray)"),
+        (lambda: Calls.put_items([{"vector": np.array([np.nan])}]).arguments(), "numbers that are finite"),
+        (lambda: Calls.search(["x"], filter={"a": object()}).arguments(), "not JSON (it holds a object)"),
+        (lambda: Calls.search_vectors(np.array(["x"])), "The query vectors are no array of numbers"),
+        (lambda: Calls.search_vectors(np.array([1j])), "no array of numbers (they are complex)"),
+    ],
+)
+def test_what_cannot_be_sent_is_said(call: Callable[[], object], said: str) -> None:
     with pytest.raises(DataError, match=re.escape(said)):
         call()
 
