@@ -93,7 +93,6 @@ class Collection:
         self._compacting = threading.Lock()
         self._named = current_name(path / SNAPSHOTS)
         self._versions = Versions(path)
-        self._chosen: str | None = None
         self._prepared = False
 
     @classmethod
@@ -308,17 +307,15 @@ class Collection:
                 self._state = state.choosing(state.calibration, state.calibration_id, faults)
             return
         if id in (None, state.calibration_id):
-            self._chosen = id
             if state.choice_faults and not chosen_calibration(self._versions, state.snapshot_id)[2]:
                 self._state = state.choosing(state.calibration, state.calibration_id)  # it can be read again
             return
-        if id == self._chosen:
-            return
-        self._chosen = id  # should it be damaged, it is not tried again and again
         found, id, faults = chosen_calibration(self._versions, state.snapshot_id)
         if found is None:
             found, id = state.calibration, state.calibration_id
             faults = [f"{fault} {_GOES_ON}" for fault in faults]
+            if tuple(faults) == state.choice_faults:  # until it is mended, or another is chosen
+                return
         self._state = state.choosing(found, id, faults)
 
     @given_back_after

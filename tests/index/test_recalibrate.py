@@ -287,6 +287,29 @@ def test_a_damaged_choice_gives_way_to_the_snapshots_own_and_says_so(live: Colle
     reader.close()
 
 
+def test_a_damaged_choice_that_was_repaired_is_served_without_opening_it_again(live: Collection) -> None:
+    give(live)
+    following = Collection.open(live.path)
+    version = live.recalibrate()
+    chosen = answers(live)
+    (file,) = (live.path / "calibrations").glob(f"{version.id}-*.json")
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    opened = Collection.open(live.path)
+    for reader in (opened, following):
+        assert [reader.refresh() for _ in range(3)] == [False] * 3
+        (warning,) = reader.warnings
+        assert "is damaged" in warning
+        state = reader.state
+        reader.refresh()
+        assert reader.state is state
+    file.write_bytes(content)
+    for reader in (opened, following):
+        assert reader.refresh()
+        assert (reader.warnings, reader.state.calibration_id, answers(reader)) == ([], version.id, chosen)
+        reader.close()
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"\xff", b'{"snapshot": "x"}', b'{"snapshot": 3, "calibration": "y"}']
 )
