@@ -275,6 +275,10 @@ class Collection:
         vector = vectors_asked(np.asarray(query)[None], self.encoder.dimension, self.model_id)[0]
         return self._store.add_feedback(vector, label, query_id)
 
+    def check_place(self) -> None:
+        """Raises `CollectionError` when another collection lies in the folder now, or none: nothing can be written."""
+        self._store.check_place("nothing is written. Open the collection again: a service is started anew")
+
     def refresh(self) -> bool:
         """Follows what another process has written; returns whether anything had changed.
 

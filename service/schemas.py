@@ -393,7 +393,7 @@ class ReadyReply(Reply):
     collection: str
     model: str
     snapshot: str
-    degraded: bool = Field(description="a newer version was refused; the log says why")
+    degraded: bool = Field(description="what is served is not what lies in the folder; the log says why")
 
 
 class SnapshotReply(Reply):
@@ -465,7 +465,7 @@ class ServedReply(Reply):
     dimension: int
     modality: Literal["text", "image"]
     calibrated: bool
-    degraded: bool = Field(description="a newer version was refused; the log says why")
+    degraded: bool = Field(description="what is served is not what lies in the folder; the log says why")
 
 
 class CollectionsReply(Reply):

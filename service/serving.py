@@ -27,6 +27,7 @@ from service.writer import RecentQueries, Writer
 
 WARM_UP = "what can you do for me"
 EXAMPLES = 4
+BEHIND, LOST = "what was written elsewhere cannot be followed", "nothing can be written any more"
 log = logging.getLogger("surematch.service")
 
 
@@ -130,11 +131,18 @@ class Current:
         self.serving = serving
         self.fleet: Fleet | None = None
         """The other workers, where there are several."""
-        self.degraded = False
-        """The last reload was refused: an older version serves than the one on disk."""
+        self.refused = False
+        """The last reload was: an older version serves than the one on disk."""
+        self.astray = ""
+        """Why what is served is not what lies in its folder now, or cannot follow it."""
         self._reloading = asyncio.Lock()
         self._prepared: Serving | None = None
         self._retiring: set[asyncio.Task[None]] = set()
+
+    @property
+    def degraded(self) -> bool:
+        """An older version serves than the one on disk, if there is one."""
+        return self.refused or bool(self.astray)
 
     async def start(self) -> None:
         if self.serving is None:
@@ -143,20 +151,19 @@ class Current:
 
     async def _follow(self) -> None:
         """Serve what other processes have written to the collection, and keep the gauges."""
-        said = ""
         while True:
             await asyncio.sleep(self.settings.refresh_seconds)
             if self.serving is None:
                 continue
             with self.serving.used() as serving:
+                opened = serving.collection
                 try:
-                    if not serving.collection.writable:
-                        await asyncio.to_thread(serving.collection.refresh)
-                    said = ""
+                    await asyncio.to_thread(opened.check_place if opened.writable else opened.refresh)
+                    self.astray = ""
                 except Exception as error:  # an end of this task would be seen by nobody, and nothing followed
-                    if said != str(error):  # once, not every second until somebody mends it
-                        log.error("what was written elsewhere cannot be followed: %s", error)
-                    said = str(error)
+                    if self.astray != str(error):  # once, not every second until somebody mends it
+                        log.error("%s: %s", LOST if opened.writable else BEHIND, error)
+                    self.astray = str(error)
                 self.metrics.items.labels(self.name).set(serving.collection.size)
 
     async def reload(self) -> Serving:
@@ -192,7 +199,7 @@ class Current:
         """Serve the version that was prepared; the one before it is closed after its last request."""
         assert self._prepared is not None
         old, self.serving, self._prepared = self.serving, self._prepared, None
-        self.degraded = False
+        self.refused, self.astray = False, ""
         self.metrics.reloads.labels("serves").inc()
         log.info("reloaded", extra={"fields": {"snapshot": self.serving.collection.snapshot_id}})
         if old is not None:
@@ -209,7 +216,7 @@ class Current:
             await prepared.retire()
 
     def _refuse(self, why: object) -> None:
-        self.degraded = True
+        self.refused = True
         self.metrics.reloads.labels("refused").inc()
         log.error("the new version is refused, the old one serves on: %s", why)
 

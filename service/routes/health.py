@@ -23,9 +23,15 @@ async def healthz() -> Response:
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", summary="Readiness", response_model=ReadyReply, responses=documented("not-ready"))
 async def readyz(request: Request) -> Response:
-    """200 once a real query has been answered with the collection now served; else 503, and when the end is near."""
+    """200 once a real query has been answered with the collection now served; else 503, and when the end is near.
+
+    503, too, from a service that writes when the folder of none of its collections is there any more.
+    """
     if request.app.state.draining:
         raise Problem("not-ready", "The service is about to stop.", headers={"Retry-After": "1"})
+    currents = currents_of(request).values()
+    if all(current.settings.writable and current.astray for current in currents):
+        raise Problem("not-ready", "The collection was moved, removed or replaced: nothing can be written any more.")
     with serving_of(request) as serving:
         return json_response(
             {
@@ -33,7 +39,7 @@ async def readyz(request: Request) -> Response:
                 "collection": serving.name,
                 "model": serving.collection.model_id,
                 "snapshot": serving.collection.snapshot_id,
-                "degraded": any(current.degraded for current in currents_of(request).values()),
+                "degraded": any(current.degraded for current in currents),
             }
         )
 

@@ -19,7 +19,7 @@ from index.collection import Collection
 from service.schemas import ReloadReply
 from service.serving import Serving
 from service.settings import ServeSettings
-from tests.service.conftest import Server, serving
+from tests.service.conftest import Server, serving, until
 from tests.service.gallery import KNOWN
 
 QUERIES = {"queries": [{"text": text} for text, _ in KNOWN[:4]], "coverage": 0.9}
@@ -145,6 +145,28 @@ def test_a_damaged_version_is_refused_and_the_old_one_serves_on(versions: Path, 
         link.symlink_to(tmp_path / "one")
         assert api.post("/v1/admin/reload").status_code == 200
         assert api.get("/readyz").json()["degraded"] is False
+
+
+@pytest.mark.parametrize("flags", [["--writable"], []], ids=["writing", "reading"])
+def test_a_collection_that_was_moved_away_is_told_of_until_it_is_back(
+    flags: list[str], collection: Path, tmp_path: Path
+) -> None:
+    """Who writes can do so no more; who reads answers from what it has."""
+    folder = shutil.copytree(collection, tmp_path / "c")
+    lost = 503 if flags else 200
+    with serving(folder, *flags, "--refresh-seconds", "0.05") as server, httpx2.Client(base_url=server.url) as api:
+
+        def told(status: int, degraded: bool | None) -> bool:
+            reply = api.get("/readyz")
+            return (reply.status_code, reply.json().get("degraded")) == (status, degraded)
+
+        assert told(200, False)
+        folder.rename(tmp_path / "away")
+        until(lambda: told(lost, None if flags else True))
+        assert api.get("/v1/collections").json()["collections"][0]["degraded"] is True
+        assert api.post("/v1/search", json=QUERIES).status_code == 200
+        (tmp_path / "away").rename(folder)
+        until(lambda: told(200, False))
 
 
 def test_a_retired_version_is_closed_after_its_last_request(collection: Path) -> None:

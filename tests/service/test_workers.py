@@ -12,7 +12,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
@@ -21,7 +21,7 @@ import pytest
 
 from index.collection import Collection
 from service.counters import PREFIX, counters_folder
-from tests.service.conftest import Server, serving
+from tests.service.conftest import Server, serving, until
 from tests.service.gallery import KNOWN
 from tests.service.test_cli import run
 from tests.service.test_reload import QUERIES, Crowd, point
@@ -43,13 +43,6 @@ def _command(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.NoSuchProcess:  # it ended since it was listed, buried or not
         return ""
-
-
-def until(true: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def counted(server: Server) -> dict[str, float]:
