@@ -145,8 +145,9 @@ def read_snapshot(root: Path) -> tuple[Snapshot | None, list[str]]:
 
 
 def refuse_newer(root: Path) -> None:
-    """Raises `CollectionError` where a newer surematch wrote a snapshot: a write would put it aside for ever."""
-    for path in root.glob(f"[0-9]*-*/{_MANIFEST}"):
+    """Raises `CollectionError` where a newer surematch wrote a snapshot, or there is no telling: a write would put it
+    aside for ever."""
+    for path in (root / name / _MANIFEST for name in _names(root)):
         try:
             written_by = int(json.loads(path.read_bytes())["format"])
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
@@ -209,12 +210,39 @@ def clean(root: Path, older_than: int = 0, leaving: Leaving = _nothing) -> None:
 
 
 def _candidates(root: Path, faults: list[str]) -> list[str]:
-    names = sorted((path.name for path in root.glob("[0-9]*-*") if path.is_dir()), reverse=True)
+    """The snapshots' names, the current one first, then the newest."""
+    try:
+        names = sorted(_names(root), reverse=True)
+    except CollectionError as error:
+        faults.append(str(error))
+        return []
     current = current_name(root)
     if current is None or current not in names:
-        faults.append(f"{root / _CURRENT}: names no snapshot that exists.")
+        faults.append(f"{root / _CURRENT}: {_why_unnamed(root)}")
         return names
     return [current, *(name for name in names if name != current)]
+
+
+def _names(root: Path) -> list[str]:
+    """Of all snapshots, in any order. Raises `CollectionError` for a folder that cannot be listed, if there is one."""
+    try:
+        return [path.name for path in root.iterdir() if path.match("[0-9]*-*") and path.is_dir()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CollectionError(
+            f"{error.filename or root}: cannot be read ({error.strerror}). Repair its permissions, or restore it."
+        ) from error
+
+
+def _why_unnamed(root: Path) -> str:
+    try:
+        (root / _CURRENT).read_bytes()
+    except PermissionError as error:
+        return f"cannot be read ({error.strerror}). Repair its permissions."
+    except OSError:
+        pass
+    return "names no snapshot that exists."
 
 
 def _verify(folder: Path, *, signed: bool = True) -> Snapshot:
@@ -279,7 +307,7 @@ def replace_durably(path: Path, content: bytes) -> None:
 
 
 def _prune(root: Path, current: str, leaving: Leaving) -> None:
-    names = sorted(path.name for path in root.glob("[0-9]*-*") if path.is_dir() and path.name != current)
+    names = sorted(name for name in _names(root) if name != current)
     for name in names[: max(0, len(names) - (_KEPT - 1))]:
         leaving(root / name)
         _discard(root / name)

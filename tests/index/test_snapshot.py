@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -51,6 +52,32 @@ def test_the_same_state_may_be_written_again(tmp_path: Path) -> None:
     found, faults = read_snapshot(tmp_path)
     assert found is not None
     assert (found.name, faults) == (second, [])
+
+
+@pytest.mark.parametrize("what", ["snapshots", "CURRENT"])
+def test_what_may_not_be_read_is_not_taken_for_absent(
+    what: str, two: tuple[Path, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tests may run as root, whom permissions do not stop."""
+    root, _, newer = two
+
+    def refusing(real: Callable[..., Any]) -> Callable[..., Any]:
+        def refuse(path: Path, *given: Any, **how: Any) -> Any:
+            if path.name == what:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return real(path, *given, **how)
+
+        return refuse
+
+    for name in ("iterdir", "read_bytes", "read_text"):
+        monkeypatch.setattr(Path, name, refusing(getattr(Path, name)))
+    found, faults = read_snapshot(root)
+    assert (found.name if found else None) == (newer if what == "CURRENT" else None)
+    place = root / "CURRENT" if what == "CURRENT" else root
+    assert faults[0].startswith(f"{place}: cannot be read (Permission denied). Repair its permissions")
+    if what == "snapshots":  # a writer would make new items of them, which no snapshot belongs to
+        with pytest.raises(CollectionError, match=r"snapshots: cannot be read \(Permission denied\)"):
+            module.refuse_newer(root)
 
 
 def flip(content: bytes, at: int, random: np.random.Generator) -> bytes:
