@@ -185,39 +185,56 @@ def _picture_row(picture: Picture, name: PurePosixPath) -> Row:
     return row
 
 
+def _empty(folder: Picture, name: PurePosixPath) -> Row:
+    """In place of the pictures that a folder lacks: somebody it names would otherwise be missing without a word."""
+    row = Row("", name.as_posix(), str(folder), 1, {}, folder)
+    return _with_fault(row, "a folder without a picture. Put some into it, or remove it.")
+
+
 def _ignored(name: str) -> bool:
     """What file managers leave behind."""
     return name.startswith(".") or name.lower() in _SEEN_AS_NOTHING
 
 
 def _folder(folder: Path) -> Iterator[Row]:
-    for at, folders, files in os.walk(folder, followlinks=False):
+    for at, folders, files in os.walk(folder, onerror=_cannot_be_listed, followlinks=False):
         folders[:] = sorted(name for name in folders if not _ignored(name))
         for name in folders:
             if Path(at, name).is_symlink():
                 raise DataError(f"{Path(at, name)}: a link to a folder, which is not followed. Put the folder there.")
-        for name in sorted(files):
-            if not _ignored(name):
-                place = Path(at, name)
-                relative = PurePosixPath(place.relative_to(folder).as_posix())
-                yield _picture_row(Picture(place, relative.as_posix()), relative)
+        pictures = sorted(name for name in files if not _ignored(name))
+        inside = PurePosixPath(Path(at).relative_to(folder).as_posix())
+        if not folders and not pictures and inside.name:
+            yield _empty(Picture(Path(at), inside.as_posix()), inside)
+        for name in pictures:
+            yield _picture_row(Picture(Path(at, name), (inside / name).as_posix()), inside / name)
+
+
+def _cannot_be_listed(error: OSError) -> None:
+    raise DataError(f"{error.filename}: cannot be read ({error.strerror}). Repair its permissions.") from error
 
 
 def _zip(path: Path) -> Iterator[Row]:
     try:
         with zipfile.ZipFile(path) as archive:
-            members = [member for member in archive.infolist() if not member.is_dir()]
+            everything = archive.infolist()
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise DataError(f"{path}: not readable as a zip ({error}). Make it again.") from error
+    shown = [name for name in (PurePosixPath(one.filename) for one in everything) if not any(map(_ignored, name.parts))]
+    full = {PurePosixPath("."), *(parent for name in shown for parent in name.parents)}
+    members = [one for one in everything if not one.is_dir() or PurePosixPath(one.filename) not in full]
     _check_members(path, members)
     members = [member for member in members if not any(map(_ignored, PurePosixPath(member.filename).parts))]
     names = [PurePosixPath(member.filename) for member in members]
     tops = {name.parts[0] for name in names}
     # one folder around everything is how folders are usually zipped; it names no identity
-    wrapped = len(tops) == 1 and all(len(name.parts) > 2 for name in names)
+    wrapped = len(tops) == 1 and all(
+        len(name.parts) > 2 - member.is_dir() for member, name in zip(members, names, strict=True)
+    )
     for member, name in sorted(zip(members, names, strict=True), key=lambda pair: pair[1].parts):
         inner = PurePosixPath(*name.parts[1:]) if wrapped else name
-        yield _picture_row(Picture(path, inner.as_posix(), member.filename), inner)
+        picture = Picture(path, inner.as_posix(), member.filename)
+        yield _empty(picture, inner) if member.is_dir() else _picture_row(picture, inner)
 
 
 def _check_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:

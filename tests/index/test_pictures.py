@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import os
 import stat
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,6 +101,40 @@ def test_every_faulty_file_is_named_at_once(tmp_path: Path) -> None:
     for name, why in FAULTS.items():
         assert name in str(caught.value)
         assert why in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["", "people/"])
+def test_a_person_without_a_picture_is_told_of(prefix: str, tmp_path: Path) -> None:
+    folder = write_digits(tmp_path / "people", range(2), range(2))
+    (folder / "anna").mkdir()
+    (folder / "bob" / "young").mkdir(parents=True)
+    (folder / "bob" / "young" / "Thumbs.db").write_bytes(b"left behind")
+    with zipfile.ZipFile(zipped(folder, tmp_path / "people.zip", prefix), "a") as archive:
+        for name in ("", "d0/", "anna/", "bob/", "bob/young/"):
+            if prefix + name:
+                archive.mkdir(prefix + name)
+    for path in (folder, tmp_path / "people.zip"):
+        with pytest.raises(DataError, match=r"^2 files cannot be used: .*anna/?: a folder without a picture"):
+            read(path)
+        faulty: list[Row] = []
+        assert len(read_pictures([path], text="text", label="label", faulty=faulty)) == 4
+        assert [row.label for row in faulty] == ["anna", "bob/young"]
+
+
+def test_a_folder_that_may_not_be_listed_is_not_taken_for_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tests may run as root, whom permissions do not stop."""
+    folder, real = write_digits(tmp_path / "people", range(2), range(2)), os.scandir
+
+    def refuse(path: str) -> Any:
+        if path.endswith("d1"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"people/d1: cannot be read \(Permission denied\)\. Repair its permissions"):
+        read(folder)
 
 
 def test_faulty_files_are_handed_over_with_their_reason(tmp_path: Path) -> None:
