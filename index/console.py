@@ -24,6 +24,7 @@ from index.thresholds import Threshold
 
 _BAR = 20
 _EXPLAINED = 5
+_FILE = "SUREMATCH_PROGRESS"
 
 
 def stopped(out: Path, resumable: bool) -> int:
@@ -35,7 +36,10 @@ def stopped(out: Path, resumable: bool) -> int:
 
 @contextmanager
 def progress(*, quiet: bool = False) -> Iterator[Progress]:
-    """A progress callback that draws one bar a step, on stderr so that stdout stays clean for programs."""
+    """A progress callback that draws one bar a step, on stderr so that stdout stays clean for programs.
+
+    Draws nothing where the progress is noted instead, see `note_progress`: there, stderr is a log.
+    """
     columns = (
         TextColumn("{task.description:<28}"),
         BarColumn(),
@@ -44,7 +48,7 @@ def progress(*, quiet: bool = False) -> Iterator[Progress]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Bars(*columns, console=Console(stderr=True), disable=quiet) as bars:
+    with Bars(*columns, console=Console(stderr=True), disable=quiet or noted()) as bars:
         tasks: dict[str, Any] = {}
 
         def report(what: str, done: int, of: int) -> None:
@@ -58,9 +62,14 @@ def progress(*, quiet: bool = False) -> Iterator[Progress]:
         yield report
 
 
+def noted() -> bool:
+    """Whether who started this process reads its progress from a file."""
+    return bool(os.environ.get(_FILE))
+
+
 def note_progress(what: str, done: int, of: int) -> None:
     """Leaves how far it is in the file that `SUREMATCH_PROGRESS` names, for who started this process."""
-    if file := os.environ.get("SUREMATCH_PROGRESS"):
+    if file := os.environ.get(_FILE):
         beside = Path(f"{file}.{os.getpid()}")
         with suppress(OSError):  # a full disk must not end the work because of a number
             beside.write_text(json.dumps({"what": what, "done": done, "of": of}), encoding="utf-8")

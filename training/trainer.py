@@ -25,7 +25,7 @@ from torch.utils.data import BatchSampler
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from index.console import note_progress
+from index.console import note_progress, noted
 from index.errors import DataError, SettingsError
 from training import distributed
 from training.checkpoints import ObjectiveCheckpoint
@@ -50,7 +50,8 @@ class ProgressBar(TrainerCallback):
 
     def __init__(self, console: Console) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, TextColumn("{task.fields[loss]}"), console=console, transient=True)
+        loss = TextColumn("{task.fields[loss]}")
+        self._progress = Progress(*columns, loss, console=console, transient=True, disable=noted())
         self._task: TaskID | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -7,6 +7,7 @@ import csv
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -360,6 +361,15 @@ def test_jobs_are_off_without_a_folder_and_need_an_admin(
         assert other.returncode == 2
         assert "another service runs the jobs there" in other.stderr
         assert "Traceback" not in other.stderr
+
+
+def test_why_a_recalibration_failed_is_not_buried_in_bars(folder: Path, link: Path) -> None:
+    with serving(link, "--jobs", str(folder)) as server, Client(server.url) as api:
+        job = until(api, api.start_job("recalibrate", {}).id, ended)
+    assert job.state == "failed"
+    assert job.progress is not None
+    assert re.search(r"surematch recalibrate: .*feedback", job.error or "")
+    assert not re.search(r"[━╸╺]|\d+/\d+|\d:\d\d:\d\d|  ", job.error or ""), job.error
 
 
 def test_faulty_pictures_are_left_out_where_a_job_is_told_so(folder: Path, collection: Path) -> None:
