@@ -105,12 +105,13 @@ def train_ours(encoder: str, options: dict[str, Any], rows: Rows, seed: int, fol
 
     from training import pipeline
     from training.config import TrainSettings
+    from training.learner import Learner
 
     data, out = folder / f"{seed}.csv", folder / f"model{seed}"
     before, spent = [], []
     with data.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("text", "label"), *rows])
-    loop, encode = pipeline.fit, pipeline._encode
+    loop, encode = pipeline.fit, Learner.encode
 
     def timed(call: Any, taken: list[float], *args: Any, **kwargs: Any) -> Any:
         started = time.process_time()
@@ -119,12 +120,13 @@ def train_ours(encoder: str, options: dict[str, Any], rows: Rows, seed: int, fol
         return result
 
     # class weights start from the means of encoded texts, which the first pass before the loop gives
-    pipeline.fit, pipeline._encode = partial(timed, loop, spent), partial(timed, encode, before)
+    pipeline.fit = partial(timed, loop, spent)
+    Learner.encode = lambda self, contents: timed(encode, before, self, contents)
     try:
         settings = TrainSettings(data=[data], out=out, encoder=encoder, held_out=0, seed=seed, **options)
         pipeline.train_encoder(settings, Console(file=io.StringIO()))
     finally:
-        pipeline.fit, pipeline._encode = loop, encode
+        pipeline.fit, Learner.encode = loop, encode
     return SentenceTransformer(str(out), device="cpu"), before[0] + spent[0]
 
 

@@ -5,53 +5,38 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
-from rich.markup import escape
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Dense
+from torch import nn
 from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from index.encoder_files import RECORD, modality_of, open_sentence_transformer
-from index.errors import SettingsError
-from index.pictures import read_content
+from index.encoder_files import RECORD
 from index.rows import Row
 from training import distributed
 from training.assessment import Embedded, assess
 from training.averaging import copied, mix
 from training.capacity import check_memory, check_processes
 from training.card import CARD, render_card
-from training.config import Kind, Recipe, TrainSettings
-from training.data import (
-    Split,
-    check_classes,
-    choose_unseen,
-    data_fingerprint,
-    label_of,
-    split_rows,
-)
+from training.config import Recipe, TrainSettings
+from training.data import Split, data_fingerprint, label_of
 from training.evaluation import Classes, Retrieval, Vectors, nearest_class_mean, retrieval
 from training.folder import EVALUATION, FORMAT, REPORT, check_target, new_folder
-from training.heads import HEAD, class_means, load_head
-from training.image_data import PictureCollator, canvases, new_image_model
-from training.last_layer import behind_last_layer, drop_last_layer
-from training.more_classes import check_further, composed_means, learned_classes, origin, with_turned_classes
-from training.objectives import Objective, make_objective
-from training.pairs import rows_of_pairs
-from training.projection import Frozen, VectorCollator, is_frozen, projected
+from training.imprint import imprint, means_of
+from training.last_layer import drop_last_layer
+from training.learner import Learner
+from training.more_classes import check_further, learned_classes, origin, with_turned_classes
+from training.objectives import make_objective
+from training.preparation import Prepared, prepare
 from training.report import render_report
-from training.review import Fault, review, summary
 from training.run import Run, command_of, write_config
-from training.static import is_static, only_used_tokens
+from training.static import only_used_tokens
 from training.text_checks import check_readable, cut_texts
 from training.trainer import Rows, fit
 from training.without_effect import check_effect
@@ -79,7 +64,7 @@ def train_encoder(settings: TrainSettings, console: Console) -> dict[str, Any]:
 def _train_encoder(settings: TrainSettings, console: Console) -> dict[str, Any]:
     started = time.perf_counter()
     check_target(settings.out, settings.overwrite)
-    prepared = _prepare(settings, console)
+    prepared = prepare(settings, console)
     run = Run(settings.out, {"data": data_fingerprint([*prepared.rows, *prepared.unseen]), **settings.shaping()})
     checkpoint = run.begin(resume=settings.resume, overwrite=settings.overwrite)
     with run, new_folder(settings.out) as folder:
@@ -96,61 +81,9 @@ def _train_encoder(settings: TrainSettings, console: Console) -> dict[str, Any]:
     return record
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """Rows of the classes that train, those of classes never seen, and how the former are split."""
-
-    rows: list[Row]
-    labels: list[str]
-    classes: Classes
-    split: Split
-    unseen: list[Row]
-    faults: list[Fault]
-    frozen: Frozen | None
-
-
-def _prepare(settings: TrainSettings, console: Console) -> _Prepared:
-    frozen = Frozen(settings.encoder) if is_frozen(settings.encoder) else None
-    everything, faults = _read(settings, frozen)
-    for line in summary(faults):
-        console.print(f"[yellow]Report:[/] {escape(line)}", highlight=False)
-    labels = check_classes(everything)
-    away = choose_unseen(labels, settings.unseen_classes, settings.seed)
-    rows = [row for row in everything if row.label not in away]
-    labels = [label for label in labels if label not in away]
-    codes = {label: code for code, label in enumerate(labels)}
-    classes = np.array([codes[label_of(row)] for row in rows], dtype=np.int64)
-    split = split_rows(rows, settings.held_out, settings.seed)
-    unseen = [row for row in everything if row.label in away]
-    console.print(
-        f"{len(rows):,} rows in {len(labels):,} classes: {len(split.train):,} train, {len(split.held_out):,} held out."
-    )
-    if unseen:
-        console.print(f"{len(unseen):,} more rows in {len(away):,} classes never seen, to measure with.")
-    return _Prepared(rows, labels, classes, split, unseen, faults, frozen)
-
-
-def _read(settings: TrainSettings, frozen: Frozen | None) -> tuple[list[Row], list[Fault]]:
-    """The rows that can train, and what is the matter with the others."""
-    empty: list[Row] = []
-    modality = modality_of(settings.encoder)
-    if modality == "image" and settings.pair_text is not None:
-        raise SettingsError("--pair-text: pairs of pictures cannot be learned from. Give each picture a label.")
-    rows = read_content(modality, settings.data, text=settings.text, label=settings.label, faulty=empty)
-    if frozen is not None:
-        rows, unusable = frozen.usable(rows)
-        empty += unusable
-    faults: list[Fault] = []
-    if settings.pair_text is not None:
-        _, faults = review([], empty, skip=settings.skip_faulty)
-        rows, torn = rows_of_pairs(rows, settings.pair_text, skip=settings.skip_faulty)
-        return rows, [*faults, *torn]
-    return review(rows, empty, skip=settings.skip_faulty)
-
-
 def _train(
     settings: TrainSettings,
-    prepared: _Prepared,
+    prepared: Prepared,
     checkpoints: Path,
     resume: Path | None,
     console: Console,
@@ -160,121 +93,146 @@ def _train(
     rows, labels, classes, split = prepared.rows, prepared.labels, prepared.classes, prepared.split
     set_seed(settings.seed)
     disable_progress_bar()
-    model, kind = _start(settings, [*rows, *prepared.unseen], prepared.frozen, resume)
-    recipe = Recipe.resolve(settings, kind)
-    if resume is None:  # a run that an earlier version began with more goes on
-        check_effect(settings, recipe, kind, getattr(model[0], "size", None))
-    check_further(settings, recipe.loss, kind)
-    learned = learned_classes(settings, len(labels))
-    check_processes(settings, recipe)
-    check_memory(recipe, learned, int(model.get_embedding_dimension() or 0), origin(settings, len(labels)))
-    check_readable(model, kind, [*rows, *prepared.unseen])
-    warnings = cut_texts(model, kind, rows)
+    learner = Learner.start(settings, prepared.everything, prepared.frozen, resume)
+    recipe = Recipe.resolve(settings, learner.kind)
+    learned = _check(settings, recipe, learner, prepared, resume)
+    warnings = cut_texts(learner.model, learner.kind, rows)
     for warning in warnings:
         console.print(f"[yellow]Warning:[/] {warning}", highlight=False)
 
-    contents = partial(_contents, model, kind, prepared.frozen)
-    texts, unseen_texts = contents(rows), contents(prepared.unseen)
+    contents, unseen = learner.contents(rows), learner.contents(prepared.unseen)
     unseen_labels, unseen_classes = np.unique([label_of(row) for row in prepared.unseen], return_inverse=True)
 
     def on_unseen() -> Retrieval:
-        return retrieval(_encode(model, unseen_texts), unseen_classes)
+        return retrieval(learner.encode(unseen), unseen_classes)
 
     sample = _some_of_each(split.train, classes)
-    loss = make_objective(recipe.loss, model, learned, scale=recipe.scale, margin=recipe.margin, **settings.options)
+    shown, of_shown = [contents[at] for at in sample], classes[sample]
+    loss = make_objective(
+        recipe.loss, learner.model, learned, scale=recipe.scale, margin=recipe.margin, **settings.options
+    )
     console.print(f"Training '{settings.encoder}' with {recipe.loss}: {_describe(recipe)}.", highlight=False)
-    before = _encode(model, [texts[at] for at in sample])
-    metrics: dict[str, Any] = {"start": _evaluate(model, texts, classes, split, sample, before)}
-    if unseen_texts:
+    before = learner.encode(shown)
+    metrics: dict[str, Any] = {"start": _evaluate(learner, contents, classes, split, before, of_shown)}
+    if unseen:
         metrics["unseen_start"] = asdict(on_unseen())
-    train_texts, train_classes = [texts[at] for at in split.train], classes[split.train]
-    vectors, of_vectors = before, classes[sample]
-    if settings.turned_classes:
-        turned, of_vectors = with_turned_classes([texts[at] for at in sample], of_vectors, len(labels))
-        vectors = _encode(model, turned)
-        train_texts, train_classes = with_turned_classes(train_texts, train_classes, len(labels))
-    # Class means of a network that knows nothing say nothing, and without a layer behind it lie close together: random
-    # weights are no worse a start, except for losses that need a near one.
-    informed = kind != "image" or Path(settings.encoder).is_dir()
-    if isinstance(loss, Objective) and (informed or loss.needs_imprint):
-        encoded = len(labels) if settings.composed_classes else learned
-        weights = class_means(torch.from_numpy(vectors), torch.from_numpy(of_vectors), encoded, labels)
-        if settings.composed_classes:
-            weights = composed_means(weights)
-        loss.imprint(behind_last_layer(model, _earlier_weights(settings.encoder, labels, weights)))
-    start = copied(model) if recipe.start_share else {}
-    watched = bool(unseen_texts) and (settings.patience is not None or kind == "static")
-    used = [*train_texts, *unseen_texts] if watched else train_texts
-    with only_used_tokens(model, used) if kind == "static" else nullcontext():
+    imprint(settings, learner, loss, labels, learned, shown, of_shown, before)
+    start = copied(learner.model) if recipe.start_share else {}
+    watched = bool(unseen) and (settings.patience is not None or learner.kind == "static")
+    train_rows = _training_rows(settings, learner, rows, contents, classes, split, len(labels))
+    with _used_tokens(learner, [*train_rows.texts, *(unseen if watched else [])]):
         metrics["loss"] = fit(
-            model,
+            learner.model,
             loss,
-            Rows(
-                [rows[at].text for at in split.train] * (len(train_texts) // len(split.train)),
-                train_classes.tolist(),
-                lambda at: _name([rows[split.train[i % len(split.train)]] for i in at]),
-                _collator(model, kind, train_texts, train_classes, settings),
-            ),
+            train_rows,
             settings=settings,
             recipe=recipe,
-            kind=kind,
+            kind=learner.kind,
             work=checkpoints,
             resume=resume,
             measure=(lambda: on_unseen().map_at_r) if watched else None,
             console=console,
         )
-    mix(model, start, recipe.start_share)
-    dropped = drop_last_layer(model)
-    after = _encode(model, [texts[at] for at in sample])
-    metrics["held_out"] = _evaluate(model, texts, classes, split, sample, after)
-    if unseen_texts:
+    mix(learner.model, start, recipe.start_share)
+    dropped = drop_last_layer(learner.model)
+    after = learner.encode(shown)
+    metrics["held_out"] = _evaluate(learner, contents, classes, split, after, of_shown)
+    if unseen:
         metrics["unseen"] = asdict(on_unseen())
     evaluation = assess(
-        _embedded(model, contents, [rows[at] for at in split.held_out], classes[split.held_out], labels),
-        Embedded([_shown(rows[at]) for at in sample], after, classes[sample], labels),
-        _embedded(model, contents, prepared.unseen, unseen_classes, unseen_labels.tolist()),
+        _embedded(learner, [rows[at] for at in split.held_out], classes[split.held_out], labels),
+        Embedded([_shown(rows[at]) for at in sample], after, of_shown, labels),
+        _embedded(learner, prepared.unseen, unseen_classes, unseen_labels.tolist()),
         np.bincount(classes[split.train], minlength=len(labels)),
         seed=settings.seed,
     )
-    means = None
-    if dropped:
-        means = class_means(torch.from_numpy(after), torch.from_numpy(classes[sample]), len(labels), labels)
-    write_encoder(folder, model, prepared.frozen, loss, labels, [rows[at] for at in split.train], means)
-    record = {
+    means = means_of(after, of_shown, len(labels), labels) if dropped else None
+    write_encoder(folder, learner.model, prepared.frozen, loss, labels, [rows[at] for at in split.train], means)
+    return _record(settings, recipe, learner, loss, prepared, learned, metrics, warnings), evaluation
+
+
+def _check(settings: TrainSettings, recipe: Recipe, learner: Learner, prepared: Prepared, resume: Path | None) -> int:
+    """How many classes will be learned. Raises `SettingsError` or `DataError` for what cannot be trained."""
+    count = len(prepared.labels)
+    if resume is None:  # a run that an earlier version began with more goes on
+        check_effect(settings, recipe, learner.kind, getattr(learner.model[0], "size", None))
+    check_further(settings, recipe.loss, learner.kind)
+    learned = learned_classes(settings, count)
+    check_processes(settings, recipe)
+    check_memory(recipe, learned, learner.dimension, origin(settings, count))
+    check_readable(learner.model, learner.kind, prepared.everything)
+    return learned
+
+
+def _training_rows(
+    settings: TrainSettings,
+    learner: Learner,
+    rows: Sequence[Row],
+    contents: Sequence[Any],
+    classes: Classes,
+    split: Split,
+    count: int,
+) -> Rows:
+    """The rows that train, of `count` classes, and those further ones that are made before the training."""
+    trained = [rows[at] for at in split.train]
+    given, codes = [contents[at] for at in split.train], classes[split.train]
+    if settings.turned_classes:
+        given, codes = with_turned_classes(given, codes, count)
+    return Rows(
+        [row.text for row in trained] * (len(given) // len(trained)),
+        codes.tolist(),
+        lambda at: _name([trained[i % len(trained)] for i in at]),
+        learner.collator(given, codes, settings),
+    )
+
+
+def _used_tokens(learner: Learner, texts: Sequence[str]) -> AbstractContextManager[None]:
+    return only_used_tokens(learner.model, texts) if learner.kind == "static" else nullcontext()
+
+
+def _record(
+    settings: TrainSettings,
+    recipe: Recipe,
+    learner: Learner,
+    loss: nn.Module,
+    prepared: Prepared,
+    learned: int,
+    metrics: dict[str, Any],
+    warnings: list[str],
+) -> dict[str, Any]:
+    """What `training.json` says."""
+    return {
         "format": FORMAT,
         "command": command_of("train", settings),
         "settings": settings.model_dump(mode="json", exclude={"json_", "overwrite", "resume"}),
-        "recipe": {"kind": kind, **asdict(recipe)},
+        "recipe": {"kind": learner.kind, **asdict(recipe)},
         "objective": {"name": recipe.loss, **config_of(loss)},
         "data": {
-            "fingerprint": data_fingerprint(rows),
-            "rows": len(rows),
-            "classes": len(labels),
+            "fingerprint": data_fingerprint(prepared.rows),
+            "rows": len(prepared.rows),
+            "classes": len(prepared.labels),
             "learned_classes": learned,
             "report": [fault.as_json() for fault in prepared.faults],
         },
-        "held_out": {"rows": len(split.held_out), "share_wanted": settings.held_out, "per_class_at_least": 2},
-        "unseen": {"rows": len(unseen_texts), "labels": sorted({label_of(row) for row in prepared.unseen})},
-        "labels": labels,
+        "held_out": {
+            "rows": len(prepared.split.held_out),
+            "share_wanted": settings.held_out,
+            "per_class_at_least": 2,
+        },
+        "unseen": {"rows": len(prepared.unseen), "labels": sorted({label_of(row) for row in prepared.unseen})},
+        "labels": prepared.labels,
         "seed": settings.seed,
         "versions": versions(),
         "metrics": metrics,
         "warnings": warnings,
     }
-    return record, evaluation
 
 
-def _embedded(
-    model: SentenceTransformer,
-    contents: Callable[[Sequence[Row]], list[Any]],
-    rows: Sequence[Row],
-    classes: Classes,
-    labels: Sequence[str],
-) -> Embedded | None:
+def _embedded(learner: Learner, rows: Sequence[Row], classes: Classes, labels: Sequence[str]) -> Embedded | None:
     """The rows with their vectors, None for no rows."""
     if not rows:
         return None
-    return Embedded([_shown(row) for row in rows], _encode(model, contents(rows)), classes, labels)
+    return Embedded([_shown(row) for row in rows], learner.encode(learner.contents(rows)), classes, labels)
 
 
 def _shown(row: Row) -> str:
@@ -282,68 +240,19 @@ def _shown(row: Row) -> str:
     return row.text if row.image is None else row.image.name
 
 
-def _start(
-    settings: TrainSettings, rows: Sequence[Row], frozen: Frozen | None, resume: Path | None
-) -> tuple[SentenceTransformer, Kind]:
-    """What is trained, as it starts."""
-    if frozen is not None:
-        return frozen.model(), "frozen"
-    if modality_of(settings.encoder) == "text":
-        model = open_sentence_transformer(settings.encoder)
-        return model, "static" if is_static(model) else "transformer"
-    if Path(settings.encoder).is_dir():
-        return open_sentence_transformer(settings.encoder), "image"
-    return new_image_model(settings, rows, resume), "image"
-
-
-def _contents(model: SentenceTransformer, kind: Kind, frozen: Frozen | None, rows: Sequence[Row]) -> list[Any]:
-    """What is given for each row: its text, its picture at the network's size, or a frozen encoder's vector."""
-    if frozen is not None:
-        return list(frozen.vectors(rows))
-    return canvases(model, rows) if kind == "image" else [row.text for row in rows]
-
-
-def _collator(
-    model: SentenceTransformer, kind: Kind, contents: Sequence[Any], classes: Classes, settings: TrainSettings
-) -> Any:
-    """What makes batches of pictures or vectors; None: the library's own, of texts."""
-    if kind == "frozen":
-        return VectorCollator(contents)
-    return PictureCollator(model, contents, classes, settings) if kind == "image" else None
-
-
-def _earlier_weights(encoder: str, labels: Sequence[str], means: torch.Tensor) -> torch.Tensor:
-    """`means`, with the class weights that an encoder of ours was trained with where it knows a label."""
-    if not (Path(encoder) / HEAD).is_file():
-        return means
-    weight, known = load_head(Path(encoder))
-    row_of = {label: at for at, label in enumerate(known)}
-    for at, label in enumerate(labels):
-        if label in row_of and weight.shape[1] == means.shape[1]:
-            means[at] = torch.nn.functional.normalize(weight[row_of[label]], dim=0)
-    return means
-
-
-def _encode(model: SentenceTransformer, texts: Sequence[Any]) -> Vectors:
-    if isinstance(model[0], Dense):
-        return projected(model, texts)
-    vectors = model.encode(list(texts), batch_size=64, normalize_embeddings=True, show_progress_bar=False)
-    return np.asarray(vectors, dtype=np.float32).reshape(len(texts), -1)
-
-
 def _evaluate(
-    model: SentenceTransformer, texts: Sequence[Any], classes: Classes, split: Split, sample: Classes, gallery: Vectors
+    learner: Learner, contents: Sequence[Any], classes: Classes, split: Split, gallery: Vectors, of_gallery: Classes
 ) -> dict[str, float] | None:
-    """How the held-out rows find their class among the rows at `sample`, whose vectors are `gallery`."""
+    """How the held-out rows find their class among the rows whose vectors are `gallery`."""
     if not len(split.held_out):
         return None
-    queries = _encode(model, [texts[at] for at in split.held_out])
-    result = retrieval(queries, classes[split.held_out], gallery, classes[sample])
-    means = nearest_class_mean(queries, classes[split.held_out], gallery, classes[sample])
+    queries = learner.encode([contents[at] for at in split.held_out])
+    result = retrieval(queries, classes[split.held_out], gallery, of_gallery)
+    means = nearest_class_mean(queries, classes[split.held_out], gallery, of_gallery)
     return {
         **asdict(result),
         "nearest_class_mean": means,
-        "gallery": len(sample),
+        "gallery": len(gallery),
     }
 
 

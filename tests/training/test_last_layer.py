@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 from sentence_transformers import SentenceTransformer
 
-import training.pipeline
+import training.learner
 from index.encoder_files import modality_of, module_kinds
 from index.encoders import load_encoder
 from index.errors import DataError, EncoderError
@@ -97,7 +97,7 @@ def test_an_interrupted_run_resumes_to_the_very_same_weights(
 
     with monkeypatch.context() as then:
         if kept:
-            then.setattr(training.pipeline, "new_image_model", as_before)
+            then.setattr(training.learner, "new_image_model", as_before)
         train(data, tmp_path / "whole")
         interrupt_at(3, then)
         with pytest.raises(KeyboardInterrupt):

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-import training.pipeline
+import training.imprint
 from index.errors import SettingsError
 from index.image_network import ImageNetwork
 from tests.pictures import digit, write_digits
@@ -112,7 +112,7 @@ def test_composed_classes_start_at_their_means_where_classes_do(
         start = str(tmp_path / "trained")
     means: list[torch.Tensor] = []
     monkeypatch.setattr(
-        training.pipeline,
+        training.imprint,
         "behind_last_layer",
         lambda model, weight: (means.append(weight), behind_last_layer(model, weight))[1],
     )
