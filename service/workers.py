@@ -65,6 +65,8 @@ class _Worker:
     """Seconds since its last word, or its start."""
     asked: bool = False
     """Whether it is awake, with no answer yet."""
+    hangs: bool = False
+    """It was killed for that."""
     fault: str = ""
     """Why it ends, where it could say so."""
 
@@ -152,17 +154,18 @@ class Supervisor:
     def _rouse(self, passed: float) -> None:
         """Asks the workers whether they are awake, and kills one that says nothing for too long: it hangs.
 
-        How long a start takes, those before have told; if it takes longer by now, each further try has twice the time.
+        How long a start takes, those before have told (of the first start the others, once one is ready); if it takes
+        longer by now, each further try has twice the time.
         """
         patience = self.settings.worker_silence_seconds
         until_ready = (patience + 10 * self._longest_start) * 2 ** min(self._slow_starts, 10)
         for worker in self._workers:
             worker.silent += passed
             hangs = worker.asked and worker.silent > patience
-            if hangs or (self._greeted and not worker.ready and worker.silent > until_ready):
+            if hangs or (self._longest_start and not worker.ready and worker.silent > until_ready):
                 log.error("a worker hangs and is killed", extra={"fields": {"pid": worker.process.pid}})
                 worker.process.kill()
-                worker.silent = 0.0
+                worker.hangs, worker.silent = True, 0.0
                 self._slow_starts += not worker.ready
             elif worker.ready and not worker.asked and worker.silent > patience / 4:
                 worker.asked, worker.silent = True, 0.0
@@ -201,7 +204,7 @@ class Supervisor:
         if worker.fault and (not self._greeted or self._is_last_hope(worker)):
             sys.stderr.write(f"surematch serve: {worker.fault}\n")  # the others' would be the same
             return False
-        if not self._greeted:
+        if not self._greeted and not worker.hangs:
             log.error("a worker ended while it started", extra={"fields": {"exit": worker.process.exitcode}})
             return False
         self._deaths = 0 if worker.ready else self._deaths + 1

@@ -22,8 +22,10 @@ from service.workers import Supervisor, _Worker
 class Process:
     """Notes whether it was told to end, or killed."""
 
-    pid = 1
+    pid, exitcode = 1, -9
     ended = killed = False
+
+    def join(self) -> None: ...
 
     def kill(self) -> None:
         self.killed = True
@@ -130,6 +132,25 @@ def test_who_hangs_while_it_starts_is_killed_after_ten_starts_and_the_next_has_l
     late = three.add(ready=False)
     supervisor._rouse(30 + 10 * 120 + 1)
     assert late.process.killed, "a good start ends that"  # type: ignore[attr-defined]
+
+
+def test_who_hangs_in_the_first_start_is_replaced_once_another_is_ready(
+    three: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor, slow = three.supervisor, three.add(ready=False)
+    monkeypatch.setattr("service.workers.mark_process_dead", lambda pid, folder: None)
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "unused")
+    supervisor._greeted = False
+    supervisor._rouse(20)
+    three.say(3, "ready", ("greeting", True))
+    hanging, crashing = three.add(ready=False), three.add(ready=False)
+    hanging.silent, crashing.silent = 30 + 10 * 20, 0
+    supervisor._rouse(1)
+    killed = [worker.process.killed for worker in (slow, hanging, crashing)]  # type: ignore[attr-defined]
+    assert killed == [False, True, False]
+    assert supervisor._bury(hanging), "another takes its place"
+    assert supervisor._start_at
+    assert not supervisor._bury(crashing), "it would crash again, and somebody is watching"
 
 
 def test_who_does_not_stop_is_named(three: Workers, caplog: pytest.LogCaptureFixture) -> None:
