@@ -33,7 +33,7 @@ from index.outputs import check_output
 from index.pairs import evaluate_pairs, seconds_of
 from index.picture_pairs import picture_pairs
 from index.place import can_resume
-from index.reading import SKIP, Reader, indexed_label, trained_label
+from index.reading import SKIP, Reader, check_columns, indexed_label, trained_label
 from index.rows import read_rows
 from index.settings import Settings, parse
 from index.sources import Held, trained_rows
@@ -179,6 +179,8 @@ def _index(settings: IndexSettings) -> int:
     check_output("--report", settings.report, "an HTML file", inputs)
     check_encoder(settings.model)
     modality = modality_of(settings.model)
+    files = [*settings.data, *settings.calibrate, *settings.unknown]
+    check_columns(modality, files, settings.text, settings.label)
     label = settings.label or trained_label(Path(settings.model), settings.data[0])
     reader = Reader(modality, text=settings.text, label=label, skip=settings.skip_faulty)
     rows, opened = reader.stream(settings.data), None
@@ -240,6 +242,7 @@ def evaluate(argv: Sequence[str]) -> int:
         raise SettingsError("--pictures: belongs to pairs of pictures, which --pair-text asks for. Leave it away.")
     config = read_config(settings.collection)  # what is no collection is said before any data is read for it
     modality = modality_of(str(settings.collection / ENCODER))
+    check_columns(modality, [*settings.data, *settings.unknown], settings.text, settings.label)
     label = settings.label or indexed_label(config, settings.collection / ENCODER, settings.data[0])
     reader = Reader(modality, text=settings.text, label=label, skip=settings.skip_faulty)
     known, unknown = reader.read(settings.data), reader.read(settings.unknown, require_label=False)
@@ -278,6 +281,8 @@ def _evaluate_pairs(settings: EvaluateSettings, column: str) -> int:
         raise SettingsError("--answers: there is no table for pairs yet. Use --json.")
     if settings.unknown:
         raise SettingsError("--unknown: pairs have no gallery, so no query is outside it. Leave the flag away.")
+    if settings.map != EvaluateSettings.model_fields["map"].default:
+        raise SettingsError("--map: a pair has one probability and no distribution over labels. Leave the flag away.")
     if settings.label is None:
         raise SettingsError("--label: name the column that says whether both are of one class (1 or 0).")
     place = settings.collection
@@ -310,6 +315,8 @@ def search(argv: Sequence[str]) -> int:
     """`surematch search COLLECTION TEXT`"""
     settings = parse(SearchSettings, argv)
     condition = None if settings.filter is None else read_filter(settings.filter)
+    if settings.coverage is None and settings.coverage_for != "mixed":
+        raise SettingsError("--coverage-for: says what --coverage holds for. Give that, too: --coverage 0.95")
     collection = Collection.open(settings.collection)
     try:
         how: dict[str, Any] = settings.model_dump(include={"k", "map", "coverage", "coverage_for", "explain"})

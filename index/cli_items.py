@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from index.errors import DataError, NoLabelColumn, SettingsError
 from index.filters import read_filter
 from index.intake import item_id, metadata_of, take_in
 from index.new_items import NewItem, Receipt
-from index.reading import SKIP, Reader, folders_are_labels, indexed_label
+from index.reading import SKIP, Reader, check_columns, folders_are_labels, indexed_label
 from index.rows import SHOWN, Row, text_key
 from index.settings import Settings, parse
 from index.signing import KEY, signing
@@ -114,6 +114,8 @@ def add(argv: Sequence[str]) -> int:
         rows = reader.read(settings.data)
     except NoLabelColumn as error:
         raise DataError(f"{error}{UNLABELLED}") from error
+    if settings.label == "":
+        rows = [replace(row, label=None) for row in rows]  # those of pictures in folders have one all the same
     with (
         closing(Collection.open(settings.collection, writable=True)) as collection,
         console.progress(quiet=settings.json_) as progress,
@@ -134,6 +136,7 @@ def _reader(settings: AddSettings, config: dict[str, Any]) -> Reader:
     """Raises `SettingsError` where no column of labels is named, here or before: many items without labels end the
     collection's calibration, so that they are to have none is said."""
     encoder, label = settings.collection / ENCODER, settings.label
+    check_columns(modality_of(str(encoder)), settings.data, settings.text, label)
     if label is None:
         data = next(filter(folders_are_labels, settings.data), settings.data[0])
         label = indexed_label(config, encoder, data, UNLABELLED)

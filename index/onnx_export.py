@@ -52,6 +52,7 @@ def install_encoder(
     and fails, or agrees less than `least` on `texts`.
     """
     if modality_of(str(source)) == "image":
+        _check_unneeded(least)
         if backend in ("onnx", "onnx-int8"):
             raise EncoderError(
                 f"--backend {backend}: {source} takes pictures, which is not exported. Use --backend auto."
@@ -62,8 +63,9 @@ def install_encoder(
     exported = (source / ONNX_RECORD).is_file()
     if backend in ("onnx", "onnx-int8") and (static or exported):
         what = "is a static encoder, which is served by numpy" if static else "was exported before"
-        raise EncoderError(f"--backend {backend}: {source} {what}. Leave --backend auto.")
+        raise EncoderError(f"--backend {backend}: this one {what}. Leave --backend auto.")
     if backend == "torch" or static or exported or (backend == "auto" and not _can_export()):
+        _check_unneeded(least)
         copy_encoder(source, target)
         return []
     try:
@@ -108,6 +110,12 @@ def export(source: Path, target: Path, int8: bool, texts: Sequence[str], least: 
         )
     (target / ONNX_RECORD).write_text(json.dumps({**record, "agreement": agreement}, indent=2), encoding="utf-8")
     return agreement
+
+
+def _check_unneeded(least: float) -> None:
+    """Raises `EncoderError` where an agreement is asked for, and nothing is exported that could agree."""
+    if least != LEAST_AGREEMENT:
+        raise EncoderError("--least-agreement: nothing is exported to ONNX here, so nothing agrees. Leave it away.")
 
 
 def _can_export() -> bool:

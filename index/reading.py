@@ -75,6 +75,18 @@ class Reader:
             Console(stderr=True).print(summary(self._faulty), highlight=False, markup=False, soft_wrap=True)
 
 
+def check_columns(modality: Modality, paths: Sequence[Path], text: str, label: str | None) -> None:
+    """Raises `SettingsError` for columns that were asked for where there are none: pictures lie in folders alone."""
+    if modality != "image" or not all(map(folders_are_labels, paths)):
+        return
+    given = [f"--{name} {value}" for name, value in (("text", text), ("label", label)) if value not in (None, "", name)]
+    if given:
+        raise SettingsError(
+            f"{' and '.join(given)}: a column of a table, but these pictures lie in folders, which name their labels. "
+            "Leave it away."
+        )
+
+
 def folders_are_labels(path: Path) -> bool:
     """Whether the pictures there lie in folders that name their identities."""
     return path.is_dir() or path.suffix.lower() == ".zip"

@@ -248,3 +248,24 @@ def test_a_static_collection_is_searched_without_torch(built: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["answers"][0]["decision"]["label"] == "card"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("search", "{c}", "my card", "--coverage-for", "known-unknown"), r"--coverage-for: .*--coverage 0\.95"),
+        (("evaluate", "{c}", "{items}", "--pair-text", "b", "--label", "label", "--map", "sparsemax"), "--map: a pair"),
+        (
+            ("index", "{encoder}", "{items}", "--label", "label", "--out", "{new}", "--least-agreement", "0.5"),
+            "--least-agreement: nothing is exported",
+        ),
+    ],
+)
+def test_what_would_change_nothing_is_refused(
+    words: tuple[str, ...], message: str, world: World, built: Path, tmp_path: Path
+) -> None:
+    places = {"c": built, "items": world.items, "encoder": world.encoder, "new": tmp_path / "new"}
+    verb, *rest = (word.format(**places) for word in words)
+    with pytest.raises(SurematchError, match=message):
+        getattr(cli, verb)(rest)
+    assert not list(tmp_path.iterdir())

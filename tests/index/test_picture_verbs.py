@@ -389,3 +389,19 @@ def test_what_is_no_collection_and_no_picture_is_said(built: Path, people: Path,
         ask(cli_items.add, tmp_path / "none", people)
     with pytest.raises(SettingsError, match="leaves out pictures only"):
         ask(cli_items.add, built, people, "--label", "label", "--skip-faulty")
+
+
+def test_columns_of_no_table_are_refused_and_no_labels_means_none(
+    encoder: Path, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "c"
+    with pytest.raises(SettingsError, match=r"^--text photo and --label person: a column of a table"):
+        ask(cli.index, encoder, people, "--text", "photo", "--label", "person", "--out", out)
+    ask(cli.index, encoder, people, "--label", "label", "--out", out)
+    more = write_digits(tmp_path / "more", range(1), range(4, 6))
+    for verb in (cli.evaluate, cli_items.add):
+        with pytest.raises(SettingsError, match="--label person"):
+            ask(verb, out, more, "--label", "person")
+    assert told(capsys, cli_items.add, out, more, "--label", "")["written"] == 2
+    with closing(Collection.open(out)) as opened:
+        assert [opened.item(f"d0/{at:03d}.png").label for at in (0, 4, 5)] == ["d0", None, None]  # type: ignore[union-attr]
