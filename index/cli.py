@@ -79,7 +79,7 @@ class IndexSettings(Settings):
         LEAST_AGREEMENT, gt=-1, le=1, description="mean cosine to torch's vectors below which an export is refused"
     )
     workers: int | None = Field(None, ge=1, le=256, description="encoding processes [default: one a core]")
-    seed: int = Field(0, description="seed of the random splits")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the random splits")
     report: Path | None = _REPORT
     json_: bool = _JSON
 

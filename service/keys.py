@@ -15,6 +15,7 @@ import re
 import secrets
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
@@ -116,7 +117,8 @@ def _write(path: Path, keys: dict[str, Key]) -> None:
     except OSError as error:
         raise SettingsError(f"{path}: the keys cannot be written ({error.strerror}).") from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # what could not be written need not be removed
+            beside.unlink()
 
 
 def _hash(key: str) -> str:

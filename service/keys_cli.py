@@ -36,7 +36,11 @@ class KeysSettings(Settings):
 def keys(argv: Sequence[str]) -> int:
     """`surematch keys add|list|remove NAME`"""
     settings = parse(KeysSettings, argv)
+    if settings.action != "add" and settings.scope != KeysSettings.model_fields["scope"].default:
+        raise SettingsError(f"--scope: is given to a key that is added. Leave it out to {settings.action}.")
     if settings.action == "list":
+        if settings.name:
+            raise SettingsError(f"list shows all keys. Leave {settings.name} out.")
         for key in stored.read(settings.file).values():
             sys.stdout.write(f"{key.name}\t{','.join(key.scopes)}\t{key.created}\n")
         return 0

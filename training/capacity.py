@@ -32,6 +32,11 @@ def head_memory(loss: str, classes: int, dimension: int, batch: int, processes: 
     return 8 * weights + 5 * logits
 
 
+def centers_of(loss: str, options: dict[str, float]) -> int:
+    """Weights that each class has."""
+    return max(1, int(options.get("centers", OBJECTIVES[loss].options.get("centers", 1))))
+
+
 def check_memory(recipe: Recipe, classes: int, dimension: int, origin: str = "", free: int | None = None) -> None:
     """Raises `SettingsError` if the class weights do not fit into the `free` bytes, and says what to use instead.
 

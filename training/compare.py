@@ -139,6 +139,8 @@ def _identity(settings: CompareSettings, plan: TrainSettings) -> dict[str, Any]:
 def _earlier(settings: CompareSettings, identity: dict[str, Any]) -> dict[str, Any]:
     """The finished runs of `settings.out`, none where it is new."""
     path = settings.out / RESULTS
+    if settings.out.exists() and not settings.out.is_dir():
+        raise SettingsError(f"{settings.out} is a file. Name a folder with --out.")
     if not settings.out.exists() or not any(settings.out.iterdir()):
         return {}
     try:

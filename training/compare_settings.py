@@ -21,7 +21,7 @@ class CompareSettings(Settings):
     One table and one plot; what is finished is kept, so the same command continues a comparison that was stopped.
     """
 
-    model_config = SettingsConfigDict(cli_prog_name="surematch compare")
+    model_config = SettingsConfigDict(cli_prog_name="surematch compare", allow_inf_nan=False)
 
     data: CliPositionalArg[list[Path]] = Field(description="Labelled rows, as for surematch train.")
     out: Path = Field(description="Folder of the comparison: compare.json, compare.html and a report for every run.")

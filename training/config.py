@@ -56,6 +56,10 @@ PAIRING = get_args(Loss)[get_args(Loss).index("multiple-negatives-ranking") :]
 """The losses without class weights, which compare the rows of a batch."""
 
 
+Seed = Annotated[int, Ge(0), Lt(2**32)]
+"""Of every generator that a training draws from; numpy's take no larger one."""
+
+
 class TrainSettings(Settings):
     """Learn an encoder from labelled rows: rows of one label become neighbours, whatever their words.
 
@@ -63,7 +67,7 @@ class TrainSettings(Settings):
     of rows it saw. A share of the rows is held out, so that probabilities can be calibrated on texts it never saw.
     """
 
-    model_config = SettingsConfigDict(cli_prog_name="surematch train")
+    model_config = SettingsConfigDict(cli_prog_name="surematch train", allow_inf_nan=False)
 
     data: CliPositionalArg[list[Path]] = Field(
         description="Labelled rows: CSV, TSV, JSONL or Parquet files; folders of Hugging Face data sets or their names "
@@ -211,7 +215,7 @@ class TrainSettings(Settings):
     resume: bool = Field(
         default=False, description="Continue the interrupted run of --out, with the same data and settings."
     )
-    seed: Annotated[int, Ge(0)] = Field(default=0, description="Seed of the split, the shuffling and dropout.")
+    seed: Seed = Field(default=0, description="Seed of the split, the shuffling and dropout.")
     overwrite: bool = Field(
         default=False,
         description="Replace --out if it holds an encoder that surematch trained, and drop an interrupted run.",
@@ -317,7 +321,7 @@ class DemoSettings(Settings):
     encoder: str = Field(
         default="static", description="Where training starts: 'static', 'minilm', a folder or a hub id."
     )
-    seed: Annotated[int, Ge(0)] = Field(default=0, description="Seed of the sentences drawn and of the training.")
+    seed: Seed = Field(default=0, description="Seed of the sentences drawn and of the training.")
     serve: bool = Field(default=True, description="Serve the collection afterwards; --no-serve stops before.")
     port: Annotated[int, Ge(0), Le(65535)] = Field(default=8000, description="Port on 127.0.0.1 to serve at.")
 

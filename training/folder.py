@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +22,11 @@ EVALUATION, REPORT = "evaluation.json", "report.html"
 def check_target(out: Path, overwrite: bool) -> None:
     """Raises `SettingsError` unless `out` is free for a model, or holds one of ours that may be replaced."""
     if not out.exists():
+        above = next(folder for folder in out.absolute().parents if folder.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            raise SettingsError(
+                f"{out} cannot be created: {above} is no folder that can be written to. Name another with --out."
+            )
         return
     if not overwrite:
         raise SettingsError(f"{out} exists already. Name another folder with --out, or replace it with --overwrite.")

@@ -22,7 +22,7 @@ from index.rows import Row
 from training import distributed
 from training.assessment import Embedded, assess
 from training.averaging import copied, mix
-from training.capacity import check_memory, check_processes
+from training.capacity import centers_of, check_memory, check_processes
 from training.card import CARD, render_card
 from training.config import Recipe, TrainSettings
 from training.data import Split, data_fingerprint, label_of
@@ -159,7 +159,9 @@ def _check(settings: TrainSettings, recipe: Recipe, learner: Learner, prepared: 
     check_further(settings, recipe.loss, learner.kind)
     learned = learned_classes(settings, count)
     check_processes(settings, recipe)
-    check_memory(recipe, learned, learner.dimension, origin(settings, count))
+    heads = learned * centers_of(recipe.loss, settings.options)
+    came_from = origin(settings, count) if heads == learned else " and their centers"
+    check_memory(recipe, heads, learner.dimension, came_from)
     check_readable(learner.model, learner.kind, prepared.everything)
     return learned
 

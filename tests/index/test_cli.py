@@ -253,6 +253,7 @@ def test_a_static_collection_is_searched_without_torch(built: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (("index", "{encoder}", "{items}", "--out", "{new}", "--seed", "-1"), "--seed: Input should be greater than"),
         (("search", "{c}", "my card", "--coverage-for", "known-unknown"), r"--coverage-for: .*--coverage 0\.95"),
         (("evaluate", "{c}", "{items}", "--pair-text", "b", "--label", "label", "--map", "sparsemax"), "--map: a pair"),
         (

@@ -100,6 +100,18 @@ def test_a_damaged_file_of_keys_is_refused(tmp_path: Path, content: str) -> None
         keys.read(file)
 
 
+def test_words_without_effect_and_places_for_no_file_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    command(["add", "shop", "--file", str(file)])
+    with pytest.raises(SettingsError, match=r"list shows all keys\. Leave shop out"):
+        command(["list", "shop", "--file", str(file)])
+    with pytest.raises(SettingsError, match=r"--scope: is given to a key that is added\. Leave it out to remove"):
+        command(["remove", "shop", "--scope", "write", "--file", str(file)])
+    assert [key.name for key in keys.read(file).values()] == ["shop"]
+    with pytest.raises(SettingsError, match=r"more\.json: the keys cannot be written \(Not a directory\)"):
+        command(["add", "shop", "--file", str(file / "more.json")])
+
+
 def test_a_scope_nobody_knows_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
     keys.add(file, "shop", ["search"])

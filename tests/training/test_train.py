@@ -16,7 +16,7 @@ from index.errors import DataError, EncoderError, SettingsError, SurematchError
 from index.rows import text_key
 from tests.training.conftest import TOPICS, Write, sentences
 from training.averaging import copied, mix
-from training.cli import train
+from training.cli import compare, train
 from training.config import Recipe, TrainSettings
 from training.evaluation import retrieval
 from training.heads import load_head
@@ -177,6 +177,32 @@ def test_wrong_flags_are_refused(flags: list[str], tiny_encoder: Path, tmp_path:
         run(write_csv(sentences(6)), tmp_path / "m", tiny_encoder, *flags)
     assert caught.type is SettingsError or caught.value.code == 2
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--epochs", "inf"], "--epochs: Input should be a finite number"),
+        (["--loss", "sphereface", "--options", "least=nan"], r"--options\.least: Input should be a finite number"),
+        (["--seed", "4294967296"], "--seed: Input should be less than 4294967296"),
+        (["--options", "dynamic=0.5"], "adacos takes 0 or 1 for dynamic, got 0.5"),
+        (["--loss", "sub-center", "--options", "centers=1e12"], r"4,000,000,000,000 classes and their centers x 16"),
+    ],
+)
+def test_figures_that_are_none_are_refused(
+    flags: list[str], message: str, tiny_encoder: Path, tmp_path: Path, write_csv: Write
+) -> None:
+    command = [str(write_csv(sentences(6))), "--encoder", str(tiny_encoder), "--out", str(tmp_path / "m")]
+    with pytest.raises(SettingsError, match=message):
+        train([*command, *flags])
+
+
+def test_a_place_that_can_hold_no_folder_is_named(tiny_encoder: Path, tmp_path: Path, write_csv: Write) -> None:
+    data = write_csv(sentences(6))
+    with pytest.raises(SettingsError, match=r"rows\.csv/m cannot be created: .*rows\.csv is no folder"):
+        run(data, data / "m", tiny_encoder)
+    with pytest.raises(SettingsError, match=r"rows\.csv is a file\. Name a folder"):
+        compare([str(data), "--encoder", str(tiny_encoder), "--out", str(data)])
 
 
 def test_an_existing_folder_is_replaced_only_on_request_and_only_if_ours(

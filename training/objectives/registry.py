@@ -82,7 +82,10 @@ def make_objective(name: str, model: SentenceTransformer, classes: int, /, **opt
         takes = ", ".join(f"{option} ({default})" for option, default in entry.options.items()) or "no options"
         raise SettingsError(f"The loss {name} takes no {foreign[0]}; it takes {takes}. Leave {foreign[0]} out.")
     for option, value in given.items():
-        if "int" in str(inspect.signature(entry.build).parameters[option].annotation):
+        kind = str(inspect.signature(entry.build).parameters[option].annotation)
+        if kind == "bool" and value not in (0, 1):
+            raise SettingsError(f"The loss {name} takes 0 or 1 for {option}, got {value}.")
+        if "int" in kind:
             if value != int(value):
                 raise SettingsError(f"The loss {name} takes a whole number for {option}, got {value}.")
             given[option] = int(value)
