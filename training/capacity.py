@@ -66,6 +66,8 @@ def check_processes(settings: TrainSettings, recipe: Recipe) -> None:
         return
     if settings.resume:
         raise SettingsError("Runs of several processes keep no checkpoints. Leave out --resume, or torchrun.")
+    if settings.checkpoint_steps not in (0, TrainSettings.model_fields["checkpoint_steps"].default):
+        raise SettingsError("Runs of several processes keep no checkpoints. Leave out --checkpoint-steps, or torchrun.")
     if OBJECTIVES[recipe.loss].shape != "labelled":
         raise SettingsError(
             f"{recipe.loss} compares the rows of one process's part of a batch, so {count} processes would train "

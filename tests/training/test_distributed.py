@@ -64,6 +64,7 @@ def test_two_processes_train_what_one_does(tiny_encoder: Path, tmp_path: Path, w
     ("flags", "loss", "message"),
     [
         ({"resume": True}, "adacos", "keep no checkpoints"),
+        ({"checkpoint_steps": 50}, "adacos", "Leave out --checkpoint-steps"),
         ({"batch_size": 15}, "adacos", r"15 rows do not divide by 2\. Choose --batch-size 14"),
         ({}, "cosent", "one process's part of a batch"),
     ],
