@@ -40,7 +40,7 @@ class LabelProfile:
     neutral: float
 
     @classmethod
-    def of(cls, vectors: Vectors, codes: Ints, count: int, seed: int = 0, neutral: float | None = None) -> LabelProfile:
+    def of(cls, vectors: Vectors, codes: Ints, count: int, neutral: float | None = None) -> LabelProfile:
         """From unit vectors (n, d) and their codes (n,); codes from `count` up are unlabelled items and left out.
 
         `neutral` is the mean cohesion of all labels where these are only some of them.
@@ -51,14 +51,13 @@ class LabelProfile:
         order = labelled[np.argsort(codes[labelled], kind="stable")]
         ends = np.cumsum(sizes)
         mean = np.full(count, np.nan)
-        random = np.random.default_rng(seed)
         for code in np.flatnonzero(sizes):
-            own = order[ends[code] - sizes[code] : ends[code]]
-            total = vectors[own].sum(axis=0, dtype=np.float64)
+            own = vectors[order[ends[code] - sizes[code] : ends[code]]]
+            total = own.sum(axis=0, dtype=np.float64)
             length = float(np.linalg.norm(total))
             centroids[code] = total / length if length > 0 else 0.0
             if len(own) > 1:
-                some = vectors[random.permutation(own)[:_SAMPLE]]
+                some = _some(own)
                 cosines = some @ some.T
                 np.fill_diagonal(cosines, -np.inf)
                 mean[code] = cosines.max(axis=1).mean()
@@ -128,3 +127,14 @@ class LabelProfile:
         if not (np.isfinite(found.centroids).all() and np.isfinite(found.cohesion).all()):
             raise CollectionError("The label profile holds NaN or infinity.")
         return found
+
+
+def _some(vectors: Vectors) -> Vectors:
+    """At most `_SAMPLE` of a label's vectors (n, d), those of the least hash.
+
+    So every process takes the same of the same items, whichever writes it saw them come by, and a write exchanges few.
+    """
+    if len(vectors) <= _SAMPLE:
+        return vectors
+    multipliers = np.random.default_rng(0).integers(2**32, size=vectors.shape[1], dtype=np.uint32) | 1
+    return vectors[np.argsort(vectors.view(np.uint32) @ multipliers, kind="stable")[:_SAMPLE]]

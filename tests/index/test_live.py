@@ -17,6 +17,7 @@ import pytest
 
 from index import gallery as gallery_module
 from index import maintenance
+from index import profile as profile_module
 from index.backup import copy_collection
 from index.collection import Collection, NewItem, Receipt
 from index.errors import CollectionError, Damaged, DataError, ReadOnly, WriterBusy
@@ -173,6 +174,23 @@ def test_any_sequence_of_writes_equals_brute_force(
     np.testing.assert_allclose(here.profile.cohesion[order], profile.cohesion, atol=1e-9)
     assert here.profile.neutral == pytest.approx(whole.profile.neutral, abs=0.1 if small == 0 else 1e-9)
     np.testing.assert_array_equal(here.profile.sizes[order], whole.profile.sizes)
+
+
+def test_who_follows_many_writes_at_once_says_what_the_writer_says(
+    live: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where labels have more items than are compared with each other."""
+    monkeypatch.setattr(gallery_module, "SMALL", 0)
+    monkeypatch.setattr(profile_module, "_SAMPLE", 20)
+    reader = Collection.open(live.path)
+    for seed, labels in enumerate((["card", "food"], ["food"]), 70):
+        written = sentences(2, labels, seed)
+        live.upsert([NewItem(f"{seed}-{at}", label, text) for at, (text, label) in enumerate(written)])
+    reader.refresh()
+    asked = [text for text, _ in sentences(20, seed=90)]
+    assert live.uncalibrated() is None
+    assert reader.search(asked) == live.search(asked)
+    reader.close()
 
 
 def test_a_label_too_large_to_follow_waits_for_compaction(live: Collection, monkeypatch: pytest.MonkeyPatch) -> None:

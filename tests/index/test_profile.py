@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from index import profile
 from index.errors import CollectionError
 from index.profile import LabelProfile
 from tests.index.helpers import unit
@@ -41,6 +42,23 @@ def test_a_profile_survives_storage_and_refuses_other_labels() -> None:
     for content, count in ((made.dump(), 4), (b"", 3), (made.dump()[:-9], 3)):
         with pytest.raises(CollectionError, match="label profile"):
             LabelProfile.load(content, count)
+
+
+def test_the_items_that_speak_for_a_large_label_depend_on_nothing_but_its_items(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(profile, "_SAMPLE", 30)
+    vectors, codes = unit(400, 8), np.arange(400) % 4
+    found = LabelProfile.of(vectors, codes, 4)
+    shuffled = np.random.default_rng(2).permutation(400)
+    np.testing.assert_allclose(
+        LabelProfile.of(vectors[shuffled], codes[shuffled], 4).cohesion, found.cohesion, atol=1e-6
+    )
+    alone = LabelProfile.of(vectors[codes == 2], np.zeros(100, np.int64), 1, neutral=found.neutral)
+    assert alone.cohesion[0] == found.cohesion[2]
+    before, after = ({row.tobytes() for row in profile._some(part)} for part in (vectors[:99], vectors[:100]))
+    assert len(before) == len(after) == 30
+    assert len(after - before) <= 1
 
 
 def test_galleries_without_labels_or_items() -> None:
