@@ -57,16 +57,25 @@ def column(evidence: Evidence, target: Ints) -> Ints:
     return np.where(target >= 0, 1 + target - evidence.starts[:-1], 0)
 
 
-def distribution(rows: Floats, name: str, temperature: float) -> Floats:
-    """Probabilities of a `table` (n, 1 + L), each row summing to 1. `name` is canonical, see `map_name`."""
+def distribution(rows: Floats, name: str, temperature: float, worst: Floats | None = None) -> Floats:
+    """Probabilities of a `table` (n, 1 + L), each row summing to 1. `name` is canonical, see `map_name`.
+
+    Taylor softmax is not shift-invariant: scores are measured from `worst` (n,) up, without it from the least of each
+    row.
+    """
     kind, _, parameter = name.partition(":")
     if kind == "softmax":
         return softmax(rows, temperature=temperature)
     if kind == "entmax":
         return entmax(rows, float(parameter), temperature=temperature)
-    # Taylor softmax is not shift-invariant: scores are measured from the worst candidate up
-    worst = np.where(np.isfinite(rows), rows, np.inf).min(axis=1, keepdims=True)
-    return taylor_softmax(rows - worst, order=int(parameter), temperature=temperature)
+    zero = worst_of(rows) if worst is None else worst
+    return taylor_softmax(rows - zero[:, None], order=int(parameter), temperature=temperature)
+
+
+def worst_of(rows: Floats) -> Floats:
+    """(n,) the least logit in each row of a `table`."""
+    least: Floats = np.where(np.isfinite(rows), rows, np.inf).min(axis=1)
+    return least
 
 
 def fit_temperature(rows: Floats, truth: Ints, weight: Floats, name: str) -> float:

@@ -16,7 +16,7 @@ from index.errors import CalibrationError, DataError
 from index.evidence import SHARPNESS, Evidence, Floats, gather, joined
 from index.explain import explain
 from index.found import Found
-from index.outcome import distribution, interpolated, table
+from index.outcome import distribution, interpolated, table, worst_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +65,12 @@ def with_probabilities(
     warnings = [*warnings, *_map_warning(calibration, name)]
     logits = table(evidence, *calibration.calibrator.logits(evidence))
     certified = _certified(found, evidence, logits, calibration, name, temperature, exact)
+    worst = worst_of(logits)
     if found.shown is not None and found.shown.rows.size:
         shown = found.shown
         evidence = joined(evidence, gather(shown.scores, shown.codes, found.queries, found.gallery.profile))
         logits = table(evidence, *calibration.calibrator.logits(evidence))
-    p = np.minimum(distribution(logits, name, temperature), 1.0)  # 1 + 2e-16 is no share
+    p = np.minimum(distribution(logits, name, temperature, worst), 1.0)  # 1 + 2e-16 is no share
     barred = _barred(found, evidence, p.shape)
     if barred is not None:
         p[:, 0] = np.minimum(p[:, 0] + np.where(barred, p, 0.0).sum(axis=1), 1.0)

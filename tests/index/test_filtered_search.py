@@ -74,6 +74,21 @@ def test_what_passes_beyond_the_top_is_found_and_its_label_answered(
     assert far.no_match == pytest.approx(1 - sum(entry.probability for entry in far.labels), abs=1e-12)
 
 
+@pytest.mark.parametrize("name", ["softmax", "taylor"])
+def test_labels_that_a_filter_lets_join_move_no_others_against_each_other(
+    live: Collection, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("index.collection.TOP_K", 12)
+    odds = []
+    for condition in (None, {"or": [{"new": True}, {"$label": "food"}]}):
+        (answer,) = live.search([QUERY], map=name, filter=condition)
+        assert answer.labels is not None
+        assert answer.no_match is not None
+        odds.append(answer.labels[0].probability / answer.no_match)
+        assert (answer.labels[0].label, len(answer.labels) > 1) == ("card", condition is not None)
+    assert odds[1] == pytest.approx(odds[0])
+
+
 @pytest.mark.parametrize("top", [100, 12])
 def test_hits_are_the_nearest_of_those_that_pass(live: Collection, monkeypatch: pytest.MonkeyPatch, top: int) -> None:
     monkeypatch.setattr("index.collection.TOP_K", top)
