@@ -10,6 +10,7 @@ other.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from scipy.stats import beta, f, rankdata
@@ -51,6 +52,11 @@ ALL_ALIKE = (
     "its own. If the label names one person or thing, this promise does not hold: give each its own label."
 )
 
+IMITATED = (
+    "Unknown queries, or some of them, were imitated by hiding labels. Real ones may be let in more often or less. "
+    "Give some with --unknown FILE."
+)
+
 
 def from_costs(sample: HeldOut, false_match: float, miss: float) -> Threshold:
     """The line of least expected cost: with calibrated probabilities C_fm / (C_fm + C_miss) (Elkan 2001, eq. 2).
@@ -82,7 +88,7 @@ def from_precision(sample: HeldOut, precision: float) -> Threshold:
         )
     at = int(good[-1])
     size = effective(w[: at + 1], group[: at + 1])
-    _need(size, 1 - precision, f"a precision of {precision:g}", "called matches")
+    _need(size, 1 - precision, "precision", "called matches")
     low, high = _binomial(float(reached[at]), size)
     return _threshold(sample, float(p[at]), "precision", float(reached[at]), low, high)
 
@@ -93,7 +99,7 @@ def from_fpir(sample: HeldOut, fpir: float) -> Threshold:
     unknown = ~sample.known
     p, w = sample.probability[unknown], sample.weight[unknown]
     size = effective(w, sample.group[unknown]) / _design_effect(p, sample.group[unknown], sample.identity[unknown])
-    _need(size, fpir, f"an FPIR of {fpir:g}", f"unknown queries that do not resemble each other ({len(p)} in all)")
+    _need(size, fpir, "FPIR", f"unknown queries that do not resemble each other ({len(p)} in all)")
     values, of_value = np.unique(p, return_inverse=True)
     above = np.cumsum(np.bincount(of_value, w)[::-1])[::-1] / w.sum()
     fine = np.flatnonzero(above <= fpir + _ROUNDING)
@@ -119,6 +125,8 @@ def _threshold(sample: HeldOut, at: float, promised: str, measured: float, low: 
         precision=float(w[found].sum() / w[called].sum()) if called.any() else None,
         miss_rate=float(1 - w[found & known].sum() / w[known].sum()),
         fpir=float(w[called & unknown].sum() / w[unknown].sum()) if unknown.any() else None,
+        # an imitated unknown query is made from a known one, and in its group
+        assumes=IMITATED if np.isin(sample.group[unknown], sample.group[known]).any() else None,
     )
 
 
@@ -155,13 +163,17 @@ def _design_effect(scores: Floats, group: Ints, identity: Ints) -> float:
     return 1 + (float(sizes @ sizes) / n - 1) * rho
 
 
-def _need(have: float, error: float, promise: str, what: str) -> None:
+def _need(have: float, error: float, measure: Literal["precision", "FPIR"], what: str) -> None:
     """Without a single error, `have` examples bound the error rate by 1 - 0.05^(1/have): is that enough?"""
     needed = int(np.ceil(np.log(1 - CONFIDENCE) / np.log1p(-error)))
     if have < needed - _ROUNDING:
+        least = np.ceil(1000 * (1 - (1 - CONFIDENCE) ** (1 / max(int(have + _ROUNDING), 1)))) / 1000
+        asked, instead = f"an FPIR of {error:g}", f"an FPIR of {least:g} or more"
+        if measure == "precision":
+            asked, instead = f"a precision of {1 - error:g}", f"a precision of {1 - least:g} or less"
         raise CalibrationError(
-            f"The calibration sample cannot support {promise}: that takes at least {needed} {what} even without a "
-            f"single error, and there are {have:.0f}. Ask for less, or calibrate with more queries."
+            f"The calibration sample cannot support {asked}: that takes at least {needed} {what} even without a single "
+            f"error, and there are {have:.0f}. Ask for {instead}, or calibrate with more queries."
         )
 
 

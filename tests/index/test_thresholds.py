@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from index import cli
+from index.build import build_collection
 from index.calibrate import HeldOut
 from index.collection import Collection
 from index.errors import CalibrationError, SettingsError
-from index.thresholds import Threshold, from_costs, from_fpir, from_precision
+from index.sources import Held
+from index.thresholds import IMITATED, Threshold, from_costs, from_fpir, from_precision
 from tests.index.conftest import World
 
 Floats = NDArray[np.float64]
@@ -165,6 +168,27 @@ def test_a_promise_is_refused_one_query_short_of_what_it_takes(twins: int) -> No
         from_precision(perfect(298, twins), 0.99)
     with pytest.raises(CalibrationError, match=r"at least 299 unknown queries.* there are 298"):
         from_fpir(perfect(298, twins), 0.01)
+
+
+@pytest.mark.parametrize("have", [23, 100, 298])
+def test_what_a_sample_can_promise_instead_is_said_and_holds(have: int) -> None:
+    for promise in (from_precision, from_fpir):
+        error = 0.001
+        with pytest.raises(CalibrationError, match=r"Ask for .* or (more|less), or calibrate") as refused:
+            promise(perfect(have), 1 - error if promise is from_precision else error)
+        said = re.search(r"Ask for an? (?:precision|FPIR) of ([\d.]+) or", str(refused.value))
+        assert said is not None
+        assert promise(perfect(have), float(said[1])).measured in (0, 1)
+
+
+def test_that_unknown_queries_were_imitated_is_said_with_every_line(
+    world: World, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_collection(str(world.encoder), world.rows(world.items), tmp_path / "c", held=Held(world.rows(world.held)))
+    for line in (["--false-match-cost", "3", "--miss-cost", "1"], ["--precision", "0.8"], ["--fpir", "0.8"]):
+        for collection, imitated in ((tmp_path / "c", True), (built, False)):
+            assert cli.threshold([str(collection), *line, "--json"]) == 0
+            assert (json.loads(capsys.readouterr().out)["assumes"] == IMITATED) == imitated
 
 
 def strangers(people: int, photographs: int, alike: float, seed: int = 0) -> HeldOut:
