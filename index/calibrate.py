@@ -113,14 +113,20 @@ class Calibration:
         """
         held = self.held_out
         if coverage_for == "mixed":
-            both = threshold(held.nonconformity, held.weight, coverage, held.group, unnamed=self._unnamed())
+            both = self._threshold_of(np.ones(len(held.known), np.bool_), coverage, "")
             return both, both
         return self._threshold_of(~held.known, coverage, "unknown "), self._threshold_of(held.known, coverage, "known ")
 
     def _threshold_of(self, part: Flags, coverage: float, of: str) -> float:
         held = self.held_out
         return threshold(
-            held.nonconformity[part], held.weight[part], coverage, held.group[part], of=of, unnamed=self._unnamed()
+            held.nonconformity[part],
+            held.weight[part],
+            coverage,
+            held.group[part],
+            of=of,
+            unnamed=self._unnamed(),
+            capped=isinstance(self.calibrator, BestCosine),
         )
 
     def _unnamed(self) -> str:
@@ -192,7 +198,8 @@ def calibrate(
     right = made.right
     p = distribution(rows, "softmax", 1.0)[:, 1]
     held_out = HeldOut(p, right, made.codes >= 0, made.weight, scores, made.group, made.identity)
-    report = {"calibrator": calibrator, **_report(made, rows, temperatures, scores, seed)}
+    supported = most(scores, made.group, made.weight, capped=isinstance(served, BestCosine))
+    report = {"calibrator": calibrator, **_report(made, rows, temperatures, seed), "max_coverage": supported}
     return Calibration(
         served,
         temperatures,
@@ -293,7 +300,7 @@ def _temperatures(rows: Floats, truth: Ints, weight: Floats, seed: int) -> dict[
     return {"softmax": 1.0, **fitted}
 
 
-def _report(made: Examples, rows: Floats, temperatures: dict[str, float], scores: Floats, seed: int) -> dict[str, Any]:
+def _report(made: Examples, rows: Floats, temperatures: dict[str, float], seed: int) -> dict[str, Any]:
     """Held-out measures: "right" is the event that the top hit's label is the query's."""
     right, w = made.right, made.weight
     known = made.codes >= 0
@@ -314,5 +321,4 @@ def _report(made: Examples, rows: Floats, temperatures: dict[str, float], scores
         "ece_by_map": of_maps,
         "recall_at_1": float(right[known].mean()),
         "reliability": metrics.reliability(p[:, 1], right, w),
-        "max_coverage": most(scores, made.group, w),
     }

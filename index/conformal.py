@@ -19,6 +19,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import beta
 
 from index.errors import CalibrationError
 from index.metrics import effective
@@ -26,6 +27,7 @@ from index.metrics import effective
 Floats = NDArray[np.float64]
 CoverageFor = Literal["mixed", "known-unknown"]
 """Whom a coverage is promised to: all queries together, or known and unknown ones apart."""
+_SURELY = 0.95
 
 
 def nonconformity(logits: Floats) -> Floats:
@@ -51,15 +53,16 @@ def threshold(
     *,
     of: str = "",
     unnamed: str = "More queries would not help. Ask for less.",
+    capped: bool = False,
 ) -> float:
     """The smallest q that covers `coverage` of exchangeable new queries, with the finite-sample correction.
 
     `scores` (n,) are the truths' nonconformities, inf where the truth was no candidate; the new query itself counts as
     one more, infinitely nonconforming, query. Examples of one `group` (n,) were made from one query and count as one
     (hierarchical conformal prediction, Lee et al. 2023), and queries of unequal `weight` as fewer of equal ones
-    (`index.metrics.effective`): a sample whose weight rests on a few promises no more than those few can. In errors
-    `of` says whose examples these are, and `unnamed` why a right label is no candidate, and what to do. Raises
-    `CalibrationError` when the sample cannot support `coverage`.
+    (`index.metrics.effective`): a sample whose weight rests on a few promises no more than those few can. `capped`: see
+    `most`. In errors `of` says whose examples these are, and `unnamed` why a right label is no candidate, and what to
+    do. Raises `CalibrationError` when the sample cannot support `coverage`.
     """
     s, w = np.asarray(scores, np.float64), np.asarray(weight, np.float64)
     if not 0 < coverage < 1:
@@ -69,8 +72,8 @@ def threshold(
     count = effective(weight, group)
     reached = np.cumsum(w) / w.sum() * count / (count + 1) if count else np.empty(0)
     at = int(np.searchsorted(reached, coverage - 1e-12))
-    if at == len(s) or not np.isfinite(s[at]):
-        best = float(reached[np.isfinite(s)][-1]) if np.isfinite(s).any() else 0.0
+    best = most(scores, group, weight, capped=capped)
+    if at == len(s) or not np.isfinite(s[at]) or best < coverage - 1e-12:
         queries = len(s) if group is None else len(np.unique(np.asarray(group)))
         worth = f" (worth {count:.0f}, as their weights differ)" if count < queries - 0.5 else ""
         lost = float(w[~np.isfinite(s)].sum() / w.sum()) if len(s) else 0.0
@@ -84,7 +87,16 @@ def threshold(
     return float(s[at])
 
 
-def most(scores: ArrayLike, group: ArrayLike, weight: ArrayLike) -> float:
-    """The highest coverage the sample supports, see `threshold`; 0 when it supports none."""
+def most(scores: ArrayLike, group: ArrayLike | None, weight: ArrayLike, *, capped: bool = False) -> float:
+    """The highest coverage the sample supports, see `threshold`; 0 when it supports none.
+
+    `capped`: sets of this kind never hold more than a certain share of the truths. They then promise no more than the
+    lower 95 % bound of that share: else just the samples that happen to look good would promise, and break it.
+    """
     s, w, count = np.asarray(scores, np.float64), np.asarray(weight, np.float64), effective(weight, group)
-    return float(w[np.isfinite(s)].sum() / w.sum() * count / (count + 1)) if count else 0.0
+    if not count:
+        return 0.0
+    named = float(w[np.isfinite(s)].sum() / w.sum())
+    if capped and 0 < named < 1:
+        named = float(beta.ppf(1 - _SURELY, count * named, count * (1 - named) + 1))
+    return named * count / (count + 1)

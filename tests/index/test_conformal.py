@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +84,40 @@ def test_examples_of_one_query_are_corrected_for_as_one() -> None:
         threshold(thrice, ones, 0.96, groups)
     assert most(thrice, groups, ones) == pytest.approx(0.95)
     assert most(np.where(thrice == 9, np.inf, thrice), groups, ones) == pytest.approx(0.9)
+
+
+def test_a_coverage_just_out_of_reach_is_not_promised_by_the_samples_that_look_good() -> None:
+    """Of 89 in 100 the truth can be in a set; half of the samples show 90 or more."""
+    random, granted = np.random.default_rng(3), {True: 0, False: 0}
+    for _ in range(400):
+        found = np.where(random.random(200) < 0.89, random.exponential(size=200), np.inf)
+        for capped in granted:
+            with suppress(CalibrationError):
+                threshold(found, np.ones(200), 0.9, capped=capped)
+                granted[capped] += 1
+            best = most(found, None, np.ones(200), capped=capped)
+            assert threshold(found, np.ones(200), best, capped=capped) < np.inf, "what it can promise it does"
+    assert granted[False] > 100
+    assert granted[True] <= 20
+
+
+@pytest.mark.parametrize("calibrator", ["platt", "isotonic", "conditional-logit"])
+def test_calibrators_of_the_first_label_alone_promise_what_they_surely_keep(
+    world: World, tmp_path: Path, calibrator: str
+) -> None:
+    held = Held(world.rows(world.held), world.rows(world.held_unknown))
+    build_collection(str(world.encoder), world.rows(world.items), tmp_path / "c", held=held, calibrator=calibrator)
+    with closing(Collection.open(tmp_path / "c")) as collection:
+        assert collection.calibration
+        made = collection.calibration
+    sample = made.held_out
+    sample.nonconformity[::10] = np.inf  # of these the truth is not named
+    plain, capped = (most(sample.nonconformity, sample.group, sample.weight, capped=how) for how in (False, True))
+    assert capped < plain
+    best = plain if calibrator == "conditional-logit" else capped
+    made.set_thresholds(best)
+    with pytest.raises(CalibrationError, match=f"support at most {best:.4f}"):
+        made.set_thresholds(best + 1e-3)
 
 
 @pytest.mark.parametrize("coverage", [0.8, 0.9])
