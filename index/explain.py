@@ -4,7 +4,7 @@ Everything can be checked by hand. A label's pooled evidence is made of its item
 `share_8` and `share_32` are each item's part of it, the derivative of the pooled evidence by the item's cosine:
     share_b(i) = exp(b s_i) / sum over the label's items of exp(b s)
 Its logit is the sum of its `terms`, where the calibrator is one of sums, and the probabilities are the map of all
-logits divided by the temperature.
+logits divided by the temperature; of Taylor softmax's zero see `index.outcome.distribution`.
 """
 
 from __future__ import annotations
