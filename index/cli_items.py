@@ -129,7 +129,8 @@ def add(argv: Sequence[str]) -> int:
         told = asdict(_add(collection, rows, settings.id, progress)) | _state(collection) | reader.as_json()
     if not settings.json_:
         reader.tell()
-    return tell(told, f"{told['written']} items written, {told['replaced']} of them replaced.", settings.json_)
+    words = f"{told['written']} items written, {told['replaced']} of them replaced.{_reason(told)}"
+    return tell(told, words, settings.json_)
 
 
 def _reader(settings: AddSettings, config: dict[str, Any]) -> Reader:
@@ -206,7 +207,7 @@ def delete(argv: Sequence[str]) -> int:
     if missing and receipt.deleted:
         more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
         words += f" No item has the id {', '.join(map(repr, missing[:SHOWN]))}{more}."
-    return tell(told, words, settings.json_)
+    return tell(told, f"{words}{_reason(told)}", settings.json_)
 
 
 def compact(argv: Sequence[str]) -> int:

@@ -216,6 +216,22 @@ def test_the_verbs_end_to_end(copied: Path, tmp_path: Path, capsys: pytest.Captu
         assert capsys.readouterr().out.strip()
 
 
+def test_a_write_that_ends_the_probabilities_says_so(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("index.maintenance.Maintenance.poke", lambda *_: None)
+    data = write_csv(tmp_path / "new.csv", [("my bank card", "card")], ("text", "label"))
+    more = write_csv(tmp_path / "more.csv", [("the storm", "weather")], ("text", "label"))
+    gone = json.dumps({"$label": "weather"})
+    for verb, words, ends in (("add", [data], False), ("add", [more], True), ("delete", ["--where", gone], False)):
+        label = ["--label", "label"] if verb == "add" else []
+        assert getattr(cli_items, verb)([str(copied), *map(str, words), *label]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert ("Without probabilities: The calibration was made for a gallery of 3 labels" in said) == ends, said
+    assert cli_items.delete([str(copied), "--where", '{"$label": "food"}']) == 0
+    assert "Without probabilities:" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
