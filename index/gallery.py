@@ -2,7 +2,8 @@
 
 The profile of a label that a write touches is computed again from the label's items. Two things wait for compaction:
 the mean over all labels (`LabelProfile.neutral`), and labels of more than `LARGE` items, which one write hardly moves.
-A gallery of up to `SMALL` items is computed whole every time.
+A gallery that had up to `SMALL` items when it was compacted is computed whole every time; by what it was then, so that
+who follows many writes at once comes to the same as who follows each.
 """
 
 from __future__ import annotations
@@ -50,8 +51,11 @@ class Gallery:
             return cls(rows, codes, names, LabelProfile.load(vectors, len(names)))
         return cls(rows, codes, names, LabelProfile.of(vectors, codes, len(names)))
 
-    def after(self, changes: Changes, vectors_of: VectorsOf) -> Gallery:
-        """The gallery after a write. Raises `CollectionError` when the store no longer holds a label's items."""
+    def after(self, changes: Changes, vectors_of: VectorsOf, compacted: int) -> Gallery:
+        """The gallery after writes; it had so many items when it was `compacted`.
+
+        Raises `CollectionError` when the store no longer holds a label's items.
+        """
         kept = np.ones(len(self.rows), np.bool_)
         kept[self._at(changes.died)] = False
         code = {name: at for at, name in enumerate(self.names)}
@@ -62,7 +66,8 @@ class Gallery:
         before = np.where(self.codes < len(self.names), self.codes, -1)
         touched = np.union1d(before[~kept], born)
         rows, codes = np.concatenate([self.rows[kept], changes.born]), np.concatenate([before[kept], born])
-        profile = _followed(self.profile.extended(len(code)), rows, codes, touched[touched >= 0], vectors_of)
+        profile = self.profile.extended(len(code))
+        profile = _followed(profile, rows, codes, touched[touched >= 0], vectors_of, whole=compacted <= SMALL)
         names, codes, profile = _without_empty(list(code), codes, profile)
         return Gallery(rows, np.where(codes < 0, len(names) + np.arange(len(codes)), codes), names, profile)
 
@@ -100,9 +105,10 @@ class Gallery:
         return int(np.bincount(self.codes).max(initial=0))
 
 
-def _followed(profile: LabelProfile, rows: Ints, codes: Ints, touched: Ints, vectors_of: VectorsOf) -> LabelProfile:
+def _followed(
+    profile: LabelProfile, rows: Ints, codes: Ints, touched: Ints, vectors_of: VectorsOf, *, whole: bool
+) -> LabelProfile:
     sizes = np.bincount(codes[codes >= 0], minlength=len(profile.sizes))
-    whole = len(rows) <= SMALL
     again = np.arange(len(sizes)) if whole else touched[sizes[touched] <= LARGE]
     items = np.flatnonzero(np.isin(codes, again))
     found, vectors = vectors_of(rows[items].tolist())

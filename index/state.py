@@ -147,7 +147,7 @@ class State:
             dead=np.union1d(self.dead, of_base),
             delta_rows=np.concatenate([self.delta_rows[kept], changes.born]),
             delta=np.concatenate([self.delta[kept], changes.vectors]),
-            gallery=self.gallery.after(changes, vectors_of),
+            gallery=self.gallery.after(changes, vectors_of, len(self.engine)),
             sequence=changes.sequence,
             read=ReadItems(),
         )

@@ -176,11 +176,12 @@ def test_any_sequence_of_writes_equals_brute_force(
     np.testing.assert_array_equal(here.profile.sizes[order], whole.profile.sizes)
 
 
+@pytest.mark.parametrize("small", [0, 185, 2000])
 def test_who_follows_many_writes_at_once_says_what_the_writer_says(
-    live: Collection, monkeypatch: pytest.MonkeyPatch
+    live: Collection, monkeypatch: pytest.MonkeyPatch, small: int
 ) -> None:
-    """Also where labels have more items than are compared with each other."""
-    monkeypatch.setattr(gallery_module, "SMALL", 0)
+    """Also where labels have more items than are compared with each other, and where a small gallery grows large."""
+    monkeypatch.setattr(gallery_module, "SMALL", small)
     monkeypatch.setattr(profile_module, "_SAMPLE", 20)
     reader = Collection.open(live.path)
     for seed, labels in enumerate((["card", "food"], ["food"]), 70):
