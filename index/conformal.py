@@ -78,7 +78,7 @@ def threshold(
         worth = f" (worth {count:.0f}, as their weights differ)" if count < queries - 0.5 else ""
         lost = float(w[~np.isfinite(s)].sum() / w.sum()) if len(s) else 0.0
         remedy = "Ask for less, or calibrate with more queries."
-        if coverage > 1 - lost:
+        if lost and (capped or coverage > 1 - lost):
             remedy = f"Of {lost:.1%} the right label is none that is named. {unnamed}"
         raise CalibrationError(
             f"Coverage {coverage:g} cannot be promised: the {queries} {of}calibration queries{worth} support at most "
