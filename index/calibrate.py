@@ -7,7 +7,7 @@ give the report, the temperature of every map and the conformal scores; the cali
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,8 +47,8 @@ class HeldOut:
 
     (n,) each: `probability` that the top hit is right, whether it was `right`, whether the query was `known`, its
     `weight`, the `nonconformity` of its truth (inf: in no set), the `group` of examples made from one query: they
-    are no more independent than that query, so intervals and corrections count groups; and the `identity`, one number
-    for all queries of one label.
+    are no more independent than that query, so intervals and corrections count groups; the `identity`, one number for
+    all queries of one label; and the weight `promised` that it has where something is promised (`index.examples`).
     """
 
     probability: Floats
@@ -58,6 +58,18 @@ class HeldOut:
     nonconformity: Floats
     group: Ints
     identity: Ints
+    promised: Floats
+
+    @property
+    def for_promises(self) -> HeldOut:
+        """Those a promise rests on, with their weights there."""
+        counts = self.promised > 0
+        of = HeldOut(*(column[counts] for column in self._columns))
+        return replace(of, weight=of.promised)
+
+    @property
+    def _columns(self) -> tuple[NDArray[Any], ...]:
+        return tuple(getattr(self, one.name) for one in fields(self))
 
     def to_json(self) -> dict[str, Any]:
         scores = [None if not np.isfinite(score) else float(score) for score in self.nonconformity]
@@ -69,6 +81,7 @@ class HeldOut:
             "nonconformity": scores,
             "group": self.group.tolist(),
             "identity": self.identity.tolist(),
+            "promised": self.promised.tolist(),
         }
 
     @classmethod
@@ -81,10 +94,11 @@ class HeldOut:
             np.array(value["weight"], np.float64),
             np.array(scores, np.float64),
             np.array(value["group"], np.int64),
-            np.array(value.get("identity", value["group"]), np.int64),  # older calibrations do not know it
+            # older calibrations do not know these
+            np.array(value.get("identity", value["group"]), np.int64),
+            np.array(value.get("promised", value["weight"]), np.float64),
         )
-        columns = astuple(found)
-        if len({part.shape for part in columns}) != 1 or columns[0].ndim != 1:
+        if len({part.shape for part in found._columns}) != 1 or found.weight.ndim != 1:
             raise ValueError("the held-out queries' columns differ in length")
         return found
 
@@ -111,14 +125,17 @@ class Calibration:
         "mixed": one for both, so the promise is for knowns and unknowns as they come. "known-unknown": for each apart.
         Raises `CalibrationError` when the sample cannot support it.
         """
-        held = self.held_out
+        held = self.held_out.for_promises
         if coverage_for == "mixed":
-            both = self._threshold_of(np.ones(len(held.known), np.bool_), coverage, "")
+            both = self._threshold_of(held, np.ones(len(held.known), np.bool_), coverage, "")
             return both, both
-        return self._threshold_of(~held.known, coverage, "unknown "), self._threshold_of(held.known, coverage, "known ")
+        unknown, known = (
+            self._threshold_of(held, part, coverage, of)
+            for part, of in ((~held.known, "unknown "), (held.known, "known "))
+        )
+        return unknown, known
 
-    def _threshold_of(self, part: Flags, coverage: float, of: str) -> float:
-        held = self.held_out
+    def _threshold_of(self, held: HeldOut, part: Flags, coverage: float, of: str) -> float:
         return threshold(
             held.nonconformity[part],
             held.weight[part],
@@ -197,8 +214,10 @@ def calibrate(
     scores[(made.codes >= 0) & (made.target < 0)] = np.inf
     right = made.right
     p = distribution(rows, "softmax", 1.0)[:, 1]
-    held_out = HeldOut(p, right, made.codes >= 0, made.weight, scores, made.group, made.identity)
-    supported = most(scores, made.group, made.weight, capped=isinstance(served, BestCosine))
+    promised = made.weight if made.promised is None else made.promised
+    held_out = HeldOut(p, right, made.codes >= 0, made.weight, scores, made.group, made.identity, promised)
+    bound = held_out.for_promises
+    supported = most(bound.nonconformity, bound.group, bound.weight, capped=isinstance(served, BestCosine))
     report = {"calibrator": calibrator, **_report(made, rows, temperatures, seed), "max_coverage": supported}
     return Calibration(
         served,

@@ -4,6 +4,8 @@ An example is a query with its evidence, its true candidate (or `NO_MATCH`) and 
 as it is. Unknown queries are real ones if the user has some; class-removed ones stand in: a known query from which its
 own label is hidden (a near unknown), and from which the labels around it are hidden too (a far one), half and half.
 Where real ones are few, imitated ones stand in for those that are missing.
+A promise (sets, thresholds) must hold for the harder half as well, so it rests on near ones alone: labels that nobody
+indexed lie as near to a gallery's as its own labels lie to each other.
 Knowns and unknowns are weighted to the share of unknown queries expected in use, because a probability is a promise
 about a mix.
 
@@ -77,6 +79,7 @@ class Examples:
     `identity` (n,) the queries that carry one label, in the gallery or not.
 
     `prior` are examples of another kind that the fit starts from where these are few; nothing is measured with them.
+    `promised` (n,) are the weights where a promise is made, of far unknowns 0; None: they are `weight`.
     """
 
     evidence: Evidence
@@ -89,6 +92,7 @@ class Examples:
     source: str
     unknowns: str
     prior: Examples | None = None
+    promised: Floats | None = None
 
     @property
     def right(self) -> Flags:
@@ -118,17 +122,19 @@ def examples(queries: Queries, gallery: Vectors, codes: Ints, labels: int, unkno
     truth = np.concatenate([queries.codes[known], np.full(len(real) + 2 * len(removed), -1)])
     target = np.where(truth >= 0, evidence.candidate(truth), NO_MATCH)
     group = np.concatenate([known, real, removed, removed])
+    weight = _weights(len(known), len(real), len(removed), unknown_share, needed)
     return Examples(
         evidence,
         target,
         truth,
-        _weights(len(known), len(real), len(removed), unknown_share, needed),
+        weight,
         group,
         _identities(queries, labels)[group],
         unknown_share,
         queries.source,
         _describe_unknowns(len(real), len(removed)),
         prior,
+        _on_near_ones(weight, len(removed)),
     )
 
 
@@ -338,6 +344,15 @@ def _weights(known: int, real: int, removed: int, share: float, needed: int) -> 
     each = [part / count if count else 0.0 for part, count in ((of_real, real), (1 - of_real, 2 * removed))]
     weights = [(1 - share) / known, *(share * one for one in each)]
     return total * np.repeat(weights, [known, real, 2 * removed])
+
+
+def _on_near_ones(weight: Floats, removed: int) -> Floats:
+    """`weight` (n,) of examples that end with as many near and far unknowns, with all of the latter's at the former."""
+    moved = weight.copy()
+    near, far = (slice(len(weight) - times * removed, len(weight) - (times - 1) * removed) for times in (2, 1))
+    moved[near] += moved[far]
+    moved[far] = 0
+    return moved
 
 
 def _describe_unknowns(real: int, removed: int) -> str:

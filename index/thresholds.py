@@ -53,8 +53,8 @@ ALL_ALIKE = (
 )
 
 IMITATED = (
-    "Unknown queries, or some of them, were imitated by hiding labels. Real ones may be let in more often or less. "
-    "Give some with --unknown FILE."
+    "Unknown queries, or some of them, were imitated by hiding a query's own label. Real ones of another kind may be "
+    "let in more often or less. Give some with --unknown FILE."
 )
 
 
@@ -66,6 +66,7 @@ def from_costs(sample: HeldOut, false_match: float, miss: float) -> Threshold:
     """
     if not (false_match > 0 and miss > 0 and np.isfinite([false_match, miss]).all()):
         raise ValueError(f"costs must be positive and finite, got {false_match} and {miss}")
+    sample = sample.for_promises
     at = false_match / (false_match + miss)
     called = sample.probability >= at
     cost = np.where(called & ~sample.right, false_match, 0.0) + np.where(~called & sample.right, miss, 0.0)
@@ -76,6 +77,7 @@ def from_costs(sample: HeldOut, false_match: float, miss: float) -> Threshold:
 def from_precision(sample: HeldOut, precision: float) -> Threshold:
     """The lowest line above which at least `precision` of the called matches are right. Raises `CalibrationError`."""
     _check_share("precision", precision)
+    sample = sample.for_promises
     order = np.argsort(-sample.probability, kind="stable")
     p, w, group = sample.probability[order], sample.weight[order], sample.group[order]
     reached = np.cumsum(w * sample.right[order]) / np.cumsum(w)
@@ -96,6 +98,7 @@ def from_precision(sample: HeldOut, precision: float) -> Threshold:
 def from_fpir(sample: HeldOut, fpir: float) -> Threshold:
     """The lowest line that calls at most `fpir` of the unknown queries a match. Raises `CalibrationError`."""
     _check_share("fpir", fpir)
+    sample = sample.for_promises
     unknown = ~sample.known
     p, w = sample.probability[unknown], sample.weight[unknown]
     size = effective(w, sample.group[unknown]) / _design_effect(p, sample.group[unknown], sample.identity[unknown])

@@ -36,7 +36,7 @@ def scores(known: NDArray[np.bool_], random: np.random.Generator) -> Floats:
 def calibration(n: int, random: np.random.Generator) -> Calibration:
     known = np.arange(n) % 4 > 0
     truth = scores(known, random)
-    held = HeldOut(np.full(n, 0.5), known, known, np.ones(n), truth, np.arange(n), np.arange(n))
+    held = HeldOut(np.full(n, 0.5), known, known, np.ones(n), truth, np.arange(n), np.arange(n), np.ones(n))
     some = ConditionalLogit((1, 1, 1, 1, 1), 0, 0, (0, 0, 0, 0, 0), 0)
     return Calibration(some, {"softmax": 1.0}, held, Seen(100, 10), {})
 

@@ -33,7 +33,7 @@ def sample(n: int, seed: int = 0, digits: int = 9, twins: int = 1, weighted: boo
     p = np.round(np.where(known, random.beta(5, 1, n), random.beta(1, 3, n)), digits)
     right = known & (random.random(n) < p)
     weight = random.uniform(0.5, 2, n) if weighted else np.ones(n)
-    columns = (p, right, known, weight, np.zeros(n), np.arange(n), np.arange(n))
+    columns = (p, right, known, weight, np.zeros(n), np.arange(n), np.arange(n), weight)
     return HeldOut(*(np.repeat(column, twins) for column in columns))
 
 
@@ -42,7 +42,8 @@ def calibrated(n: int, seed: int) -> HeldOut:
     random = np.random.default_rng(seed)
     p = random.random(n)
     right = random.random(n) < p
-    return HeldOut(p, right, right | (random.random(n) < 0.5), np.ones(n), np.zeros(n), np.arange(n), np.arange(n))
+    known, each = right | (random.random(n) < 0.5), np.arange(n)
+    return HeldOut(p, right, known, np.ones(n), np.zeros(n), each, each, np.ones(n))
 
 
 def lines(made: HeldOut) -> list[float]:
@@ -155,7 +156,7 @@ def perfect(n: int, twins: int = 1) -> HeldOut:
     """n known queries, all right and sure, and n unknown ones, all far: not a single error."""
     known = np.repeat([True, False], n)
     each = np.arange(2 * n)
-    columns = (np.where(known, 0.9, 0.1), known, known, np.ones(2 * n), np.zeros(2 * n), each, each)
+    columns = (np.where(known, 0.9, 0.1), known, known, np.ones(2 * n), np.zeros(2 * n), each, each, np.ones(2 * n))
     return HeldOut(*(np.repeat(column, twins) for column in columns))
 
 
@@ -200,7 +201,8 @@ def strangers(people: int, photographs: int, alike: float, seed: int = 0) -> Hel
     p = np.concatenate([np.full(200, 0.9), norm.cdf(score)])
     known = np.arange(len(p)) < 200
     identity = np.concatenate([np.arange(200) % 20, 20 + of])
-    return HeldOut(p, known, known, np.ones(len(p)), np.zeros(len(p)), np.arange(len(p)), identity)
+    weight, each = np.ones(len(p)), np.arange(len(p))
+    return HeldOut(p, known, known, weight, np.zeros(len(p)), each, identity, weight)
 
 
 @pytest.mark.parametrize("alike", [0.0, 0.5, 0.95])
