@@ -45,7 +45,7 @@ class Queries:
 
     `source` says where they come from, for the report. `rows` (n,) gives the gallery position of a query that is itself
     an item, -1 otherwise: those items are hidden from all queries, or, with `leave_one_out`, each from its own query,
-    with the items nearer to it than `NEAR_COPY`. `names` are the labels, as given, of the queries that are no items.
+    with the items as near to it as `near_copy`. `names` are the labels, as given, of the queries that are no items.
     `items_untrained` says that the encoder was trained on none of the items, so that they may help out as a prior.
     The last of the queries are users' feedback: `feedback` (f,) gives the numbers of those notes.
     """
@@ -55,6 +55,7 @@ class Queries:
     rows: Ints
     source: str
     leave_one_out: bool = False
+    near_copy: float = NEAR_COPY
     names: tuple[str | None, ...] = ()
     items_untrained: bool = False
     feedback: Ints = field(default_factory=lambda: np.empty(0, np.int64))
@@ -278,7 +279,7 @@ def _evidence(queries: Queries, part: Ints, view: _View, hidden: str, wanted: st
 def _left_out(queries: Queries, part: Ints, view: _View) -> Flags:
     """(n, size): the item a query is, and its near copies. Queries that are no items see everything."""
     items = queries.rows[part] >= 0
-    near = queries.vectors[part] @ view.vectors.T >= NEAR_COPY
+    near = queries.vectors[part] @ view.vectors.T >= queries.near_copy
     hidden: Flags = (near & items[:, None]) | (queries.rows[part][:, None] == view.positions[None])
     return hidden
 
@@ -303,7 +304,7 @@ def _fellows(queries: Queries, at: int, view: _View) -> Ints:
 def _left_out_of(queries: Queries, at: int, view: _View, items: Ints) -> Flags:
     left_out: Flags = view.positions[items] == queries.rows[at]
     if queries.rows[at] >= 0:
-        left_out |= view.vectors[items] @ queries.vectors[at] >= NEAR_COPY
+        left_out |= view.vectors[items] @ queries.vectors[at] >= queries.near_copy
     return left_out
 
 

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.calibration import FEW_QUERIES, MIN_QUERIES
+from index.distinct import OF_LABEL, SAME
 from index.errors import CalibrationError
 from index.evidence import Ints
-from index.examples import Queries
+from index.examples import NEAR_COPY, Queries
 from index.gallery import Gallery
 from index.items import NO_CONTENT
 
@@ -30,6 +31,9 @@ FEWEST = 400
 ASKING = 3
 """One of so many items of a label asks at most. Those that ask are hidden from all, and a label must show them about as
 much as it will show in use."""
+COPIES = 0.05
+"""Share of the pairs of one label that may be near copies once an encoder was trained. Training brings a label's items
+together, pictures nearer than `NEAR_COPY`: hidden from each other they would look harder to find than queries are."""
 
 
 def own_rows(
@@ -63,8 +67,19 @@ def own_rows(
         if reserved
         else "the gallery's own items, each left out with its near copies",
         leave_one_out=not reserved,
+        near_copy=NEAR_COPY if reserved or not len(trained) else _near_copy(vectors[fresh], gallery.codes[fresh]),
         items_untrained=False,
     )
+
+
+def _near_copy(vectors: NDArray[np.float32], codes: Ints) -> float:
+    """The cosine from which an item (n, d) counts as a copy to a trained encoder: what `COPIES` of the pairs of one
+    label (n,) reach, those of one text left aside, and at least `NEAR_COPY`."""
+    order = np.argsort(codes, kind="stable")
+    labels = [vectors[items[:OF_LABEL]] for items in np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)]
+    pairs = np.concatenate([(items @ items.T)[np.triu_indices(len(items), 1)] for items in labels])
+    pairs = pairs[pairs < 1 - SAME]
+    return max(NEAR_COPY, float(np.quantile(pairs, 1 - COPIES))) if len(pairs) else NEAR_COPY
 
 
 def _held_out(keys: Keys, fresh: Ints, gallery: Gallery, random: np.random.Generator, limit: int) -> Ints:

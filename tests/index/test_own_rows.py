@@ -4,6 +4,7 @@ never so many of a label that what is left of it looks unlike what queries will 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 import index.own_rows as own
 from index.errors import CalibrationError
-from index.examples import Queries
+from index.examples import NEAR_COPY, Queries, examples
 from index.gallery import Gallery
 from index.items import NO_CONTENT
 from index.own_rows import own_rows
@@ -99,6 +100,44 @@ def test_so_many_ask_as_can_be_afforded(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(own, "MAX_QUERIES", 400)
     found = asking([str(at // 30) for at in range(3000)], list(range(1, 3001)), trained=[7_000])
     assert (len(found.rows), found.leave_one_out) == (400, False)
+
+
+HUNDRED = [str(label) for label in range(20) for _ in range(5)]
+
+
+def drawn_together(labels: int, items: int, apart: float, seed: int = 0) -> np.ndarray:
+    """Unit vectors (labels * items, 32), so many of a label after another, that lie `apart` around their label's."""
+    random = np.random.default_rng(seed)
+    centres = np.random.default_rng(9).normal(size=(labels, 32)).repeat(items, axis=0)
+    found = centres + apart * random.normal(size=centres.shape)
+    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_what_training_drew_together_is_found_as_easily_as_queries_are() -> None:
+    """An encoder of pictures sets most pictures of a person nearer than copies of a text: they are no copies."""
+    x, queries = drawn_together(20, 5, 0.2), drawn_together(20, 5, 0.2, seed=1)
+    gallery, given = Gallery.of(np.arange(100), HUNDRED, x), replace(NONE, vectors=x[:0])
+    found = own_rows(given, np.arange(1, 101, dtype=np.uint64), x, gallery, np.array([7_000], np.uint64), 0)
+    assert found.leave_one_out
+    known = examples(found, x, gallery.codes, 20, 0.2).evidence
+    best = known.features[known.starts[:100], 0]
+    in_use = (queries @ x.T).max(axis=1)
+    assert abs(np.median(best) - np.median(in_use)) < 0.01  # where all from .92 on were hidden, .05
+
+
+def test_a_copy_is_what_few_pairs_of_a_label_come_near_to() -> None:
+    keys, trained = np.arange(1, 101, dtype=np.uint64), np.array([7_000], np.uint64)
+
+    def near_copy(x: np.ndarray, trained: np.ndarray) -> float:
+        gallery = Gallery.of(np.arange(100), HUNDRED, x)
+        return own_rows(replace(NONE, vectors=x[:0]), keys, x, gallery, trained, 0).near_copy
+
+    close, wide = drawn_together(20, 5, 0.2), drawn_together(20, 5, 0.8)
+    assert near_copy(close, trained) > 0.96
+    assert near_copy(close, trained[:0]) == NEAR_COPY  # to an encoder that was not trained
+    assert near_copy(wide, trained) == NEAR_COPY
+    wide[1::5] = wide[::5]  # of ten pairs of a label one is the same text twice
+    assert near_copy(wide, trained) == NEAR_COPY
 
 
 def test_why_none_can_ask_is_said() -> None:
