@@ -58,14 +58,13 @@ def own_rows(
         picked = np.sort(random.permutation(fresh)[: _affordable(len(vectors), MAX_LEFT_OUT)])
     if not len(picked):
         raise CalibrationError(_none_of_its_own(len(trained) > 0, len(fresh) > 0, bool((keys == NO_CONTENT).any())))
+    own = "rows held out of training" if reserved else "the gallery's own items, each left out with its near copies"
     return replace(
         given,
         vectors=np.concatenate([vectors[picked], given.vectors]),
         codes=np.concatenate([gallery.codes[picked], given.codes]),
         rows=np.concatenate([picked, given.rows]),
-        source="rows held out of training"
-        if reserved
-        else "the gallery's own items, each left out with its near copies",
+        source=f"{given.source} and {own}" if (given.codes >= 0).any() else own,
         leave_one_out=not reserved,
         near_copy=NEAR_COPY if reserved or not len(trained) else _near_copy(vectors[fresh], gallery.codes[fresh]),
         items_untrained=False,

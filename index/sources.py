@@ -157,9 +157,11 @@ def _notes(queries: Queries, gallery: Gallery, trained: NDArray[np.uint64], unkn
             "like them."
         )
     if queries.leave_one_out:
+        known = int(((queries.rows < 0) & (queries.codes >= 0)).sum())
+        beside = f"Beside the {known} given," if known else "Without queries"
         warnings.append(
-            "Without queries the gallery's own items asked for their like, left out one by one. Real queries may "
-            "differ: give some with --calibrate FILE."
+            f"{beside} the gallery's own items asked for their like, left out one by one. Real queries may differ: "
+            "give some with --calibrate FILE."
         )
     count = np.bincount(gallery.codes[gallery.codes < labels], minlength=labels)
     alone = int((count == 1).sum())
@@ -181,8 +183,8 @@ def _notes(queries: Queries, gallery: Gallery, trained: NDArray[np.uint64], unkn
     if len(trained) and real < needed:
         beside = f"Beside the {real} given, unknown" if real else "Unknown"
         warnings.append(
-            f"{beside} queries were imitated by hiding labels, which an encoder trained on them tells apart better "
-            f"than others. Real unknown queries may come closer: give at least {needed} with --unknown FILE."
+            f"{beside} queries were imitated by hiding labels. Real ones may come closer, above all where the encoder "
+            f"was trained on these labels: give at least {needed} with --unknown FILE."
         )
     return warnings
 

@@ -259,6 +259,28 @@ def test_feedback_is_enough_for_a_collection_without_any_query(world: Any, tmp_p
     opened.close()
 
 
+@pytest.mark.parametrize("left_out", [True, False])
+def test_feedback_beside_a_trained_encoders_own_items_is_said_with_them(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: bool
+) -> None:
+    """It was trained on other rows: the gallery's own ask beside the feedback, and neither is forgotten."""
+    monkeypatch.setattr("index.own_rows.ASKING", 100 if left_out else 3)
+    encoder = Path(shutil.copytree(world.encoder, tmp_path / "encoder"))
+    np.save(encoder / "trained_rows.npy", np.array([1, 2], np.uint64))
+    described = build_collection(str(encoder), world.rows(world.items), tmp_path / "c")
+    said = [warning for warning in described["warnings"] if "left out one by one" in warning]
+    assert [warning.startswith("Without queries the gallery's own items") for warning in said] == [True] * left_out
+    assert not any("an encoder trained on them" in warning for warning in described["warnings"]), "it was not"
+    opened = Collection.open(tmp_path / "c", writable=True)
+    give(opened)
+    opened.recalibrate()
+    assert opened.calibration is not None
+    assert opened.calibration.report["queries"]["source"].startswith("users' feedback and ")
+    said = [warning for warning in opened.calibration.warnings if "left out one by one" in warning]
+    assert [warning.startswith("Beside the ") for warning in said] == [True] * left_out
+    opened.close()
+
+
 def test_an_unknown_id_and_one_that_no_longer_fits_are_refused(live: Collection) -> None:
     with pytest.raises(NotFound, match="'nobody'"):
         live.use_calibration("nobody")
