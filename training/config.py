@@ -117,12 +117,12 @@ class TrainSettings(Settings):
         default=None,
         description="Training objective, with class weights: am-softmax ... exact; without, as sentence-transformers "
         "has them: multiple-negatives-ranking ... triplet. Default: adacos for static encoders, normalised-softmax "
-        "for transformers, am-softmax for pictures.",
+        "for transformers, am-softmax for pictures and projections.",
     )
     scale: Annotated[float, Gt(0)] | None = Field(
         default=None,
-        description="Scale s of the cosines, the inverse temperature. Default: the loss's own; 10 on "
-        "transformers for their default loss.",
+        description="Scale s of the cosines, the inverse temperature. Default: the loss's own; 10 for transformers and "
+        "projections with their default loss.",
     )
     margin: Annotated[float, Ge(0)] | None = Field(
         default=None,
@@ -147,17 +147,21 @@ class TrainSettings(Settings):
         default=None,
         description="Share of the weights the encoder started with that is mixed into the trained ones at the end, for "
         "an encoder that knew much before. Not for 'image', which starts from nothing. Default: 0.3 for transformers, "
-        "else 0.",
+        "0.5 for projections, else 0.",
     )
     epochs: Annotated[float, Gt(0)] | None = Field(
-        default=None, description="Passes over the rows. Default: 5 for static encoders, 1 for transformers."
+        default=None,
+        description="Passes over the rows. Default: 5 for static encoders, 1 for transformers, 30 for pictures, 20 for "
+        "projections.",
     )
     batch_size: Annotated[int, Ge(2)] | None = Field(
-        default=None, description="Rows a step. Default: 64 for static encoders, 32 for transformers."
+        default=None,
+        description="Rows a step. Default: 64 for static encoders and projections, 32 for transformers and pictures.",
     )
     learning_rate: Annotated[float, Gt(0)] | None = Field(
         default=None,
-        description="Peak learning rate of the encoder. Default: 1e-2 for static encoders, 1e-4 for transformers.",
+        description="Peak learning rate of the encoder. Default: 1e-2 for static encoders, 1e-4 for transformers, 2e-3 "
+        "for pictures, 1e-3 for projections.",
     )
     head_learning_rate: Annotated[float, Gt(0)] | None = Field(
         default=None, description="Peak learning rate of the class weights. Default: 1e-2."

@@ -263,5 +263,17 @@ def test_help_shows_every_setting_with_its_meaning(capsys: pytest.CaptureFixture
         assert (field.alias or name).replace("_", "-").upper() in shown.upper()
 
 
+@pytest.mark.parametrize("name", ["loss", "epochs", "batch_size", "learning_rate", "start_share"])
+def test_help_says_what_each_kind_of_encoder_is_trained_with(name: str) -> None:
+    words = {"static": "static", "transformer": "transformers", "image": "pictures", "frozen": "projections"}
+    _, _, said = str(TrainSettings.model_fields[name].description).rstrip(".").rpartition("Default: ")
+    *parts, last = said.split(", ")
+    for kind, word in words.items():
+        part = next((part for part in (*parts, last) if word in part), last).removeprefix("else ")
+        recipe = Recipe.resolve(TrainSettings(data=[Path("x")], out=Path("y")), kind)  # type: ignore[arg-type]
+        default = getattr(recipe, name)
+        assert type(default)(part.partition(" for ")[0]) == default, kind
+
+
 def test_errors_are_meant_for_users() -> None:
     assert issubclass(DataError, SurematchError)
