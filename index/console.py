@@ -162,7 +162,8 @@ def show_collection(out: Console, built: dict[str, Any], path: Path) -> None:
     name = escape(shlex.quote(str(path)))
     for warning in built["warnings"]:
         out.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False)
-    out.print(f'Ask it:   surematch search {name} "..."\nServe it: surematch serve {name}', highlight=False)
+    asked = "PICTURE" if built["encoder"]["modality"] == "image" else '"..."'
+    out.print(f"Ask it:   surematch search {name} {asked}\nServe it: surematch serve {name}", highlight=False)
 
 
 def show_threshold(out: Console, found: Threshold, warnings: Sequence[str]) -> None:
@@ -176,12 +177,12 @@ def show_threshold(out: Console, found: Threshold, warnings: Sequence[str]) -> N
         f"{found.high:.4f}).",
         highlight=False,
     )
-    precision = "none" if found.precision is None else f"{found.precision:.2%}"
     fpir = "unmeasured" if found.fpir is None else f"{found.fpir:.2%}"
+    called = "No query is called a match"
+    if found.precision is not None:
+        called = f"{found.accepted:.1%} of queries are called a match, {found.precision:.2%} of them rightly"
     out.print(
-        f"{found.accepted:.1%} of queries are called a match, {precision} of them rightly; {found.miss_rate:.2%} of "
-        f"known queries are missed, {fpir} of unknown ones let in.",
-        highlight=False,
+        f"{called}; {found.miss_rate:.2%} of known queries are missed, {fpir} of unknown ones let in.", highlight=False
     )
     if found.assumes is not None:
         out.print(f"[yellow]Mind:[/] {found.assumes}", highlight=False)

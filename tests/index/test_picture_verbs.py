@@ -82,6 +82,13 @@ def faulty_table(people: Path) -> Path:
     return table(people / "t.csv", [*sound, ("d0/003.png", ""), ("", "d1"), ("cut.png", "d0"), ("nobody.png", "d1")])
 
 
+def test_a_collection_of_pictures_is_asked_with_a_picture(
+    encoder: Path, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask(cli.index, encoder, people, "--out", tmp_path / "c")
+    assert f"surematch search {tmp_path / 'c'} PICTURE" in " ".join(capsys.readouterr().out.split())
+
+
 def test_faults_in_a_table_name_the_line_and_the_picture(
     encoder: Path, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

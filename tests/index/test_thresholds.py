@@ -281,6 +281,10 @@ def test_the_verb(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["warnings"] == answer.warnings != [], "what holds for a probability holds for a line drawn through it"
     assert cli.threshold([str(built), "--precision", "0.9"]) == 0
     assert "Call the first hit a match when its probability is at least" in capsys.readouterr().out
+    assert cli.threshold([str(built), "--false-match-cost", "1e9", "--miss-cost", "1e-9"]) == 0
+    assert "No query is called a match; 100.00% of known queries are missed" in " ".join(
+        capsys.readouterr().out.split()
+    )
     with pytest.raises(CalibrationError, match="cannot support an FPIR"):
         cli.threshold([str(built), "--fpir", "0.1"])  # its strangers are of two labels
 
