@@ -32,7 +32,7 @@ def is_dataset(path: Path) -> bool:
 def looks_like_hub_name(path: Path) -> bool:
     """Whether `path` could be OWNER/NAME or OWNER/NAME/CONFIG on the Hub, with or without :SPLIT."""
     name, _ = _parts(path)
-    return _NAME.fullmatch(str(name)) is not None and name.suffix not in TABLES
+    return _NAME.fullmatch(str(name)) is not None and ".." not in name.parts and name.suffix not in (*TABLES, ".zip")
 
 
 def dataset_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -83,17 +83,22 @@ def read_rows(
     return rows
 
 
+_PICTURES = "Pictures are read by an encoder of pictures: sface, or one made by `surematch train --encoder image`."
+
+
 def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Every record of a data file with the line it starts on, whatever its columns. Raises `DataError`."""
     if is_dataset(path) or (not path.exists() and looks_like_hub_name(path)):
         return dataset_records(path)
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder, not a file, and no data set. {_PICTURES}")
     if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "no such file"
-        raise DataError(f"{path}: {what}. Check the path; it is taken from {Path.cwd()}.")
+        raise DataError(f"{path}: no such file. Check the path; it is taken from {Path.cwd()}.")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
+        pictures = f" {_PICTURES}" if path.suffix.lower() == ".zip" else ""
         known = ", ".join(_READERS)
-        raise DataError(f"{path}: files ending in '{path.suffix}' cannot be read. Use one of {known}.")
+        raise DataError(f"{path}: files ending in '{path.suffix}' cannot be read. Use one of {known}.{pictures}")
     return reader(path)
 
 

@@ -79,6 +79,9 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         read(Path("nobody/nothing"))
     with pytest.raises(DataError, match="is a folder, not a file"):
         read(tmp_path)  # an empty folder
+    for file in ("../people/new.zip", "people/new.zip", "../people/new"):
+        with pytest.raises(DataError, match=r"no such file\. Check the path"):
+            read(Path(file))
     datasets.Dataset.from_dict(PLAIN).save_to_disk(tmp_path / "saved")
     (part,) = (tmp_path / "saved").glob("*.arrow")
     part.write_bytes(part.read_bytes()[:100])

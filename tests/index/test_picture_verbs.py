@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import zipfile
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -87,6 +88,15 @@ def test_a_collection_of_pictures_is_asked_with_a_picture(
 ) -> None:
     ask(cli.index, encoder, people, "--out", tmp_path / "c")
     assert f"surematch search {tmp_path / 'c'} PICTURE" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_encoder_of_texts_says_what_reads_pictures(world: World, people: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "people.zip", "w") as packed_people:
+        packed_people.write(people / "d0" / "000.png", "d0/000.png")
+    for pictures in (people, tmp_path / "people.zip"):
+        with pytest.raises(DataError, match=r"Pictures are read by an encoder of pictures: sface"):
+            ask(cli.index, world.encoder, pictures, "--label", "label", "--out", tmp_path / "c")
+    assert not (tmp_path / "c").exists()
 
 
 def test_faults_in_a_table_name_the_line_and_the_picture(
