@@ -47,9 +47,10 @@ _JSON = Field(False, alias="json", description="print one JSON object instead of
 class IndexSettings(Settings):
     """Encode labelled rows, index them, and calibrate the probabilities on queries the encoder has not seen.
 
-    Calibration queries come from --calibrate files; without them, from rows that `surematch train` held out, or with an
-    untrained encoder from items that are left out one by one. Unknown queries (whose label is not in the gallery) come
-    from --unknown files; without enough of them, labels are hidden to imitate them.
+    Calibration queries come from --calibrate files; without them, from rows that the encoder was not trained on: a part
+    of them, or where that is too little, and with an untrained encoder, items that are left out one by one. Unknown
+    queries (whose label is not in the gallery) come from --unknown files; without enough of them, labels are hidden to
+    imitate them.
     """
 
     model_config = SettingsConfigDict(cli_prog_name="surematch index")
