@@ -36,12 +36,15 @@ from index.outcome import column, distribution, table
 from index.pairs import evaluate_pairs, seconds_of
 from index.rows import read_rows
 from index.staleness import Seen
+from index.thresholds import from_fpir
 from simplex import certify, sparsemax
 
 SEEDS = 5
 FEW, DRAWS = 50, 5
 OURS = "conditional-logit"
 PEERS = ("raw cosine", "(cos + 1) / 2", "temperature", "platt", "isotonic", "venn-abers")
+WITHOUT = ", no queries"
+"""Calibrated on items or rows held out of training."""
 Report = dict[str, float]
 
 
@@ -112,26 +115,49 @@ def methods(task: Task) -> dict[str, Report]:
 def sets(task: Task) -> dict[str, Report]:
     """Measured coverage and mean size of the conformal sets: all outcomes, labels alone, share that holds no match; and
     the coverage of known and of unknown queries in sets that promise it to each apart."""
-    made = fitted(task, "conditional-logit")
+    found = {}
+    for given, coverages in (("", (0.9, 0.95, 0.99)), (WITHOUT, (0.9, 0.95))):
+        made = fitted(task, "conditional-logit", without_queries=bool(given))
+        scores, truth = nonconformities(task, made)
+        known = task.test[1] >= 0
+        for coverage in coverages:
+            cut, _ = made.set_thresholds(coverage)  # one threshold for knowns and unknowns as they come
+            of_unknown, of_known = made.set_thresholds(coverage, "known-unknown")
+            found[f"{coverage:.2f}{given}"] = {
+                "coverage": float((truth <= cut).mean()),
+                "outcomes": float((scores <= cut).sum(1).mean()),
+                "labels": float((scores[:, 1:] <= cut).sum(1).mean()),
+                "no match in": float((scores[:, 0] <= cut).mean()),
+                "known, apart": float((truth[known] <= of_known).mean()),
+                "unknown, apart": float((truth[~known] <= of_unknown).mean()),
+            }
+    return found
+
+
+def nonconformities(task: Task, made: Calibration) -> tuple[np.ndarray, np.ndarray]:
+    """(n, L) of every outcome of the task's queries, and (n,) of the true one, inf where that is no candidate."""
     queries, codes = task.test
     evidence = task.evidence(queries)
     rows = table(evidence, *made.calibrator.logits(evidence))
     target = np.where(codes >= 0, evidence.candidate(codes), -1)
-    at = column(evidence, target)
     scores = np.stack([nonconformity(row) for row in rows])
-    truth = np.where((codes >= 0) & (target < 0), np.inf, scores[np.arange(len(rows)), at])
+    truth = scores[np.arange(len(rows)), column(evidence, target)]
+    return scores, np.where((codes >= 0) & (target < 0), np.inf, truth)
+
+
+def lines(task: Task) -> dict[str, Report]:
+    """Unknown queries let in, and known ones not matched to their label, by the line that promises an FPIR."""
+    queries, codes = task.test
+    evidence = task.evidence(queries)
+    right = evidence.codes[evidence.starts[:-1]] == codes
     found = {}
-    for coverage in (0.9, 0.95, 0.99):
-        cut, _ = made.set_thresholds(coverage)  # one threshold for knowns and unknowns as they come
-        of_unknown, of_known = made.set_thresholds(coverage, "known-unknown")
-        found[f"{coverage:.2f}"] = {
-            "coverage": float((truth <= cut).mean()),
-            "outcomes": float((scores <= cut).sum(1).mean()),
-            "labels": float((scores[:, 1:] <= cut).sum(1).mean()),
-            "no match in": float((scores[:, 0] <= cut).mean()),
-            "known, apart": float((truth[codes >= 0] <= of_known).mean()),
-            "unknown, apart": float((truth[codes < 0] <= of_unknown).mean()),
-        }
+    for given in ("", WITHOUT):
+        made = fitted(task, "conditional-logit", without_queries=bool(given))
+        p = distribution(table(evidence, *made.calibrator.logits(evidence)), "softmax", 1.0)[:, 1]
+        for fpir in (0.2, 0.1):
+            called = p >= from_fpir(made.held_out, fpir).probability
+            missed = ~(called & right)[codes >= 0]
+            found[f"{fpir:.2f}{given}"] = {"fpir": float(called[codes < 0].mean()), "misses": float(missed.mean())}
     return found
 
 
@@ -220,15 +246,16 @@ def _records(path: Path) -> list[dict[str, str]]:
 def open_set(name: str, make: Callable[[int], Task], encoder: str, seeds: int) -> dict[str, Any]:
     """Everything about one open-set task, printed and returned."""
     tasks = [make(seed) for seed in range(seeds)]
-    measured, covered = summary([methods(task) for task in tasks]), summary([sets(task) for task in tasks])
+    measured, covered, drawn = (summary([part(task) for task in tasks]) for part in (methods, sets, lines))
     show(f"{name}, {encoder}: {seeds} splits", measured)
     show("prediction sets of the conditional logit", covered)
+    show("its lines that promise an FPIR", drawn)
     certified, of, differs = certificates(tasks[0])
     print(f"\nsparsemax at T = 0.05 from the top 100: {certified} of {of} queries certified, difference {differs:.1e}")
     aged = staleness(tasks[0])
     for what, before, flagged, after in aged:
         print(f"gallery {what}: stale ECE {before:.4f}, flagged: {flagged}, after a refit {after:.4f}")
-    return {"methods": measured, "sets": covered, "certified": [certified, of, differs], "stale": aged}
+    return {"methods": measured, "sets": covered, "lines": drawn, "certified": [certified, of, differs], "stale": aged}
 
 
 def main() -> int:
@@ -287,12 +314,13 @@ def report(written: dict[str, Any], flags: argparse.Namespace) -> Outcome:
                 "rows that training held out take their place, as in `surematch index` without `--calibrate`."
             )
             tables.append(Table(title, ["probability from", *keys], rows, note, "ece", besides(list(methods))))
-            sized = list(next(iter(found["sets"].values())))
-            sizes: list[list[Cell]] = [
-                [asked, *(f"{row[key][0]:.4f} ± {row[key][1]:.4f}" for key in sized)]
-                for asked, row in found["sets"].items()
-            ]
-            tables.append(Table(f"Prediction sets, {title}", ["asked for", *sized], sizes))
+            for kind, heading in (("sets", "Prediction sets"), ("lines", "Lines that promise an FPIR")):
+                columns = list(next(iter(found[kind].values())))
+                promised: list[list[Cell]] = [
+                    [asked, *(f"{row[key][0]:.4f} ± {row[key][1]:.4f}" for key in columns)]
+                    for asked, row in found[kind].items()
+                ]
+                tables.append(Table(f"{heading}, {title}", ["asked for", *columns], promised))
             aged: list[list[Cell]] = [[what, old, str(said), new] for what, old, said, new in found["stale"]]
             columns = ["gallery", "ECE of the old calibration", "flagged", "ECE after a refit"]
             tables.append(Table(f"The gallery changes, {title}", columns, aged))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from typing import Any
@@ -12,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from index.calibrate import HeldOut, calibrate
 from index.errors import CalibrationError
 from index.evidence import SHARPNESS, TOP_K, exact_top, gather
 from index.examples import ENOUGH, NEAR_COPY, Queries, concatenate, examples, join, select
+from index.staleness import Seen
 from tests.index.helpers import unit
 
 
@@ -123,6 +126,25 @@ def test_class_removed_twins_do_not_see_their_own_label() -> None:
     assert (made.codes[60:] == -1).all()
     np.testing.assert_array_equal(made.group.reshape(3, 60), np.tile(made.group[:60], (3, 1)))
     assert made.unknowns.startswith("120 class-removed")
+
+
+@pytest.mark.parametrize("real", [0, 8, 40])
+def test_promises_rest_on_near_imitations_alone(real: int) -> None:
+    made = examples(*world(real=real), 0.3)
+    assert made.promised is not None
+    seen = 60 + real
+    np.testing.assert_array_equal(made.promised[:seen], made.weight[:seen])
+    if real == 40:  # enough of them
+        assert len(made.promised) == seen
+        return
+    np.testing.assert_allclose(made.promised[seen : seen + 60], 2 * made.weight[seen : seen + 60])
+    assert not made.promised[seen + 60 :].any()
+    held = calibrate(made, Seen(200, 5), warnings=[]).held_out
+    np.testing.assert_array_equal(held.for_promises.weight, made.promised[: seen + 60])
+    again = HeldOut.from_json(json.loads(json.dumps(held.to_json())))
+    np.testing.assert_array_equal(again.for_promises.probability, held.probability[: seen + 60])
+    older = {name: column for name, column in held.to_json().items() if name != "promised"}
+    assert len(HeldOut.from_json(older).for_promises.weight) == seen + 120
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ WITHOUT: dict[str, tuple[Kind, dict[str, Any], str]] = {
     "a start of a scale of 1": ("static", {"scale_start": 3, "loss": "softmax"}, "softmax has no scale"),
     "a rate of no weights": ("static", {"head_learning_rate": 1, "loss": "cosent"}, "no class weights"),
     "groups of pairs": ("transformer", {"per_class": 2, "loss": "triplet"}, "draws the partners"),
+    "a way back to noise": ("image", {"start_share": 0.3}, "from scratch has no start"),
     "measuring on nobody": ("static", {"evaluations": 5}, "--evaluations .counted with --patience"),
     "measuring a transformer": ("transformer", {"evaluations": 5, "unseen_classes": 0.1}, "--patience"),
 }
