@@ -125,20 +125,18 @@ class Calibration:
         "mixed": one for both, so the promise is for knowns and unknowns as they come. "known-unknown": for each apart.
         Raises `CalibrationError` when the sample cannot support it.
         """
-        held = self.held_out.for_promises
+        held = self.held_out
         if coverage_for == "mixed":
-            both = self._threshold_of(held, np.ones(len(held.known), np.bool_), coverage, "")
+            both = self._threshold_of(np.ones(len(held.known), np.bool_), coverage, "")
             return both, both
-        unknown, known = (
-            self._threshold_of(held, part, coverage, of)
-            for part, of in ((~held.known, "unknown "), (held.known, "known "))
-        )
-        return unknown, known
+        return self._threshold_of(~held.known, coverage, "unknown "), self._threshold_of(held.known, coverage, "known ")
 
-    def _threshold_of(self, held: HeldOut, part: Flags, coverage: float, of: str) -> float:
+    def _threshold_of(self, part: Flags, coverage: float, of: str) -> float:
+        held = self.held_out
+        part = part & (held.promised > 0)
         return threshold(
             held.nonconformity[part],
-            held.weight[part],
+            held.promised[part],
             coverage,
             held.group[part],
             of=of,
