@@ -32,7 +32,7 @@ from training.imprint import imprint, means_of
 from training.last_layer import drop_last_layer
 from training.learner import Learner
 from training.more_classes import check_further, learned_classes, origin, with_turned_classes
-from training.objectives import make_objective
+from training.objectives import check_options, make_objective
 from training.preparation import Prepared, prepare
 from training.report import render_report
 from training.run import Run, command_of, write_config
@@ -154,6 +154,7 @@ def _train(
 def _check(settings: TrainSettings, recipe: Recipe, learner: Learner, prepared: Prepared, resume: Path | None) -> int:
     """How many classes will be learned. Raises `SettingsError` or `DataError` for what cannot be trained."""
     count = len(prepared.labels)
+    check_options(recipe.loss, settings.options)
     if resume is None:  # a run that an earlier version began with more goes on
         check_effect(settings, recipe, learner.kind, getattr(learner.model[0], "size", None))
     check_further(settings, recipe.loss, learner.kind)

@@ -3,6 +3,6 @@ sentence-transformers are, so it works in any `SentenceTransformerTrainer`, and 
 """
 
 from training.objectives.base import HEAD_PARAMETERS, Objective, objective_state
-from training.objectives.registry import OBJECTIVES, Entry, make_objective
+from training.objectives.registry import OBJECTIVES, Entry, check_options, make_objective
 
-__all__ = ["HEAD_PARAMETERS", "OBJECTIVES", "Entry", "Objective", "make_objective", "objective_state"]
+__all__ = ["HEAD_PARAMETERS", "OBJECTIVES", "Entry", "Objective", "check_options", "make_objective", "objective_state"]

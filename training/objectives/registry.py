@@ -68,11 +68,20 @@ OBJECTIVES: Mapping[str, Entry] = {
 }
 
 
-def make_objective(name: str, model: SentenceTransformer, classes: int, /, **options: Any) -> nn.Module:
+def make_objective(name: str, model: SentenceTransformer, classes: int, **options: Any) -> nn.Module:
     """The objective `name` over `model` for `classes` classes. An option that is None is left at its default.
 
     Raises `SettingsError` for an unknown name, an option it does not take, or a value out of range.
     """
+    given = check_options(name, options)
+    try:
+        return OBJECTIVES[name].build(model, classes, **given)
+    except ValueError as error:
+        raise SettingsError(f"The loss {name} cannot be made: {error}.") from error
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are given, as the objective `name` takes them. Raises `SettingsError`, see `make_objective`."""
     if name not in OBJECTIVES:
         raise SettingsError(f"There is no loss {name!r}. Choose one of {', '.join(OBJECTIVES)}.")
     entry = OBJECTIVES[name]
@@ -89,7 +98,4 @@ def make_objective(name: str, model: SentenceTransformer, classes: int, /, **opt
             if value != int(value):
                 raise SettingsError(f"The loss {name} takes a whole number for {option}, got {value}.")
             given[option] = int(value)
-    try:
-        return entry.build(model, classes, **given)
-    except ValueError as error:
-        raise SettingsError(f"The loss {name} cannot be made: {error}.") from error
+    return given
