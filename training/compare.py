@@ -124,13 +124,13 @@ def _plan(settings: CompareSettings, loss: str, seed: int) -> TrainSettings:
 
 
 def _identity(settings: CompareSettings, plan: TrainSettings) -> dict[str, Any]:
-    """What every run shares: the data, and the settings but for the loss, its options and the seed."""
+    """What every run shares: the data, and the settings but for loss and seed. `plan` has none of a loss's own."""
     faulty: list[Row] = []
     rows = read_rows(settings.data, text=plan.text, label=plan.label, faulty=faulty)
     shared = {
         name: value
         for name, value in plan.shaping().items()
-        if name not in ("loss", "scale", "margin", "options", "seed", "config")
+        if name not in ("loss", "seed", "config") and (name != "options" or value)
     }
     content = {"data": data_fingerprint(rows), **shared}
     return dict(json.loads(json.dumps(content)))

@@ -72,6 +72,9 @@ def test_a_comparison_trains_each_loss_at_each_seed_and_once(
 
     with pytest.raises(SettingsError, match=r"other data or settings: epochs was 1.0, is 2.0"):
         compare([*command, "--losses", LOSSES, "--epochs", "2"])
+    (tmp_path / "recipe.toml").write_text("margin = 0.1\n")
+    with pytest.raises(SettingsError, match=r"other data or settings: margin was None, is 0\.1"):
+        compare([*command, "--losses", "am-softmax,arcface", "--recipe", str(tmp_path / "recipe.toml")])
     data = tmp_path / "rows.csv"
     data.write_text(data.read_text() + "the card,card\n")
     with pytest.raises(SettingsError, match=r"other data or settings: data was"):
