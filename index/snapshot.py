@@ -150,6 +150,8 @@ def refuse_newer(root: Path) -> None:
     for path in (root / name / _MANIFEST for name in _names(root)):
         try:
             written_by = int(json.loads(path.read_bytes())["format"])
+        except PermissionError as error:
+            raise _barred(path, error) from error
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue  # damaged: it gives way to another
         if written_by > _FORMAT:
@@ -230,9 +232,11 @@ def _names(root: Path) -> list[str]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise CollectionError(
-            f"{error.filename or root}: cannot be read ({error.strerror}). Repair its permissions, or restore it."
-        ) from error
+        raise _barred(error.filename or root, error) from error
+
+
+def _barred(path: Path | str, error: OSError) -> CollectionError:
+    return CollectionError(f"{path}: cannot be read ({error.strerror}). Repair its permissions, or restore it.")
 
 
 def _why_unnamed(root: Path) -> str:

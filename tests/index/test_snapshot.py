@@ -54,12 +54,8 @@ def test_the_same_state_may_be_written_again(tmp_path: Path) -> None:
     assert (found.name, faults) == (second, [])
 
 
-@pytest.mark.parametrize("what", ["snapshots", "CURRENT"])
-def test_what_may_not_be_read_is_not_taken_for_absent(
-    what: str, two: tuple[Path, str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The tests may run as root, whom permissions do not stop."""
-    root, _, newer = two
+def forbid(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of this name may be read. The tests may run as root, whom permissions do not stop."""
 
     def refusing(real: Callable[..., Any]) -> Callable[..., Any]:
         def refuse(path: Path, *given: Any, **how: Any) -> Any:
@@ -71,13 +67,28 @@ def test_what_may_not_be_read_is_not_taken_for_absent(
 
     for name in ("iterdir", "read_bytes", "read_text"):
         monkeypatch.setattr(Path, name, refusing(getattr(Path, name)))
+
+
+@pytest.mark.parametrize("what", ["snapshots", "CURRENT"])
+def test_what_may_not_be_read_is_not_taken_for_absent(
+    what: str, two: tuple[Path, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _, newer = two
+    forbid(what, monkeypatch)
     found, faults = read_snapshot(root)
     assert (found.name if found else None) == (newer if what == "CURRENT" else None)
     place = root / "CURRENT" if what == "CURRENT" else root
     assert faults[0].startswith(f"{place}: cannot be read (Permission denied). Repair its permissions")
-    if what == "snapshots":  # a writer would make new items of them, which no snapshot belongs to
-        with pytest.raises(CollectionError, match=r"snapshots: cannot be read \(Permission denied\)"):
-            module.refuse_newer(root)
+
+
+@pytest.mark.parametrize("what", ["snapshots", "manifest.json"])
+def test_nothing_is_written_beside_snapshots_that_may_not_be_read(
+    what: str, two: tuple[Path, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer would make new items of them, which no snapshot belongs to, and put one of a newer version aside."""
+    forbid(what, monkeypatch)
+    with pytest.raises(CollectionError, match=rf"{what}: cannot be read \(Permission denied\)"):
+        module.refuse_newer(two[0])
 
 
 def flip(content: bytes, at: int, random: np.random.Generator) -> bytes:
