@@ -54,7 +54,8 @@ def _of_kind(settings: TrainSettings, kind: Kind, size: int | None) -> Idle:
         why = "a ready-made encoder is asked for pictures as they are"
         yield from ((name, why) for name in ("image_size", "augment"))
     if kind == "image" and not Path(settings.encoder).is_dir():
-        yield "start_share", "a network from scratch has no start worth going back to"
+        if settings.start_share:  # 0 is the default of a network from scratch
+            yield "start_share", "a network from scratch has no start worth going back to"
     elif kind == "image" and settings.image_size != size:
         yield "image_size", f"the network in {settings.encoder} takes {size} pixels"
     if kind == "static":

@@ -51,6 +51,7 @@ WITH: list[tuple[Kind, dict[str, Any]]] = [
     ("transformer", {"evaluations": 5, "unseen_classes": 0.1, "patience": 2, "loss": "cosent", "scale_start": 3}),
     ("static", {"evaluations": 5, "unseen_classes": 0.1, "margin": 0.1, "margin_warmup": 0.3}),
     ("static", {"lead": 0.2, "loss": "exact"}),
+    ("image", {"start_share": 0}),
     ("static", {"per_class": 2, "margin_warmup": 0.3, "loss": "batch-hard-triplet"}),
 ]
 
