@@ -30,7 +30,7 @@ from training.without_effect import check_effect_of_loss
 RESULTS, PAGE = "compare.json", "compare.html"
 MEASURES = ("seen_recall_at_1", "unseen_recall_at_1", "unseen_map_at_r", "seconds")
 
-OWN = ("scale", "margin", "margin-warmup", "scale-start", "lead")
+OWN = ("scale", "margin", "margin-warmup", "scale-start", "lead", "head-learning-rate", "per-class")
 """Settings that a loss can have for itself, beside its options."""
 
 Train = Callable[[TrainSettings, Console], dict[str, Any]]

@@ -172,3 +172,6 @@ def test_a_comparison_refuses_it_before_it_trains_and_gives_a_loss_its_own(
     assert not plans
     assert compare([*command, "--losses", "am-softmax:margin-warmup=0.5,softmax", "--seeds", "1"]) == 130
     assert [plan.margin_warmup for plan in plans] == [0.5]
+    own = "am-softmax:head-learning-rate=0.02:per-class=2,triplet"
+    assert compare([*command, "--losses", own, "--seeds", "1"]) == 130
+    assert (plans[1].head_learning_rate, plans[1].per_class) == (0.02, 2)
