@@ -174,12 +174,14 @@ class Calibration:
         try:
             if value["format"] != 1 or value["evidence"] != {"top_k": TOP_K, "sharpness": list(SHARPNESS)}:
                 raise CalibrationError("The calibration was stored by another version. Build the index again.")
+            calibrator, held_out = calibrator_from_json(value["calibrator"]), HeldOut.from_json(value["held_out"])
             return cls(
-                calibrator_from_json(value["calibrator"]),
+                calibrator,
                 {str(name): float(temperature) for name, temperature in value["temperatures"].items()},
-                HeldOut.from_json(value["held_out"]),
+                held_out,
                 Seen.from_json(value["gallery"]),
-                dict(value["report"]),
+                # some older calibrations say that more is promised
+                {**value["report"], "max_coverage": _max_coverage(held_out, calibrator)},
                 [str(warning) for warning in value["warnings"]],
                 # calibrations of the first version kept none
                 None if value.get("reference") is None else Reference.from_json(value["reference"]),
@@ -214,8 +216,7 @@ def calibrate(
     p = distribution(rows, "softmax", 1.0)[:, 1]
     promised = made.weight if made.promised is None else made.promised
     held_out = HeldOut(p, right, made.codes >= 0, made.weight, scores, made.group, made.identity, promised)
-    bound = held_out.for_promises
-    supported = most(bound.nonconformity, bound.group, bound.weight, capped=isinstance(served, BestCosine))
+    supported = _max_coverage(held_out, served)
     report = {"calibrator": calibrator, **_report(made, rows, temperatures, seed), "max_coverage": supported}
     return Calibration(
         served,
@@ -231,6 +232,12 @@ def calibrate(
             len(np.unique(made.group)),
         ),
     )
+
+
+def _max_coverage(held_out: HeldOut, calibrator: Calibrator) -> float:
+    """The highest coverage that `Calibration.set_thresholds` grants to known and unknown queries mixed."""
+    bound = held_out.for_promises
+    return most(bound.nonconformity, bound.group, bound.weight, capped=isinstance(calibrator, BestCosine))
 
 
 def _affordable(calibrator: str, known: int, *, prior: bool) -> tuple[str, list[str]]:

@@ -181,6 +181,15 @@ def test_json_round_trip(made: Calibration) -> None:
     assert again.set_thresholds(0.9) == made.set_thresholds(0.9)
 
 
+def test_what_an_older_calibration_says_it_promises_it_does() -> None:
+    stored = calibrate(examples(*queries_of(known=50), 0.3), Seen(200, 5), warnings=[], calibrator="platt").to_json()
+    del stored["held_out"]["promised"]
+    stored["report"] |= {"max_coverage": 0.99}
+    again = Calibration.from_json(stored)
+    assert 0 < again.report["max_coverage"] < 0.99
+    again.set_thresholds(again.report["max_coverage"])
+
+
 @pytest.mark.parametrize(
     "change",
     [
