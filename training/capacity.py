@@ -33,8 +33,9 @@ def head_memory(loss: str, classes: int, dimension: int, batch: int, processes: 
 
 
 def centers_of(loss: str, options: dict[str, float]) -> int:
-    """Weights that each class has."""
-    return max(1, int(options.get("centers", OBJECTIVES[loss].options.get("centers", 1))))
+    """Weights that each class has; that a loss without centers was given some is said where it is made."""
+    default = OBJECTIVES[loss].options.get("centers")
+    return 1 if default is None else max(1, int(options.get("centers", default)))
 
 
 def check_memory(recipe: Recipe, classes: int, dimension: int, origin: str = "", free: int | None = None) -> None:

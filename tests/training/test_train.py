@@ -187,6 +187,7 @@ def test_wrong_flags_are_refused(flags: list[str], tiny_encoder: Path, tmp_path:
         (["--seed", "4294967296"], "--seed: Input should be less than 4294967296"),
         (["--options", "dynamic=0.5"], "adacos takes 0 or 1 for dynamic, got 0.5"),
         (["--loss", "sub-center", "--options", "centers=1e12"], r"4,000,000,000,000 classes and their centers x 16"),
+        (["--loss", "arcface", "--options", "centers=1e12"], "The loss arcface takes no centers"),
     ],
 )
 def test_figures_that_are_none_are_refused(
