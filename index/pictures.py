@@ -221,8 +221,10 @@ def _zip(path: Path) -> Iterator[Row]:
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise DataError(f"{path}: not readable as a zip ({error}). Make it again.") from error
     shown = [name for name in (PurePosixPath(one.filename) for one in everything) if not any(map(_ignored, name.parts))]
-    full = {PurePosixPath("."), *(parent for name in shown for parent in name.parents)}
-    members = [one for one in everything if not one.is_dir() or PurePosixPath(one.filename) not in full]
+    full = {PurePosixPath("."), PurePosixPath("/"), *(parent for name in shown for parent in name.parents)}
+    folders = {PurePosixPath(one.filename): one for one in everything if one.is_dir()}  # some zips name one twice
+    members = [one for one in everything if not one.is_dir()]
+    members += [one for name, one in folders.items() if name not in full]
     _check_members(path, members)
     members = [member for member in members if not any(map(_ignored, PurePosixPath(member.filename).parts))]
     names = [PurePosixPath(member.filename) for member in members]

@@ -121,6 +121,17 @@ def test_a_person_without_a_picture_is_told_of(prefix: str, tmp_path: Path) -> N
         assert [row.label for row in faulty] == ["anna", "bob/young"]
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_zip_may_name_a_folder_twice_and_the_root(tmp_path: Path) -> None:
+    folder = write_digits(tmp_path / "people", range(2), range(2))
+    with zipfile.ZipFile(zipped(folder, tmp_path / "people.zip"), "a") as archive:
+        for name in ("/", "anna/", "anna/", "d0/", "d0/"):
+            archive.writestr(zipfile.ZipInfo(name), b"")
+    faulty: list[Row] = []
+    assert len(read_pictures([tmp_path / "people.zip"], text="text", label="label", faulty=faulty)) == 4
+    assert [row.label for row in faulty] == ["anna"]
+
+
 def test_a_folder_that_may_not_be_listed_is_not_taken_for_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
