@@ -87,7 +87,7 @@ bench-heads: $(VENV)/ready  ## training with 10,000 to 1,000,000 classes: steps/
 bench-images: $(VENV)/ready  ## faces of people never seen: margin and plain softmax, PCA (ARGS="--data DIR")
 	$(call part,images)
 
-bench-images-in-turn: $(VENV)/ready  ## the same of all forty people, ten at a time unseen: how far the losses differ (half an hour)
+bench-images-in-turn: $(VENV)/ready  ## the same of all forty people, ten at a time unseen: how far the losses differ (an hour)
 	$(call part,images-in-turn)
 
 bench-images-omniglot: $(VENV)/ready  ## characters never seen: margin and plain softmax

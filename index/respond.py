@@ -65,9 +65,9 @@ def with_probabilities(
     warnings = [*warnings, *_map_warning(calibration, name)]
     logits = table(evidence, *calibration.calibrator.logits(evidence))
     certified = _certified(found, evidence, logits, calibration, name, temperature, exact)
-    worst = worst_of(logits)
+    worst = None
     if found.shown is not None and found.shown.rows.size:
-        shown = found.shown
+        shown, worst = found.shown, worst_of(logits)  # what a filter adds is measured from where the others are
         evidence = joined(evidence, gather(shown.scores, shown.codes, found.queries, found.gallery.profile))
         logits = table(evidence, *calibration.calibrator.logits(evidence))
     p = np.minimum(distribution(logits, name, temperature, worst), 1.0)  # 1 + 2e-16 is no share

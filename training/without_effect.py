@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from index.errors import SettingsError
+from index.reading import folders_are_labels
 from training.config import Kind, Recipe, TrainSettings
 from training.objectives import OBJECTIVES
 
@@ -48,7 +49,7 @@ def _of_kind(settings: TrainSettings, kind: Kind, size: int | None) -> Idle:
     """What the encoder does not have."""
     if kind in ("static", "transformer"):
         yield from ((name, "for pictures; this encoder takes texts") for name in ("image_size", "augment"))
-    elif all(path.is_dir() or path.suffix.lower() == ".zip" for path in settings.data):
+    elif all(map(folders_are_labels, settings.data)):
         yield from ((name, "a column of tables; pictures in folders are named by these") for name in ("text", "label"))
     if kind == "frozen":
         why = "a ready-made encoder is asked for pictures as they are"
