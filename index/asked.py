@@ -65,3 +65,5 @@ def check_how(k: Any, coverage: Any, coverage_for: Any) -> None:
         raise DataError(f"coverage must lie strictly between 0 and 1, got {coverage!r}. Try 0.95.")
     if coverage_for not in get_args(CoverageFor):
         raise DataError(f"coverage_for must be one of {', '.join(get_args(CoverageFor))}, got {coverage_for!r}.")
+    if coverage is None and coverage_for != "mixed":
+        raise DataError("coverage_for says what coverage holds for, and there is none. Give coverage, too: 0.95.")

@@ -97,15 +97,22 @@ def at_least(probability: float) -> str:
     return f"{shown:.{digits}f}"
 
 
+def in_percent(probability: float) -> str:
+    """With one digit; what is not certain never reads as 0 % or 100 %."""
+    if 0 < probability < 0.001:
+        return "<0.1%"
+    return ">99.9%" if 0.999 < probability < 1 else f"{probability:.1%}"
+
+
 def bar(probability: float) -> str:
     """A probability as a bar of fixed width and a percentage."""
     full = round(probability * _BAR)
-    return f"{'█' * full}{'·' * (_BAR - full)} {probability:6.1%}"
+    return f"{'█' * full}{'·' * (_BAR - full)} {in_percent(probability):>6}"
 
 
 def show_answer(out: Console, text: str, answer: Answer) -> None:
     """One query's answer: the verdict, then the hits with score and probability."""
-    sure = f"  {answer.decision.probability:.1%}" if answer.decision else ""
+    sure = f"  {in_percent(answer.decision.probability)}" if answer.decision else ""
     out.print(f"\n[bold]{escape(text)}[/bold]\n  {escape(verdict(answer))}{sure}", highlight=False)
     if answer.reason:
         out.print(f"  [yellow]{escape(answer.reason)}[/yellow]", highlight=False)

@@ -34,6 +34,8 @@ much as it will show in use."""
 COPIES = 0.05
 """Share of the pairs of one label that may be near copies once an encoder was trained. Training brings a label's items
 together, pictures nearer than `NEAR_COPY`: hidden from each other they would look harder to find than queries are."""
+LABELS = 10_000
+"""Labels whose pairs tell how near that is, at most twice as many: of a million labels not all are looked at."""
 
 
 def own_rows(
@@ -75,8 +77,11 @@ def _near_copy(vectors: NDArray[np.float32], codes: Ints) -> float:
     """The cosine from which an item (n, d) counts as a copy to a trained encoder: what `COPIES` of the pairs of one
     label (n,) reach, those of one text left aside, and at least `NEAR_COPY`."""
     order = np.argsort(codes, kind="stable")
-    labels = [vectors[items[:OF_LABEL]] for items in np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)]
-    pairs = np.concatenate([(items @ items.T)[np.triu_indices(len(items), 1)] for items in labels])
+    _, begins, counts = np.unique(codes[order], return_index=True, return_counts=True)
+    several = np.flatnonzero(counts > 1)
+    several = several[:: 1 + len(several) // LABELS]
+    labels = [vectors[order[begins[at] : begins[at] + min(counts[at], OF_LABEL)]] for at in several]
+    pairs = np.concatenate([np.empty(0, np.float32)] + [(of @ of.T)[np.triu_indices(len(of), 1)] for of in labels])
     pairs = pairs[pairs < 1 - SAME]
     return max(NEAR_COPY, float(np.quantile(pairs, 1 - COPIES))) if len(pairs) else NEAR_COPY
 

@@ -27,6 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
+from index.collection_folder import CONFIG
 from index.confined import BELOW
 from index.errors import DataError, SettingsError, SurematchError
 from index.snapshot import replace_durably, storing
@@ -70,8 +71,10 @@ class Jobs:
     """The jobs below `folder`. Use it from one event loop, between `start` and `stop`."""
 
     def __init__(self, folder: Path, memory: int) -> None:
-        """Raises `SettingsError` when the folder cannot be used, or another service runs its jobs."""
+        """Raises `SettingsError` when the folder cannot be used, lies in a collection, or has another service."""
         self.folder = folder.resolve()
+        if any((part / CONFIG).is_file() for part in (self.folder, *self.folder.parents)):
+            raise SettingsError(f"--jobs {folder}: lies in a collection, which may be replaced. Name another folder.")
         self.memory = memory
         self._jobs: dict[str, Job] = {}
         self._changed = asyncio.Condition()

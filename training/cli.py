@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 
 from index.console import stopped
 from index.errors import DiskFull, SettingsError
+from index.reading import folders_are_labels
 from index.settings import parse
 from training.compare_settings import CompareSettings
 from training.config import DemoSettings, PushSettings, TrainSettings
@@ -137,6 +138,7 @@ def _summarise(settings: TrainSettings, record: dict[str, Any]) -> None:
             f"{after['recall_at_1']:.3f} ({before['recall_at_1']:.3f}), MAP@R {after['map_at_r']:.3f} "
             f"({before['map_at_r']:.3f})."
         )
-    words = ["surematch", "index", str(settings.out), *map(str, settings.data)]
-    following = shlex.join([*words, "--text", settings.text, "--label", settings.label, "--out", "C"])
+    named = all(map(folders_are_labels, settings.data))  # by folders, which have no columns
+    columns = [] if named else ["--text", settings.text, "--label", settings.label]
+    following = shlex.join(["surematch", "index", str(settings.out), *map(str, settings.data), *columns, "--out", "C"])
     console.print(f"Next: {following}", soft_wrap=True)  # to be pasted

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from index.build import build_collection
 from index.collection import Collection
-from index.console import progress, verdict
+from index.console import in_percent, progress, verdict
 from index.errors import SettingsError, SurematchError
 from index.evaluate import evaluate
 from index.rows import Row, read_rows
@@ -120,7 +120,7 @@ def _show_answers(console: Console, folder: Path) -> None:
         "question", "answer", "probability", "closest sentence", title="Three questions", title_justify="left"
     )
     for question, answer in zip(QUESTIONS, answers, strict=True):
-        probability = "" if answer.decision is None else f"{answer.decision.probability:.1%}"
+        probability = "" if answer.decision is None else in_percent(answer.decision.probability)
         table.add_row(question, verdict(answer), probability, answer.hits[0].text or answer.hits[0].id)
     console.print(table)
 

@@ -86,6 +86,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "Taylor order never fitted": ({"map": {"taylor": 4}}, "was not calibrated"),
     "coverage of one": ({"coverage": 1.0}, "between 0 and 1"),
     "coverage NaN": ({"coverage": float("nan")}, "between 0 and 1"),
+    "for whom, without coverage": ({"coverage_for": "known-unknown"}, "Give coverage, too"),
     "more coverage than the sample supports": ({"coverage": 0.9999}, "cannot be promised"),
 }
 

@@ -20,3 +20,20 @@ def test_a_bar_or_a_file(
     assert ("encoding" in capsys.readouterr().err) is not noted
     if noted:
         assert json.loads((tmp_path / "progress.json").read_text()) == {"what": "encoding", "done": 3, "of": 4}
+
+
+@pytest.mark.parametrize(
+    ("probability", "said"),
+    [
+        (0.0, "0.0%"),
+        (1e-6, "<0.1%"),
+        (0.001, "0.1%"),
+        (0.5, "50.0%"),
+        (0.999, "99.9%"),
+        (0.99996, ">99.9%"),
+        (1.0, "100.0%"),
+    ],
+)
+def test_what_is_not_certain_never_reads_so(probability: float, said: str) -> None:
+    assert console.in_percent(probability) == said
+    assert console.bar(probability).endswith(f" {said:>6}")

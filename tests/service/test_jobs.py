@@ -22,7 +22,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from index.collection import Collection
-from index.errors import DiskFull
+from index.errors import DiskFull, SettingsError
 from index.image_network import ImageNetwork
 from service import jobs as module
 from service import keys
@@ -71,6 +71,13 @@ def link(collection: Path, tmp_path: Path) -> Path:
     shutil.copytree(collection, tmp_path / "home")
     (tmp_path / "current").symlink_to(tmp_path / "home")
     return tmp_path / "current"
+
+
+def test_jobs_do_not_lie_in_a_collection(collection: Path) -> None:
+    for folder in (collection, collection / "jobs"):
+        with pytest.raises(SettingsError, match="lies in a collection"):
+            Jobs(folder, 0)
+    assert not (collection / "jobs").exists()
 
 
 def until(api: Client, id: str, done: Callable[[JobReply], bool], seconds: float = 240) -> JobReply:

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 import training.pipeline
 import training.trainer
 from index.errors import DataError, DiskFull, SettingsError
+from tests.pictures import write_digits
 from tests.training.conftest import FILLERS, TOPICS, Write, sentences
 from training.cli import train
 from training.interrupt import StopOnSignal
@@ -79,6 +80,14 @@ def test_what_is_said_next_can_be_pasted(
     said = "".join(capsys.readouterr().out.split("\n"))
     words = shlex.split(said.partition("Next: ")[2])
     assert words[:4] == ["surematch", "index", str(out), str(data)]
+
+
+def test_what_is_said_next_names_no_columns_of_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = write_digits(tmp_path / "digits", range(3), range(4)), tmp_path / "model"
+    assert train([str(data), "--encoder", "image", "--image-size", "16", "--epochs", "1", "--out", str(out)]) == 0
+    said = "".join(capsys.readouterr().out.split("\n"))
+    words = shlex.split(said.partition("Next: ")[2])
+    assert words == ["surematch", "index", str(out), str(data), "--out", "C"]
 
 
 def test_a_full_disk_says_how_to_go_on(
