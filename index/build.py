@@ -26,8 +26,9 @@ from index.collection import Collection
 from index.collection_folder import CONFIG, ENCODER, FORMAT, ITEMS, SNAPSHOTS
 from index.compaction import UNKNOWN_SHARE, Fitting, keep_queries, own_questions
 from index.encode import Encoded, encode_stream, workers_for
+from index.encoder import Encoder
 from index.encoder_files import fingerprint, training_settings
-from index.encoders import Encoder, encoder_folder, load_encoder
+from index.encoders import encoder_folder, load_encoder
 from index.engines import check_name, make_engine
 from index.errors import CalibrationError, CollectionError, SettingsError
 from index.gallery import Gallery

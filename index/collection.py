@@ -27,7 +27,7 @@ from index.collection_folder import ENCODER, ITEMS, SNAPSHOTS, checked_encoder, 
 from index.conformal import CoverageFor
 from index.consent import Expiry
 from index.drift import Drift
-from index.encoders import Encoder
+from index.encoder import Encoder
 from index.engine import Engine, Selection
 from index.errors import CalibrationError, CollectionError, Damaged, DataError, DiskFull, ReadOnly
 from index.evidence import TOP_K

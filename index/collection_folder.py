@@ -14,7 +14,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from index.encoders import Encoder, load_encoder
+from index.encoder import Encoder
+from index.encoders import load_encoder
 from index.errors import CollectionError
 from index.place import beside
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.calibrate import DEFAULT, Calibration, calibrate
-from index.encoders import Encoder
+from index.encoder import Encoder
 from index.engines import make_engine
 from index.errors import CalibrationError
 from index.examples import Examples, Queries, examples

@@ -24,8 +24,9 @@ from rich.console import Console
 
 from index import console
 from index.encode import Encoded, encode_stream, workers_for
+from index.encoder import Encoder
 from index.encoder_files import fingerprint, modality_of
-from index.encoders import Encoder, check_encoder, encoder_folder, load_encoder
+from index.encoders import check_encoder, encoder_folder, load_encoder
 from index.errors import CollectionError, DataError, SettingsError
 from index.intake import take_in
 from index.onnx_export import Backend, install_encoder

@@ -19,10 +19,12 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from index.encoders import Encoder, load_encoder
+from index.encoder import Encoder
+from index.encoders import load_encoder
 from index.errors import DataError, WorkerError
 from index.image_encoder import image_encoder
-from index.pictures import Picture, picture_of, place_of
+from index.picture import Picture
+from index.pictures import picture_of, place_of
 from index.rows import Row
 
 BATCH = 1024

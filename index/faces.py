@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from index.encoder import Vectors
 from index.encoder_files import fingerprint
-from index.encoders import Vectors
 from index.errors import DataError, EncoderError
 from index.image_encoder import PicturesOnly, Source, blaming, opened, unit
 

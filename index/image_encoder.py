@@ -10,11 +10,11 @@ from typing import Any, Literal, Protocol, cast
 import numpy as np
 from PIL import Image
 
+from index.encoder import Encoder, Vectors
 from index.encoder_files import fingerprint, need_torch, open_sentence_transformer
-from index.encoders import Encoder, Vectors
 from index.errors import DataError, EncoderError
 from index.images import decode, read_bytes
-from index.pictures import Picture
+from index.picture import Picture
 
 BATCH = 64
 """Pictures decoded and encoded together: what bounds the memory."""

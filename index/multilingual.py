@@ -18,8 +18,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from index.encoder import checked_texts, unit
 from index.encoder_files import fingerprint, module_paths
-from index.encoders import checked_texts, unit
 from index.errors import EncoderError
 
 NAME, KIND = "multilingual", "UniversalSentenceEncoder"

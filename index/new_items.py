@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.consent import check_consent
-from index.encoders import Encoder
+from index.encoder import Encoder
 from index.errors import DataError
 from index.items import Item
 from index.pictures import digest

@@ -17,8 +17,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from index.encoder import checked_texts, default_prompt, tokenized, unit
 from index.encoder_files import ONNX_MODEL, ONNX_RECORD, fingerprint, module_paths
-from index.encoders import checked_texts, default_prompt, tokenized, unit
 from index.errors import EncoderError
 
 # ONNX Runtime 1.32 tells its maker about its use, and keeps a file of it in the user's cache, unless this stands in the

@@ -29,9 +29,9 @@ from index.encoder_files import (
     module_kinds,
     open_sentence_transformer,
 )
-from index.encoders import SentenceEncoder
 from index.errors import EncoderError
 from index.onnx_encoder import OnnxEncoder, need_onnxruntime
+from index.text_encoders import SentenceEncoder
 
 Backend = Literal["auto", "torch", "onnx", "onnx-int8"]
 LEAST_AGREEMENT = 0.99

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from index.encoder import Vectors
 from index.encoder_files import fingerprint, module_paths
-from index.encoders import Vectors
 from index.errors import EncoderError
 from index.faces import Aligner, yunet, yunet_file
 from index.image_encoder import PicturesOnly, Source, blaming, opened, unit

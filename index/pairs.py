@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from index import metrics
 from index.calibration import MIN_QUERIES
 from index.calibrators import logistic
-from index.encoders import Encoder
+from index.encoder import Encoder
 from index.errors import CalibrationError, DataError
 from index.rows import Row, text_key
 from index.sources import Progress, encode_rows

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from index.encoders import Encoder
+from index.encoder import Encoder
 from index.errors import SettingsError
-from index.pictures import Picture, picture_of
+from index.picture import Picture
+from index.pictures import picture_of
 from index.reading import Reader
 from index.rows import Row
 from index.sources import Progress

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from index.encoder import Vectors
 from index.encoder_files import copy_encoder, module_kinds, module_paths
-from index.encoders import Vectors
 from index.errors import EncoderError
 from index.image_encoder import ImageEncoder, PicturesOnly, Source, unit
 

@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import Field
 from rich.console import Console
 
+from index.encoder import Encoder
 from index.encoder_files import Modality, modality_of, training_settings
-from index.encoders import Encoder
 from index.errors import DataError, SettingsError
 from index.pictures import cannot_be_used, read_content, sound_ones
 from index.rows import Row, RowFiles

@@ -12,14 +12,12 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from index.errors import DataError, NoLabelColumn
 from index.hub_rows import dataset_records, is_dataset, looks_like_hub_name
+from index.picture import Picture
 from index.strict_json import parsed
-
-if TYPE_CHECKING:
-    from index.pictures import Picture
 
 MAX_FIELD = 1_000_000
 """Longest field of a CSV file, in characters: a missing closing quote swallows the rest of a file."""

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from index.calibration import FEW_QUERIES
 from index.distinct import distinct, last_word
 from index.encode import BATCH, blame, encode_batch
+from index.encoder import Encoder
 from index.encoder_files import TRAINED_ROWS
-from index.encoders import Encoder
 from index.errors import CalibrationError, CollectionError, DataError
 from index.examples import Queries, needed_unknown
 from index.gallery import Gallery

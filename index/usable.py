@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from index.encode import Vectors, encode_batch
-from index.encoders import Encoder
+from index.encoder import Encoder
 from index.errors import DataError
 from index.image_encoder import PicturesOnly, Source, image_encoder
 from index.pictures import of_table, place_of

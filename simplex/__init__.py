@@ -24,7 +24,8 @@ from simplex.maps import (
     taylor_log_softmax,
     taylor_softmax,
 )
-from simplex.perturb import Noise, perturb_max, perturb_max_jacobian, perturb_max_loss, perturb_max_potential
+from simplex.noise import Noise
+from simplex.perturb import perturb_max, perturb_max_jacobian, perturb_max_loss, perturb_max_potential
 from simplex.sampling import gumbel_max, gumbel_noise, gumbel_softmax, straight_through
 
 __all__ = [

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from simplex.arrays import ArrayT, is_torch, namespace, over_rows, readable, top
+from simplex.noise import Noise, law_of
 from simplex.perturb_long import LONG, LongRow
 from simplex.targets import Target, row_loss
 
@@ -31,67 +31,6 @@ if TYPE_CHECKING:
 
     from simplex.arrays import Array, Scalar
     from simplex.losses import Common
-
-
-@dataclass(frozen=True, slots=True)
-class Noise:
-    """A noise distribution: two functions on arrays (numpy and torch alike), its mean, and where it lives.
-
-    `low` and `high` bound the noise up to a probability of about 1e-18, the precision of the integral. `analytic`: both
-    functions have no singularity within 2.8 of the real line, which long rows make use of (`simplex.condensed`).
-    """
-
-    name: str
-    log_cdf: Callable[[Any], Any]
-    log_pdf: Callable[[Any], Any]
-    mean: float
-    low: float
-    high: float
-    bounded: bool = False
-    analytic: bool = False
-
-
-def _log_ndtr(u: Any) -> Any:
-    if is_torch(u):
-        import torch
-
-        return torch.special.log_ndtr(u)
-    from scipy.special import log_ndtr
-
-    return log_ndtr(u)
-
-
-def _softplus(u: Any) -> Any:
-    xp = namespace(u)
-    return xp.log1p(xp.exp(-abs(u))) + xp.clip(u, 0, None)
-
-
-def _inside(u: Any, value: Any) -> Any:
-    xp = namespace(u)
-    return xp.where((u > -1) & (u < 1), value, -math.inf)
-
-
-def _log_cdf_uniform(u: Any) -> Any:
-    xp = namespace(u)
-    held = xp.clip(u, -1, 1)
-    return xp.where(u > -1, xp.log(xp.where(u > -1, (held + 1) / 2, 1)), -math.inf)
-
-
-NORMAL = Noise("normal", _log_ndtr, lambda u: -u * u / 2 - math.log(2 * math.pi) / 2, 0.0, -9.0, 9.0, analytic=True)
-LOGISTIC = Noise(
-    "logistic", lambda u: -_softplus(-u), lambda u: -u - 2 * _softplus(-u), 0.0, -42.0, 42.0, analytic=True
-)
-GUMBEL = Noise(
-    "gumbel",
-    lambda u: -namespace(u).exp(-u),
-    lambda u: -u - namespace(u).exp(-u),
-    float(np.euler_gamma),
-    -3.8,
-    42.0,
-    analytic=True,
-)
-UNIFORM = Noise("uniform", _log_cdf_uniform, lambda u: _inside(u, -math.log(2)), 0.0, -1.0, 1.0, bounded=True)
-NOISES = {noise.name: noise for noise in (NORMAL, LOGISTIC, GUMBEL, UNIFORM)}
 
 
 def perturb_max(
@@ -110,7 +49,7 @@ def perturb_max(
     scores with many ties. Two derivatives for
     smooth noise; one for bounded noise (the second has jumps) and for long rows. ValueError names a bad argument.
     """
-    law = _law(noise)
+    law = law_of(noise)
 
     def rows(scores: Any) -> Any:
         return _in_double(lambda wide: _probabilities(wide, law, points), scores)
@@ -122,7 +61,7 @@ def perturb_max_jacobian(
     x: ArrayT, *, noise: str | Noise = "normal", points: int | None = None, temperature: float = 1.0
 ) -> ArrayT:
     """dp/dx of perturb_max over the last axis, (..., n) -> (..., n, n): symmetric, rows sum to 0, off-diagonal <= 0."""
-    law = _law(noise)
+    law = law_of(noise)
 
     def rows(scores: Any) -> Any:
         xp = namespace(scores)
@@ -138,7 +77,7 @@ def perturb_max_potential(
     x: ArrayT, *, noise: str | Noise = "normal", points: int | None = None, dim: int = -1, temperature: float = 1.0
 ) -> ArrayT:
     """F(x / T) = E max(x / T + e), the axis `dim` gone; its gradient in x is perturb_max / T."""
-    law = _law(noise)
+    law = law_of(noise)
 
     def rows(scores: Any) -> Any:
         return _in_double(lambda wide: _potential(wide / temperature, law, points), scores)
@@ -150,7 +89,7 @@ def perturb_max_loss(
     x: Array, target: Any, *, noise: str | Noise = "normal", points: int | None = None, **options: Unpack[Common]
 ) -> Any:
     """F(x) - x_t - E e for class targets, F(x) - <y, x> - E e for soft ones. Gradient p - y."""
-    law = _law(noise)
+    law = law_of(noise)
 
     def loss(rows: Any, goal: Target) -> Any:
         potential = _in_double(lambda wide: _potential(wide, law, points), rows)
@@ -165,14 +104,6 @@ def _defaults(options: Common) -> Any:
     if unknown:
         raise TypeError(f"unexpected keyword arguments: {sorted(unknown)}")
     return defaults | options
-
-
-def _law(noise: str | Noise) -> Noise:
-    if isinstance(noise, Noise):
-        return noise
-    if noise not in NOISES:
-        raise ValueError(f"noise must be one of {', '.join(NOISES)} or a Noise; got {noise!r}")
-    return NOISES[noise]
 
 
 def _in_double(function: Callable[[Any], Any], rows: Any) -> Any:

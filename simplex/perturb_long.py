@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from simplex.arrays import namespace, top
 from simplex.condensed import Condensed
-
-if TYPE_CHECKING:
-    from simplex.perturb import Noise
+from simplex.noise import Noise
 
 LONG = 50_000
 """Scores in a row from which this module is used."""

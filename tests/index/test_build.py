@@ -279,7 +279,7 @@ def test_texts_longer_than_the_encoder_reads_are_named(
     tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = world.rows(world.items)
-    monkeypatch.setattr("index.encoders.StaticEncoder.too_long", lambda self, texts: [1, 3])
+    monkeypatch.setattr("index.text_encoders.StaticEncoder.too_long", lambda self, texts: [1, 3])
     described = build_collection(str(world.encoder), rows, tmp_path / "C")
     (said,) = [warning for warning in described["warnings"] if "their ends are ignored" in warning]
     assert f"{rows[1].file} line {rows[1].line}, {rows[3].file} line {rows[3].line}" in said

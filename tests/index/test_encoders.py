@@ -18,8 +18,9 @@ from safetensors.numpy import load_file, save_file
 from index import encoder_files
 from index.encoder_files import copy_encoder, fingerprint, open_sentence_transformer
 from index.encoder_files import encoder_files as files_of
-from index.encoders import SentenceEncoder, StaticEncoder, check_encoder, load_encoder
+from index.encoders import check_encoder, load_encoder
 from index.errors import DataError, EncoderError
+from index.text_encoders import SentenceEncoder, StaticEncoder
 from tests.index.helpers import FILLERS, TOPICS, write_static
 
 WORDS = [*FILLERS, *(word for topic in TOPICS.values() for word in topic), "Unheard", "ofé", "!"]

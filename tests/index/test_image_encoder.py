@@ -18,7 +18,8 @@ from index.encoders import load_encoder
 from index.errors import DataError, EncoderError
 from index.image_encoder import image_encoder
 from index.image_network import ImageNetwork, standardised
-from index.pictures import Picture, read_pictures
+from index.picture import Picture
+from index.pictures import read_pictures
 from tests.index.helpers import write_static
 from tests.pictures import digit, packed, write_digits
 

@@ -16,11 +16,12 @@ from index import onnx_export
 from index.build import build_collection
 from index.collection import Collection
 from index.encoder_files import fingerprint
-from index.encoders import SentenceEncoder, StaticEncoder, load_encoder
+from index.encoders import load_encoder
 from index.errors import CollectionError, DataError, EncoderError
 from index.onnx_encoder import OnnxEncoder, inference_session
 from index.onnx_export import install_encoder
 from index.rows import Row
+from index.text_encoders import SentenceEncoder, StaticEncoder
 from tests.index.conftest import World
 from tests.index.helpers import sentences
 
