@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
 from index.errors import CalibrationError
 from index.evidence import FEATURES, Evidence, Floats, Ints
@@ -86,6 +85,8 @@ def fit(evidence: Evidence, target: Ints, weight: NDArray[np.float64] | None = N
     `weight` (n,) lets known and unknown queries stand in the proportion expected in use. Raises `CalibrationError`
     for fewer than `MIN_QUERIES` queries, or only knowns, or only unknowns.
     """
+    from scipy.optimize import minimize  # scipy takes longer to import than all else a search needs: only fits do
+
     n = len(evidence)
     weight = np.ones(n) if weight is None else np.asarray(weight, np.float64)
     check(evidence, target, weight)

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression, minimize
 
 from index import calibration
 from index.calibration import ConditionalLogit
@@ -83,6 +82,8 @@ class BestCosine:
 
 def fit_temperature_softmax(evidence: Evidence, target: Ints, weight: Floats) -> Temperature:
     """Maximum likelihood over the two numbers, by the same loss as the conditional logit's."""
+    from scipy.optimize import minimize
+
     calibration.check(evidence, target, weight)
     x = evidence.features[:, _POOLED, None]
     flat = np.zeros(len(evidence))
@@ -104,6 +105,8 @@ def fit_platt(evidence: Evidence, target: Ints, weight: Floats) -> BestCosine:
 
 def logistic(cosine: Floats, right: NDArray[np.bool_], weight: Floats) -> tuple[float, float]:
     """Slope >= 0 and intercept of the logistic regression of `right` on the cosine, with Platt's smoothed targets."""
+    from scipy.optimize import minimize
+
     yes, no = weight[right].sum(), weight[~right].sum()
     soft = np.where(right, (yes + 1) / (yes + 2), 1 / (no + 2))
     centre = float(np.average(cosine, weights=weight))
@@ -122,6 +125,8 @@ def logistic(cosine: Floats, right: NDArray[np.bool_], weight: Floats) -> tuple[
 
 def fit_isotonic(evidence: Evidence, target: Ints, weight: Floats) -> BestCosine:
     """Isotonic regression of "right" on the best cosine (pool adjacent violators, scipy's)."""
+    from scipy.optimize import isotonic_regression
+
     best, right = _best(evidence, target)
     edges, at = np.unique(best, return_inverse=True)
     mass = np.bincount(at, weight)

@@ -19,7 +19,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import beta
 
 from index.errors import CalibrationError
 from index.metrics import effective
@@ -98,5 +97,7 @@ def most(scores: ArrayLike, group: ArrayLike | None, weight: ArrayLike, *, cappe
         return 0.0
     named = float(w[np.isfinite(s)].sum() / w.sum())
     if capped and 0 < named < 1:
-        named = float(beta.ppf(1 - _SURELY, count * named, count * (1 - named) + 1))
+        from scipy.special import betaincinv  # scipy is only needed here and where something is fitted
+
+        named = float(betaincinv(count * named, count * (1 - named) + 1, 1 - _SURELY))
     return named * count / (count + 1)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from contextlib import suppress
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 from index.answer import MapSpec
 from index.errors import DataError
@@ -83,6 +82,7 @@ def fit_temperature(rows: Floats, truth: Ints, weight: Floats, name: str) -> flo
 
     Each map by its own proper loss: Fenchel-Young for entmax, negative log likelihood for the others.
     """
+    from scipy.optimize import minimize_scalar
 
     def loss(log_temperature: float) -> float:
         return float(np.average(_losses(rows, truth, name, float(np.exp(log_temperature))), weights=weight))

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from scipy.stats import beta, f, rankdata
 
 from index.calibrate import HeldOut
 from index.errors import CalibrationError
@@ -154,14 +153,17 @@ def _design_effect(scores: Floats, group: Ints, identity: Ints) -> float:
         return 1.0
     if k == 1:  # of one label nobody can tell; see ALL_ALIKE
         return 1.0
-    ranks = rankdata(scores)
+    from scipy.special import fdtri
+
+    _, at, ties = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(ties) - (ties - 1) / 2)[at]
     means = np.bincount(of, ranks) / sizes
     between = float(sizes @ (means - ranks.mean()) ** 2) / (k - 1)
     within = float(((ranks - means[of]) ** 2).sum()) / (n - k)
     size = (n - float(sizes @ sizes) / n) / (k - 1)
     if within <= 0:
         return float(sizes @ sizes) / n
-    ratio = between / within / float(f.ppf(1 - CONFIDENCE, k - 1, n - k))
+    ratio = between / within / float(fdtri(k - 1, n - k, 1 - CONFIDENCE))
     rho = min(max((ratio - 1) / (ratio + size - 1), 0.0), 1.0)
     return 1 + (float(sizes @ sizes) / n - 1) * rho
 
@@ -182,9 +184,11 @@ def _need(have: float, error: float, measure: Literal["precision", "FPIR"], what
 
 def _binomial(share: float, n: float) -> tuple[float, float]:
     """Clopper-Pearson interval at 95 % of a share of `n` effective queries."""
+    from scipy.special import betaincinv
+
     k, tail = n * share, (1 - CONFIDENCE) / 2
-    low = 0.0 if k <= 0 else float(beta.ppf(tail, k, n - k + 1))
-    high = 1.0 if share >= 1 else float(beta.ppf(1 - tail, k + 1, n - k))
+    low = 0.0 if k <= 0 else float(betaincinv(k, n - k + 1, tail))
+    high = 1.0 if share >= 1 else float(betaincinv(k + 1, n - k, 1 - tail))
     return low, high
 
 

@@ -37,7 +37,7 @@ def test_importing_the_service_loads_no_trainer() -> None:
     assert modules & {"torch", "sentence_transformers", "transformers", "training", "datasets", "wordllama"} == set()
 
 
-def test_serving_a_static_encoder_loads_no_torch(collection: Path) -> None:
+def test_serving_a_static_encoder_loads_no_torch_and_no_scipy(collection: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
@@ -47,7 +47,7 @@ Serving.open(ServeSettings(collection=Path({str(collection)!r}))).close()
 print(*sys.modules)
 """
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "torch" not in loaded.stdout.split()
+    assert set(loaded.stdout.split()) & {"torch", "scipy", "sklearn"} == set()
 
 
 def test_a_collection_that_cannot_be_opened_stops_the_start(tmp_path: Path) -> None:
