@@ -138,6 +138,9 @@ def _summarise(settings: TrainSettings, record: dict[str, Any]) -> None:
             f"{after['recall_at_1']:.3f} ({before['recall_at_1']:.3f}), MAP@R {after['map_at_r']:.3f} "
             f"({before['map_at_r']:.3f})."
         )
+    if settings.pair_text is not None:  # pairs are no items
+        console.print(f"Next: surematch index {shlex.quote(str(settings.out))} ITEMS.csv --label LABEL --out C")
+        return
     named = all(map(folders_are_labels, settings.data))  # by folders, which have no columns
     columns = [] if named else ["--text", settings.text, "--label", settings.label]
     following = shlex.join(["surematch", "index", str(settings.out), *map(str, settings.data), *columns, "--out", "C"])

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from index.pairs import is_same, second_text
 from index.rows import Row, text_key
 from training.review import Fault, refuse
 
+CLASS = "class"
+
 
 def rows_of_pairs(pairs: Sequence[Row], second: str, *, skip: bool) -> tuple[list[Row], list[Fault]]:
-    """One row for each distinct text of `pairs`, labelled by the first text it is joined to, and the report.
+    """One row for each distinct text of `pairs`, labelled by the number of its class, and the report.
 
     The label of a pair says whether its text and the text in column `second` are of one class. Texts that no pair joins
     to another are left out. A pair said to be of two classes whose texts other pairs join is refused; with `skip`, the
@@ -40,14 +42,20 @@ def rows_of_pairs(pairs: Sequence[Row], second: str, *, skip: bool) -> tuple[lis
         refuse(faults)
     sizes = Counter(groups.find(key) for key in texts)
     rows: list[Row] = []
+    names: dict[int, str] = {}  # no texts: labels go wherever the encoder goes
     for key, row in texts.items():
         root = groups.find(key)
-        named = replace(row, label=texts[root].text, extra={})
+        named = replace(row, label=names.setdefault(root, f"{CLASS} {len(names) + 1}"), extra={})
         if sizes[root] < 2:
             faults.append(Fault("text in no pair of one class", named, True))
         elif root not in torn:
             rows.append(named)
     return rows, faults
+
+
+def is_numbered(labels: Iterable[str]) -> bool:
+    """Whether all labels are of `rows_of_pairs`; those of earlier versions were texts."""
+    return all(label.removeprefix(f"{CLASS} ").isdecimal() for label in labels)
 
 
 class _Groups:

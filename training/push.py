@@ -20,6 +20,7 @@ from index.errors import EncoderError, SettingsError
 from training.card import CARD
 from training.folder import EVALUATION, REPORT, read_record
 from training.heads import HEAD
+from training.pairs import is_numbered
 from training.run import CONFIG
 
 Content = Path | bytes
@@ -29,7 +30,7 @@ def files_to_send(model: Path, *, with_texts: bool) -> dict[str, Content]:
     """What of `model` goes to the Hub: its path there, and the file or its bytes, sorted by path.
 
     Without `with_texts` the pages that quote rows stay behind, and `training.json` goes without its list of rows.
-    Raises `EncoderError` for a folder that `surematch train` did not write.
+    Raises `EncoderError` for a folder that `surematch train` did not write, or whose classes are named by texts.
     """
     record = read_record(model)
     if record is None or not (model / CARD).is_file():
@@ -39,6 +40,11 @@ def files_to_send(model: Path, *, with_texts: bool) -> dict[str, Content]:
     files |= {name: model / name for name in (CARD, HEAD, TRAINED_ROWS, CONFIG, *told) if (model / name).is_file()}
     if not with_texts:
         record["data"]["report"] = []
+        if (record.get("settings") or {}).get("pair_text") and not is_numbered(record["labels"]):
+            raise EncoderError(
+                f"{model}: trained on pairs by a version that named classes by texts of theirs. Train it again, or add "
+                "--with-texts to send these."
+            )
     files[RECORD] = (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
     return dict(sorted(files.items()))
 

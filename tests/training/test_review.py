@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from index.errors import DataError
+from index.errors import DataError, EncoderError
 from index.rows import Row, read_rows
 from tests.training.conftest import sentences
 from training.cli import train
 from training.pairs import rows_of_pairs
+from training.push import files_to_send
 from training.review import review, summary
 
 
@@ -155,7 +156,7 @@ def test_pairs_that_say_nothing_are_refused(triples: list[tuple[str, str, str]],
         rows_of_pairs(pairs_of(triples), "second", skip=False)
 
 
-def test_training_on_pairs(tiny_encoder: Path, tmp_path: Path) -> None:
+def test_training_on_pairs(tiny_encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = sentences(8)
     by_topic: dict[str, list[str]] = {}
     for text, topic in rows:
@@ -169,8 +170,19 @@ def test_training_on_pairs(tiny_encoder: Path, tmp_path: Path) -> None:
     assert train([str(data), "--encoder", str(tiny_encoder), "--out", str(tmp_path / "m"), *flags]) == 0
     record = json.loads((tmp_path / "m" / "training.json").read_text())
     assert record["data"]["rows"] == 32
-    assert set(record["labels"]) == {chain[0] for chain in chains}
+    assert set(record["labels"]) == {f"class {number}" for number in range(1, len(chains) + 1)}
     assert [fault["text"] for fault in record["data"]["report"]] == ["a lonely text about rain"]
+    assert "ITEMS.csv --label LABEL" in capsys.readouterr().out, "pairs are no items"
+    sent = files_to_send(tmp_path / "m", with_texts=False)
+    for name in set(sent) - {"tokenizer.json"}:
+        content = sent[name]
+        content = content if isinstance(content, bytes) else content.read_bytes()
+        assert not [text for text, _ in rows if text.encode() in content], name
+    record["labels"][0] = chains[0][0]
+    (tmp_path / "m" / "training.json").write_text(json.dumps(record))
+    assert files_to_send(tmp_path / "m", with_texts=True)
+    with pytest.raises(EncoderError, match="named their classes by texts"):
+        files_to_send(tmp_path / "m", with_texts=False)
 
 
 def test_the_reader_hands_faulty_rows_over_only_when_asked(tmp_path: Path) -> None:
