@@ -47,8 +47,8 @@ class Threshold:
 
 
 ALL_ALIKE = (
-    "All unknown queries carry one label, which is taken for a word for everything else: each counts as a stranger of "
-    "its own. If the label names one person or thing, this promise does not hold: give each its own label."
+    "All unknown queries with a label carry the same, which is taken for a word for everything else: each counts as a "
+    "stranger of its own. If the label names one person or thing, this promise does not hold: give each its own label."
 )
 
 IMITATED = (
@@ -100,7 +100,10 @@ def from_fpir(sample: HeldOut, fpir: float) -> Threshold:
     sample = sample.for_promises
     unknown = ~sample.known
     p, w = sample.probability[unknown], sample.weight[unknown]
-    size = effective(w, sample.group[unknown]) / _design_effect(p, sample.group[unknown], sample.identity[unknown])
+    group, identity = sample.group[unknown], sample.identity[unknown]
+    size, catch_all = effective(w, group) / _design_effect(p, group, identity), False
+    if size < _needed(fpir) - _ROUNDING and _one_label(group, identity):
+        size, catch_all = effective(w, group), True
     _need(size, fpir, "FPIR", f"unknown queries that do not resemble each other ({len(p)} in all)")
     values, of_value = np.unique(p, return_inverse=True)
     above = np.cumsum(np.bincount(of_value, w)[::-1])[::-1] / w.sum()
@@ -109,8 +112,7 @@ def from_fpir(sample: HeldOut, fpir: float) -> Threshold:
     measured = float(w[p >= at].sum() / w.sum())
     low, high = _binomial(measured, size)
     found = _threshold(sample, at, "fpir", measured, low, high)
-    one_label = len(np.unique(sample.identity[unknown])) == 1 < len(np.unique(sample.group[unknown]))
-    return replace(found, assumes=ALL_ALIKE) if one_label else found
+    return replace(found, assumes=ALL_ALIKE) if catch_all else found
 
 
 def _threshold(sample: HeldOut, at: float, promised: str, measured: float, low: float, high: float) -> Threshold:
@@ -151,8 +153,8 @@ def _design_effect(scores: Floats, group: Ints, identity: Ints) -> float:
     n, k = len(scores), len(sizes)
     if n == k:
         return 1.0
-    if k == 1:  # of one label nobody can tell; see ALL_ALIKE
-        return 1.0
+    if k == 1:  # of one nobody can tell; see ALL_ALIKE
+        return float(n)
     from scipy.special import fdtri
 
     _, at, ties = np.unique(scores, return_inverse=True, return_counts=True)
@@ -168,9 +170,20 @@ def _design_effect(scores: Floats, group: Ints, identity: Ints) -> float:
     return 1 + (float(sizes @ sizes) / n - 1) * rho
 
 
+def _one_label(group: Ints, identity: Ints) -> bool:
+    """Whether queries of one identity are all of one: the others have no label, and are each an identity of its own."""
+    _, first = np.unique(group, return_index=True)
+    return int((np.unique(identity[first], return_counts=True)[1] > 1).sum()) == 1
+
+
+def _needed(error: float) -> int:
+    """Examples without a single error that bound the error rate by `error`."""
+    return int(np.ceil(np.log(1 - CONFIDENCE) / np.log1p(-error)))
+
+
 def _need(have: float, error: float, measure: Literal["precision", "FPIR"], what: str) -> None:
     """Without a single error, `have` examples bound the error rate by 1 - 0.05^(1/have): is that enough?"""
-    needed = int(np.ceil(np.log(1 - CONFIDENCE) / np.log1p(-error)))
+    needed = _needed(error)
     if have < needed - _ROUNDING:
         least = np.ceil(1000 * (1 - (1 - CONFIDENCE) ** (1 / max(int(have + _ROUNDING), 1)))) / 1000
         asked, instead = f"an FPIR of {error:g}", f"an FPIR of {least:g} or more"

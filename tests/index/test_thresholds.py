@@ -232,6 +232,19 @@ def test_one_label_for_everything_else_is_no_stranger_and_that_is_said() -> None
     assert replace(found, assumes=None) == from_fpir(sample, 0.05)
 
 
+def test_strangers_without_a_label_beside_one_label_for_everything_else_add_to_the_promise() -> None:
+    """ "out of scope" by the file, and what users said was nothing of the gallery: more queries never promise less."""
+    sample = strangers(300, 1, 0.0)
+    unknown = np.flatnonzero(~sample.known)
+    identity = sample.identity.copy()
+    identity[unknown[:150]] = 999
+    found = from_fpir(replace(sample, identity=identity), 0.05)
+    assert found.assumes is not None
+    assert replace(found, assumes=None) == from_fpir(sample, 0.05)
+    identity[unknown[2:150]] = sample.identity[unknown[2:150]]  # two photographs of one stranger among many
+    assert from_fpir(replace(sample, identity=identity), 0.05).assumes is None
+
+
 def test_twelve_strangers_cannot_promise_five_percent() -> None:
     assert from_fpir(strangers(100, 10, 0.9), 0.05).measured <= 0.05
     with pytest.raises(CalibrationError, match=r"at least 59 unknown queries .*\(240 in all\).* there are 1\d\."):
