@@ -24,6 +24,7 @@ from training.compare_settings import CompareSettings
 from training.config import TrainSettings
 from training.data import data_fingerprint
 from training.folder import EVALUATION, REPORT
+from training.objectives import check_options
 from training.run import can_resume, command_of
 from training.without_effect import check_effect_of_loss
 
@@ -52,6 +53,7 @@ def compare_losses(
     for (loss, seed), plan in plans.items():
         if _key(loss, seed) not in runs:
             check_effect_of_loss(plan, str(plan.loss))
+            check_options(str(plan.loss), {"scale": plan.scale, "margin": plan.margin, **plan.options})
     for at, ((loss, seed), plan) in enumerate(plans.items(), 1):
         key = _key(loss, seed)
         if key in runs:

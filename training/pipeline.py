@@ -154,7 +154,7 @@ def _train(
 def _check(settings: TrainSettings, recipe: Recipe, learner: Learner, prepared: Prepared, resume: Path | None) -> int:
     """How many classes will be learned. Raises `SettingsError` or `DataError` for what cannot be trained."""
     count = len(prepared.labels)
-    check_options(recipe.loss, settings.options)
+    check_options(recipe.loss, {"scale": recipe.scale, "margin": recipe.margin, **settings.options})
     if resume is None:  # a run that an earlier version began with more goes on
         check_effect(settings, recipe, learner.kind, getattr(learner.model[0], "size", None))
     check_further(settings, recipe.loss, learner.kind)

@@ -107,6 +107,8 @@ def test_a_stopped_comparison_continues(
         ("softmax,softmax", "each once"),
         ("softmax,am-softmax:scale", "write the options"),
         ("softmax,am-softmax:scale=no", "--scale"),
+        ("am-softmax,softmax:scale=3", "The loss softmax takes no scale"),
+        ("adacos,am-softmax:alpha=1", "The loss am-softmax takes no alpha"),
     ],
 )
 def test_wrong_losses_are_refused(command: list[str], losses: str, message: str, tmp_path: Path) -> None:
