@@ -18,11 +18,14 @@ from index.collection_folder import ENCODER
 from index.conformal import CoverageFor
 from index.distinct import MANY
 from index.errors import CalibrationError, DataError
+from index.metrics import effective
 from index.rows import Row, text_key
 from index.sources import Progress, check_labels, encode_rows, trained_rows
 
 COVERAGES = (0.9, 0.95, 0.99)
 _BLOCK = 512
+CHANCE = 3.5
+"""Standard deviations from which a coverage that is missed is no chance, the worst of six."""
 
 
 def evaluate(
@@ -80,6 +83,8 @@ def evaluate(
     if answers[0].calibrated:
         report["sets"] = _sets(collection, vectors, truth, "mixed")
         report["sets_known_unknown"] = _sets(collection, vectors, truth, "known-unknown")
+        different = {kind: len(np.unique(group[part])) for kind, part in (("known", is_known), ("unknown", ~is_known))}
+        report["warnings"] += _broken(collection, report["sets_known_unknown"], different)
         if page is not None:
             write_page(page, f"{collection.name}: evaluation", points, report, report["warnings"])
     elif page is not None:
@@ -203,6 +208,34 @@ def _sets(
             }
         )
     return measured
+
+
+def _broken(collection: Collection, sets: list[dict[str, Any]], different: dict[str, int]) -> list[str]:
+    """What to say of sets that hold less than they promise to a kind, of whose queries so many are `different`.
+
+    By more than chance: a coverage c of n queries, after one of m that it was calibrated on, varies by the root of
+    c (1 - c) (1/n + 1/m), see Vovk 2012, section 3. Of several the one that falls shortest is told.
+    """
+    if collection.calibration is None:
+        return []
+    sample = collection.calibration.held_out.for_promises
+    worst, said = CHANCE, ""
+    for kind, count in different.items():
+        of = sample.known == (kind == "known")
+        m = effective(sample.weight[of], sample.group[of])
+        for measured in sets:
+            held, promised = measured.get(kind), measured["coverage"]
+            if held is None or not count or not m:
+                continue
+            short = (promised - held) / np.sqrt(promised * (1 - promised) * (1 / count + 1 / m))
+            if short > worst:
+                worst = short
+                said = (
+                    f"Sets that promise {100 * promised:.6g}% hold {held:.1%} of these {kind} queries: they are not "
+                    "like those that the calibration rests on, and probabilities may be off, too. Index with some "
+                    f"queries of this kind: {'--calibrate' if kind == 'known' else '--unknown'} FILE."
+                )
+    return [said] if said else []
 
 
 def _in_set(answer: Answer, label: str | None) -> bool:

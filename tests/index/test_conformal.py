@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from index.collection import Collection
 from index.conformal import most, threshold
 from index.errors import CalibrationError, DataError
 from index.evaluate import evaluate
-from index.rows import text_key
+from index.rows import Row, text_key
 from index.sources import Held
 from index.staleness import Seen
 from tests.index.conftest import World
@@ -164,6 +165,21 @@ def test_the_verbs_know_both_promises(built: Path, world: World, capsys: pytest.
         assert first["measured"] == pytest.approx((90 * first["known"] + 60 * first["unknown"]) / 150)
     assert cli.evaluate(words) == 0
     assert "90% sets for known and unknown apart: held the truth" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_evaluation_says_when_sets_hold_less_than_they_promise(collection: Collection, world: World) -> None:
+    """Of queries like those of the calibration it says nothing; of others, which kind is another."""
+    known, unknown = world.rows(world.test), world.rows(world.test_unknown)
+
+    def told(known: list[Row], unknown: list[Row]) -> str:
+        report = evaluate(collection, known, unknown, progress=lambda *_: None)
+        return " ".join(warning for warning in report["warnings"] if "Sets that promise" in warning)
+
+    assert told(known, unknown) == told(known, []) == told([], unknown) == ""
+    disguised = [replace(row, text=f"{row.text} {other.text}") for row, other in zip(known, unknown * 2, strict=False)]
+    assert "of these known queries: they are not like" in told(disguised, unknown)
+    near = [replace(row, label="else") for row in known]
+    assert "of these unknown queries: they are not like" in told(known, near)
 
 
 def test_a_coverage_that_no_number_of_queries_would_reach_says_so() -> None:
