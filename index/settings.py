@@ -82,22 +82,37 @@ def parse(settings: type[S], argv: Sequence[str]) -> S:
     flags, config = _take_config(list(argv))
     _TomlSource.table = _read_toml(config) if config else {}
     try:
-        return CliApp.run(settings, cli_args=flags, cli_settings_source=_WholeWords(settings))
+        found = CliApp.run(settings, cli_args=flags, cli_settings_source=_WholeWords(settings))
     except ValidationError as error:
         raise SettingsError(_explain(settings, error, config)) from error
     finally:
         _TomlSource.table = {}
+    if found.config is not None:  # the flag was taken, so only the environment can have set it
+        raise SettingsError(
+            f"The environment names {found.config} as the configuration, which is not read. Give it with --config, and "
+            f"unset {settings.model_config.get('env_prefix')}CONFIG."
+        )
+    return found
 
 
 def _take_config(argv: list[str]) -> tuple[list[str], Path | None]:
-    for at, word in enumerate(argv):
+    """The other words, and the file that `--config` names. Raises `SettingsError` for a second one: only one is read,
+    and what the other says (`keys`, say) would be missed without a word."""
+    words, paths, given = [], [], iter(argv)
+    for word in given:
         if word == "--config":
-            if at + 1 == len(argv):
+            path = next(given, None)
+            if path is None:
                 raise SettingsError("--config needs the path of a TOML file after it.")
-            return argv[:at] + argv[at + 2 :], Path(argv[at + 1])
-        if word.startswith("--config="):
-            return argv[:at] + argv[at + 1 :], Path(word.removeprefix("--config="))
-    return argv, None
+            paths.append(Path(path))
+        elif word.startswith("--config="):
+            paths.append(Path(word.removeprefix("--config=")))
+        else:
+            words.append(word)
+    if len(paths) > 1:
+        named = ", ".join(map(str, paths))
+        raise SettingsError(f"--config was given {len(paths)} times ({named}). Put all settings into one file.")
+    return words, paths[0] if paths else None
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -107,7 +122,15 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise SettingsError(f"{path}: the configuration file cannot be read ({error.strerror}).") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: not valid TOML: {error}. Write one `name = value` a line.") from error
-    return {name.replace("-", "_"): value for name, value in table.items()}
+    found: dict[str, Any] = {}
+    for written, value in table.items():
+        name = written.replace("-", "_")
+        if name in found:
+            raise SettingsError(f"{path}: {name} is set twice, as {name.replace('_', '-')} too. Keep one of the two.")
+        found[name] = value
+    if "config" in found:
+        raise SettingsError(f"{path}: a file cannot name another one with `config`. Put all settings into one file.")
+    return found
 
 
 def _explain(settings: type[Settings], error: ValidationError, config: Path | None) -> str:

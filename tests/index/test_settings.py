@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from index.cli import EvaluateSettings, IndexSettings, SearchSettings
 from index.errors import SettingsError
 from index.settings import parse
+from service.settings import ServeSettings
 
 PLAIN = ["model", "rows.csv", "--out", "c"]
 
@@ -50,6 +51,8 @@ def test_stray_environment_variables_change_nothing(monkeypatch: pytest.MonkeyPa
         pytest.param('seed = "many"', "--seed", id="wrong type"),
         pytest.param("unknown_share = 1.5", "--unknown-share", id="out of range"),
         pytest.param("[index]\nseed = 1", "index", id="a table"),
+        pytest.param("unknown-share = 0.1\nunknown_share = 0.2", "unknown_share is set twice", id="two spellings"),
+        pytest.param('config = "other.toml"', "cannot name another", id="another file"),
     ],
 )
 def test_a_wrong_file_is_refused_by_name(tmp_path: Path, content: str, said: str) -> None:
@@ -71,6 +74,21 @@ def test_a_wrong_file_is_refused_by_name(tmp_path: Path, content: str, said: str
 def test_wrong_flags_are_settings_errors(words: list[str]) -> None:
     with pytest.raises(SettingsError):
         parse(IndexSettings, [*PLAIN, *words])
+
+
+@pytest.mark.parametrize("second", ["--config {}", "--config={}"])
+def test_a_second_file_is_refused_not_missed(tmp_path: Path, second: str) -> None:
+    config = toml(tmp_path, "seed = 7")
+    with pytest.raises(SettingsError, match="given 2 times"):
+        parse(IndexSettings, [*PLAIN, "--config", config, *second.format(config).split()])
+
+
+def test_a_file_that_the_environment_names_is_refused_not_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUREMATCH_CONFIG", toml(tmp_path, 'keys = "keys.json"'))
+    with pytest.raises(SettingsError, match="unset SUREMATCH_CONFIG"):
+        parse(ServeSettings, ["collection"])
 
 
 @pytest.mark.parametrize("words", [["--nope", "3"], ["--calibrate", "a.csv", "b.csv"]], ids=["unknown", "too many"])
