@@ -7,8 +7,8 @@
     {"and": [...]}, {"or": [...]}, {"not": {...}}
 
 `$id` and `$label` name the item's own fields, dots reach into nested metadata (a field whose own name has them comes
-first), several members of one object all have
-to hold. A comparison with a field that is absent or of another type is false, so its `not` is true.
+first, and one with nothing before or after a dot is looked for by its whole name alone), several members of one object
+all have to hold. A comparison with a field that is absent or of another type is false, so its `not` is true.
 """
 
 from __future__ import annotations
@@ -147,16 +147,15 @@ class _Parser:
             )
         if name.startswith("$"):
             raise DataError(f"{place}: an item has no field {name!r} of its own. Use $id, $label, or a metadata name.")
-        parts = name.split(".")
-        if not all(parts) or any(c in '"\\' or ord(c) < 32 for c in name):
+        if any(c in '"\\' or ord(c) < 32 for c in name):
             raise DataError(
-                f"{place}: cannot be looked for: names between dots must not be empty, nor hold quotes, backslashes or "
-                "control characters."
+                f"{place}: cannot be looked for: names must not hold quotes, backslashes or control characters."
             )
+        whole, parts = self._bind(f'$."{name}"'), name.split(".")
+        if len(parts) == 1 or not all(parts):  # "No." reaches into nothing: it is the field of that very name
+            return _Field(f"json_extract(metadata, {whole})", f"json_type(metadata, {whole})")
         nested = self._bind("$" + "".join(f'."{part}"' for part in parts))
-        if len(parts) == 1:
-            return _Field(f"json_extract(metadata, {nested})", f"json_type(metadata, {nested})")
-        whole = self._bind(f'$."{name}"')  # a field whose own name has dots, as tables have them, comes first
+        # a field whose own name has dots, as tables have them, comes first
         path = f"CASE WHEN json_type(metadata, {whole}) IS NULL THEN {nested} ELSE {whole} END"
         return _Field(f"json_extract(metadata, {path})", f"json_type(metadata, {path})")
 
