@@ -4,11 +4,16 @@
 
 All members are optional. `expires` is a date (its first moment, UTC) or a time with its zone, ISO 8601. From then on
 the item matches nothing, in every process that reads the collection; it is erased when it is deleted.
+
+Tables have no objects: their columns `consent.reference`, `consent.purpose` and `consent.expires` say the same, where
+an empty cell says nothing.
 """
 
 from __future__ import annotations
 
+import json
 import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,14 +25,30 @@ from index.items import ItemStore
 
 FIELD, EXPIRES = "consent", "expires"
 MEMBERS = frozenset({"reference", "purpose", EXPIRES})
-PATH = f"$.{FIELD}.{EXPIRES}"
+PREFIX = f"{FIELD}."
+"""How the names of flattened members begin."""
+_OBJECT, _FLAT = f"$.{FIELD}", f'$."{PREFIX}{EXPIRES}"'
+_EXAMPLE = f'{{"{EXPIRES}": "2027-06-30"}}, or in a table the column {PREFIX}{EXPIRES}'
 
 
 def check_consent(metadata: dict[str, Any]) -> None:
-    """Raises `DataError` for a `consent` that is not as above: what is not understood cannot be kept to."""
-    consent = metadata.get(FIELD)
-    if not isinstance(consent, dict):
-        return  # a field of the user's own that happens to have the name
+    """Raises `DataError` for consent that is not as above: what is not understood cannot be kept to."""
+    flat = {name.removeprefix(PREFIX): value for name, value in metadata.items() if name.startswith(PREFIX)}
+    nested = metadata.get(FIELD)
+    if _is_empty(nested):
+        nested = {}
+    if not isinstance(nested, dict):
+        raise DataError(
+            f"consent: got {str(nested)[:40]!r} ({type(nested).__name__}), which cannot be kept to. Write an object, "
+            f"{_EXAMPLE}; or give a field that is not about consent another name."
+        )
+    flat = {name: value for name, value in flat.items() if not _is_empty(value)}
+    if twice := sorted(nested.keys() & flat.keys()):
+        raise DataError(f"consent: says {twice[0]} twice, in an object and as {PREFIX}{twice[0]}. Keep one of the two.")
+    _check_members(nested | flat)
+
+
+def _check_members(consent: dict[str, Any]) -> None:
     unknown = sorted(set(consent) - MEMBERS)
     if unknown or not all(isinstance(value, str) for value in consent.values()):
         raise DataError(
@@ -58,15 +79,41 @@ class Expiry:
         """
         with self._lock:
             if sequence > self._sequence:
-                found = self._store.texts_at(PATH, self._last_row)
-                until = [_moment(text) or -np.inf for _, text in found]
-                self._rows = np.append(self._rows, [row for row, _ in found]).astype(np.int64)
-                self._until = np.append(self._until, until)
-                self._last_row = max(self._last_row, *(row for row, _ in found), 0) if found else self._last_row
+                found = self._store.texts_at((_OBJECT, _FLAT), f'"{FIELD}', self._last_row)
+                until = {row: min(ends) for row, *said in found if (ends := list(_ends(*said)))}
+                self._rows = np.append(self._rows, list(until)).astype(np.int64)
+                self._until = np.append(self._until, list(until.values()))
+                self._last_row = found[-1][0] if found else self._last_row
                 self._sequence = sequence
             if not len(self._rows):
                 return self._rows
             return self._rows[self._until <= (datetime.now(UTC).timestamp() if now is None else now)]
+
+
+def _ends(said: str | None, flat: str | None) -> Iterator[float]:
+    """When consent ends, as a field `consent` and a flattened one say; the earliest counts.
+
+    Stores from before texts and lists were refused may hold them: an object in them counts as one that stands alone.
+    """
+    for one in _objects(said):
+        if (end := one.get(EXPIRES)) is not None:
+            yield _moment(str(end)) or -np.inf
+    if not _is_empty(flat):
+        yield _moment(str(flat)) or -np.inf
+
+
+def _objects(said: str | None) -> list[dict[str, Any]]:
+    """The objects that a text holds as JSON, alone or in a list."""
+    try:
+        found = json.loads(said or "null")
+    except (ValueError, RecursionError):
+        return []
+    return [one for one in (found if isinstance(found, list) else [found]) if isinstance(one, dict)]
+
+
+def _is_empty(cell: Any) -> bool:
+    """Whether a table says nothing there."""
+    return cell is None or cell == ""
 
 
 def _moment(text: str) -> float | None:

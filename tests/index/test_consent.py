@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from index.cli_items import add
 from index.collection import Collection, NewItem
 from index.consent import Expiry, check_consent
 from index.errors import DataError
@@ -80,16 +81,70 @@ def test_time_passes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "consent",
-    [{"expires": "soon"}, {"expires": "2027-06-30T12:00"}, {"expires": 5}, {"until": "2027-06-30"}, {"purpose": None}],
-    ids=["no date", "no zone", "number", "unknown member", "null"],
+    [
+        {"consent": {"expires": "soon"}},
+        {"consent": {"expires": "2027-06-30T12:00"}},
+        {"consent": {"expires": 5}},
+        {"consent": {"until": "2027-06-30"}},
+        {"consent": {"purpose": None}},
+        {"consent": f'{{"expires": "{PAST}"}}'},
+        {"consent": [{"expires": PAST}]},
+        {"consent": "yes"},
+        {"consent": False},
+        {"consent.expires": "soon"},
+        {"consent.expires": 5},
+        {"consent.until": PAST},
+        {"consent": {"expires": FUTURE}, "consent.expires": FUTURE},
+    ],
+    ids=[
+        *("no date", "no zone", "number", "unknown member", "null", "JSON text", "list", "text", "boolean"),
+        *("flat no date", "flat number", "flat unknown member", "twice"),
+    ],
 )
 def test_what_is_not_understood_is_refused(collection: Path, consent: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="consent"):
-        check_consent({"consent": consent})
+        check_consent(consent)
     refused = pytest.raises(DataError, match="Item 'x': consent")
     with closing(Collection.open(collection, writable=True)) as writing, refused:
-        writing.upsert([NewItem("x", None, "turn on lamp", metadata={"consent": consent})])
-    check_consent({"consent": "a field of somebody's own"})
+        writing.upsert([NewItem("x", None, "turn on lamp", metadata=consent)])
+
+
+@pytest.mark.parametrize("empty", [None, ""])
+def test_an_empty_cell_says_nothing(empty: str | None) -> None:
+    check_consent({"consent": empty, "consent.expires": empty, "consent.purpose": "door"})
+
+
+def test_consent_in_the_columns_of_a_table_ends(collection: Path, tmp_path: Path) -> None:
+    text = "turn on lamp cellar"
+    table = tmp_path / "people.csv"
+    rows = (f"{name},{text},visitor,{expires},door" for name, expires in (("a", PAST), ("b", FUTURE), ("c", "")))
+    table.write_text("nr,text,who,consent.expires,consent.purpose\n" + "\n".join(rows) + "\n")
+    assert add([str(collection), str(table), "--label", "who", "--id", "nr"]) == 0
+    with closing(Collection.open(collection, writable=True)) as opened:
+        ids = found(opened, text)
+        assert "a" not in ids
+        assert {"b", "c"} <= set(ids)
+        assert opened.delete_where({"consent.expires": {"gt": "", "lte": "2021"}}).deleted == 1
+    table.write_text(f'text,who,consent\n{text},visitor,"{{""expires"": ""{PAST}""}}"\n')
+    with pytest.raises(DataError, match=r"line 2: consent: got .* in a table the column consent\.expires"):
+        add([str(collection), str(table), "--label", "who"])
+
+
+def test_stores_from_before_it_was_understood_are_kept_to(tmp_path: Path) -> None:
+    said: list[dict[str, Any]] = [
+        {"consent.expires": PAST},
+        {"consent": f'{{"expires": "{PAST}"}}'},
+        {"consent": [{"expires": FUTURE}, {"expires": PAST}]},
+        {"consent": {"expires": FUTURE}, "consent.expires": PAST},
+        {"consent.expires": "", "consent": {"expires": FUTURE}},
+        {"consent": "{torn"},
+        {"consent": "yes", "consent.expires": None},
+        {"note": '"consent', "deep": {"consent": {"expires": PAST}}},
+    ]
+    vector = np.array([1, 0], np.float32)
+    with closing(ItemStore(tmp_path / "items.sqlite", 2)) as store:
+        store.upsert([Item(f"i{at}", None, None, vector, one) for at, one in enumerate(said)])
+        assert Expiry(store).ended(1).tolist() == [1, 2, 3, 4]
 
 
 def test_labels_whose_consent_has_ended_are_no_answers(collection: Path) -> None:

@@ -136,6 +136,14 @@ BAD: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.parametrize("metadata", [{"consent": '{"expires": "2020-01-01"}'}, {"consent.expires": "soon"}])
+def test_consent_that_cannot_be_kept_to_is_refused(api: httpx2.Client, metadata: dict[str, str]) -> None:
+    refused = put(api, GOOD | {"metadata": metadata})
+    assert refused.status_code == 422
+    assert "consent" in refused.json()["detail"]
+    assert api.get("/v1/items/a").status_code == 404
+
+
 @pytest.mark.parametrize(("body", "pointer"), BAD.values(), ids=BAD)
 def test_a_bad_item_is_named_and_nothing_is_written(api: httpx2.Client, body: Any, pointer: str) -> None:
     before = api.get("/v1/collection").json()
