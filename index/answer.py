@@ -67,7 +67,8 @@ class LabelEvidence:
 
     `evidence` are cosines: best, pooled_8, pooled_32, centroid, cohesion; `terms`, which sum to `logit`, what each adds
     (None: this calibrator has no such terms). `logit` None: the calibrator cannot speak of this label. `answerable`:
-    some item of it passes the filter; `hidden_items` of those that count do not.
+    some item of it passes the filter, and its consent has not ended; else neither `label` nor `id` is told.
+    `hidden_items` of those that count do not pass.
     """
 
     label: str | None

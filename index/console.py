@@ -145,7 +145,8 @@ def _show_explanation(out: Console, why: Explanation) -> None:
         items = ", ".join(f"{item.id} {item.share_32:.0%}" for item in entry.items[:3])
         logit = "none" if entry.logit is None else f"{entry.logit:.2f}"
         evidence = (f"{entry.evidence[name]:.3f}" for name in ("best", "pooled_32", "centroid"))
-        table.add_row(escape(entry.label or entry.id or ""), logit, *evidence, escape(items))
+        name = escape(entry.label or entry.id or "") if entry.answerable else "[italic]not shown[/italic]"
+        table.add_row(name, logit, *evidence, escape(items))
     table.add_row(
         "[italic]no match[/italic]", f"{why.no_match_logit:.2f}", "", "", "", f"background {why.background:.3f}"
     )

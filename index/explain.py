@@ -38,14 +38,15 @@ def explain(
 ) -> Explanation:
     """The explanation of one query's answer: `logits` and `p` (1 + L) of no match and its candidates.
 
-    Candidates `barred` (L,) have no item that passes the filter: their mass went to no match. Items that do not pass
-    are counted, not shown.
+    Candidates `barred` (L,) have no item that may be shown, for a filter or because consent has ended: their mass went
+    to no match. They keep their numbers, of which the answer is the map, and are not named; nor are items that do not
+    pass, which are counted.
     """
     part = slice(evidence.starts[query], evidence.starts[query + 1])
     labels = []
     for at, (code, features) in enumerate(zip(evidence.codes[part], evidence.features[part], strict=True)):
         items, hidden = _items(found, query, int(code))
-        label, id = found.identity(int(code))
+        label, id = (None, None) if barred[at] else found.identity(int(code))
         labels.append(
             LabelEvidence(
                 label,
@@ -65,7 +66,7 @@ def explain(
         background,
         float(logits[0]),
         _no_match_terms(calibrator, background),
-        sorted(labels, key=lambda entry: -entry.probability),
+        sorted(labels, key=lambda entry: (-entry.probability, not entry.answerable)),
     )
 
 

@@ -285,7 +285,10 @@ class LabelEvidenceReply(Reply):
     terms: dict[str, float] | None = Field(
         description="what each adds, summing to `logit`; null where the calibrator has no such terms"
     )
-    answerable: bool = Field(description="some item of it passes the filter; else its mass counts as no match")
+    answerable: bool = Field(
+        description="some item of it passes the filter, with consent that has not ended; else its mass counts as no "
+        "match, and `label` and `id` are null"
+    )
     items: list[ContributionReply] = Field(description="the items that made the evidence, closest first")
     hidden_items: int = Field(description="how many more did, and do not pass the filter")
 

@@ -31,7 +31,7 @@ function told(why) {
     name: "no match", probability: null, logit: why.no_match_logit, terms: why.no_match_terms,
     evidence: { background: why.background }, items: [],
   };
-  const labels = why.labels.slice(0, SHOWN).map((entry) => ({ ...entry, name: entry.label ?? entry.id }));
+  const labels = why.labels.slice(0, SHOWN).map((entry) => ({ ...entry, name: entry.label ?? entry.id ?? "not shown" }));
   const rest = why.labels.length - labels.length;
   return [
     text("p", "Each outcome gets a score from how close its items are; the higher the score, the likelier. "
@@ -45,7 +45,7 @@ function outcome(entry) {
   const section = document.createElement("section");
   const score = entry.logit === null ? "no score" : `score ${entry.logit.toFixed(2)}`;
   section.append(text("h3", `${entry.name}: ${score}`));
-  if (entry.answerable === false) section.append(text("p", "None of its items passes the filter: it counts as no match."));
+  if (entry.answerable === false) section.append(text("p", "None of its items may be shown: it counts as no match."));
   section.append(table(entry.evidence, entry.terms));
   if (entry.items.length) {
     const shown = entry.items.slice(0, ITEMS).map((item) => `${item.id} (cosine ${item.score.toFixed(3)}, ${Math.round(100 * item.share_32)} %)`);

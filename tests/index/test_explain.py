@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from index import console
 from index.build import build_collection
@@ -99,16 +100,39 @@ def test_a_filter_hides_the_items_and_says_how_many(live: Collection) -> None:
     (whole,), (only,) = (live.search([QUERY], filter=condition, explain=True) for condition in (None, {"new": True}))
     assert whole.explanation is not None
     assert only.explanation is not None
-    all_of = {entry.label: entry for entry in whole.explanation.labels if entry.label}
+    assert {entry.label or entry.id for entry in only.explanation.labels} == {"card", "alone", None}
+    assert len(only.explanation.labels) == len(whole.explanation.labels)
+    of_logit = {entry.logit: entry for entry in whole.explanation.labels}
     for entry in only.explanation.labels:
-        if entry.label is None:
-            continue
-        before = all_of[entry.label]
-        assert (entry.logit, entry.evidence) == (before.logit, before.evidence)
-        assert {item.id for item in entry.items} == ({"new-0", "new-1"} if entry.label == "card" else set())
+        before = of_logit[entry.logit]
+        assert entry.evidence == before.evidence
+        expected = {"card": {"new-0", "new-1"}, "alone": {"alone"}}.get(before.label or before.id or "", set())
+        assert {item.id for item in entry.items} == expected
         assert entry.hidden_items == len(before.items) - len(entry.items)
-        assert entry.answerable == (entry.label == "card")
-        assert entry.probability == (before.probability if entry.label == "card" else 0)
+        assert entry.answerable == bool(expected)
+        assert (entry.label, entry.id) == ((before.label, before.id) if expected else (None, None))
+        assert entry.probability == (before.probability if expected else 0)
+
+
+def test_whose_consent_has_ended_is_not_named_and_the_answer_can_be_checked(
+    live: Collection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = {"consent": {"expires": "2020-01-01"}}
+    live.upsert([NewItem("secret-id", None, QUERY, metadata=ended), NewItem("old", "anna", QUERY, metadata=ended)])
+    live.recalibrate(feedback=False)  # there are more identities now
+    (answer,) = live.search([QUERY], explain=True)
+    why = answer.explanation
+    assert why is not None
+    assert not any(name in repr(answer) for name in ("secret-id", "anna", "'old'"))
+    barred = [entry for entry in why.labels if not entry.answerable]
+    assert [(entry.label, entry.id, entry.items, entry.hidden_items) for entry in barred] == [(None, None, [], 1)] * 2
+    logits = np.array([why.no_match_logit, *(entry.logit for entry in why.labels)], np.float64)
+    p = softmax(logits / why.temperature)
+    at = 1 + np.flatnonzero([not entry.answerable for entry in why.labels])
+    assert answer.no_match == pytest.approx(p[0] + p[at].sum())
+    np.testing.assert_allclose(np.delete(p, [0, *at]), [e.probability for e in why.labels if e.answerable], atol=1e-12)
+    console._show_explanation(Console(), why)
+    assert "anna" not in capsys.readouterr().out
 
 
 def test_a_label_that_only_the_filter_brings_in_has_its_items(
