@@ -20,26 +20,29 @@ Then the nearest item: its label, the probability that it is the query's, its co
 there is no answer."""
 
 
-def write_table(path: Path, rows: Sequence[Row], answers: Sequence[Answer], known: int) -> None:
-    """One line a query, in order, the first `known` of them known. Raises `SettingsError`."""
+def write_table(path: Path, rows: Sequence[Row], answers: Sequence[Answer], truth: Sequence[str | None]) -> None:
+    """One line a query, in order; `truth` are their labels in the gallery, None of unknown ones.
+
+    Raises `SettingsError`.
+    """
     whole = io.StringIO(newline="")
     writer = csv.writer(whole)
     writer.writerow(COLUMNS)
-    writer.writerows(_line(row, answer, at < known) for at, (row, answer) in enumerate(zip(rows, answers, strict=True)))
+    writer.writerows(_line(*of_query) for of_query in zip(rows, answers, truth, strict=True))
     try:
         path.write_text(whole.getvalue(), encoding="utf-8", errors="backslashreplace", newline="")
     except OSError as error:
         raise SettingsError(f"--answers {path}: cannot be written ({error.strerror}). Name another file.") from error
 
 
-def _line(row: Row, answer: Answer, known: bool) -> list[object]:
+def _line(row: Row, answer: Answer, label: str | None) -> list[object]:
     query = row.text if row.image is None else str(row.image)
     decision, top = answer.decision, answer.hits[0]
     said: list[object] = [None, None, None]
     if decision is not None:
-        right = decision.says(row.label if known else None)
+        right = decision.says(label)
         said = [decision.label if decision.id is None else decision.id, decision.probability, _flag(right)]
-    return [query, _flag(known), row.label, *said, top.label, top.probability, top.score, top.id]
+    return [query, _flag(label is not None), row.label, *said, top.label, top.probability, top.score, top.id]
 
 
 def _flag(value: bool) -> str:

@@ -162,7 +162,7 @@ def _add(collection: Collection, rows: Sequence[Row], id_column: str | None, pro
     done = Receipt(0)
     try:
         for encoded in encode_stream(collection.encoder, collection.path / ENCODER, rows):
-            receipt = collection.upsert(_new_items(encoded, id_column))
+            receipt = collection.upsert(_new_items(collection, encoded, id_column))
             done = Receipt(receipt.sequence, done.written + receipt.written, done.replaced + receipt.replaced)
             progress("adding", done.written, len(rows))
     except DataError as error:
@@ -173,10 +173,10 @@ def _add(collection: Collection, rows: Sequence[Row], id_column: str | None, pro
     return done
 
 
-def _new_items(encoded: Encoded, id_column: str | None) -> list[NewItem]:
+def _new_items(collection: Collection, encoded: Encoded, id_column: str | None) -> list[NewItem]:
     return [
         NewItem(
-            item_id(row, id_column),
+            _id_there(collection, row, id_column),
             row.label,
             row.text if row.image is None else None,  # pictures are not kept
             vector,
@@ -185,6 +185,13 @@ def _new_items(encoded: Encoded, id_column: str | None) -> list[NewItem]:
         )
         for row, vector in zip(encoded.rows, encoded.vectors, strict=True)
     ]
+
+
+def _id_there(collection: Collection, row: Row, id_column: str | None) -> str:
+    """The row's id; where it is a decimal, "22.0", as an earlier version kept it, if that is there."""
+    given = None if id_column is None else row.extra.get(id_column)
+    there = isinstance(given, float) and collection.item(str(given)) is not None
+    return str(given) if there else item_id(row, id_column)
 
 
 def delete(argv: Sequence[str]) -> int:

@@ -217,7 +217,7 @@ class Collection:
         self._must_write()
         if not isinstance(items, Iterable):
             raise DataError(f"upsert takes a list of items, got a {type(items).__name__}. Put the item in brackets.")
-        whole = encoded(list(items), self.encoder)
+        whole = encoded(list(items), self.encoder, self.gallery.spelled)
         with self._swapping:
             sequence, replaced = self._store.upsert(whole)
             self._catch_up()
@@ -268,6 +268,7 @@ class Collection:
         for what, value in (("label", label), ("query_id", query_id)):
             if value is not None and not isinstance(value, str):
                 raise DataError(f"The {what} of feedback is a {type(value).__name__}, expected a string or None.")
+        label = None if label is None else self.gallery.spelled(label)
         if label == "":
             raise DataError("The label of feedback is empty. Name one, or None for nothing in the gallery.")
         if label is not None and label not in self.gallery.names:

@@ -54,9 +54,9 @@ def evaluate(
     answers = _answers(collection, vectors, map, progress)
     if not answers[0].hits:
         raise DataError("The consent of every item has ended, so nothing can be found. Index items that may be.")
+    truth = [row.label and collection.gallery.spelled(row.label) for row in known] + [None] * len(unknown)
     if table is not None:
-        write_table(table, rows, answers, len(known))
-    truth = [row.label for row in known] + [None] * len(unknown)
+        write_table(table, rows, answers, truth)
     is_known = np.array([True] * len(known) + [False] * len(unknown))
     report: dict[str, Any] = {
         "collection": collection.name,

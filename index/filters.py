@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from index.errors import DataError
+from index.label import plain_label
 from index.strict_json import parsed
 
 MAX_DEPTH, MAX_CONDITIONS, MAX_VALUES, MAX_TEXT = 16, 200, 10_000, 4096
@@ -162,6 +163,8 @@ class _Parser:
     def _equals(self, field: _Field, value: Any, place: str) -> str:
         if value is None or isinstance(value, bool):
             return f"({field.type} IS '{json.dumps(value)}')"
+        if field.value == "label" and isinstance(value, str):
+            return self._one_of(field, [value], place)
         return self._compared(field, "=", value, place)
 
     def _compared(self, field: _Field, operator: str, value: Any, place: str) -> str:
@@ -184,6 +187,8 @@ class _Parser:
             else:
                 kind, value = _scalar(value, f"{place}[{at}]")
                 by_kind[kind].append(value)
+                if field.value == "label" and kind == "text":  # as it is written, and as it would be kept
+                    by_kind[kind].append(plain_label(value))
         for kind, values in by_kind.items():
             if values:
                 listed = self._bind(json.dumps(values))

@@ -9,7 +9,7 @@ who follows many writes at once comes to the same as who follows each.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from index.errors import CollectionError
 from index.items import Changes
+from index.label import earlier_spellings, plain_label
 from index.profile import LabelProfile
 
 Ints = NDArray[np.int64]
@@ -30,12 +31,16 @@ VectorsOf = Callable[[Iterable[int]], tuple[Ints, Vectors]]
 
 @dataclass(frozen=True)
 class Gallery:
-    """Labels of the live rows. Codes below `len(names)` are labels; an unlabelled row has a code of its own."""
+    """Labels of the live rows. Codes below `len(names)` are labels; an unlabelled row has a code of its own.
+
+    `earlier`: names that would be kept otherwise today, by what they would be (`index.label`).
+    """
 
     rows: Ints
     codes: Ints
     names: list[str]
     profile: LabelProfile
+    earlier: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, rows: Ints, labels: Sequence[str | None], vectors: Vectors | bytes) -> Gallery:
@@ -48,8 +53,10 @@ class Gallery:
         found = [len(names) + at if label is None else code[label] for at, label in enumerate(labels)]
         codes = np.array(found, np.int64).reshape(-1)
         if isinstance(vectors, bytes):
-            return cls(rows, codes, names, LabelProfile.load(vectors, len(names)))
-        return cls(rows, codes, names, LabelProfile.of(vectors, codes, len(names)))
+            profile = LabelProfile.load(vectors, len(names))
+        else:
+            profile = LabelProfile.of(vectors, codes, len(names))
+        return cls(rows, codes, names, profile, earlier_spellings(names))
 
     def after(self, changes: Changes, vectors_of: VectorsOf, compacted: int) -> Gallery:
         """The gallery after writes; it had so many items when it was `compacted`.
@@ -69,7 +76,14 @@ class Gallery:
         profile = self.profile.extended(len(code))
         profile = _followed(profile, rows, codes, touched[touched >= 0], vectors_of, whole=compacted <= SMALL)
         names, codes, profile = _without_empty(list(code), codes, profile)
-        return Gallery(rows, np.where(codes < 0, len(names) + np.arange(len(codes)), codes), names, profile)
+        codes = np.where(codes < 0, len(names) + np.arange(len(codes)), codes)
+        return Gallery(rows, codes, names, profile, self._earlier_among(names, changes))
+
+    def _earlier_among(self, names: list[str], changes: Changes) -> dict[str, str]:
+        """`earlier` of the `names` there are after the changes, which only an earlier version can have added to."""
+        known = self.earlier | earlier_spellings(label for label in changes.labels if label is not None)
+        there = set(names) if known else set()
+        return {plain: name for plain, name in known.items() if name in there and plain not in there}
 
     def _at(self, rows: Ints) -> Ints:
         """Positions of those of `rows` that are here."""
@@ -90,9 +104,18 @@ class Gallery:
         return bool(len(self.rows)) and int(self.rows[-1] - self.rows[0]) == len(self.rows) - 1
 
     def encode_labels(self, labels: Sequence[str | None]) -> Ints:
-        """Codes of labels, -1 for one that is not in the gallery."""
+        """Codes of labels, -1 for one that is not in the gallery under this or another spelling."""
         code = {name: at for at, name in enumerate(self.names)}
-        return np.array([-1 if label is None else code.get(label, -1) for label in labels], np.int64).reshape(-1)
+        codes = [
+            -1 if label is None else code[label] if label in code else code.get(self.spelled(label), -1)
+            for label in labels
+        ]
+        return np.array(codes, np.int64).reshape(-1)
+
+    def spelled(self, label: str) -> str:
+        """The label as this gallery has it, or would keep it."""
+        plain = plain_label(label)
+        return self.earlier.get(plain, plain)
 
     @cached_property
     def label_count(self) -> int:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from index.consent import check_consent
 from index.errors import DataError
 from index.item import check_id, checked_metadata
+from index.label import whole_number
 from index.rows import Row, text_key
 from index.sources import Progress
 
@@ -117,7 +118,7 @@ def _name(row: Row, id_column: str | None) -> str:
     given = row.extra[id_column]
     if given is None or not str(given):
         raise DataError(f"{row.file}: line {row.line}: the column '{id_column}' holds no id. Give every row one.")
-    return str(given)
+    return str(whole_number(given))
 
 
 def _id_key(name: str) -> int:

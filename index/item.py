@@ -111,6 +111,8 @@ def record(item: Item, dimension: int) -> Record:
 def checked_metadata(name: str, label: str | None, text: str | None, metadata: dict[str, Any]) -> str:
     """The metadata of the item called `name` as JSON. Raises `DataError` for what cannot be stored of any of them."""
     _check_names(metadata, name)
+    if label == "":
+        raise DataError(f"Item {name[:40]!r}: the label is empty. Name one, or leave it out (None).")
     try:
         content = json.dumps(metadata, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,8 +41,11 @@ class Receipt:
     deleted: int = 0
 
 
-def encoded(items: Sequence[NewItem], encoder: Encoder) -> list[Item]:
-    """The items with their vectors. Raises `DataError` naming the item that cannot be encoded."""
+def encoded(items: Sequence[NewItem], encoder: Encoder, spelled: Callable[[str], str]) -> list[Item]:
+    """The items with their vectors, and their labels as they are `spelled` where they are to be kept.
+
+    Raises `DataError` naming the item that cannot be encoded.
+    """
     texts, images = [], []
     for at, item in enumerate(items):
         _check_types(at, item)
@@ -63,9 +66,10 @@ def encoded(items: Sequence[NewItem], encoder: Encoder) -> list[Item]:
         vectors[at] = vector
     for at, vector in zip(images, _images(items, images, encoder), strict=True):
         vectors[at] = vector
+    labels = [None if item.label is None else spelled(item.label) for item in items]
     return [
-        Item(item.id, item.label, item.text, vector, item.metadata, _content(item))
-        for item, vector in zip(items, vectors, strict=True)
+        Item(item.id, label, item.text, vector, item.metadata, _content(item))
+        for item, label, vector in zip(items, labels, vectors, strict=True)
         if vector is not None
     ]
 
@@ -82,8 +86,6 @@ def _check_types(at: int, item: NewItem) -> None:
         value = getattr(item, name)
         if not isinstance(value, kind) and not (optional and value is None):
             raise DataError(f"Item {at + 1}: the {name} is a {type(value).__name__}, expected {words}.")
-    if item.label == "":
-        raise DataError(f"Item {item.id[:40]!r}: the label is empty. Name one, or leave it out (None).")
 
 
 _TYPES = (

@@ -16,6 +16,7 @@ from typing import Any
 
 from index.errors import DataError, NoLabelColumn
 from index.hub_rows import dataset_records, is_dataset, looks_like_hub_name
+from index.label import plain_label, whole_number
 from index.picture import Picture
 from index.strict_json import parsed
 
@@ -29,6 +30,7 @@ SHOWN = 5
 class Row:
     """One labelled text or picture. `line` is where its record starts in `file`, from 1, the header included.
 
+    The label is kept as all are (`index.label`), however it was written.
     With a picture (`index.pictures`), `text` is the digest of its bytes.
     """
 
@@ -38,6 +40,10 @@ class Row:
     line: int
     extra: dict[str, Any] = field(default_factory=dict)
     image: Picture | None = None
+
+    def __post_init__(self) -> None:
+        if self.label is not None:
+            object.__setattr__(self, "label", plain_label(self.label))
 
 
 def text_key(text: str) -> int:
@@ -118,7 +124,8 @@ def _read_file(
                 kind = DataError if column == text else NoLabelColumn
                 raise kind(_missing_column(path, line, column, column == text, record))
         content = cell_text(record[text], path, line, text)
-        name = None if label is None else cell_text(record.get(label), path, line, label).strip()
+        cell = None if label is None else whole_number(record.get(label))
+        name = None if label is None else plain_label(cell_text(cell, path, line, label))
         extra = {key: value for key, value in record.items() if key not in (text, label)}
         row = Row(content, name or None, str(path), line, extra)
         blank, unlabelled = not content.strip(), label is not None and not name and require_label

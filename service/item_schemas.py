@@ -11,6 +11,7 @@ from pydantic.functional_validators import AfterValidator
 from pydantic_core import PydanticCustomError
 
 from index.collection import NewItem
+from index.label import plain_label
 from service.schemas import FILTER, VISIBLE, Base64Query, Body, ImageQuery, ItemFilter, Reply
 from service.settings import ServeSettings
 
@@ -35,6 +36,14 @@ def _short_id(name: str) -> str:
     return name
 
 
+def _label(given: str) -> str:
+    """As it is kept, see `index.label`: an audit log names what was stored."""
+    label = plain_label(given)
+    if not label:
+        raise PydanticCustomError("label", "The label is empty; give at least one visible character, or null")
+    return label
+
+
 class ItemBody(Body):
     """One item: an id, what it is (`text`, `image`, or a vector of the collection's model), and whose it is (`label`).
 
@@ -53,7 +62,13 @@ class ItemBody(Body):
     )
 
     id: Annotated[str, AfterValidator(_short_id)] = Field(min_length=1, max_length=MAX_ID)
-    label: str | None = Field(None, min_length=1, max_length=MAX_LABEL, description="null: it stands for itself")
+    label: Annotated[str, AfterValidator(_label)] | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_LABEL,
+        description="null: it stands for itself. Kept in Unicode's NFC, without white space around",
+        json_schema_extra={"pattern": VISIBLE},
+    )
     text: str | None = Field(None, min_length=1)
     image: str | None = Field(None, description="the bytes of a picture file in base64; encoded and not kept")
     vector: list[float] | None = Field(None, min_length=1, fail_fast=True)
@@ -119,7 +134,9 @@ class FeedbackRequest(Body):
     """What was right for a query that was answered a while ago."""
 
     query_id: str = Field(min_length=1, max_length=64, description="from `query_ids` of the answer")
-    label: str | None = Field(max_length=MAX_LABEL, description='the right label; null: "nothing here matches"')
+    label: Annotated[str, AfterValidator(plain_label)] | None = Field(
+        max_length=MAX_LABEL, description='the right label; null: "nothing here matches"'
+    )
 
 
 def limited_items(settings: ServeSettings) -> tuple[type[PutRequest], type[DeleteRequest]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -93,9 +92,8 @@ class Serving:
 
     def knows(self, label: str) -> bool:
         """Whether the collection has an item of this label."""
-        names = self.collection.gallery.names  # sorted
-        at = bisect_left(names, label)
-        return at < len(names) and names[at] == label
+        gallery = self.collection.gallery
+        return gallery.spelled(label) in gallery.names
 
     @contextmanager
     def used(self) -> Iterator[Serving]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from index.label import plain_label
 from training.config import TrainSettings
 from training.evaluation import Classes, Vectors
 from training.heads import HEAD, class_means, load_head
@@ -54,7 +55,7 @@ def _earlier_weights(encoder: str, labels: Sequence[str], means: torch.Tensor) -
     if not (Path(encoder) / HEAD).is_file():
         return means
     weight, known = load_head(Path(encoder))
-    row_of = {label: at for at, label in enumerate(known)}
+    row_of = {plain_label(label): at for at, label in enumerate(known)}
     for at, label in enumerate(labels):
         if label in row_of and weight.shape[1] == means.shape[1]:
             means[at] = torch.nn.functional.normalize(weight[row_of[label]], dim=0)

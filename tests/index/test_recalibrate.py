@@ -614,8 +614,8 @@ def test_the_interval_of_a_change_is_that_of_paired_draws() -> None:
 
 def test_feedback_with_a_label_that_no_item_has_is_refused(live: Collection) -> None:
     (vector,) = live.encoder.encode(["my card"])
-    with pytest.raises(DataError, match=r"No item has the label 'card '\. Name one that is there, or None"):
-        live.feedback(vector, "card ")
+    with pytest.raises(DataError, match=r"No item has the label 'cards'\. Name one that is there, or None"):
+        live.feedback(vector, "cards")
 
 
 def test_the_verb_says_what_it_left_out(live: Collection, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from index.errors import DataError
+from index.label import plain_label
 from index.rows import MAX_FIELD, Row, read_rows, text_key
 
 Pair = tuple[str, str]
@@ -43,7 +44,7 @@ def test_csv_round_trip(tmp_path_factory: pytest.TempPathFactory, rows: list[Pai
     csv.writer(out, delimiter="\t" if tabs else ",").writerows([("text", "label"), *rows])
     content = out.getvalue().encode("utf-8-sig" if bom else "utf-8")
     found = read(write(tmp_path_factory.mktemp("csv"), "rows.tsv" if tabs else "rows.csv", content))
-    assert [(row.text, row.label) for row in found] == [(text, label.strip()) for text, label in rows]
+    assert [(row.text, row.label) for row in found] == [(text, plain_label(label)) for text, label in rows]
 
 
 @settings(max_examples=50)
@@ -51,7 +52,7 @@ def test_csv_round_trip(tmp_path_factory: pytest.TempPathFactory, rows: list[Pai
 def test_jsonl_round_trip(tmp_path_factory: pytest.TempPathFactory, rows: list[Pair]) -> None:
     lines = [json.dumps({"text": text, "label": label}, ensure_ascii=len(text) % 2 == 0) for text, label in rows]
     found = read(write(tmp_path_factory.mktemp("jsonl"), "rows.jsonl", "\n".join(lines) + "\n"))
-    assert [(row.text, row.label) for row in found] == [(text, label.strip()) for text, label in rows]
+    assert [(row.text, row.label) for row in found] == [(text, plain_label(label)) for text, label in rows]
     assert [row.line for row in found] == list(range(1, len(rows) + 1))
 
 

@@ -129,6 +129,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "long-text": ({"items": [{"id": "a", "text": "x" * 2001}]}, "/items/0/text"),
     "two-vectors": ({"items": [{"id": "a", "vector": [1.0], "vector_base64": "AAAA"}]}, "/items/0"),
     "empty-label": ({"items": [GOOD | {"label": ""}]}, "/items/0/label"),
+    "blank-label": ({"items": [GOOD | {"label": " \n"}]}, "/items/0/label"),
     "list-metadata": ({"items": [GOOD | {"metadata": []}]}, "/items/0/metadata"),
     "big-metadata": ({"items": [GOOD | {"metadata": {"a": "x" * 70_000}}]}, "/items/0/metadata"),
     "unknown": ({"items": [GOOD | {"wait": 1}]}, "/items/0/wait"),
@@ -269,6 +270,18 @@ def test_feedback_is_kept_for_a_recent_query(api: httpx2.Client) -> None:
     assert unknown.status_code == 422
     assert problem(unknown, "invalid-request")["errors"]
     assert api.post("/v1/feedback", json={"query_id": query_id}).status_code == 422
+
+
+def test_labels_have_one_spelling(api: httpx2.Client) -> None:
+    made = [{"id": f"l{at}", "label": label, "text": KNOWN[0][0]} for at, label in enumerate(("é", " e\u0301 ", "a"))]
+    labels = api.get("/v1/collection").json()["labels"]
+    assert put(api, *made).json()["written"] == 3
+    assert api.get("/v1/collection").json()["labels"] == labels + 2
+    assert [api.get(f"/v1/items/l{at}").json()["label"] for at in range(3)] == ["é", "é", "a"]
+    query_id = search(api, KNOWN[0][0])["query_ids"][0]
+    for label in ("a", "e\u0301", f" {KNOWN[0][1]}"):
+        assert api.post("/v1/feedback", json={"query_id": query_id, "label": label}).status_code == 200, label
+    api.post("/v1/items:delete", json={"filter": {"$id": {"in": ["l0", "l1", "l2"]}}})
 
 
 def test_recent_queries_are_bounded() -> None:
