@@ -33,6 +33,7 @@ VectorsOf = Callable[[Iterable[int]], tuple[Ints, Vectors]]
 class Gallery:
     """Labels of the live rows. Codes below `len(names)` are labels; an unlabelled row has a code of its own.
 
+    `names` are sorted in a gallery built whole; labels that came since stand behind them, in the order they came.
     `earlier`: names that would be kept otherwise today, by what they would be (`index.label`).
     """
 
@@ -116,6 +117,14 @@ class Gallery:
         """The label as this gallery has it, or would keep it."""
         plain = plain_label(label)
         return self.earlier.get(plain, plain)
+
+    def has_label(self, label: str) -> bool:
+        """Whether some item carries it, however it is spelled. Looks through all names once, at the first call."""
+        return self.spelled(label) in self._known
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.names)
 
     @cached_property
     def label_count(self) -> int:

@@ -90,11 +90,6 @@ class Serving:
             raise
         return opened
 
-    def knows(self, label: str) -> bool:
-        """Whether the collection has an item of this label."""
-        gallery = self.collection.gallery
-        return gallery.spelled(label) in gallery.names
-
     @contextmanager
     def used(self) -> Iterator[Serving]:
         """Keeps this version open for as long as a request uses it. Call it in the event loop."""

@@ -131,7 +131,8 @@ async def feedback(request: Request) -> Response:
         vector = None if serving.recent is None else serving.recent.get(asked.query_id)
         if vector is None:
             raise Problem("no-such-query", "No recent answer has this query id.")
-        if asked.label is not None and not serving.knows(asked.label):
+        gallery = serving.collection.gallery
+        if asked.label is not None and not await asyncio.to_thread(gallery.has_label, asked.label):
             fault = Fault("/label", "the collection has no such label; null says that nothing here matches")
             raise Problem("invalid-request", f"{fault.pointer}: {fault.detail}.", [fault])
         with audited(

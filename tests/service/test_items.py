@@ -284,6 +284,19 @@ def test_labels_have_one_spelling(api: httpx2.Client) -> None:
     api.post("/v1/items:delete", json={"filter": {"$id": {"in": ["l0", "l1", "l2"]}}})
 
 
+def test_feedback_names_labels_that_were_written_a_moment_ago_and_those_before_them(api: httpx2.Client) -> None:
+    query_id = search(api, KNOWN[0][0])["query_ids"][0]
+    new = [{"id": label, "label": label, "text": f"brighten lamp {label}"} for label in ("awning", "zeppelin", "lift")]
+    labels = sorted({label for _, label in KNOWN})
+    assert put(api, *new).status_code == 200
+    for label in (*labels, "awning", "zeppelin", "lift"):
+        reply = api.post("/v1/feedback", json={"query_id": query_id, "label": label})
+        assert reply.status_code == 200, f"{label}: {reply.text}"
+    api.post("/v1/items:delete", json={"ids": ["awning", "zeppelin", "lift"]})
+    gone = api.post("/v1/feedback", json={"query_id": query_id, "label": "awning"})
+    assert problem(gone, "invalid-request")["errors"]
+
+
 def test_recent_queries_are_bounded() -> None:
     recent = RecentQueries(2, limit=3 * (2 * 4 + 16))
     first = recent.remember(np.ones((2, 2), np.float32))
