@@ -31,6 +31,10 @@ _WAIT = {
     "schema": {"type": "string", "enum": ["indexed"]},
     "description": "every write is searchable when it is answered; this only says that you rely on it",
 }
+_KEEPS_NO_QUERIES = (
+    "This service is read-only, so its answers have no query ids and no feedback is kept. Ask and tell one that was "
+    "started with --writable."
+)
 
 
 def _body(model: str) -> dict[str, Any]:
@@ -128,7 +132,9 @@ async def feedback(request: Request) -> Response:
     """Keeps the right label of a recent query, null for "nothing here matches", for the next recalibration."""
     asked = validated(FeedbackRequest, await json_body(request))
     with serving_of(request) as serving:
-        vector = None if serving.recent is None else serving.recent.get(asked.query_id)
+        if serving.recent is None:
+            raise Problem("conflict", _KEEPS_NO_QUERIES)
+        vector = serving.recent.get(asked.query_id)
         if vector is None:
             raise Problem("no-such-query", "No recent answer has this query id.")
         gallery = serving.collection.gallery

@@ -194,9 +194,11 @@ def test_a_read_only_service_says_how_to_write(collection: Path) -> None:
             put(api, GOOD),
             api.post("/v1/items:delete", json={"ids": ["a"]}),
             api.post("/v1/admin/snapshot"),
+            api.post("/v1/feedback", json={"query_id": "0-0", "label": None}),
         ):
             assert reply.status_code == 409
             problem(reply, "conflict")
+        assert "--writable" in reply.json()["detail"]
         assert search(api, KNOWN[0][0])["query_ids"] is None
 
 
