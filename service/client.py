@@ -379,7 +379,8 @@ class Client:
         return self.send(Calls.delete_where(filter))
 
     def feedback(self, query_id: str, label: str | None) -> FeedbackReply:
-        """What was right for a query of `SearchReply.query_ids`; None: nothing here matches."""
+        """What was right for a query of `SearchReply.query_ids`; None: nothing in the whole collection matches, which a
+        query that was asked with a filter cannot tell (422)."""
         return self.send(Calls.feedback(query_id, label))
 
     def models(self) -> ModelsReply:

@@ -135,7 +135,7 @@ class FeedbackRequest(Body):
 
     query_id: str = Field(min_length=1, max_length=64, description="from `query_ids` of the answer")
     label: Annotated[str, AfterValidator(plain_label)] | None = Field(
-        max_length=MAX_LABEL, description='the right label; null: "nothing here matches"'
+        max_length=MAX_LABEL, description='the right label; null: "nothing here matches", unless asked with a filter'
     )
 
 

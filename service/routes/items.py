@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 from fastapi import APIRouter, Request, Response
 
 from index.collection import Receipt
+from index.gallery import Gallery
 from index.strict_json import parsed
 from service.item_schemas import (
     DeletedReply,
@@ -19,6 +20,7 @@ from service.item_schemas import (
 )
 from service.problems import Fault, Problem, documented
 from service.routes.state import audited, body_of, json_body, json_response, serving_of, validated
+from service.writer import RecentQuery
 
 router = APIRouter(prefix="/v1", tags=["items"])
 _READ = documented("invalid-request", "not-ready")
@@ -129,23 +131,35 @@ async def delete_item(request: Request, id: str) -> Response:
     openapi_extra=body_of("FeedbackRequest"),
 )
 async def feedback(request: Request) -> Response:
-    """Keeps the right label of a recent query, null for "nothing here matches", for the next recalibration."""
+    """Keeps the right label of a recent query, null for "nothing here matches", for the next recalibration.
+
+    Null speaks of the whole collection, so it is refused for a query that was asked with a filter.
+    """
     asked = validated(FeedbackRequest, await json_body(request))
     with serving_of(request) as serving:
         if serving.recent is None:
             raise Problem("conflict", _KEEPS_NO_QUERIES)
-        vector = serving.recent.get(asked.query_id)
-        if vector is None:
+        query = serving.recent.get(asked.query_id)
+        if query is None:
             raise Problem("no-such-query", "No recent answer has this query id.")
-        gallery = serving.collection.gallery
-        if asked.label is not None and not await asyncio.to_thread(gallery.has_label, asked.label):
-            fault = Fault("/label", "the collection has no such label; null says that nothing here matches")
-            raise Problem("invalid-request", f"{fault.pointer}: {fault.detail}.", [fault])
+        await _check_label(asked.label, query, serving.collection.gallery)
         with audited(
             request, serving.name, lambda audit: audit.feedback(request, serving.name, asked.query_id, asked.label)
         ):
-            await serving.writer.run(lambda: serving.collection.feedback(vector, asked.label, asked.query_id))
+            await serving.writer.run(lambda: serving.collection.feedback(query.vector, asked.label, asked.query_id))
     return json_response({"kept": True})
+
+
+async def _check_label(label: str | None, query: RecentQuery, gallery: Gallery) -> None:
+    """Raises `Problem` for a label that nothing has, and for none where the query had a filter: what was asked for was
+    not there, the rest of the gallery nobody looked at, and the calibration would take the query for unknown to it."""
+    if label is None and query.filtered:
+        why = "the query had a filter, and null speaks of the whole collection; ask again without it, or name the label"
+    elif label is not None and not await asyncio.to_thread(gallery.has_label, label):
+        why = "the collection has no such label; null says that nothing here matches"
+    else:
+        return
+    raise Problem("invalid-request", f"/label: {why}.", [Fault("/label", why)])
 
 
 def _check_once(body: bytes) -> None:

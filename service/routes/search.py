@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from index.conformal import CoverageFor
+from index.filters import says_something
 from service.problems import Fault, Problem, documented, from_validation
 from service.routes.state import audit_of, json_body, json_response, media_type, serving_of
 from service.schemas import VISIBLE, SearchReply, SearchRequest
@@ -129,7 +130,8 @@ async def _answer_vectors(request: Request, body: bytes) -> Response:
 async def _answer(request: Request, asked: SearchRequest, vectors: NDArray[np.float32] | None = None) -> Response:
     with serving_of(request) as serving:
         found, timings = await serving.searcher.search(asked, vectors, alone=request.app.state.under_way() == 1)
-        query_ids = None if serving.recent is None else serving.recent.remember(found.vectors)
+        filtered = asked.filter is not None and says_something(asked.filter)
+        query_ids = None if serving.recent is None else serving.recent.remember(found.vectors, filtered=filtered)
         if (audit := audit_of(request)) is not None:
             audit.searched(request, serving.name, found.answers, query_ids)
         if (tracer := request.app.state.tracer) is not None:

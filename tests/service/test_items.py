@@ -299,8 +299,27 @@ def test_feedback_names_labels_that_were_written_a_moment_ago_and_those_before_t
     assert problem(gone, "invalid-request")["errors"]
 
 
+def test_that_nothing_matches_is_no_feedback_on_a_search_with_a_filter(api: httpx2.Client) -> None:
+    """The calibration would take the query for one that the whole collection cannot answer."""
+
+    def tell(filter: Any, label: str | None) -> httpx2.Response:
+        asked = {"queries": [{"text": KNOWN[0][0]}], "filter": filter}
+        (query_id,) = api.post("/v1/search", json=asked).json()["query_ids"]
+        return api.post("/v1/feedback", json={"query_id": query_id, "label": label})
+
+    other = {"$label": next(label for _, label in KNOWN if label != KNOWN[0][1])}
+    refused = tell(other, None)
+    assert refused.status_code == 422, refused.text
+    (fault,) = problem(refused, "invalid-request")["errors"]
+    assert fault["pointer"] == "/label"
+    assert "ask again without it, or name the label" in fault["detail"]
+    assert tell(other, KNOWN[0][1]).status_code == 200
+    for nothing_left_out in (None, {}, {"and": []}):
+        assert tell(nothing_left_out, None).status_code == 200
+
+
 def test_recent_queries_are_bounded() -> None:
-    recent = RecentQueries(2, limit=3 * (2 * 4 + 16))
+    recent = RecentQueries(2, limit=3 * (2 * 4 + 17))
     first = recent.remember(np.ones((2, 2), np.float32))
     second = recent.remember(np.full((2, 2), 2, np.float32))
     assert recent.get(first[0]) is None
@@ -310,7 +329,7 @@ def test_recent_queries_are_bounded() -> None:
 
 
 def test_of_more_queries_than_are_remembered_the_last_are() -> None:
-    recent = RecentQueries(1, limit=3 * (4 + 16))
+    recent = RecentQueries(1, limit=3 * (4 + 17))
     recent.remember(np.zeros((2, 1), np.float32))
     ids = recent.remember(np.arange(5, dtype=np.float32)[:, None])
     assert [vector(recent, id) for id in ids] == [None, None, [2], [3], [4]]
@@ -327,4 +346,4 @@ def test_an_id_that_nobody_was_told_is_of_no_query() -> None:
 
 def vector(recent: RecentQueries, id: str) -> list[float] | None:
     found = recent.get(id)
-    return None if found is None else found.tolist()
+    return None if found is None else found.vector.tolist()
