@@ -6,6 +6,7 @@ protect passwords people choose), and it keeps a check at a microsecond, where s
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import hmac
 import json
@@ -14,8 +15,8 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
@@ -82,25 +83,47 @@ def add(path: Path, name: str, scopes: Collection[str]) -> str:
     """Make a key, keep its hash in the file (made when it is missing), and return the key: it is not kept."""
     if not _NAME.fullmatch(name):
         raise SettingsError(f"{name!r} cannot name a key: use 1 to 64 letters, digits, dots, dashes or underscores.")
-    keys = read(path) if path.exists() else {}
-    if any(key.name == name for key in keys.values()):
-        raise SettingsError(f"{path}: there is a key named {name} already. Remove it first, or choose another name.")
     identity = secrets.token_hex(8)
     made = f"sm_{identity}_{secrets.token_urlsafe(32)}"
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     ordered = tuple(scope for scope in SCOPES if scope in scopes)
-    _write(path, keys | {identity: Key(identity, name, ordered, _hash(made), created)})
+    with _alone(path):
+        keys = read(path) if path.exists() else {}
+        if any(key.name == name for key in keys.values()):
+            raise SettingsError(
+                f"{path}: there is a key named {name} already. Remove it first, or choose another name."
+            )
+        _write(path, keys | {identity: Key(identity, name, ordered, _hash(made), created)})
     return made
 
 
 def remove(path: Path, name: str) -> None:
     """Forget the key of this name. A running service refuses it within `CHECK_EVERY` seconds."""
-    keys = read(path)
-    kept = {identity: key for identity, key in keys.items() if key.name != name}
-    if len(kept) == len(keys):
-        known = ", ".join(key.name for key in keys.values()) or "none"
-        raise SettingsError(f"{path}: there is no key named {name}. There is: {known}.")
-    _write(path, kept)
+    read(path)  # raises where there is none, before a lock is left beside it
+    with _alone(path):
+        keys = read(path)
+        kept = {identity: key for identity, key in keys.items() if key.name != name}
+        if len(kept) == len(keys):
+            known = ", ".join(key.name for key in keys.values()) or "none"
+            raise SettingsError(f"{path}: there is no key named {name}. There is: {known}.")
+        _write(path, kept)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Waits for whoever else changes the file: between its reading and its writing nobody may, or a key were lost.
+
+    The lock is on a file beside it, which stays: the file itself is replaced. The kernel lets go of it when we die.
+    """
+    try:
+        lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise SettingsError(f"{path}: the keys cannot be written ({error.strerror}).") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _write(path: Path, keys: dict[str, Key]) -> None:

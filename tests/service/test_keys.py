@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from service.keys import SCOPES, Keys
 from service.keys_cli import keys as command
 from service.logs import JsonLines
 from service.settings import ServeSettings
-from tests.service.conftest import Server, serving
+from tests.service.conftest import ROOT, Server, serving
 from tests.service.test_cli import SERVE, run
 
 SEARCH = {"queries": [{"text": "turn on the kitchen light"}]}
@@ -86,6 +88,45 @@ def test_a_name_is_given_once_and_an_unknown_one_cannot_be_removed(tmp_path: Pat
         keys.add(file, "shop", ["admin"])
     with pytest.raises(SettingsError, match="There is: shop"):
         keys.remove(file, "shops")
+
+
+_ADD_AND_REMOVE = """
+import sys
+from pathlib import Path
+from service import keys
+file, name = Path(sys.argv[1]), sys.argv[2]
+for at in range(20):
+    print(keys.add(file, f"{name}-{at}", ["search"]))
+    keys.add(file, f"{name}-gone-{at}", ["search"])
+    keys.remove(file, f"{name}-gone-{at}")
+"""
+
+
+def test_keys_made_and_removed_at_once_are_all_kept_and_gone(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", _ADD_AND_REMOVE, str(file), name],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in "abcd"
+    ]
+    printed = [key for worker in workers for key in worker.communicate(timeout=60)[0].split()]
+    assert [worker.returncode for worker in workers] == [0, 0, 0, 0]
+    assert len(printed) == 80
+    store = Keys(file)
+    assert all(store.find(key) is not None for key in printed)
+    assert len(keys.read(file)) == 80
+    assert {stat.S_IMODE(one.stat().st_mode) for one in tmp_path.iterdir()} == {0o600}
+
+
+def test_nothing_is_left_beside_a_file_of_keys_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="cannot be read"):
+        keys.remove(tmp_path / "keys.json", "shop")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
