@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from index import items_schema
-from index.errors import CollectionError, Damaged, DiskFull, ReadOnly
+from index.errors import CollectionError, Damaged, DiskFull, Displaced, ReadOnly
 
 _RESTORE = "Restore the file from a backup, or build the collection again."
 
@@ -123,9 +123,9 @@ class Database:
             self.close()
 
     def check_place(self, so: str) -> None:
-        """Raises `CollectionError` when the file at the path is not the one that was opened; `so` says what follows."""
+        """Raises `Displaced` when the file at the path is not the one that was opened; `so` says what follows."""
         if _file_at(self.path) != self._file:
-            raise CollectionError(f"{self.path}: was moved, removed or replaced while it was open, so {so}.")
+            raise Displaced(f"{self.path}: was moved, removed or replaced while it was open, so {so}.")
 
     @contextmanager
     def _transaction(self, *, counts: bool = True) -> Iterator[tuple[sqlite3.Cursor, int]]:

@@ -41,6 +41,10 @@ class DiskFull(CollectionError):
     """No room for a write, of which nothing remains. Writing works again as soon as there is room."""
 
 
+class Displaced(CollectionError):
+    """Another collection, or none, lies where the one that is open was opened."""
+
+
 class Damaged(CollectionError):
     """Files of a collection that are not as they were written, and that nothing can stand in for."""
 

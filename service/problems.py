@@ -18,7 +18,16 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from index.errors import CalibrationError, DataError, DiskFull, ReadOnly, SettingsError, SurematchError, WriterBusy
+from index.errors import (
+    CalibrationError,
+    DataError,
+    DiskFull,
+    Displaced,
+    ReadOnly,
+    SettingsError,
+    SurematchError,
+    WriterBusy,
+)
 from service.by_name import address
 from service.schemas import QUERY_TAGS
 
@@ -78,6 +87,10 @@ KINDS = {
         Kind("internal", 500, "The service failed", "The service's log has the details; this is a fault of ours."),
     )
 }
+DISPLACED = (
+    "The collection was moved, removed or replaced, or its link points elsewhere: nothing can be written any more. Put "
+    "it back, or start the service anew."
+)
 _BY_STATUS = {
     400: "bad-request",
     401: "unauthorized",
@@ -176,7 +189,8 @@ def _problem(request: Request, error: Exception) -> Problem:
             return Problem("disk-full", str(error))
         case SurematchError():
             log.error("a request failed: %s", error, extra=_of_request(request.scope))
-            return Problem("unavailable", "The collection or its encoder reported a fault.")
+            why = DISPLACED if isinstance(error, Displaced) else "The collection or its encoder reported a fault."
+            return Problem("unavailable", why)
     return Problem("internal", "Something unexpected happened.")
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from index.answer import Answer
 from index.collection import Collection
-from index.errors import CollectionError, DataError, ReadOnly
+from index.errors import CollectionError, DataError, Displaced, ReadOnly
 from index.evidence import TOP_K
 from index.images import blank
 from index.memory import give_back
@@ -27,6 +28,7 @@ from service.writer import RecentQueries, Writer
 WARM_UP = "what can you do for me"
 EXAMPLES = 4
 BEHIND, LOST = "what was written elsewhere cannot be followed", "nothing can be written any more"
+R = TypeVar("R")
 log = logging.getLogger("surematch.service")
 
 
@@ -42,6 +44,8 @@ class Serving:
     """What the service calls the collection."""
     recent: RecentQueries | None
     """Of a writable collection."""
+    folder: Path
+    """Where it is served from: the collection's own, or a link to it."""
     users: int = 0
     unused: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -72,7 +76,8 @@ class Serving:
         searcher = Searcher(collection, settings, metrics)
         writer = Writer(4 * settings.max_items)
         recent = RecentQueries(collection.encoder.dimension) if settings.writable else None
-        return cls(collection, searcher, settings.examples or _examples(answer), writer, name, recent)
+        examples = settings.examples or _examples(answer)
+        return cls(collection, searcher, examples, writer, name, recent, folders[name])
 
     @classmethod
     def open_all(
@@ -89,6 +94,30 @@ class Serving:
                 serving.close()
             raise
         return opened
+
+    async def write(self, change: Callable[[], R], size: int = 1) -> R:
+        """What `change()` returns, which changes the items. Raises as `check_place`, and as `Writer.run`."""
+        return await self.writer.run(lambda: self._in_place(change), size)
+
+    async def operate(self, change: Callable[[], R]) -> R:
+        """What `change()` returns, which changes what is made of the items, beside writes. Raises as `check_place`."""
+        return await asyncio.to_thread(self._in_place, change)
+
+    def _in_place(self, change: Callable[[], R]) -> R:
+        if self.collection.writable:  # else the collection itself refuses
+            self.check_place()
+        return change()
+
+    def check_place(self) -> None:
+        """Raises `CollectionError` where what is written now would be lost: to who opens the folder next, another
+        collection lies there, or none."""
+        now, here = resolved(self.folder), self.collection.path
+        if now != here:
+            raise Displaced(
+                f"{self.folder}: points to {now} now, and this service writes to {here}. Nothing is written any more: "
+                "it would be missing there. Start the service anew, or point the link back."
+            )
+        self.collection.check_place()
 
     @contextmanager
     def used(self) -> Iterator[Serving]:
@@ -151,7 +180,7 @@ class Current:
             with self.serving.used() as serving:
                 opened = serving.collection
                 try:
-                    await asyncio.to_thread(opened.check_place if opened.writable else opened.refresh)
+                    await asyncio.to_thread(serving.check_place if opened.writable else opened.refresh)
                     self.astray = ""
                 except Exception as error:  # an end of this task would be seen by nobody, and nothing followed
                     if self.astray != str(error):  # once, not every second until somebody mends it
@@ -167,11 +196,7 @@ class Current:
         damaged in any part, or one of several workers refuses it; the old one then serves on. Always `ReadOnly` where
         the service itself writes.
         """
-        if self.settings.writable:
-            raise ReadOnly(
-                "There is nothing to reload: this service writes to the collection itself, so nobody else has changed "
-                "it, and its own writes are served at once. To serve another collection, start another service."
-            )
+        await self.check_reloads()
         if self.fleet is not None:
             await self.fleet.reload(self.name)
             assert self.serving is not None
@@ -179,6 +204,20 @@ class Current:
         async with self._reloading:
             await self.prepare(self.settings.folders[self.name])
             return self.take()
+
+    async def check_reloads(self) -> None:
+        """Raises `ReadOnly` where the service itself writes."""
+        if not self.settings.writable:
+            return
+        if self.serving is not None:
+            try:
+                await asyncio.to_thread(self.serving.check_place)
+            except CollectionError as error:
+                raise ReadOnly(f"A service that writes does not reload. {error}") from error
+        raise ReadOnly(
+            "There is nothing to reload: this service writes to the collection itself, so nobody else has changed "
+            "it, and its own writes are served at once. To serve another collection, start another service."
+        )
 
     async def prepare(self, folder: Path) -> None:
         """Open the version in `folder`, for `take` or `drop`. Raises `SurematchError` when any part is damaged."""

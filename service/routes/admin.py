@@ -48,7 +48,7 @@ async def snapshot(request: Request) -> Response:
     """A new index of all items, the calibration fitted again, deleted items erased from the files. Searches and writes
     go on meanwhile; it answers when the new snapshot serves."""
     with serving_of(request) as serving, operated(request, serving.name, "snapshot"):
-        name = await asyncio.to_thread(serving.collection.snapshot)
+        name = await serving.operate(serving.collection.snapshot)
     return json_response({"snapshot": name})
 
 
@@ -63,7 +63,7 @@ async def recalibrate(request: Request) -> Response:
     known and unknown, else 409. `change` says what it changed, measured on feedback that was not fitted on."""
     with serving_of(request) as serving, operated(request, serving.name, "recalibrate"):
         try:
-            version = await asyncio.to_thread(serving.collection.recalibrate)
+            version = await serving.operate(serving.collection.recalibrate)
         except CalibrationError as error:
             raise Problem("conflict", str(error)) from None
     return json_response(version)
@@ -105,7 +105,7 @@ async def use_calibration(request: Request) -> Response:
     asked = validated(UseCalibrationRequest, await json_body(request))
     with serving_of(request) as serving, operated(request, serving.name, "calibration", id=asked.id):
         try:
-            await asyncio.to_thread(serving.collection.use_calibration, asked.id)
+            await serving.operate(lambda: serving.collection.use_calibration(asked.id))
         except NotFound:
             raise Problem("no-such-calibration", "The collection has no calibration of this id.") from None
         except CalibrationError as error:

@@ -6,7 +6,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 
 from service.metrics import CONTENT_TYPE
-from service.problems import Problem, documented
+from service.problems import DISPLACED, Problem, documented
 from service.routes.state import currents_of, json_response, serving_of
 from service.schemas import HealthReply, ReadyReply
 
@@ -25,13 +25,14 @@ async def healthz() -> Response:
 async def readyz(request: Request) -> Response:
     """200 once a real query has been answered with the collection now served; else 503, and when the end is near.
 
-    503, too, from a service that writes when the folder of none of its collections is there any more.
+    503, too, from a service that writes when none of its collections is where it was opened any more: moved, or behind
+    a link that points elsewhere now.
     """
     if request.app.state.draining:
         raise Problem("not-ready", "The service is about to stop.", headers={"Retry-After": "1"})
     currents = currents_of(request).values()
     if all(current.settings.writable and current.astray for current in currents):
-        raise Problem("not-ready", "The collection was moved, removed or replaced: nothing can be written any more.")
+        raise Problem("not-ready", DISPLACED)
     with serving_of(request) as serving:
         return json_response(
             {

@@ -62,7 +62,7 @@ async def put_items(request: Request) -> Response:
         serving_of(request) as serving,
         audited(request, serving.name, lambda audit: audit.writing(request, serving.name, items)),
     ):
-        receipt = await serving.writer.run(lambda: serving.collection.upsert(items), len(items))
+        receipt = await serving.write(lambda: serving.collection.upsert(items), len(items))
     return json_response({"sequence": receipt.sequence, "written": receipt.written, "replaced": receipt.replaced})
 
 
@@ -89,7 +89,7 @@ async def delete_items(request: Request) -> Response:
         with audited(
             request, serving.name, lambda audit: audit.deleting(request, serving.name, asked.ids, asked.filter)
         ):
-            receipt = await serving.writer.run(delete, len(asked.ids or [0]))
+            receipt = await serving.write(delete, len(asked.ids or [0]))
     return json_response({"sequence": receipt.sequence, "deleted": receipt.deleted})
 
 
@@ -119,7 +119,7 @@ async def delete_item(request: Request, id: str) -> Response:
         if await asyncio.to_thread(lambda: serving.collection.item(id)) is None:
             raise _no_such_item()
         with audited(request, serving.name, lambda audit: audit.deleting(request, serving.name, [id])):
-            receipt = await serving.writer.run(lambda: serving.collection.delete([id]))
+            receipt = await serving.write(lambda: serving.collection.delete([id]))
     return json_response({"sequence": receipt.sequence, "deleted": receipt.deleted})
 
 
@@ -146,7 +146,7 @@ async def feedback(request: Request) -> Response:
         with audited(
             request, serving.name, lambda audit: audit.feedback(request, serving.name, asked.query_id, asked.label)
         ):
-            await serving.writer.run(lambda: serving.collection.feedback(query.vector, asked.label, asked.query_id))
+            await serving.write(lambda: serving.collection.feedback(query.vector, asked.label, asked.query_id))
     return json_response({"kept": True})
 
 

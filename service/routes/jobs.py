@@ -130,6 +130,7 @@ async def promote_job(request: Request, id: str) -> Response:
     link = current.settings.folders[name]
     if not link.is_symlink():
         raise Problem("conflict", f"The collection {name} is served from a folder, not a link. Serve a link to it.")
+    await current.check_reloads()
     before = link.readlink()
     with operated(request, name, "promote", job=job.id):
         _point(link, jobs.folder / job.result)

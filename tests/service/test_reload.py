@@ -169,6 +169,45 @@ def test_a_collection_that_was_moved_away_is_told_of_until_it_is_back(
         until(lambda: told(200, False))
 
 
+def test_a_writer_whose_link_points_elsewhere_acknowledges_nothing(collection: Path, tmp_path: Path) -> None:
+    """Whoever opens the link next would not find it there. Point the link back, and it writes again."""
+    for version in ("one", "two"):
+        shutil.copytree(collection, tmp_path / version)
+    point(tmp_path, "one")
+    with (
+        serving(tmp_path / "current", "--writable", "--refresh-seconds", "0.05") as server,
+        serving(tmp_path / "current", "--refresh-seconds", "0.05") as reader,
+        httpx2.Client(base_url=server.url, timeout=30) as api,
+    ):
+        item = {"items": [{"id": "new", "label": "music", "text": "play album hall"}]}
+        assert api.put("/v1/items", json=item).status_code == 200
+        (query, *_) = api.post("/v1/search", json=QUERIES).json()["query_ids"]
+        version = api.get("/v1/calibration").json()["version"]
+        sequence = api.get("/v1/collection").json()["sequence"]
+        point(tmp_path, "two")
+        for refused in (
+            api.put("/v1/items", json=item),
+            api.delete("/v1/items/new"),
+            api.post("/v1/items:delete", json={"ids": ["new"]}),
+            api.post("/v1/feedback", json={"query_id": query, "label": None}),
+            api.put("/v1/admin/calibration", json={"id": version}),
+            api.post("/v1/admin/recalibrate"),
+            api.post("/v1/admin/snapshot"),
+        ):
+            assert (refused.status_code, refused.json()["type"]) == (503, "/problems/unavailable"), refused.url
+            assert "its link points elsewhere" in refused.json()["detail"]
+            assert "start the service anew" in refused.json()["detail"]
+        until(lambda: api.get("/readyz").status_code == 503)
+        reload = api.post("/v1/admin/reload")
+        assert reload.status_code == 409
+        assert f"points to {tmp_path / 'two'} now" in reload.json()["detail"]
+        assert api.post("/v1/search", json=QUERIES).json()["sequence"] == sequence
+        assert httpx2.get(f"{reader.url}/readyz").json()["degraded"] is False, "who reads serves on until a reload"
+        point(tmp_path, "one")
+        assert api.put("/v1/items", json=item).status_code == 200
+        until(lambda: api.get("/readyz").status_code == 200)
+
+
 def test_a_retired_version_is_closed_after_its_last_request(collection: Path) -> None:
     serving_ = Serving.open(ServeSettings(collection=collection))
     closed = threading.Event()
