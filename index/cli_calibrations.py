@@ -58,10 +58,12 @@ def recalibrate(argv: Sequence[str]) -> int:
     """`surematch recalibrate COLLECTION`"""
     settings = parse(RecalibrateSettings, argv)
     with closing(Collection.open(settings.collection, writable=True)) as collection:
+        replaced = collection.state.calibration_id
         version = collection.recalibrate(feedback=settings.feedback)
         warnings = [] if collection.calibration is None else collection.calibration.warnings
     words = f"Calibration {version.id} is in use, fitted again on {_queries(version)}.{_change(version.change)}"
-    return tell({**asdict(version), "warnings": warnings}, "\n".join([words, *warnings]), settings.json_)
+    told = {**asdict(version), "replaced": replaced, "warnings": warnings}
+    return tell(told, "\n".join([words, *warnings]), settings.json_)
 
 
 def _line(version: Version, used: bool) -> str:

@@ -356,6 +356,11 @@ class ItemStore(Database):
             )
             return int(cursor.lastrowid or 0)
 
+    @property
+    def last_feedback(self) -> int:
+        """Number of the last note of feedback there ever was, 0 before the first."""
+        return int(self._read("SELECT COALESCE(MAX(seq), 0) FROM sqlite_sequence WHERE name = 'feedback'")[0][0])
+
     def feedback(self) -> Feedback:
         """All notes, in the order they came."""
         found = self._read("SELECT number, label, vector FROM feedback ORDER BY number")

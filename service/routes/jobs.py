@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import closing, suppress
 from pathlib import Path
 
 import orjson
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
-from index.errors import SurematchError
+from index.collection import Collection
+from index.collection_folder import ITEMS
+from index.errors import Displaced, SurematchError
+from index.items import ItemStore
+from index.place import resolved
 from service.job_schemas import JobReply, JobRequest, JobsReply, PromoteRequest, RecalibrateJob
 from service.jobs import ENDED, QUEUE, Job, Jobs, new_id
 from service.problems import Problem, documented
 from service.routes.state import body_of, currents_of, json_body, json_response, operated, validated
-from service.serving import Current
+from service.serving import Current, Serving
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented("conflict", "not-ready"))
 _BODY = documented("invalid-request", "not-json", "body-too-large", "slow-body", "unsupported-media-type", "disk-full")
@@ -126,11 +131,13 @@ async def promote_job(request: Request, id: str) -> Response:
     if job.state != "succeeded" or job.kind == "train" or job.result is None:
         what = "A model is not served: index with it." if job.kind == "train" else f"The job is {job.state}."
         raise Problem("conflict", f"There is no finished collection. {what}")
-    await asyncio.to_thread(_check_unchanged, jobs, job, current)
+    await current.check_reloads()
+    if job.kind == "recalibrate" and current.serving is not None:
+        with current.serving.used() as serving:
+            await asyncio.to_thread(_check_unchanged, jobs, job, serving)
     link = current.settings.folders[name]
     if not link.is_symlink():
         raise Problem("conflict", f"The collection {name} is served from a folder, not a link. Serve a link to it.")
-    await current.check_reloads()
     before = link.readlink()
     with operated(request, name, "promote", job=job.id):
         _point(link, jobs.folder / job.result)
@@ -142,16 +149,27 @@ async def promote_job(request: Request, id: str) -> Response:
     return json_response((await jobs.promoted(job)).told())
 
 
-def _check_unchanged(jobs: Jobs, job: Job, current: Current) -> None:
-    """Raises `Problem` when a recalibrated copy lacks writes that the served collection has had since."""
-    if job.kind != "recalibrate" or current.serving is None:
-        return
-    copied = orjson.loads((jobs.folder / job.id / "result.json").read_bytes())["sequence"]
-    if (
-        str(current.settings.folders[current.name].resolve()) != job.source
-        or current.serving.collection.sequence > copied
-    ):
-        raise Problem("conflict", "The collection has changed since it was copied. Recalibrate it again.")
+def _check_unchanged(jobs: Jobs, job: Job, serving: Serving) -> None:
+    """Raises `Problem` when a recalibrated copy lacks what the served collection has had since: writes, feedback, and
+    the choice of another calibration."""
+    made = orjson.loads((jobs.folder / job.id / "result.json").read_bytes())
+    served = serving.collection
+    if str(resolved(serving.folder)) == job.source:
+        with suppress(Displaced):
+            served.refresh()  # not as it was a moment ago
+            copy = jobs.folder / job.id / "out"
+            if (
+                served.sequence <= made["sequence"]
+                and served.state.calibration_id == made.get("replaced")
+                and _last_feedback(served.path, served) <= _last_feedback(copy, served)
+            ):
+                return
+    raise Problem("conflict", "The collection has changed since it was copied. Recalibrate it again.")
+
+
+def _last_feedback(folder: Path, like: Collection) -> int:
+    with closing(ItemStore(folder / ITEMS, like.encoder.dimension, create=False)) as store:
+        return store.last_feedback
 
 
 def _point(link: Path, target: Path) -> None:

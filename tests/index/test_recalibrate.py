@@ -584,6 +584,7 @@ def test_the_verbs(live: Collection, capsys: pytest.CaptureFixture[str]) -> None
     live.close()
     assert cli_calibrations.recalibrate([str(live.path), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
+    assert told["replaced"] == own
     assert told["change"]["after"]["ece"] < 0.2
     assert cli_calibrations.calibrations([str(live.path)]) == 0
     said = capsys.readouterr().out

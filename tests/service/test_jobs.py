@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import csv
 import errno
 import json
@@ -144,26 +145,51 @@ def test_an_indexed_collection_is_served_once_it_is_promoted_unless_it_is_damage
         assert api.job(job.id).promoted
 
 
+@contextlib.contextmanager
+def written(collection: Path) -> Iterator[Collection]:
+    opened = Collection.open(collection, writable=True)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
 def test_feedback_recalibrates_a_copy_that_is_promoted_unless_writes_came_between(folder: Path, link: Path) -> None:
     texts: list[tuple[str, str | None]] = [*KNOWN, *((text, None) for text in UNKNOWN)]
     texts += [(f"{text} hall", label) for text, label in texts]
-    opened = Collection.open(link, writable=True)
-    for vector, (_, label) in zip(opened.encoder.encode([text for text, _ in texts]), texts, strict=True):
-        opened.feedback(vector, label)
-    opened.close()
-    with serving(link, "--jobs", str(folder), "--refresh-seconds", "0.05") as server, Client(server.url) as api:
+    with written(link) as opened:
+        vectors = opened.encoder.encode([text for text, _ in texts])
+        for vector, (_, label) in zip(vectors, texts, strict=True):
+            opened.feedback(vector, label)
+    with serving(link, "--jobs", str(folder)) as server, Client(server.url) as api:
+
+        def refused(job: JobReply) -> None:
+            assert job.state == "succeeded", job.error
+            with pytest.raises(ServiceProblem, match="changed since it was copied"):
+                api.promote_job(job.id)
+
+        def recalibrated() -> JobReply:
+            return until(api, api.start_job("recalibrate", {"collection": None}).id, ended)
+
         own = api.calibration().version
-        first = until(api, api.start_job("recalibrate", {}).id, ended)
-        assert first.state == "succeeded", first.error
-        opened = Collection.open(link, writable=True)
-        written = opened.delete(["rows.csv:2"]).sequence
-        opened.close()
-        while api.search([KNOWN[0][0]]).sequence < written:
-            time.sleep(0.05)
-        with pytest.raises(ServiceProblem, match="changed since it was copied"):
-            api.promote_job(first.id)
-        second = until(api, api.start_job("recalibrate", {"collection": None}).id, ended)
-        assert api.promote_job(second.id).promoted
+        first = recalibrated()
+        with written(link) as opened:
+            opened.feedback(vectors[0], texts[0][1])
+        refused(first)
+        second = recalibrated()
+        with written(link) as opened:
+            chosen = opened.recalibrate().id
+        refused(second)
+        third = recalibrated()
+        with written(link) as opened:
+            opened.use_calibration(str(own))
+        refused(third)
+        with written(link) as opened:
+            opened.use_calibration(chosen)
+            opened.delete(["rows.csv:2"])
+        refused(third)
+        last = recalibrated()
+        assert api.promote_job(last.id).promoted
         assert api.calibration().version not in (own, None)
         assert api.collection().items == 81
 
