@@ -6,7 +6,7 @@ DIR/<id>/log.txt          what its process said, result.json what it answered, p
 DIR/<id>/out              the model or collection, there once the job has succeeded
 
 A job survives its service: one that was interrupted, by a stop or by a kill, is continued at the next start, from its
-last checkpoint where it has one.
+last checkpoint where it has one; one that had finished and could not be noted any more has succeeded.
 """
 
 from __future__ import annotations
@@ -204,6 +204,9 @@ class Jobs:
 
     async def _run(self, job: Job) -> None:
         folder = self.folder / job.id
+        if job.attempts and self._was_finished(job):
+            await self._put(self._succeeded(self._now(job)))
+            return
         job = replace(job, state="running", started=job.started or _now(), attempts=job.attempts + 1, error=None)
         try:
             commands = self._commands(job)
@@ -241,9 +244,25 @@ class Jobs:
         if job.id in self._cancelled:
             return replace(job, state="cancelled", ended=_now())
         if code == 0 and (self.folder / job.id / "out").is_dir():
-            return replace(job, state="succeeded", ended=_now(), result=f"{job.id}/out")
+            return self._succeeded(job)
         said = self.log(job).decode(errors="replace").strip()[-2000:]
         return replace(job, state="failed", ended=_now(), error=said or f"The process ended with {code}.")
+
+    def _succeeded(self, job: Job) -> Job:
+        return replace(job, state="succeeded", ended=_now(), error=None, result=f"{job.id}/out")
+
+    def _was_finished(self, job: Job) -> bool:
+        """Whether an attempt had come to its end when it was interrupted: `out` appears whole, by a rename. That of a
+        recalibration is a copy first, so there the answer must have been given, too."""
+        folder = self.folder / job.id
+        if not (folder / "out").is_dir():
+            return False
+        if job.kind != "recalibrate":
+            return True
+        try:
+            return "sequence" in json.loads((folder / "result.json").read_bytes())
+        except (OSError, ValueError, TypeError):
+            return False
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
         with suppress(ProcessLookupError):

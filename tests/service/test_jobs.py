@@ -214,6 +214,31 @@ def test_a_killed_service_takes_its_job_along_and_the_next_one_continues_it(fold
         opened.close()
 
 
+def test_a_job_that_had_finished_when_the_service_was_killed_has_succeeded(folder: Path, link: Path) -> None:
+    """What a kill between the end of a job's process and the note of it leaves: the result, and a job that runs."""
+    texts: list[tuple[str, str | None]] = [(f"{text}{more}", label) for more in ("", " hall") for text, label in KNOWN]
+    texts += [(f"{text}{more}", None) for more in ("", " hall") for text in UNKNOWN]
+    with written(link) as opened:
+        for vector, (_, label) in zip(opened.encoder.encode([text for text, _ in texts]), texts, strict=True):
+            opened.feedback(vector, label)
+    with serving(link, "--jobs", str(folder)) as server, Client(server.url) as api:
+        ids = [api.start_job("index", INDEX).id, api.start_job("recalibrate", {}).id]
+        assert [until(api, id, ended).state for id in ids] == ["succeeded"] * 2
+    ids.append("half-done")  # a copy that was not calibrated yet
+    shutil.copytree(folder / ids[1], folder / ids[2])
+    (folder / ids[2] / "result.json").write_bytes(b"")
+    for id in ids:
+        path = folder / id / "job.json"
+        left = json.loads(path.read_bytes()) | {"id": id, "state": "running", "ended": None, "result": None}
+        path.write_text(json.dumps(left))
+    with serving(link, "--jobs", str(folder)) as server, Client(server.url) as api:
+        jobs = [until(api, id, ended) for id in ids]
+        assert [(job.state, job.error) for job in jobs] == [("succeeded", None)] * 3
+        assert [job.attempts for job in jobs] == [1, 1, 2]
+        assert [job.result for job in jobs] == [f"{id}/out" for id in ids]
+        assert api.promote_job(ids[1]).promoted
+
+
 def test_a_stopped_service_interrupts_and_a_cancelled_job_leaves_nothing(folder: Path, collection: Path) -> None:
     write(folder / "data" / "many.csv", [(f"{text} {at}", label) for at in range(150) for text, label in GALLERY])
     with serving(collection, "--jobs", str(folder)) as server, Client(server.url) as api:
