@@ -43,7 +43,7 @@ class TrainSettings(Body):
     skip_faulty: SkipFaulty = False
     loss: Identifier | None = Field(None, description="null: the encoder's default")
     epochs: float | None = Field(None, gt=0, le=1000)
-    held_out: float = Field(0.1, ge=0, le=0.5, description="share of the rows kept for calibration")
+    held_out: float = Field(0.15, ge=0, le=0.5, description="share of the rows kept for calibration")
     seed: int = Field(0, ge=0, le=2**31 - 1)
 
 

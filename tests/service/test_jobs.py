@@ -28,12 +28,13 @@ from index.image_network import ImageNetwork
 from service import jobs as module
 from service import keys
 from service.client import Calls, Client, ServiceProblem
-from service.job_schemas import IndexJob, JobReply
+from service.job_schemas import IndexJob, JobReply, TrainSettings
 from service.jobs import ENDED, Jobs
 from tests.pictures import write_digits
 from tests.service.conftest import ROOT, Server, serving
 from tests.service.gallery import CALIBRATION, GALLERY, KNOWN, UNKNOWN, write_encoder
 from tests.service.test_hostile import problem
+from training import config
 
 INDEX = {
     "model": "encoder",
@@ -79,6 +80,13 @@ def test_jobs_do_not_lie_in_a_collection(collection: Path) -> None:
         with pytest.raises(SettingsError, match="lies in a collection"):
             Jobs(folder, 0)
     assert not (collection / "jobs").exists()
+
+
+def test_what_a_training_job_is_not_told_is_as_on_the_command_line() -> None:
+    """None leaves the flag away, and with it the choice to the command."""
+    for name, field in TrainSettings.model_fields.items():
+        if not field.is_required() and field.default is not None:
+            assert field.default == config.TrainSettings.model_fields[name].default, name
 
 
 def until(api: Client, id: str, done: Callable[[JobReply], bool], seconds: float = 240) -> JobReply:
