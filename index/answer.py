@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MapSpec = str | dict[str, float]
-"""A map to probabilities: "softmax", "sparsemax", "entmax15", "taylor", or {"entmax": 1.3}, {"taylor": 4}."""
+"""A map to probabilities: "softmax", "sparsemax", "entmax15", "taylor", or {"entmax": 1.3}, {"taylor": 6}."""
 
 
 @dataclass

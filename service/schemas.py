@@ -19,6 +19,7 @@ from pydantic.functional_validators import AfterValidator, ModelWrapValidatorHan
 from pydantic_core import PydanticCustomError
 
 from index.conformal import CoverageFor
+from index.outcome import TAYLOR_ORDER
 from service.settings import ServeSettings
 
 TEXT, VECTOR, BASE64, IMAGE = "<text>", "<vector>", "<vector_base64>", "<image>"
@@ -121,9 +122,9 @@ class EntmaxMap(Body):
 
 
 class TaylorMap(Body):
-    """Taylor softmax of an even order."""
+    """Taylor softmax of the order that is calibrated, as "taylor" means, too."""
 
-    taylor: int = Field(ge=2, le=10, multiple_of=2, examples=[6])
+    taylor: int = Field(ge=TAYLOR_ORDER, le=TAYLOR_ORDER, examples=[TAYLOR_ORDER])
 
 
 MapName = Literal["softmax", "sparsemax", "entmax15", "taylor"]
@@ -137,7 +138,7 @@ def _one_map_error(value: Any, validate: ModelWrapValidatorHandler[Any]) -> Any:
         raise PydanticCustomError(
             "map",
             'Expected "softmax", "sparsemax", "entmax15", "taylor", {"entmax": alpha} with 1 <= alpha <= 2, '
-            'or {"taylor": 6}',
+            f'or {{"taylor": {TAYLOR_ORDER}}}',
         ) from None
 
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from index.conformal import CoverageFor
 from index.filters import says_something
+from index.outcome import TAYLOR_ORDER
 from service.problems import Fault, Problem, documented, from_validation
 from service.routes.state import audit_of, json_body, json_response, media_type, serving_of
 from service.schemas import VISIBLE, SearchReply, SearchRequest
@@ -33,7 +34,7 @@ _BODY = {
 }
 
 
-_MAP = r"^(softmax|sparsemax|entmax15|taylor|entmax:(1(\.[0-9]{1,20})?|2(\.0{1,20})?)|taylor:(2|4|6|8|10))$"
+_MAP = rf"^(softmax|sparsemax|entmax15|taylor|entmax:(1(\.[0-9]{{1,20}})?|2(\.0{{1,20}})?)|taylor:{TAYLOR_ORDER})$"
 _NUMBER = r"\d{1,20}(\.\d{1,400})?([eE][+-]?\d{1,3})?"
 _PARAMETERS = [
     {"name": name, "in": "query", "required": False, "schema": schema, "description": description}
@@ -42,7 +43,7 @@ _PARAMETERS = [
         (
             "map",
             {"type": "string", "default": "softmax", "pattern": _MAP},
-            "softmax, sparsemax, entmax15, taylor, entmax:1.3 or taylor:6",
+            f"softmax, sparsemax, entmax15, taylor, entmax:1.3 or taylor:{TAYLOR_ORDER}",
         ),
         (
             "coverage",

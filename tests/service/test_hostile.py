@@ -87,6 +87,7 @@ INVALID = {
     "map-unknown": (b'{"queries":[{"text":"x"}],"map":"' + MARK + b'"}', "/map"),
     "map-two": (b'{"queries":[{"text":"x"}],"map":{"entmax":1.5,"taylor":2}}', "/map"),
     "map-odd-taylor": (b'{"queries":[{"text":"x"}],"map":{"taylor":3}}', "/map"),
+    "map-taylor-never-fitted": (b'{"queries":[{"text":"x"}],"map":{"taylor":4}}', "/map"),
     "map-alpha": (b'{"queries":[{"text":"x"}],"map":{"entmax":0.5}}', "/map"),
     "filters": (b'{"queries":[{"text":"x"}],"filters":{"a":1}}', "/filters"),
     "filter-list": (b'{"queries":[{"text":"x"}],"filter":[]}', "/filter"),
