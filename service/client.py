@@ -161,11 +161,11 @@ class Calls:
 
     @staticmethod
     def item(id: str) -> Call[ItemReply]:
-        return Call("GET", f"/v1/items/{quote(id, safe='')}", ItemReply)
+        return Call("GET", f"/v1/items/{_segment(id)}", ItemReply)
 
     @staticmethod
     def delete_item(id: str) -> Call[DeletedReply]:
-        return Call("DELETE", f"/v1/items/{quote(id, safe='')}", DeletedReply)
+        return Call("DELETE", f"/v1/items/{_segment(id)}", DeletedReply)
 
     @staticmethod
     def delete_items(ids: Sequence[str]) -> Call[DeletedReply]:
@@ -238,6 +238,11 @@ class Calls:
     @staticmethod
     def ready() -> Call[ReadyReply]:
         return Call("GET", "/readyz", ReadyReply)
+
+
+def _segment(id: str) -> str:
+    """An id as a part of an address, where "." and ".." as they are would mean another address."""
+    return id.replace(".", "%2E") if id in (".", "..") else quote(id, safe="")
 
 
 def _base64(content: bytes) -> str:

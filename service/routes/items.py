@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Request, Response
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from index.collection import Receipt
 from index.gallery import Gallery
@@ -22,6 +23,14 @@ from service.problems import Fault, Problem, documented
 from service.routes.state import audited, body_of, json_body, json_response, serving_of, validated
 from service.writer import RecentQuery
 
+
+class _IdConvertor(PathConvertor):
+    """Any text, slashes and the ends of lines among it, which the framework's own `path` stops at."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("id", _IdConvertor())
 router = APIRouter(prefix="/v1", tags=["items"])
 _READ = documented("invalid-request", "not-ready")
 _WRITE = documented("conflict", "invalid-request", "not-json", "busy", "not-ready", "disk-full")
@@ -94,7 +103,7 @@ async def delete_items(request: Request) -> Response:
 
 
 @router.get(
-    "/items/{id:path}", summary="One item", response_model=ItemReply, responses={**_READ, **documented("no-such-item")}
+    "/items/{id:id}", summary="One item", response_model=ItemReply, responses={**_READ, **documented("no-such-item")}
 )
 async def get_item(request: Request, id: str) -> Response:
     """Without its vector: a text can be guessed from it."""
@@ -106,7 +115,7 @@ async def get_item(request: Request, id: str) -> Response:
 
 
 @router.delete(
-    "/items/{id:path}",
+    "/items/{id:id}",
     summary="Delete one item",
     response_model=DeletedReply,
     responses={**_WRITE, **documented("no-such-item")},

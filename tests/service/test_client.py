@@ -103,6 +103,16 @@ def test_items_feedback_and_what_is_served(api: Client) -> None:
     assert api.snapshot().snapshot == api.ready().snapshot
 
 
+def test_an_item_is_read_and_deleted_whatever_its_id(api: Client) -> None:
+    ids = [".", "..", "\n", "two\nlines\n", "\r", "\t", " ", "a/../b", "./a", "/", "%2E", "..."]
+    assert api.put_items([{"id": id, "text": f"mute speaker {id}", "label": "volume"} for id in ids]).written == len(
+        ids
+    )
+    assert [api.item(id).id for id in ids] == ids
+    assert [api.delete_item(id).deleted for id in ids[:6]] == [1] * 6
+    assert api.delete_items(ids).deleted == len(ids) - 6
+
+
 def test_a_refusal_is_an_exception_with_its_reasons(api: Client) -> None:
     with pytest.raises(ServiceProblem) as refused:
         api.search(["x"], k=0)

@@ -80,6 +80,18 @@ def test_what_is_written_is_found_read_replaced_and_deleted(api: httpx2.Client) 
     assert api.get("/v1/collection").json()["items"] == before
 
 
+def test_an_id_with_line_ends_has_an_address_and_one_of_dots_is_found_and_deleted_without(api: httpx2.Client) -> None:
+    for id in ("\n", "two\nlines", "last\n"):
+        put(api, {"id": id, "text": "brighten lamp"})
+        address = f"/v1/items/{quote(id, safe='')}"
+        assert api.get(address).json()["id"] == id
+        assert api.delete(address).json()["deleted"] == 1
+    put(api, {"id": "..", "text": "brighten lamp"})
+    asked = {"queries": [{"text": "brighten lamp"}], "filter": {"$id": ".."}}
+    assert [hit["id"] for hit in api.post("/v1/search", json=asked).json()["results"][0]["hits"]] == [".."]
+    assert api.post("/v1/items:delete", json={"ids": [".."]}).json()["deleted"] == 1
+
+
 def test_vectors_can_be_written_in_both_forms_and_many_deleted(api: httpx2.Client) -> None:
     vectors = np.linalg.qr(np.random.default_rng(3).standard_normal((32, 32)))[0].astype("<f4")
     listed = {"id": "v1", "label": "made", "vector": vectors[0].tolist()}

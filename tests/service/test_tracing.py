@@ -99,8 +99,8 @@ def test_vectors_need_no_encoding_and_supervisors_leave_no_span(collection: Path
                 break
             time.sleep(0.01)
         spans = named(exporter)
-    assert set(spans) == {"GET /v1/items/{id:path}", "POST /v1/search", "search", "calibrate"}
-    assert "nobody" not in spans["GET /v1/items/{id:path}"].to_json()
+    assert set(spans) == {"GET /v1/items/{id:id}", "POST /v1/search", "search", "calibrate"}
+    assert "nobody" not in spans["GET /v1/items/{id:id}"].to_json()
 
 
 def test_a_service_sends_its_traces(collection: Path, monkeypatch: pytest.MonkeyPatch) -> None:
