@@ -3,17 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from index.answer import MapSpec
 from index.conformal import CoverageFor
 from index.errors import DataError
 from index.evidence import TOP_K
+from index.filters import Filter
+from index.outcome import map_name
 
 MAX_K = TOP_K
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """How a search is to be answered, checked; `map` is the map's canonical name. See `Collection.search`."""
+
+    k: int
+    map: str
+    coverage: float | None
+    coverage_for: CoverageFor
+    filter: Filter | None
+    explain: bool
+
+    @classmethod
+    def checked(
+        cls,
+        k: int,
+        map: MapSpec,
+        coverage: float | None,
+        coverage_for: CoverageFor,
+        filter: dict[str, Any] | None,
+        explain: bool,
+    ) -> Asked:
+        """From what a caller passed. Raises `DataError`."""
+        name = map_name(map)
+        check_how(k, coverage, coverage_for)
+        condition = None if filter is None else Filter.parse(filter)
+        return cls(k, name, coverage, coverage_for, condition, explain)
 
 
 def texts_asked(texts: Iterable[str]) -> list[str]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from index import compaction, respond
 from index.answer import Answer, MapSpec
 from index.asked import MAX_K as MAX_K
-from index.asked import check_how, texts_asked, vectors_asked
+from index.asked import Asked, texts_asked, vectors_asked
 from index.calibrate import Calibration
 from index.calibration import FEW_QUERIES
 from index.collection_folder import ENCODER, ITEMS, SNAPSHOTS, checked_encoder, read_config
@@ -45,7 +45,6 @@ from index.milvus_engine import leave
 from index.new_items import NewItem as NewItem
 from index.new_items import Receipt as Receipt
 from index.new_items import encoded
-from index.outcome import map_name
 from index.passing import Passing
 from index.recalibrate import recalibrated
 from index.snapshot import clean, created, current_name, refuse_newer
@@ -489,14 +488,9 @@ class Collection:
         apart, not only for their mix. `filter` (see `index.filters`) says which items may be shown and which labels
         answered; a label of which nothing passes counts as no match. `explain` adds why, see `index.explain`.
         """
+        vectors = self.encoder.encode(texts_asked(texts))
         return self.search_vectors(
-            self.encoder.encode(texts_asked(texts)),
-            k=k,
-            map=map,
-            coverage=coverage,
-            coverage_for=coverage_for,
-            filter=filter,
-            explain=explain,
+            vectors, k=k, map=map, coverage=coverage, coverage_for=coverage_for, filter=filter, explain=explain
         )
 
     def search_images(self, images: Sequence[Source], **how: Any) -> list[Answer]:
@@ -519,38 +513,32 @@ class Collection:
     ) -> list[Answer]:
         """One answer a row of `vectors` (n, d), unit vectors of this collection's encoder. Raises `DataError`."""
         queries = vectors_asked(vectors, self.encoder.dimension, self.model_id)
-        name = map_name(map)
-        check_how(k, coverage, coverage_for)
-        condition = None if filter is None else Filter.parse(filter)
+        asked = Asked.checked(k, map, coverage, coverage_for, filter, explain)
         if not len(queries):
             return []
         before = self._state
         try:
-            found, state = self._found(queries, k, condition, everything=explain)
+            found, state = self._found(queries, asked)
         except CollectionError:  # an index that lies elsewhere (Milvus), and went with a compaction?
             if self._state is before and not self.refresh():
                 raise
-            found, state = self._found(queries, k, condition, everything=explain)
+            found, state = self._found(queries, asked)
         reason = state.uncalibrated()
         if reason is not None or state.calibration is None:
             told = [warning for warning in state.warnings if warning not in (reason or "")]
-            return respond.without_probabilities(found, k, reason or "", told)
+            return respond.without_probabilities(found, asked.k, reason or "", told)
         exact: Literal["all", "top", "no"] = "no" if not state.engine.exact else "all" if len(state) <= TOP_K else "top"
         with stage("calibrate"):
             evidence = respond.evidence_of(found)
             self.drift.observe(found.scores[:, 0], evidence.background, state.calibration)
-            return respond.with_probabilities(
-                found, evidence, k, state.calibration, name, coverage, coverage_for, exact, state.caveats, explain
-            )
+            return respond.with_probabilities(found, evidence, asked, state.calibration, exact, state.caveats)
 
-    def _found(
-        self, queries: NDArray[np.float32], k: int, condition: Filter | None, *, everything: bool
-    ) -> tuple[Found, State]:
-        """What one state finds, with the items to be shown, or `everything` that makes the evidence.
+    def _found(self, queries: NDArray[np.float32], asked: Asked) -> tuple[Found, State]:
+        """What one state finds, with the items to be shown, or all that make the evidence where it is explained.
 
         Should its items have been erased meanwhile, a newer state answers.
         """
-        state = self._state
+        state, condition = self._state, asked.filter
         for _ in range(_TRIES):
             if not len(state):
                 raise DataError("This collection holds no items, so there is nothing to search. Index some rows first.")
@@ -563,9 +551,9 @@ class Collection:
                 scores, rows = state.search(queries, TOP_K)
                 codes = state.gallery.codes_of(rows)
                 shown = None if allowed is None else _shown(state, queries, allowed)
-                wanted = _wanted(state, rows, codes, TOP_K if everything else 0 if shown else k)
+                wanted = _wanted(state, rows, codes, TOP_K if asked.explain else 0 if shown else asked.k)
                 if shown is not None:
-                    wanted |= _wanted(state, shown.rows, shown.codes, TOP_K if everything else k)
+                    wanted |= _wanted(state, shown.rows, shown.codes, TOP_K if asked.explain else asked.k)
                 items = self._store.get(wanted, state.read)
                 if len(items) == len(wanted):
                     return Found(queries, scores, rows, codes, items, state.gallery, shown), state

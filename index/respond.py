@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.answer import Answer, Decision, Explanation, LabelProbability
+from index.asked import Asked
 from index.calibrate import Calibration
 from index.calibrators import Calibrator
-from index.conformal import CoverageFor, nonconformity
+from index.conformal import nonconformity
 from index.errors import CalibrationError, DataError
 from index.evidence import SHARPNESS, Evidence, Floats, gather, joined
 from index.explain import explain
@@ -43,42 +44,38 @@ def evidence_of(found: Found) -> Evidence:
 def with_probabilities(
     found: Found,
     evidence: Evidence,
-    k: int,
+    asked: Asked,
     calibration: Calibration,
-    name: str,
-    coverage: float | None,
-    coverage_for: CoverageFor,
     exact: Literal["all", "top", "no"],
     warnings: list[str],
-    explained: bool = False,
 ) -> list[Answer]:
-    """Calibrated answers under the map `name`, from the `evidence_of` what was found.
+    """Calibrated answers as they were `asked` for, from the `evidence_of` what was found.
 
     `exact` says whether the hits are the whole gallery, or its true top.
     Raises `DataError` for a map whose temperature was never fitted or a coverage the calibration cannot support.
     """
-    temperature = interpolated(calibration.temperatures, name)
+    temperature = interpolated(calibration.temperatures, asked.map)
     if temperature is None:
         fitted = ", ".join(sorted(calibration.temperatures))
-        raise DataError(f"The map {name} was not calibrated for this collection. Use one of: {fitted}.")
-    cut = _set_thresholds(calibration, coverage, coverage_for)
-    warnings = [*warnings, *_map_warning(calibration, name)]
+        raise DataError(f"The map {asked.map} was not calibrated for this collection. Use one of: {fitted}.")
+    cut = _set_thresholds(calibration, asked)
+    warnings = [*warnings, *_map_warning(calibration, asked.map)]
     logits = table(evidence, *calibration.calibrator.logits(evidence))
-    certified = _certified(found, evidence, logits, calibration, name, temperature, exact)
+    certified = _certified(found, evidence, logits, calibration, asked.map, temperature, exact)
     worst = None
     if found.shown is not None and found.shown.rows.size:
         shown, worst = found.shown, worst_of(logits)  # what a filter adds is measured from where the others are
         evidence = joined(evidence, gather(shown.scores, shown.codes, found.queries, found.gallery.profile))
         logits = table(evidence, *calibration.calibrator.logits(evidence))
-    p = np.minimum(distribution(logits, name, temperature, worst), 1.0)  # 1 + 2e-16 is no share
+    p = np.minimum(distribution(logits, asked.map, temperature, worst), 1.0)  # 1 + 2e-16 is no share
     barred = _barred(found, evidence, p.shape)
     if barred is not None:
         p[:, 0] = np.minimum(p[:, 0] + np.where(barred, p, 0.0).sum(axis=1), 1.0)
         p[barred] = 0.0
-    why = Why(calibration.calibrator, temperature) if explained else None
-    batch = _Batch(found, evidence, logits, _silent(evidence, logits), barred, cut, coverage, warnings, why)
+    why = Why(calibration.calibrator, temperature) if asked.explain else None
+    batch = _Batch(found, evidence, logits, _silent(evidence, logits), barred, cut, asked.coverage, warnings, why)
     order = (-p).argsort(axis=1, kind="stable")
-    rows = zip(found.best(k), p.tolist(), order.tolist(), certified.tolist(), strict=True)
+    rows = zip(found.best(asked.k), p.tolist(), order.tolist(), certified.tolist(), strict=True)
     return [_answer(batch, query, *row) for query, row in enumerate(rows)]
 
 
@@ -94,13 +91,11 @@ def _map_warning(calibration: Calibration, name: str) -> list[str]:
     ]
 
 
-def _set_thresholds(
-    calibration: Calibration, coverage: float | None, coverage_for: CoverageFor
-) -> tuple[float, float] | None:
-    if coverage is None:
+def _set_thresholds(calibration: Calibration, asked: Asked) -> tuple[float, float] | None:
+    if asked.coverage is None:
         return None
     try:
-        return calibration.set_thresholds(coverage, coverage_for)
+        return calibration.set_thresholds(asked.coverage, asked.coverage_for)
     except CalibrationError as error:
         raise DataError(str(error)) from error
 
