@@ -36,9 +36,7 @@ from index.found import Found, Shown
 from index.gallery import Gallery as Gallery
 from index.image_encoder import Source, image_encoder
 from index.items import Item, ItemStore
-from index.loading import CALIBRATION as CALIBRATION
-from index.loading import PROFILE as PROFILE
-from index.loading import caught_up, load_state
+from index.live import LiveState
 from index.maintenance import Maintenance
 from index.memory import give_back, given_back_after
 from index.milvus_engine import leave
@@ -67,13 +65,7 @@ class Collection:
     """Open with `Collection.open`; everything is safe from several threads."""
 
     def __init__(
-        self,
-        path: Path,
-        config: dict[str, Any],
-        encoder: Encoder,
-        store: ItemStore,
-        state: State,
-        lock: WriterLock | None,
+        self, path: Path, config: dict[str, Any], encoder: Encoder, store: ItemStore, lock: WriterLock | None
     ) -> None:
         self.path = path
         self.name: str = config["name"]
@@ -85,14 +77,11 @@ class Collection:
         self._expiry = Expiry(store)
         self._passing = Passing(store)
         self._config = config
-        self._state = state
+        self._live = LiveState(path, config, store)
         self._lock = lock
         self._closed = False
-        self._swapping = threading.RLock()  # among writers; a reader takes `_state` as it stands
         self._compacting = threading.Lock()
-        self._named = current_name(path / SNAPSHOTS)
         self._versions = Versions(path)
-        self._prepared = False
 
     @classmethod
     def open(cls, path: Path, *, writable: bool = False) -> Collection:
@@ -113,8 +102,7 @@ class Collection:
             _release(lock)
             raise
         try:
-            state = load_state(path / SNAPSHOTS, config["encoder"], store, config.get("uncalibrated"))
-            found = cls(path, config, encoder, store, state, lock)
+            found = cls(path, config, encoder, store, lock)
             if writable:
                 found._tidy()
         except BaseException:
@@ -128,21 +116,20 @@ class Collection:
 
         Costs memory and seconds, both in proportion to a large exact index, see `index.eight_bits`.
         """
-        self._prepared = True
-        self._state.engine.prepare()
+        self._live.prepare()
 
     def _tidy(self) -> None:
         """What a killed writer left undone: half-written files, an erasure, a snapshot that is missing or damaged."""
         try:
             clean(self.path / SNAPSHOTS, leaving=leave)
         except CollectionError as error:  # the next compaction tries again, and fails with this
-            self._state = replace(self._state, warnings=(*self._state.warnings, str(error)))
+            self._live.state = replace(self.state, warnings=(*self.state.warnings, str(error)))
         self._versions.clean()
-        if self._state.snapshot_id.startswith("rebuilt-"):
+        if self.state.snapshot_id.startswith("rebuilt-"):
             self._store.renew()  # no snapshot belongs to these items: none shall by chance of numbers ever
-        if self._state.snapshot_id == current_name(self.path / SNAPSHOTS):
+        if self.state.snapshot_id == current_name(self.path / SNAPSHOTS):
             with suppress(DiskFull):  # the next compaction tries again
-                compaction.erase(self.path / SNAPSHOTS, self._store, self._state.base)
+                compaction.erase(self.path / SNAPSHOTS, self._store, self.state.base)
         self.maintenance.poke()
 
     def close(self) -> None:
@@ -155,19 +142,19 @@ class Collection:
     @property
     def state(self) -> State:
         """What is served now: immutable, and whole."""
-        return self._state
+        return self._live.state
 
     @property
     def engine(self) -> Engine:
-        return self._state.engine
+        return self.state.engine
 
     @property
     def gallery(self) -> Gallery:
-        return self._state.gallery
+        return self.state.gallery
 
     def answerable(self) -> list[str]:
         """The labels that may be answered: some item of theirs is there, and its consent has not ended."""
-        state = self._state
+        state = self.state
         ended = self._expiry.ended(state.sequence)
         if not len(ended):
             return state.gallery.names
@@ -176,24 +163,24 @@ class Collection:
 
     def keys(self) -> NDArray[np.uint64]:
         """`index.rows.text_key` of what each item was made of, see `ItemStore.keys`."""
-        return self._store.keys(self._state.gallery.rows)
+        return self._store.keys(self.state.gallery.rows)
 
     @property
     def calibration(self) -> Calibration | None:
-        return self._state.calibration
+        return self.state.calibration
 
     @property
     def snapshot_id(self) -> str:
-        return self._state.snapshot_id
+        return self.state.snapshot_id
 
     @property
     def warnings(self) -> list[str]:
-        return list(self._state.warnings)
+        return list(self.state.warnings)
 
     @property
     def sequence(self) -> int:
         """Of the last write that is searchable."""
-        return self._state.sequence
+        return self.state.sequence
 
     @property
     def writable(self) -> bool:
@@ -202,11 +189,11 @@ class Collection:
     @property
     def size(self) -> int:
         """Items that can be found."""
-        return len(self._state)
+        return len(self.state)
 
     def uncalibrated(self) -> str | None:
         """Why no probability can be shown, or None."""
-        return self._state.uncalibrated()
+        return self.state.uncalibrated()
 
     def upsert(self, items: Iterable[NewItem]) -> Receipt:
         """Writes all items or none, encoding those without a vector. When it returns they are durable and searchable.
@@ -217,9 +204,9 @@ class Collection:
         if not isinstance(items, Iterable):
             raise DataError(f"upsert takes a list of items, got a {type(items).__name__}. Put the item in brackets.")
         whole = encoded(list(items), self.encoder, self.gallery.spelled)
-        with self._swapping:
+        with self._live.swapping:
             sequence, replaced = self._store.upsert(whole)
-            self._catch_up()
+            self._live.catch_up()
         self.maintenance.poke()
         return Receipt(sequence, written=len(whole), replaced=replaced)
 
@@ -234,9 +221,9 @@ class Collection:
         ids = list(ids)
         if wrong := [id for id in ids if not isinstance(id, str)]:
             raise DataError(f"An id to delete is a {type(wrong[0]).__name__}, expected a string.")
-        with self._swapping:
+        with self._live.swapping:
             sequence, deleted = self._store.delete(ids)
-            self._catch_up()
+            self._live.catch_up()
         self.maintenance.poke()
         return Receipt(sequence, deleted=deleted)
 
@@ -246,11 +233,11 @@ class Collection:
         condition = Filter.parse(filter)
         if not says_something(filter):
             raise DataError("An empty filter would delete every item. Name the ids, or filter on something.")
-        with self._swapping:
+        with self._live.swapping:
             rows = self._store.rows_where(condition)
             names = [] if rows is None else [item.id for item in self._store.get(rows.tolist()).values()]
             sequence, deleted = self._store.delete(names)
-            self._catch_up()
+            self._live.catch_up()
         self.maintenance.poke()
         return Receipt(sequence, deleted=deleted)
 
@@ -285,34 +272,30 @@ class Collection:
         Raises `CollectionError` when another collection lies in the folder now; what was opened is served on.
         """
         self._store.check_place("it is not followed. Open the collection again: a service is told to reload")
-        with self._swapping:
-            before = _version(self._state)
-            named = current_name(self.path / SNAPSHOTS)
-            compacted = named not in (None, self._named) and not self.writable
-            if compacted:
-                self._named = named  # should it be damaged, it is not tried again and again
-                self._state = self._loaded()
-            else:
-                self._catch_up()
+        with self._live.swapping:
+            before = _version(self.state)
+            compacted = not self.writable and self._live.follow_compaction()
+            if not compacted:
+                self._live.catch_up()
             self._follow_choice()
-            changed = _version(self._state) != before
+            changed = _version(self.state) != before
         if compacted:  # the old state is gone now
             give_back()
         return changed
 
     def _follow_choice(self) -> None:
         """Serves the calibration that another process chose."""
-        state = self._state
+        state = self.state
         try:
             id = self._versions.chosen(state.snapshot_id)
         except CollectionError as error:
             if not state.choice_faults:
                 faults = [f"{error} {_GOES_ON}"]
-                self._state = state.choosing(state.calibration, state.calibration_id, faults)
+                self._live.state = state.choosing(state.calibration, state.calibration_id, faults)
             return
         if id in (None, state.calibration_id):
             if state.choice_faults and not chosen_calibration(self._versions, state.snapshot_id)[2]:
-                self._state = state.choosing(state.calibration, state.calibration_id)  # it can be read again
+                self._live.state = state.choosing(state.calibration, state.calibration_id)  # it can be read again
             return
         found, id, faults = chosen_calibration(self._versions, state.snapshot_id)
         if found is None:
@@ -320,7 +303,7 @@ class Collection:
             faults = [f"{fault} {_GOES_ON}" for fault in faults]
             if tuple(faults) == state.choice_faults:  # until it is mended, or another is chosen
                 return
-        self._state = state.choosing(found, id, faults)
+        self._live.state = state.choosing(found, id, faults)
 
     @given_back_after
     def snapshot(self, progress: Progress | None = None) -> str:
@@ -344,10 +327,7 @@ class Collection:
                 self._config.get("engine", "auto"),
                 progress or _silent,
             )
-            if self._prepared:
-                made.engine.prepare()
-            with self._swapping:
-                self._state = self._followed(made)
+            self._live.take(made)
             compaction.erase(snapshots, self._store, made.base)  # first: it was promised, whatever becomes of the rest
             with suppress(DiskFull):  # it is in the snapshot, and is kept with the next one
                 self._keep_served()
@@ -407,17 +387,17 @@ class Collection:
             self._choose(id, found)
 
     def _with_snapshot(self) -> State:
-        if self._state.snapshot_id.startswith("rebuilt-"):
+        if self.state.snapshot_id.startswith("rebuilt-"):
             raise CollectionError(f"{self.path}: has no intact snapshot to go with a calibration. Compact it first.")
-        return self._state
+        return self.state
 
     def _choose(self, id: str, found: Calibration) -> None:
-        self._versions.choose(self._state.snapshot_id, id)
-        with self._swapping:
-            self._state = self._state.choosing(found, id)
+        self._versions.choose(self.state.snapshot_id, id)
+        with self._live.swapping:
+            self._live.state = self.state.choosing(found, id)
 
     def _served_version(self) -> Version | None:
-        state = self._state
+        state = self.state
         if state.calibration is None or state.calibration_id is None:
             return None
         made = created(self.path / SNAPSHOTS, state.snapshot_id)
@@ -426,11 +406,11 @@ class Collection:
     def _keep_served(self) -> None:
         """The calibration inside the snapshot joins the others, so that there is a way back to it."""
         served = self._served_version()
-        if served is not None and self._state.calibration is not None:
-            self._versions.keep(served, dump(self._state.calibration))
+        if served is not None and self.state.calibration is not None:
+            self._versions.keep(served, dump(self.state.calibration))
 
     def _due(self) -> bool:
-        state = self._state
+        state = self.state
         if not self.writable or not len(state):
             return False
         rebuilt = state.snapshot_id.startswith("rebuilt-")
@@ -438,32 +418,6 @@ class Collection:
         # other items may be calibrated where those of then could not; fewer than a calibration needs change nothing
         again = state.calibration is None and state.pending >= max(FEW_QUERIES, 0.01 * len(state.engine))
         return rebuilt or stale or again or state.pending > max(COMPACT_LEAST, COMPACT_SHARE * len(state.engine))
-
-    def _catch_up(self) -> None:
-        """Swaps in the state with everything that was written."""
-        self._state = self._followed(self._state)
-
-    def _followed(self, state: State) -> State:
-        """The state with everything that was written since."""
-        found = caught_up(state, self._store)
-        return self._loaded() if found is None else found
-
-    def _newer(self, state: State) -> State:
-        """For a reader whose state's items another process erased: it follows by itself, and waits for nobody."""
-        newer = self._followed(state)
-        if self._swapping.acquire(blocking=False):
-            try:
-                self._state = newer if self._state is state else self._state
-            finally:
-                self._swapping.release()
-        return newer
-
-    def _loaded(self) -> State:
-        uncalibrated = self._config.get("uncalibrated")
-        state = load_state(self.path / SNAPSHOTS, self._config["encoder"], self._store, uncalibrated)
-        if self._prepared:
-            state.engine.prepare()
-        return state
 
     def _must_write(self) -> None:
         if self._closed:
@@ -516,11 +470,11 @@ class Collection:
         asked = Asked.checked(k, map, coverage, coverage_for, filter, explain)
         if not len(queries):
             return []
-        before = self._state
+        before = self.state
         try:
             found, state = self._found(queries, asked)
         except CollectionError:  # an index that lies elsewhere (Milvus), and went with a compaction?
-            if self._state is before and not self.refresh():
+            if self.state is before and not self.refresh():
                 raise
             found, state = self._found(queries, asked)
         reason = state.uncalibrated()
@@ -538,7 +492,7 @@ class Collection:
 
         Should its items have been erased meanwhile, a newer state answers.
         """
-        state, condition = self._state, asked.filter
+        state, condition = self.state, asked.filter
         for _ in range(_TRIES):
             if not len(state):
                 raise DataError("This collection holds no items, so there is nothing to search. Index some rows first.")
@@ -557,7 +511,7 @@ class Collection:
                 items = self._store.get(wanted, state.read)
                 if len(items) == len(wanted):
                     return Found(queries, scores, rows, codes, items, state.gallery, shown), state
-            state = self._state if self._state is not state else self._newer(state)
+            state = self.state if self.state is not state else self._live.newer(state)
         raise Damaged(f"{self.path / ITEMS}: items that the index knows are missing. Restore it from a backup.")
 
     def drift_report(self) -> dict[str, Any]:
@@ -567,7 +521,7 @@ class Collection:
 
     def describe(self) -> dict[str, Any]:
         """What is served: counts, encoder, snapshot, and what the calibration rests on."""
-        state = self._state
+        state = self.state
         erased, at = self._store.erased
         return {
             "name": self.name,

@@ -139,7 +139,7 @@ class Clock(NamedTuple):
 
 
 def watch_locks(collection: Collection) -> None:
-    for owner, name in ((collection, "_swapping"), (collection, "_compacting"), (collection._store, "_lock")):
+    for owner, name in ((collection._live, "swapping"), (collection, "_compacting"), (collection._store, "_lock")):
         setattr(owner, name, WatchedLock(getattr(owner, name)))
 
 

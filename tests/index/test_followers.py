@@ -18,9 +18,9 @@ def test_a_search_whose_items_were_erased_waits_for_no_lock_and_loads_no_snapsho
     live.delete([best])
     live.upsert([NewItem("new", "card", "bank card chip")])
     live.snapshot()
-    monkeypatch.setattr(follower, "_loaded", lambda: pytest.fail("a search must not load a snapshot"))
+    monkeypatch.setattr(follower._live, "_loaded", lambda: pytest.fail("a search must not load a snapshot"))
     answers: list[list[str]] = []
-    with follower._swapping, live._swapping, live._store._lock:  # held by this thread, and the search has another
+    with follower._live.swapping, live._live.swapping, live._store._lock:  # held here: the search has its own thread
         reader = threading.Thread(
             target=lambda: answers.append([hit.id for hit in follower.search(["bank card chip"])[0].hits]), daemon=True
         )
@@ -38,7 +38,7 @@ def test_a_search_whose_items_were_erased_waits_for_no_lock_and_loads_no_snapsho
 def test_a_search_in_the_writers_process_waits_for_no_lock(copied: Path) -> None:
     live = Collection.open(copied, writable=True)
     answers: list[str] = []
-    with live._swapping, live._store._lock, live._compacting:
+    with live._live.swapping, live._store._lock, live._compacting:
         reader = threading.Thread(
             target=lambda: answers.append(live.search(["bank card chip"], filter={})[0].hits[0].id), daemon=True
         )

@@ -353,7 +353,7 @@ def test_a_reader_tries_a_damaged_new_snapshot_once(live: Collection, monkeypatc
     assert reader.refresh()
     assert any(str(file) in warning for warning in reader.warnings)
     assert reader.search(["bank"])[0].hits[0].score == pytest.approx(1)
-    monkeypatch.setattr("index.collection.load_state", lambda *arguments: pytest.fail("loaded again"))
+    monkeypatch.setattr("index.live.load_state", lambda *arguments: pytest.fail("loaded again"))
     assert not reader.refresh()
     live.upsert([NewItem("n2", "card", "my bank card chip")])
     assert reader.refresh()
