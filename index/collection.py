@@ -22,7 +22,6 @@ from index.answer import Answer, MapSpec
 from index.asked import MAX_K as MAX_K
 from index.asked import Asked, texts_asked, vectors_asked
 from index.calibrate import Calibration
-from index.calibration import FEW_QUERIES
 from index.collection_folder import ENCODER, ITEMS, SNAPSHOTS, checked_encoder, read_config
 from index.conformal import CoverageFor
 from index.consent import Expiry
@@ -53,8 +52,6 @@ from index.versions import BUILT, Version, Versions, chosen_calibration, dump, i
 from index.writer_lock import WriterLock
 
 _GOES_ON = "The calibration that was in use goes on serving."
-COMPACT_SHARE, COMPACT_LEAST = 0.05, 1_000
-"""Compaction starts by itself when this share of the items, and at least so many rows, have changed since the last."""
 _TRIES = 10
 
 
@@ -410,14 +407,7 @@ class Collection:
             self._versions.keep(served, dump(self.state.calibration))
 
     def _due(self) -> bool:
-        state = self.state
-        if not self.writable or not len(state):
-            return False
-        rebuilt = state.snapshot_id.startswith("rebuilt-")
-        stale = state.calibration is not None and state.pending > 0 and state.uncalibrated() is not None
-        # other items may be calibrated where those of then could not; fewer than a calibration needs change nothing
-        again = state.calibration is None and state.pending >= max(FEW_QUERIES, 0.01 * len(state.engine))
-        return rebuilt or stale or again or state.pending > max(COMPACT_LEAST, COMPACT_SHARE * len(state.engine))
+        return self.writable and compaction.due(self.state)
 
     def _must_write(self) -> None:
         if self._closed:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.calibrate import DEFAULT, Calibration, calibrate
+from index.calibration import FEW_QUERIES
 from index.encoder import Encoder
 from index.engines import make_engine
 from index.errors import CalibrationError
@@ -30,6 +31,8 @@ from index.versions import dump, id_of
 
 UNKNOWN_SHARE = 0.2
 """Share of queries expected to match nothing, unless the user knows better."""
+COMPACT_SHARE, COMPACT_LEAST = 0.05, 1_000
+"""Compaction starts by itself when this share of the items, and at least so many rows, have changed since the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +143,17 @@ def compact(
         store.forget_queries_of_labels_that_left()
     id = id_of(files[CALIBRATION]) if calibration is not None else None
     return State.of(built, gallery, calibration, name, now.sequence, why_not=why_not, calibration_id=id)
+
+
+def due(state: State) -> bool:
+    """Whether enough has changed, or the calibration might be fitted where it is missing or stale."""
+    if not len(state):
+        return False
+    rebuilt = state.snapshot_id.startswith("rebuilt-")
+    stale = state.calibration is not None and state.pending > 0 and state.uncalibrated() is not None
+    # other items may be calibrated where those of then could not; fewer than a calibration needs change nothing
+    again = state.calibration is None and state.pending >= max(FEW_QUERIES, 0.01 * len(state.engine))
+    return rebuilt or stale or again or state.pending > max(COMPACT_LEAST, COMPACT_SHARE * len(state.engine))
 
 
 def erase(snapshots: Path, store: ItemStore, upto: int) -> bool:

@@ -323,7 +323,7 @@ def test_without_deletions_the_older_snapshot_stays(live: Collection) -> None:
 
 
 def test_enough_changes_start_a_compaction_by_themselves(live: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("index.collection.COMPACT_LEAST", 10)
+    monkeypatch.setattr("index.compaction.COMPACT_LEAST", 10)
     first = live.snapshot_id
     live.upsert([NewItem(f"{at}", "card", "bank") for at in range(10)])
     assert live.snapshot_id == first, "not yet"
@@ -371,7 +371,7 @@ def test_a_failed_compaction_says_so_and_is_not_tried_again_at_once(
         raise CollectionError("the disk is full")
 
     monkeypatch.setattr("index.compaction.write_snapshot", full)
-    monkeypatch.setattr("index.collection.COMPACT_LEAST", 0)
+    monkeypatch.setattr("index.compaction.COMPACT_LEAST", 0)
     first = live.snapshot_id
     for at in range(15):
         live.upsert([NewItem(f"{at}", "card", "bank")])
@@ -383,7 +383,7 @@ def test_a_failed_compaction_says_so_and_is_not_tried_again_at_once(
     assert live.search(["bank"])[0].hits[0].score == pytest.approx(1)
     monkeypatch.undo()
     monkeypatch.setattr(maintenance, "monotonic", lambda: 1e12)
-    monkeypatch.setattr("index.collection.COMPACT_LEAST", 0)
+    monkeypatch.setattr("index.compaction.COMPACT_LEAST", 0)
     live.upsert([NewItem("again", "card", "bank")])
     live.maintenance._thread.join()  # type: ignore[union-attr]
     assert live.snapshot_id != first
@@ -399,7 +399,7 @@ def test_closing_stops_a_compaction_at_its_next_step(live: Collection, monkeypat
         return real()
 
     monkeypatch.setattr(live._store, "everything", slow)
-    monkeypatch.setattr("index.collection.COMPACT_LEAST", 0)
+    monkeypatch.setattr("index.compaction.COMPACT_LEAST", 0)
     first = snapshots(live.path)
     live.upsert([NewItem(f"{at}", "card", "bank") for at in range(10)])
     assert begun.wait(20)
