@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,14 +24,12 @@ from index.asked import Asked, texts_asked, vectors_asked
 from index.calibrate import Calibration
 from index.collection_folder import ENCODER, ITEMS, SNAPSHOTS, checked_encoder, read_config
 from index.conformal import CoverageFor
-from index.consent import Expiry
 from index.drift import Drift
 from index.encoder import Encoder
-from index.engine import Engine, Selection
-from index.errors import CalibrationError, CollectionError, Damaged, DataError, DiskFull, ReadOnly
-from index.evidence import TOP_K
+from index.engine import Engine
+from index.errors import CalibrationError, CollectionError, DataError, DiskFull, ReadOnly
 from index.filters import Filter, says_something
-from index.found import Found, Shown
+from index.finding import Finder
 from index.gallery import Gallery as Gallery
 from index.image_encoder import Source, image_encoder
 from index.items import Item, ItemStore
@@ -42,7 +40,6 @@ from index.milvus_engine import leave
 from index.new_items import NewItem as NewItem
 from index.new_items import Receipt as Receipt
 from index.new_items import encoded
-from index.passing import Passing
 from index.recalibrate import recalibrated
 from index.snapshot import clean, created, current_name, refuse_newer
 from index.sources import Progress
@@ -52,7 +49,6 @@ from index.versions import BUILT, Version, Versions, chosen_calibration, dump, i
 from index.writer_lock import WriterLock
 
 _GOES_ON = "The calibration that was in use goes on serving."
-_TRIES = 10
 
 
 def _silent(what: str, done: int, of: int) -> None: ...
@@ -70,15 +66,14 @@ class Collection:
         self.model_id = encoder.fingerprint[:12]
         self.maintenance = Maintenance(self.snapshot, self._due)
         self.drift = Drift()
-        self._store = store
-        self._expiry = Expiry(store)
-        self._passing = Passing(store)
         self._config = config
+        self._store = store
         self._live = LiveState(path, config, store)
+        self._finder = Finder(self._live, store)
+        self._versions = Versions(path)
         self._lock = lock
         self._closed = False
         self._compacting = threading.Lock()
-        self._versions = Versions(path)
 
     @classmethod
     def open(cls, path: Path, *, writable: bool = False) -> Collection:
@@ -151,12 +146,7 @@ class Collection:
 
     def answerable(self) -> list[str]:
         """The labels that may be answered: some item of theirs is there, and its consent has not ended."""
-        state = self.state
-        ended = self._expiry.ended(state.sequence)
-        if not len(ended):
-            return state.gallery.names
-        there = np.unique(state.gallery.codes[Selection(excluded=ended).mask(state.gallery.rows)])
-        return [state.gallery.names[code] for code in there if code < len(state.gallery.names)]
+        return self._finder.answerable()
 
     def keys(self) -> NDArray[np.uint64]:
         """`index.rows.text_key` of what each item was made of, see `ItemStore.keys`."""
@@ -462,47 +452,19 @@ class Collection:
             return []
         before = self.state
         try:
-            found, state = self._found(queries, asked)
+            found, state = self._finder.found(queries, asked)
         except CollectionError:  # an index that lies elsewhere (Milvus), and went with a compaction?
             if self.state is before and not self.refresh():
                 raise
-            found, state = self._found(queries, asked)
+            found, state = self._finder.found(queries, asked)
         reason = state.uncalibrated()
         if reason is not None or state.calibration is None:
             told = [warning for warning in state.warnings if warning not in (reason or "")]
             return respond.without_probabilities(found, asked.k, reason or "", told)
-        exact: Literal["all", "top", "no"] = "no" if not state.engine.exact else "all" if len(state) <= TOP_K else "top"
         with stage("calibrate"):
             evidence = respond.evidence_of(found)
             self.drift.observe(found.scores[:, 0], evidence.background, state.calibration)
-            return respond.with_probabilities(found, evidence, asked, state.calibration, exact, state.caveats)
-
-    def _found(self, queries: NDArray[np.float32], asked: Asked) -> tuple[Found, State]:
-        """What one state finds, with the items to be shown, or all that make the evidence where it is explained.
-
-        Should its items have been erased meanwhile, a newer state answers.
-        """
-        state, condition = self.state, asked.filter
-        for _ in range(_TRIES):
-            if not len(state):
-                raise DataError("This collection holds no items, so there is nothing to search. Index some rows first.")
-            allowed = None if condition is None else self._passing.rows(condition, state)
-            if condition is None or allowed is not None:
-                ended = self._expiry.ended(state.sequence)
-                if len(ended):
-                    allowed = state.gallery.rows if allowed is None else allowed
-                    allowed = allowed[Selection(excluded=ended).mask(allowed)]
-                scores, rows = state.search(queries, TOP_K)
-                codes = state.gallery.codes_of(rows)
-                shown = None if allowed is None else _shown(state, queries, allowed)
-                wanted = _wanted(state, rows, codes, TOP_K if asked.explain else 0 if shown else asked.k)
-                if shown is not None:
-                    wanted |= _wanted(state, shown.rows, shown.codes, TOP_K if asked.explain else asked.k)
-                items = self._store.get(wanted, state.read)
-                if len(items) == len(wanted):
-                    return Found(queries, scores, rows, codes, items, state.gallery, shown), state
-            state = self.state if self.state is not state else self._live.newer(state)
-        raise Damaged(f"{self.path / ITEMS}: items that the index knows are missing. Restore it from a backup.")
+            return respond.with_probabilities(found, evidence, asked, state.calibration, state.caveats)
 
     def drift_report(self) -> dict[str, Any]:
         """How far recent queries are from the calibration's, see `index.drift`."""
@@ -539,19 +501,6 @@ class Collection:
             "drift": self.drift_report(),
             "warnings": [*state.warnings, *(state.calibration.warnings if state.calibration else [])],
         }
-
-
-def _shown(state: State, queries: NDArray[np.float32], allowed: NDArray[np.int64]) -> Shown:
-    scores, rows = state.search(queries, TOP_K, allowed)
-    codes_of = state.gallery.codes_of
-    some = np.zeros(len(state.gallery.names) + len(state), np.bool_)  # marked, which takes less than to sort them
-    some[codes_of(allowed)] = True
-    return Shown(scores, rows, codes_of(rows), np.flatnonzero(some))
-
-
-def _wanted(state: State, rows: NDArray[np.int64], codes: NDArray[np.int64], k: int) -> set[int]:
-    """Rows whose items an answer needs: the hits to be shown, and, wherever they stand, those named by their id."""
-    return {*rows[:, :k].ravel().tolist(), *rows[codes >= len(state.gallery.names)].tolist()}
 
 
 def _version(state: State) -> tuple[int, str, str | None]:

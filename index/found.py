@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from index.item import StoredItem
 
 if TYPE_CHECKING:
     from index.gallery import Gallery
+
+Exact = Literal["all", "top", "no"]
+"""Whether hits are the whole gallery, its true top, or, of an approximate engine, perhaps neither."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ class Found:
     codes: NDArray[np.int64]
     items: dict[int, StoredItem]
     gallery: Gallery
+    exact: Exact
     shown: Shown | None = None
 
     def identity(self, code: int) -> tuple[str | None, str | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,16 +41,10 @@ def evidence_of(found: Found) -> Evidence:
 
 
 def with_probabilities(
-    found: Found,
-    evidence: Evidence,
-    asked: Asked,
-    calibration: Calibration,
-    exact: Literal["all", "top", "no"],
-    warnings: list[str],
+    found: Found, evidence: Evidence, asked: Asked, calibration: Calibration, warnings: list[str]
 ) -> list[Answer]:
     """Calibrated answers as they were `asked` for, from the `evidence_of` what was found.
 
-    `exact` says whether the hits are the whole gallery, or its true top.
     Raises `DataError` for a map whose temperature was never fitted or a coverage the calibration cannot support.
     """
     temperature = interpolated(calibration.temperatures, asked.map)
@@ -61,7 +54,7 @@ def with_probabilities(
     cut = _set_thresholds(calibration, asked)
     warnings = [*warnings, *_map_warning(calibration, asked.map)]
     logits = table(evidence, *calibration.calibrator.logits(evidence))
-    certified = _certified(found, evidence, logits, calibration, asked.map, temperature, exact)
+    certified = _certified(found, evidence, logits, calibration, asked.map, temperature)
     worst = None
     if found.shown is not None and found.shown.rows.size:
         shown, worst = found.shown, worst_of(logits)  # what a filter adds is measured from where the others are
@@ -207,13 +200,7 @@ def _why(batch: _Batch, query: int, p: Floats) -> Explanation | None:
 
 
 def _certified(
-    found: Found,
-    evidence: Evidence,
-    logits: Floats,
-    calibration: Calibration,
-    name: str,
-    temperature: float,
-    exact: Literal["all", "top", "no"],
+    found: Found, evidence: Evidence, logits: Floats, calibration: Calibration, name: str, temperature: float
 ) -> NDArray[np.bool_]:
     """Whether labels without a hit among the top K provably have probability 0.
 
@@ -222,8 +209,8 @@ def _certified(
     never proves that.
     """
     n = len(logits)
-    if exact == "all" or exact == "no":
-        return np.full(n, exact == "all")
+    if found.exact != "top":
+        return np.full(n, found.exact == "all")
     if not name.startswith("entmax"):
         return np.zeros(n, np.bool_)
     profile = found.gallery.profile

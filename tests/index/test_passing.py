@@ -41,7 +41,7 @@ def check(live: Collection) -> None:
         condition = Filter.parse(asked)
         expected = live._store.rows_where(condition, live.sequence)
         for _ in range(2):
-            found = live._passing.rows(condition, live.state)
+            found = live._finder.passing.rows(condition, live.state)
             assert found is not None
             assert expected is not None
             assert found.tolist() == expected.tolist(), asked
@@ -92,12 +92,12 @@ def test_a_filter_that_came_before_is_not_looked_for_again(live: Collection, mon
 def test_an_older_state_gets_its_own_rows_and_keeps_nothing(live: Collection) -> None:
     before, condition = live.state, Filter.parse({"n": {"exists": True}})
     live.upsert([NewItem("new", "food", None, unit(1, live.encoder.dimension)[0], metadata={"n": 1})])
-    newer = live._passing.rows(condition, live.state)
-    older = live._passing.rows(condition, before)
+    newer = live._finder.passing.rows(condition, live.state)
+    older = live._finder.passing.rows(condition, before)
     assert newer is not None
     assert older is not None
     assert len(newer) == len(older) + 1
-    assert live._passing.rows(condition, live.state) is newer
+    assert live._finder.passing.rows(condition, live.state) is newer
 
 
 def test_what_is_kept_is_bounded(live: Collection) -> None:
@@ -124,7 +124,7 @@ def test_filters_that_nothing_passes_are_bounded_too(live: Collection) -> None:
 
 
 def test_kept_rows_cannot_be_changed(live: Collection) -> None:
-    found = live._passing.rows(Filter.parse({"not": {"n": 99}}), live.state)
+    found = live._finder.passing.rows(Filter.parse({"not": {"n": 99}}), live.state)
     assert found is not None
     with pytest.raises(ValueError, match="read-only"):
         found[0] = 0
