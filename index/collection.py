@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,13 @@ from index.answer import Answer, MapSpec
 from index.asked import MAX_K as MAX_K
 from index.asked import Asked, texts_asked, vectors_asked
 from index.calibrate import Calibration
+from index.calibrations import Calibrations
 from index.collection_folder import ENCODER, ITEMS, SNAPSHOTS, checked_encoder, read_config
 from index.conformal import CoverageFor
 from index.drift import Drift
 from index.encoder import Encoder
 from index.engine import Engine
-from index.errors import CalibrationError, CollectionError, DataError, DiskFull, ReadOnly
+from index.errors import CollectionError, DataError, DiskFull, ReadOnly
 from index.filters import Filter, says_something
 from index.finding import Finder
 from index.gallery import Gallery as Gallery
@@ -40,15 +40,12 @@ from index.milvus_engine import leave
 from index.new_items import NewItem as NewItem
 from index.new_items import Receipt as Receipt
 from index.new_items import encoded
-from index.recalibrate import recalibrated
-from index.snapshot import clean, created, current_name, refuse_newer
+from index.snapshot import clean, current_name, refuse_newer
 from index.sources import Progress
 from index.stages import stage
 from index.state import State
-from index.versions import BUILT, Version, Versions, chosen_calibration, dump, id_of
+from index.versions import Version
 from index.writer_lock import WriterLock
-
-_GOES_ON = "The calibration that was in use goes on serving."
 
 
 def _silent(what: str, done: int, of: int) -> None: ...
@@ -64,16 +61,16 @@ class Collection:
         self.name: str = config["name"]
         self.encoder = encoder
         self.model_id = encoder.fingerprint[:12]
-        self.maintenance = Maintenance(self.snapshot, self._due)
         self.drift = Drift()
         self._config = config
         self._store = store
         self._live = LiveState(path, config, store)
         self._finder = Finder(self._live, store)
-        self._versions = Versions(path)
+        self._calibrations = Calibrations(path, config, store, self._live)
         self._lock = lock
         self._closed = False
         self._compacting = threading.Lock()
+        self.maintenance = Maintenance(self.snapshot, self._due)
 
     @classmethod
     def open(cls, path: Path, *, writable: bool = False) -> Collection:
@@ -116,7 +113,7 @@ class Collection:
             clean(self.path / SNAPSHOTS, leaving=leave)
         except CollectionError as error:  # the next compaction tries again, and fails with this
             self._live.state = replace(self.state, warnings=(*self.state.warnings, str(error)))
-        self._versions.clean()
+        self._calibrations.versions.clean()
         if self.state.snapshot_id.startswith("rebuilt-"):
             self._store.renew()  # no snapshot belongs to these items: none shall by chance of numbers ever
         if self.state.snapshot_id == current_name(self.path / SNAPSHOTS):
@@ -264,33 +261,11 @@ class Collection:
             compacted = not self.writable and self._live.follow_compaction()
             if not compacted:
                 self._live.catch_up()
-            self._follow_choice()
+            self._calibrations.follow()
             changed = _version(self.state) != before
         if compacted:  # the old state is gone now
             give_back()
         return changed
-
-    def _follow_choice(self) -> None:
-        """Serves the calibration that another process chose."""
-        state = self.state
-        try:
-            id = self._versions.chosen(state.snapshot_id)
-        except CollectionError as error:
-            if not state.choice_faults:
-                faults = [f"{error} {_GOES_ON}"]
-                self._live.state = state.choosing(state.calibration, state.calibration_id, faults)
-            return
-        if id in (None, state.calibration_id):
-            if state.choice_faults and not chosen_calibration(self._versions, state.snapshot_id)[2]:
-                self._live.state = state.choosing(state.calibration, state.calibration_id)  # it can be read again
-            return
-        found, id, faults = chosen_calibration(self._versions, state.snapshot_id)
-        if found is None:
-            found, id = state.calibration, state.calibration_id
-            faults = [f"{fault} {_GOES_ON}" for fault in faults]
-            if tuple(faults) == state.choice_faults:  # until it is mended, or another is chosen
-                return
-        self._live.state = state.choosing(found, id, faults)
 
     @given_back_after
     def snapshot(self, progress: Progress | None = None) -> str:
@@ -302,8 +277,8 @@ class Collection:
         self._must_write()
         snapshots = self.path / SNAPSHOTS
         with self._compacting:
-            self._versions.check_writable()
-            self._keep_served()
+            self._calibrations.versions.check_writable()
+            self._calibrations.keep_served()
             fitting = compaction.Fitting.of(self._config.get("calibrate"), self.calibration)
             made = compaction.compact(
                 snapshots,
@@ -317,8 +292,8 @@ class Collection:
             self._live.take(made)
             compaction.erase(snapshots, self._store, made.base)  # first: it was promised, whatever becomes of the rest
             with suppress(DiskFull):  # it is in the snapshot, and is kept with the next one
-                self._keep_served()
-                self._versions.prune({made.calibration_id})
+                self._calibrations.keep_served()
+                self._calibrations.versions.prune({made.calibration_id})
         return made.snapshot_id
 
     @given_back_after
@@ -331,22 +306,7 @@ class Collection:
         """
         self._must_write()
         with self._compacting:
-            state = self._with_snapshot()
-            fitting = replace(
-                compaction.Fitting.of(self._config.get("calibrate"), state.calibration), feedback=feedback
-            )
-            now = self._store.everything()
-            gallery = Gallery.of(now.born, now.labels, now.vectors)
-            found, change = recalibrated(self.path / ENCODER, self._store, now, gallery, fitting, state.calibration)
-            content = dump(found)
-            cause = "feedback" if feedback else "refit"
-            version = Version.of(found, id_of(content), _now(), cause, state.snapshot_id, now.sequence, change)
-            self._keep_served()
-            self._versions.expect()
-            self._versions.keep(version, content)
-            self._choose(version.id, found)
-            self._versions.prune({version.id, state.calibration_id})
-            return version
+            return self._calibrations.fit_again(feedback=feedback)
 
     def calibrations(self) -> list[Version]:
         """Every calibration that is kept, oldest first; `state.calibration_id` is the one in use.
@@ -354,9 +314,7 @@ class Collection:
         Damaged ones are left out, and told of in `warnings` once they are asked for. Raises `CollectionError` when the
         folder cannot be listed.
         """
-        found, _ = self._versions.listed()
-        served = self._served_version()
-        return found if served is None or served.id in {version.id for version in found} else [*found, served]
+        return self._calibrations.listed()
 
     def use_calibration(self, id: str) -> None:
         """Serves the calibration of this id, until another is chosen or a compaction fits a new one.
@@ -365,36 +323,7 @@ class Collection:
         """
         self._must_write()
         with self._compacting:
-            self._with_snapshot()
-            self._keep_served()
-            found = self._versions.load(id)
-            stale = found.stale(self.gallery)
-            if stale is not None:
-                raise CalibrationError(f"{stale} It was not put in use: recalibrate instead.")
-            self._choose(id, found)
-
-    def _with_snapshot(self) -> State:
-        if self.state.snapshot_id.startswith("rebuilt-"):
-            raise CollectionError(f"{self.path}: has no intact snapshot to go with a calibration. Compact it first.")
-        return self.state
-
-    def _choose(self, id: str, found: Calibration) -> None:
-        self._versions.choose(self.state.snapshot_id, id)
-        with self._live.swapping:
-            self._live.state = self.state.choosing(found, id)
-
-    def _served_version(self) -> Version | None:
-        state = self.state
-        if state.calibration is None or state.calibration_id is None:
-            return None
-        made = created(self.path / SNAPSHOTS, state.snapshot_id)
-        return Version.of(state.calibration, state.calibration_id, made, BUILT, state.snapshot_id, state.base, None)
-
-    def _keep_served(self) -> None:
-        """The calibration inside the snapshot joins the others, so that there is a way back to it."""
-        served = self._served_version()
-        if served is not None and self.state.calibration is not None:
-            self._versions.keep(served, dump(self.state.calibration))
+            self._calibrations.use(id)
 
     def _due(self) -> bool:
         return self.writable and compaction.due(self.state)
@@ -505,10 +434,6 @@ class Collection:
 
 def _version(state: State) -> tuple[int, str, str | None]:
     return state.sequence, state.snapshot_id, state.calibration_id
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def _release(lock: WriterLock | None) -> None:

@@ -449,7 +449,7 @@ def test_a_compaction_that_could_not_keep_its_calibration_is_refused(
     assert live.state is before
     assert live.state.calibration_id == version.id
     live.snapshot()
-    assert live.state.calibration_id in {entry.id for entry in live._versions.listed()[0]} - {version.id}
+    assert live.state.calibration_id in {entry.id for entry in live._calibrations.versions.listed()[0]} - {version.id}
 
 
 def test_what_was_deleted_is_erased_though_the_calibration_cannot_be_kept(
@@ -462,7 +462,7 @@ def test_what_was_deleted_is_erased_though_the_calibration_cannot_be_kept(
     def refuse(*arguments: Any) -> None:
         raise ReadOnly("not now")
 
-    monkeypatch.setattr(live._versions, "prune", refuse)
+    monkeypatch.setattr(live._calibrations.versions, "prune", refuse)
     with pytest.raises(ReadOnly, match="not now"):
         live.snapshot()
     assert live.describe()["erased"]["sequence"] >= sequence
