@@ -192,6 +192,7 @@ class MilvusEngine:
         except (OSError, KeyError, ValueError, TypeError) as error:
             raise CollectionError(f"{_ENGINE_FILE}, {_ROWS_FILE}: not those of a Milvus engine ({error}).") from error
         try:
+            _client(uri).load_collection(name)  # Milvus Lite counts what it has not loaded, and refuses to search it
             held = _client(uri).query(name, filter="", output_fields=["count(*)"], consistency_level="Strong")
             count = int(held[0]["count(*)"])
         except _milvus().MilvusException as error:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,20 @@ from tests.index.conftest import World
 def named(path: Path) -> set[str]:
     """The Milvus collections that the snapshots of a collection name."""
     return {json.loads(file.read_bytes())["collection"] for file in path.glob("snapshots/*/milvus.json")}
+
+
+def test_another_process_searches_what_lies_in_a_file(world: World, tmp_path: Path) -> None:
+    environment = os.environ | {"SUREMATCH_MILVUS_URI": str(tmp_path / "gallery.db")}
+
+    def run(*words: str) -> str:
+        command = [sys.executable, "-c", "import sys; from service.cli import main; sys.exit(main(sys.argv[1:]))"]
+        done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    out = str(tmp_path / "topics")
+    run("index", str(world.encoder), str(world.items), "--label", "label", "--engine", "milvus", "--out", out)
+    assert "card" in run("search", out, "bank card")
 
 
 def test_compaction_drops_what_no_snapshot_names(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
