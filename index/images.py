@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from index.confined import open_confined
@@ -22,7 +23,7 @@ SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
 )
 """Names a picture file may end with."""
-_GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B"})
+_GREY_MODES = frozenset({"1", "L", "LA", "La"})
 _DEEP_MODES = frozenset({"I", "I;16", "I;16L", "I;16B"})
 
 
@@ -105,6 +106,8 @@ def _check_header(image: Image.Image, limits: Limits) -> None:
         )
     if image.mode == "F":
         raise DataError("The picture holds floating-point numbers of no known range. Save it with 8 bits a value.")
+    if image.mode == "I" and image.format == "TIFF":  # of others, "I" is Pillow's word for sixteen bits
+        raise DataError("The picture holds 32 bits a value, of no known range. Save it with 8 or 16 bits a value.")
     # MPO: a JPEG as some phones write it, with a preview or a depth map behind the picture that is meant
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if frames != 1:
@@ -115,14 +118,23 @@ def _check_header(image: Image.Image, limits: Limits) -> None:
 
 def _flat(image: Image.Image) -> Image.Image:
     """Grey as "L", everything else as "RGB", without transparency."""
+    if image.mode in _DEEP_MODES:
+        image = _of_eight_bits(image)
     if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         mode = "L" if image.mode in _GREY_MODES else "RGB"
         seen = image.convert("RGBA")
         image = Image.new(mode, seen.size, "white")
         image.paste(seen.convert(mode), mask=seen.getchannel("A"))
-    if image.mode in _DEEP_MODES:  # sixteen bits: `convert` would cut every value over 255 to white
-        return image.point(lambda value: value / 256).convert("L")
     return image.convert("L" if image.mode in _GREY_MODES else "RGB")
+
+
+def _of_eight_bits(image: Image.Image) -> Image.Image:
+    """A picture of sixteen bits a value as "L": `convert` would cut every value over 255 to white."""
+    values = np.asarray(image)
+    shallow = (values >> 8).astype(np.uint8)
+    if "transparency" in image.info:
+        shallow[values == image.info["transparency"]] = 255
+    return Image.fromarray(shallow)
 
 
 def _brief(error: Exception) -> str:

@@ -51,6 +51,34 @@ def test_what_is_transparent_is_white(mode: str, shown: str) -> None:
 def test_sixteen_bits_keep_their_order_and_are_not_cut_to_white() -> None:
     deep = Image.fromarray(np.array([[0, 256, 32768, 65535]], np.uint16))
     assert np.asarray(decode(packed(deep))).tolist() == [[0, 1, 128, 255]]
+    assert np.asarray(decode(packed(deep, transparency=256))).tolist() == [[0, 255, 128, 255]], "clear means white"
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_sixteen_bits_of_either_end_first(orientation: int) -> None:
+    values = np.arange(6, dtype=np.uint16).reshape(2, 3) * 10_000
+    shown = values if orientation == 1 else np.rot90(values, -1)
+    for order in ("<", ">"):
+        assert decode(deep_tiff(values, order, orientation)).size == shown.shape[::-1]
+        assert np.asarray(decode(deep_tiff(values, order, orientation))).tolist() == (shown >> 8).tolist()
+
+
+def test_thirty_two_bits_have_no_known_range() -> None:
+    buffer = BytesIO()
+    Image.fromarray(np.arange(6, dtype=np.int32).reshape(2, 3)).save(buffer, "TIFF")
+    with pytest.raises(DataError, match="32 bits a value"):
+        decode(buffer.getvalue())
+
+
+def deep_tiff(values: np.ndarray, order: str, orientation: int) -> bytes:
+    """A TIFF of 16 bits a value, as one strip: Pillow writes only one of the two byte orders."""
+    content = values.astype(f"{order}u2").tobytes()
+    height, width = values.shape
+    tags = [(256, width), (257, height), (258, 16), (259, 1), (262, 1), (273, 8), (274, orientation)]
+    tags += [(277, 1), (278, height), (279, len(content))]
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags)
+    entries = struct.pack(f"{order}H", len(tags)) + entries + struct.pack(f"{order}I", 0)
+    return (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8 + len(content)) + content + entries
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
