@@ -241,7 +241,7 @@ class Collection:
         label = None if label is None else self.gallery.spelled(label)
         if label == "":
             raise DataError("The label of feedback is empty. Name one, or None for nothing in the gallery.")
-        if label is not None and label not in self.gallery.names:
+        if label is not None and not self.gallery.has_label(label):
             raise DataError(f"No item has the label {label!r}. Name one that is there, or None: nothing here matches.")
         vector = vectors_asked(np.asarray(query)[None], self.encoder.dimension, self.model_id)[0]
         return self._store.add_feedback(vector, label, query_id)
