@@ -48,7 +48,8 @@ class HeldOut:
     (n,) each: `probability` that the top hit is right, whether it was `right`, whether the query was `known`, its
     `weight`, the `nonconformity` of its truth (inf: in no set), the `group` of examples made from one query: they
     are no more independent than that query, so intervals and corrections count groups; the `identity`, one number for
-    all queries of one label; and the weight `promised` that it has where something is promised (`index.examples`).
+    all queries of one label, below 0 for a query without one; and the weight `promised` that it has where something is
+    promised (`index.examples`).
     """
 
     probability: Floats

@@ -149,12 +149,12 @@ def _check_labels(queries: Queries, known: Ints) -> None:
 
 
 def _identities(queries: Queries, labels: int) -> Ints:
-    """(n,) a number for each label, whether the gallery has it or not; of a query without a label, one of its own."""
-    found = np.where(queries.codes >= 0, queries.codes, labels + np.arange(len(queries.codes)))
+    """(n,) a number for each label, whether the gallery has it or not; of a query without one its own, below 0."""
+    found = np.where(queries.codes >= 0, queries.codes, -1 - np.arange(len(queries.codes)))
     first: dict[str, int] = {}
     for at, name in zip(np.flatnonzero(queries.rows < 0).tolist(), queries.names, strict=False):
         if name is not None and queries.codes[at] < 0:
-            found[at] = first.setdefault(name, int(found[at]))
+            found[at] = first.setdefault(name, labels + at)
     return found
 
 

@@ -102,7 +102,7 @@ def from_fpir(sample: HeldOut, fpir: float) -> Threshold:
     p, w = sample.probability[unknown], sample.weight[unknown]
     group, identity = sample.group[unknown], sample.identity[unknown]
     size, catch_all = effective(w, group) / _design_effect(p, group, identity), False
-    if size < _needed(fpir) - _ROUNDING and _one_label(group, identity):
+    if size < _needed(fpir) - _ROUNDING and len(np.unique(identity[identity >= 0])) == 1:
         size, catch_all = effective(w, group), True
     _need(size, fpir, "FPIR", f"unknown queries that do not resemble each other ({len(p)} in all)")
     values, of_value = np.unique(p, return_inverse=True)
@@ -168,12 +168,6 @@ def _design_effect(scores: Floats, group: Ints, identity: Ints) -> float:
     ratio = between / within / float(fdtri(k - 1, n - k, 1 - CONFIDENCE))
     rho = min(max((ratio - 1) / (ratio + size - 1), 0.0), 1.0)
     return 1 + (float(sizes @ sizes) / n - 1) * rho
-
-
-def _one_label(group: Ints, identity: Ints) -> bool:
-    """Whether queries of one identity are all of one: the others have no label, and are each an identity of its own."""
-    _, first = np.unique(group, return_index=True)
-    return int((np.unique(identity[first], return_counts=True)[1] > 1).sum()) == 1
 
 
 def _needed(error: float) -> int:

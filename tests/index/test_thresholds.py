@@ -236,13 +236,18 @@ def test_strangers_without_a_label_beside_one_label_for_everything_else_add_to_t
     """ "out of scope" by the file, and what users said was nothing of the gallery: more queries never promise less."""
     sample = strangers(300, 1, 0.0)
     unknown = np.flatnonzero(~sample.known)
-    identity = sample.identity.copy()
+    identity = np.where(sample.known, sample.identity, -1 - np.arange(len(sample.known)))
+    without = identity.copy()
     identity[unknown[:150]] = 999
     found = from_fpir(replace(sample, identity=identity), 0.05)
     assert found.assumes is not None
     assert replace(found, assumes=None) == from_fpir(sample, 0.05)
-    identity[unknown[2:150]] = sample.identity[unknown[2:150]]  # two photographs of one stranger among many
-    assert from_fpir(replace(sample, identity=identity), 0.05).assumes is None
+    without[unknown[:2]] = 999  # two photographs of one stranger among many
+    assert from_fpir(replace(sample, identity=without), 0.05).assumes is None
+    named = sample.identity.copy()  # others have labels, too: the one is no word for everything else
+    named[unknown[:150]] = 999
+    with pytest.raises(CalibrationError, match="cannot support an FPIR of"):
+        from_fpir(replace(sample, identity=named), 0.05)
 
 
 def test_twelve_strangers_cannot_promise_five_percent() -> None:
