@@ -24,8 +24,8 @@ from index.sources import Progress, check_labels, encode_rows, trained_rows
 
 COVERAGES = (0.9, 0.95, 0.99)
 _BLOCK = 512
-CHANCE = 3.5
-"""Standard deviations from which a coverage that is missed is no chance, the worst of six."""
+CHANCE = 1e-4
+"""How rarely sets that keep their promise miss it by so much that it is told, for each of six promises."""
 
 
 def evaluate(
@@ -213,13 +213,15 @@ def _sets(
 def _broken(collection: Collection, sets: list[dict[str, Any]], different: dict[str, int]) -> list[str]:
     """What to say of sets that hold less than they promise to a kind, of whose queries so many are `different`.
 
-    By more than chance: a coverage c of n queries, after one of m that it was calibrated on, varies by the root of
-    c (1 - c) (1/n + 1/m), see Vovk 2012, section 3. Of several the one that falls shortest is told.
+    By more than chance: the coverage c that m queries were calibrated for varies as Beta((m + 1) c, (m + 1) (1 - c))
+    (Vovk 2012, section 3), so of n queries those missed are beta-binomial. Of several the least likely is told.
     """
     if collection.calibration is None:
         return []
+    from scipy.stats import betabinom
+
     sample = collection.calibration.held_out.for_promises
-    worst, said = CHANCE, ""
+    least, said = CHANCE, ""
     for kind, count in different.items():
         of = sample.known == (kind == "known")
         m = effective(sample.weight[of], sample.group[of])
@@ -227,9 +229,10 @@ def _broken(collection: Collection, sets: list[dict[str, Any]], different: dict[
             held, promised = measured.get(kind), measured["coverage"]
             if held is None or not count or not m:
                 continue
-            short = (promised - held) / np.sqrt(promised * (1 - promised) * (1 / count + 1 / m))
-            if short > worst:
-                worst = short
+            missed = np.floor(count * (1 - held) + 1e-9)
+            chance = betabinom.sf(missed - 1, count, (m + 1) * (1 - promised), (m + 1) * promised)
+            if chance < least:
+                least = chance
                 said = (
                     f"Sets that promise {100 * promised:.6g}% hold {held:.1%} of these {kind} queries: they are not "
                     "like those that the calibration rests on, and probabilities may be off, too. Index with some "

@@ -176,6 +176,10 @@ def test_an_evaluation_says_when_sets_hold_less_than_they_promise(collection: Co
         return " ".join(warning for warning in report["warnings"] if "Sets that promise" in warning)
 
     assert told(known, unknown) == told(known, []) == told([], unknown) == ""
+    random = np.random.default_rng(0)
+    for size in (1, 2, 5, 10, 20) * 8:
+        some = [[rows[at] for at in random.permutation(len(rows))[:size]] for rows in (known, unknown)]
+        assert told(*some) == ""
     disguised = [replace(row, text=f"{row.text} {other.text}") for row, other in zip(known, unknown * 2, strict=False)]
     assert "of these known queries: they are not like" in told(disguised, unknown)
     near = [replace(row, label="else") for row in known]
