@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from index.errors import DataError
-from index.label import plain_label
 from index.strict_json import parsed
 
 MAX_DEPTH, MAX_CONDITIONS, MAX_VALUES, MAX_TEXT = 16, 200, 10_000, 4096
@@ -60,7 +59,12 @@ def read_filter(text: str) -> dict[str, Any]:
 
 def says_something(given: Any) -> bool:
     """Whether a parsed filter names a field, and is not true of every item all the same: {} is, and "or" with a {}."""
-    return _names_a_field(given) and _constant(given) is not True
+    return _names_a_field(given) and spares_some(given)
+
+
+def spares_some(given: dict[str, Any]) -> bool:
+    """Whether there may be items that a parsed filter does not pass."""
+    return _constant(given) is not True
 
 
 def _names_a_field(given: Any) -> bool:
@@ -163,8 +167,6 @@ class _Parser:
     def _equals(self, field: _Field, value: Any, place: str) -> str:
         if value is None or isinstance(value, bool):
             return f"({field.type} IS '{json.dumps(value)}')"
-        if field.value == "label" and isinstance(value, str):
-            return self._one_of(field, [value], place)
         return self._compared(field, "=", value, place)
 
     def _compared(self, field: _Field, operator: str, value: Any, place: str) -> str:
@@ -187,8 +189,6 @@ class _Parser:
             else:
                 kind, value = _scalar(value, f"{place}[{at}]")
                 by_kind[kind].append(value)
-                if field.value == "label" and kind == "text":  # as it is written, and as it would be kept
-                    by_kind[kind].append(plain_label(value))
         for kind, values in by_kind.items():
             if values:
                 listed = self._bind(json.dumps(values))

@@ -9,7 +9,7 @@ who follows many writes at once comes to the same as who follows each.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from index.errors import CollectionError
 from index.items import Changes
-from index.label import earlier_spellings, plain_label
+from index.label import earlier_spellings, is_plain, plain_label
 from index.profile import LabelProfile
 
 Ints = NDArray[np.int64]
@@ -34,14 +34,14 @@ class Gallery:
     """Labels of the live rows. Codes below `len(names)` are labels; an unlabelled row has a code of its own.
 
     `names` are sorted in a gallery built whole; labels that came since stand behind them, in the order they came.
-    `earlier`: names that would be kept otherwise today, by what they would be (`index.label`).
+    `odd` are the names that would be spelled otherwise today (`index.label`): an earlier version wrote them.
     """
 
     rows: Ints
     codes: Ints
     names: list[str]
     profile: LabelProfile
-    earlier: dict[str, str] = field(default_factory=dict)
+    odd: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, rows: Ints, labels: Sequence[str | None], vectors: Vectors | bytes) -> Gallery:
@@ -57,7 +57,7 @@ class Gallery:
             profile = LabelProfile.load(vectors, len(names))
         else:
             profile = LabelProfile.of(vectors, codes, len(names))
-        return cls(rows, codes, names, profile, earlier_spellings(names))
+        return cls(rows, codes, names, profile, _odd(names))
 
     def after(self, changes: Changes, vectors_of: VectorsOf, compacted: int) -> Gallery:
         """The gallery after writes; it had so many items when it was `compacted`.
@@ -78,13 +78,8 @@ class Gallery:
         profile = _followed(profile, rows, codes, touched[touched >= 0], vectors_of, whole=compacted <= SMALL)
         names, codes, profile = _without_empty(list(code), codes, profile)
         codes = np.where(codes < 0, len(names) + np.arange(len(codes)), codes)
-        return Gallery(rows, codes, names, profile, self._earlier_among(names, changes))
-
-    def _earlier_among(self, names: list[str], changes: Changes) -> dict[str, str]:
-        """`earlier` of the `names` there are after the changes, which only an earlier version can have added to."""
-        known = self.earlier | earlier_spellings(label for label in changes.labels if label is not None)
-        there = set(names) if known else set()
-        return {plain: name for plain, name in known.items() if name in there and plain not in there}
+        odd = self.odd | _odd(label for label in changes.labels if label is not None)
+        return Gallery(rows, codes, names, profile, odd.intersection(names) if odd else odd)
 
     def _at(self, rows: Ints) -> Ints:
         """Positions of those of `rows` that are here."""
@@ -116,11 +111,15 @@ class Gallery:
     def spelled(self, label: str) -> str:
         """The label as this gallery has it, or would keep it."""
         plain = plain_label(label)
-        return self.earlier.get(plain, plain)
+        return self._earlier.get(plain, plain)
 
     def has_label(self, label: str) -> bool:
         """Whether some item carries it, however it is spelled. Looks through all names once, at the first call."""
         return self.spelled(label) in self._known
+
+    @cached_property
+    def _earlier(self) -> dict[str, str]:
+        return earlier_spellings(self._known, self.odd) if self.odd else {}
 
     @cached_property
     def _known(self) -> frozenset[str]:
@@ -163,3 +162,7 @@ def _without_empty(names: list[str], codes: Ints, profile: LabelProfile) -> tupl
     names = [name for name, lives in zip(names, alive, strict=True) if lives]
     renumbered = np.where(codes < 0, -1, (np.cumsum(alive) - 1)[codes])
     return names, renumbered, profile.only(alive)
+
+
+def _odd(names: Iterable[str]) -> frozenset[str]:
+    return frozenset(name for name in names if not is_plain(name))

@@ -8,7 +8,8 @@ id, too.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from decimal import Decimal
 from typing import Any
 
 _EXACT = 2**53
@@ -26,23 +27,25 @@ def whole_number(value: Any) -> Any:
 
     Parquet holds a column of whole numbers as decimals once one is missing: 22.0 there is 22 in a CSV file.
     """
-    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT else value
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) < _EXACT else value
+    if isinstance(value, Decimal) and value.is_finite():
+        return int(value) if value == value.to_integral_value() else value
+    return value
 
 
-def earlier_spellings(names: Iterable[str]) -> dict[str, str]:
-    """Of the labels of a collection those that would be kept otherwise today, by what they would be.
+def is_plain(label: str) -> bool:
+    """Whether the label is as labels are kept today."""
+    return plain_label(label) == label
 
-    Without those whose spelling of today is there as well: these are two labels, and stay so.
+
+def earlier_spellings(names: Collection[str], odd: Iterable[str]) -> dict[str, str]:
+    """Of the labels of a collection, `names`, those that are `odd`, not plain, by what they would be today.
+
+    Without those whose plain form is there as well: these are two labels, and stay so.
     """
-    names = set(names)
     found: dict[str, str] = {}
-    for name in sorted(name for name in names if _today(name) != name):
-        if (plain := _today(name)) not in names:
+    for name in sorted(odd):
+        if (plain := plain_label(name)) not in names:
             found.setdefault(plain, name)
     return found
-
-
-def _today(name: str) -> str:
-    plain = plain_label(name)
-    number = plain.removesuffix(".0")
-    return number if number != plain and number.removeprefix("-").isdecimal() else plain

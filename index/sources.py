@@ -23,7 +23,7 @@ from index.errors import CalibrationError, CollectionError, DataError
 from index.examples import Queries, needed_unknown
 from index.gallery import Gallery
 from index.items import Changes, Feedback, ItemStore
-from index.label import earlier_spellings
+from index.label import plain_label
 from index.own_rows import own_rows
 from index.rows import Row, text_key
 
@@ -251,7 +251,7 @@ def check_labels(rows: Sequence[Row], names: Sequence[str], *, known: bool, know
 
     `known_as` says how the verb takes queries whose label is in the gallery.
     """
-    inside = {*names, *earlier_spellings(names)}
+    inside = {*names, *map(plain_label, names)}
     for row in rows:
         if (row.label in inside) != known:
             place = f"{row.file}: line {row.line}: the label {row.label!r}"

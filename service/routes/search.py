@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from index.conformal import CoverageFor
-from index.filters import says_something
+from index.filters import spares_some
 from index.outcome import TAYLOR_ORDER
 from service.problems import Fault, Problem, documented, from_validation
 from service.routes.state import audit_of, json_body, json_response, media_type, serving_of
@@ -131,7 +131,7 @@ async def _answer_vectors(request: Request, body: bytes) -> Response:
 async def _answer(request: Request, asked: SearchRequest, vectors: NDArray[np.float32] | None = None) -> Response:
     with serving_of(request) as serving:
         found, timings = await serving.searcher.search(asked, vectors, alone=request.app.state.under_way() == 1)
-        filtered = asked.filter is not None and says_something(asked.filter)
+        filtered = asked.filter is not None and spares_some(asked.filter)
         query_ids = None if serving.recent is None else serving.recent.remember(found.vectors, filtered=filtered)
         if (audit := audit_of(request)) is not None:
             audit.searched(request, serving.name, found.answers, query_ids)

@@ -326,6 +326,8 @@ def test_that_nothing_matches_is_no_feedback_on_a_search_with_a_filter(api: http
     assert fault["pointer"] == "/label"
     assert "ask again without it, or name the label" in fault["detail"]
     assert tell(other, KNOWN[0][1]).status_code == 200
+    for all_left_out in ({"or": []}, {"not": {}}, {"not": {"and": []}}):
+        assert tell(all_left_out, None).status_code == 422
     for nothing_left_out in (None, {}, {"and": []}):
         assert tell(nothing_left_out, None).status_code == 200
 
