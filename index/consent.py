@@ -6,7 +6,7 @@ All members are optional. `expires` is a date (its first moment, UTC) or a time 
 the item matches nothing, in every process that reads the collection; it is erased when it is deleted.
 
 Tables have no objects: their columns `consent.reference`, `consent.purpose` and `consent.expires` say the same, where
-an empty cell says nothing.
+an empty cell says nothing, and a time without a zone is in UTC.
 """
 
 from __future__ import annotations
@@ -45,16 +45,17 @@ def check_consent(metadata: dict[str, Any]) -> None:
     flat = {name: value for name, value in flat.items() if not _is_empty(value)}
     if twice := sorted(nested.keys() & flat.keys()):
         raise DataError(f"consent: says {twice[0]} twice, in an object and as {PREFIX}{twice[0]}. Keep one of the two.")
-    _check_members(nested | flat)
+    _check_members(nested)
+    _check_members(flat, in_table=True)
 
 
-def _check_members(consent: dict[str, Any]) -> None:
+def _check_members(consent: dict[str, Any], *, in_table: bool = False) -> None:
     unknown = sorted(set(consent) - MEMBERS)
     if unknown or not all(isinstance(value, str) for value in consent.values()):
         raise DataError(
             f"consent: has the members {', '.join(consent)}, expected reference, purpose and expires, each a text."
         )
-    if EXPIRES in consent and _moment(consent[EXPIRES]) is None:
+    if EXPIRES in consent and _moment(consent[EXPIRES], in_table=in_table) is None:
         raise DataError(
             f"consent.expires: got {consent[EXPIRES][:40]!r}, expected a date, 2027-06-30, or a time with its zone, "
             "2027-06-30T12:00:00Z."
@@ -79,11 +80,12 @@ class Expiry:
         """
         with self._lock:
             if sequence > self._sequence:
+                last = self._store.last_row  # before it is read: what comes meanwhile is read again
                 found = self._store.texts_at((_OBJECT, _FLAT), f'"{FIELD}', self._last_row)
                 until = {row: min(ends) for row, *said in found if (ends := list(_ends(*said)))}
                 self._rows = np.append(self._rows, list(until)).astype(np.int64)
                 self._until = np.append(self._until, list(until.values()))
-                self._last_row = found[-1][0] if found else self._last_row
+                self._last_row = max(last, found[-1][0] if found else 0)
                 self._sequence = sequence
             if not len(self._rows):
                 return self._rows
@@ -97,9 +99,9 @@ def _ends(said: str | None, flat: str | None) -> Iterator[float]:
     """
     for one in _objects(said):
         if (end := one.get(EXPIRES)) is not None:
-            yield _moment(str(end)) or -np.inf
+            yield _ending(str(end))
     if not _is_empty(flat):
-        yield _moment(str(flat)) or -np.inf
+        yield _ending(str(flat), in_table=True)
 
 
 def _objects(said: str | None) -> list[dict[str, Any]]:
@@ -116,12 +118,22 @@ def _is_empty(cell: Any) -> bool:
     return cell is None or cell == ""
 
 
-def _moment(text: str) -> float | None:
-    """Unix time of a date or of a time with its zone, None for anything else."""
+def _ending(text: str, *, in_table: bool = False) -> float:
+    """Unix time; what cannot be read has ended."""
+    moment = _moment(text, in_table=in_table)
+    return -np.inf if moment is None else moment
+
+
+def _moment(text: str, *, in_table: bool = False) -> float | None:
+    """Unix time of a date or of a time with its zone, None for anything else.
+
+    Tables have times without a zone, which they mean in UTC: pandas writes a column of dates as such times.
+    """
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
         return None
     if moment.tzinfo is None:
-        return moment.replace(tzinfo=UTC).timestamp() if len(text) == len("2027-06-30") else None
+        in_utc = in_table or len(text) == len("2027-06-30")
+        return moment.replace(tzinfo=UTC).timestamp() if in_utc else None
     return moment.timestamp()

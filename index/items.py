@@ -357,6 +357,11 @@ class ItemStore(Database):
             return int(cursor.lastrowid or 0)
 
     @property
+    def last_row(self) -> int:
+        """The highest row number there is, 0 without items."""
+        return int(self._read("SELECT COALESCE(MAX(row), 0) FROM items")[0][0])
+
+    @property
     def last_feedback(self) -> int:
         """Number of the last note of feedback there ever was, 0 before the first."""
         return int(self._read("SELECT COALESCE(MAX(seq), 0) FROM sqlite_sequence WHERE name = 'feedback'")[0][0])

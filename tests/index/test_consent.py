@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from index.cli_items import add
 from index.collection import Collection, NewItem
 from index.consent import Expiry, check_consent
 from index.errors import DataError
 from index.evaluate import evaluate
+from index.intake import metadata_of
 from index.items import Item, ItemStore
-from index.rows import Row
+from index.rows import Row, read_rows
 from tests.service.gallery import build
 
+PASSED = datetime(2020, 1, 31)
 PAST, FUTURE = "2020-01-31", "2999-12-31T00:00:00+02:00"
 
 
@@ -76,7 +80,21 @@ def test_time_passes(tmp_path: Path) -> None:
     sequence, _ = store.upsert([Item("g", None, None, vector, {"consent": {"expires": PAST}})])
     assert expiry.ended(5, 0).tolist() == [3, 4], "nothing new is looked for"
     assert expiry.ended(sequence, midnight - 1).tolist() == [3, 4, 7]
+    sequence, _ = store.upsert([Item("h", None, None, vector, {"consent.expires": "2027-06-30T12:00:00"})])
+    assert expiry.ended(sequence, midnight).tolist() == [1, 3, 4, 7], "tables have no zones: it is UTC"
+    assert expiry.ended(sequence, midnight + 12 * 3600).tolist() == [1, 2, 3, 4, 7, 8]
     store.close()
+
+
+def test_dates_as_pandas_writes_them_end(collection: Path, tmp_path: Path) -> None:
+    table = pa.table({"text": ["turn on lamp"] * 2, "label": ["light"] * 2, "consent.expires": [PASSED, None]})
+    parquet.write_table(table, tmp_path / "t.parquet")
+    first, second = read_rows([tmp_path / "t.parquet"], text="text", label="label")
+    for row in (first, second):
+        check_consent(metadata_of(row, None))
+    with closing(Collection.open(collection, writable=True)) as writing:
+        writing.upsert([NewItem("p", None, "turn on lamp", metadata=metadata_of(first, None))])
+        assert "p" not in found(writing, "turn on lamp")
 
 
 @pytest.mark.parametrize(
