@@ -5,8 +5,9 @@ PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-# test processes, of one thread each; some tests hold rows of ten million scores, so more take more memory
-WORKERS ?= 2
+# test processes, of one thread each, which often wait for a server; some hold rows of ten million scores, so more take
+# more memory
+WORKERS ?= 3
 
 .PHONY: help demo test check format clean audit test-contract bench-bulk bench-calibration bench-heads bench-index bench-simplex bench-training bench-images bench-faces fuzz-images
 .PHONY: bench bench-losses bench-losses-clinc bench-faces-pairs bench-images-omniglot-taylor bench-first-answer bench-images bench-images-in-turn bench-images-omniglot bench-pages bench-service bench-service-own
@@ -27,7 +28,11 @@ $(VENV)/ready: pyproject.toml constraints.txt
 demo: $(VENV)/ready  ## train, index, calibrate, answer three questions, then serve on 127.0.0.1 (SERVE=0: stop before)
 	@$(BIN)/surematch demo --port $(PORT) $(if $(filter 0,$(SERVE)),--no-serve) $(ARGS)
 
-test: check  ## the whole test suite, lint and types included
+.PHONY: suite
+test: $(VENV)/ready  ## the whole test suite, lint and types included
+	@$(MAKE) --no-print-directory -j 2 suite check
+
+suite: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 .PHONY: test-crash test-damage test-concurrency test-optimized
