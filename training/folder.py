@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ EVALUATION, REPORT = "evaluation.json", "report.html"
 
 def check_target(out: Path, overwrite: bool) -> None:
     """Raises `SettingsError` unless `out` is free for a model, or holds one of ours that may be replaced."""
-    if not out.exists():
+    if not os.path.lexists(out):
         above = next(folder for folder in out.absolute().parents if folder.exists())
         if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
             raise SettingsError(
@@ -38,25 +39,46 @@ def check_target(out: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
+def new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     """A temporary folder beside `out` that takes its place when the block ends well, and is removed when it does not.
 
-    A model already at `out` stays until the new one is complete.
+    A model already at `out` stays until the new one is complete. Raises `SettingsError` where `out` is not free any
+    more, which says where the finished folder is then: what took hours is not thrown away.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     temporary.chmod(0o755)
     try:
         yield temporary
-        if out.exists():
-            retired = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-            out.rename(retired / out.name)
-            temporary.rename(out)
-            shutil.rmtree(retired)
-        else:
-            temporary.rename(out)
-    finally:
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    try:
+        _take_place(temporary, out, overwrite)
+    except OSError as error:
+        raise SettingsError(
+            f"{out}: {error.strerror or error}, so it is left as it is. The trained encoder is whole, in {temporary}. "
+            f"Give it another name: mv {shlex.quote(str(temporary))} NAME"
+        ) from error
+
+
+def _take_place(finished: Path, out: Path, overwrite: bool) -> None:
+    """Raises `OSError` where `out` is not free, or holds what `overwrite` does not cover."""
+    if not os.path.lexists(out):
+        finished.rename(out)
+        return
+    if not overwrite:
+        raise FileExistsError("came to be while this trained")
+    if not _is_model(out):
+        raise FileExistsError("is no folder that `surematch train` wrote any more")
+    retired = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    out.rename(retired / out.name)
+    try:
+        finished.rename(out)
+    except BaseException:
+        (retired / out.name).rename(out)
+        raise
+    shutil.rmtree(retired)
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:

@@ -27,7 +27,7 @@ from training.card import CARD, render_card
 from training.config import Recipe, TrainSettings
 from training.data import Split, data_fingerprint, label_of
 from training.evaluation import Classes, Retrieval, Vectors, nearest_class_mean, retrieval
-from training.folder import EVALUATION, FORMAT, REPORT, check_target, new_folder
+from training.folder import EVALUATION, FORMAT, REPORT, new_folder
 from training.imprint import imprint, means_of
 from training.last_layer import drop_last_layer
 from training.learner import Learner
@@ -35,7 +35,7 @@ from training.more_classes import check_further, learned_classes, origin, with_t
 from training.objectives import check_options, make_objective
 from training.preparation import Prepared, prepare
 from training.report import render_report
-from training.run import Run, command_of, write_config
+from training.run import Run, check_place, command_of, write_config
 from training.static import only_used_tokens
 from training.text_checks import check_readable, cut_texts
 from training.trainer import Rows, fit
@@ -63,11 +63,11 @@ def train_encoder(settings: TrainSettings, console: Console) -> dict[str, Any]:
 
 def _train_encoder(settings: TrainSettings, console: Console) -> dict[str, Any]:
     started = time.perf_counter()
-    check_target(settings.out, settings.overwrite)
+    check_place(settings.out, settings.overwrite)
     prepared = prepare(settings, console)
     run = Run(settings.out, {"data": data_fingerprint([*prepared.rows, *prepared.unseen]), **settings.shaping()})
-    checkpoint = run.begin(resume=settings.resume, overwrite=settings.overwrite)
-    with run, new_folder(settings.out) as folder:
+    begun = run.begun(resume=settings.resume, overwrite=settings.overwrite)
+    with begun as checkpoint, new_folder(settings.out, settings.overwrite) as folder:
         write_config(settings, run.folder)
         record, evaluation = _train(settings, prepared, run.checkpoints, checkpoint, console, folder)
         record["seconds"] = round(time.perf_counter() - started, 1)

@@ -1,7 +1,8 @@
 """The run folder beside `--out`: checkpoints of a training that is not done yet, and what it was started with.
 
 `OUT.run/run.json` holds the settings and the data's fingerprint; a resume with others is refused, because it would
-continue something else. The folder goes when training is done, or was stopped before the first checkpoint.
+continue something else. It is one process's at a time (`training.run_lock`). The folder goes when training is done, or
+was stopped before the first checkpoint.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from index.errors import SettingsError
 from index.settings import Settings
 from training.config import TrainSettings
+from training.folder import check_target
+from training.run_lock import LOCK, RunLock, check_alone
 
 RECORD = "run.json"
 CONFIG = "training.toml"
@@ -31,37 +36,74 @@ class Run:
         self._out = out
         self._identity: dict[str, Any] = json.loads(json.dumps(identity))
 
-    def begin(self, *, resume: bool, overwrite: bool) -> Path | None:
-        """Makes or re-enters the run folder; returns the checkpoint to continue from, None to start.
+    @contextmanager
+    def begun(self, *, resume: bool, overwrite: bool) -> Iterator[Path | None]:
+        """The run folder, made or re-entered, is this process's alone for the block; the checkpoint to continue from,
+        None to start.
 
-        Raises `SettingsError`: nothing to resume, a resume of something else, or an interrupted run in the way.
+        Raises `SettingsError`: nothing to resume, a resume of something else, an interrupted run in the way, or another
+        process that trains into the same place.
         """
-        checkpoint = _last(self.checkpoints)
-        if resume:
+        self._check_folder(resume)
+        lock = RunLock(self.folder, self._out)
+        try:
+            check_target(self._out, overwrite)  # another training may have ended while the rows were read
+            checkpoint = self._again() if resume else None
             if checkpoint is None:
-                raise SettingsError(
-                    f"There is no interrupted run of {self._out} to continue ({self.folder} holds no checkpoint). "
-                    "Leave --resume out to start one."
-                )
-            self._check_same()
-            return checkpoint
-        if checkpoint is not None and not overwrite:
+                self._begin_afresh(overwrite)
+            yield checkpoint
+        finally:
+            if self.finished or _last(self.checkpoints) is None:
+                self._remove()
+            lock.release()
+
+    def _check_folder(self, resume: bool) -> None:
+        """Raises `SettingsError` for a folder that is not to be entered, before anything is written to it."""
+        if resume:
+            self._checkpoint()
+        elif self.folder.exists() and not (self.folder.is_dir() and self._is_ours()):
+            raise SettingsError(f"{self.folder} is in the way and not a run of ours. Move it, or use another --out.")
+
+    def _is_ours(self) -> bool:
+        """Whether it has a record, or nothing yet: its process may be about to write that, or have been killed."""
+        return (self.folder / RECORD).is_file() or {path.name for path in self.folder.iterdir()} <= {LOCK}
+
+    def _again(self) -> Path:
+        checkpoint = self._checkpoint()
+        self._check_same()
+        return checkpoint
+
+    def _checkpoint(self) -> Path:
+        checkpoint = _last(self.checkpoints)
+        if checkpoint is None:
+            raise SettingsError(
+                f"There is no interrupted run of {self._out} to continue ({self.folder} holds no checkpoint). "
+                "Leave --resume out to start one."
+            )
+        return checkpoint
+
+    def _begin_afresh(self, overwrite: bool) -> None:
+        if _last(self.checkpoints) is not None and not overwrite:
             raise SettingsError(
                 f"{self.folder} holds an interrupted run. Continue it with --resume, or drop it with --overwrite."
             )
-        if self.folder.exists() and not (self.folder / RECORD).is_file():
-            raise SettingsError(f"{self.folder} is in the way and not a run of ours. Move it, or use another --out.")
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.checkpoints.mkdir(parents=True)
+        self._empty()
         (self.folder / RECORD).write_text(json.dumps(self._identity, indent=2), encoding="utf-8")
-        return None
+        self.checkpoints.mkdir()
 
-    def __enter__(self) -> Run:
-        return self
+    def _empty(self) -> None:
+        for path in self.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != LOCK:
+                path.unlink()
 
-    def __exit__(self, *exception: object) -> None:
-        if self.finished or _last(self.checkpoints) is None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+    def _remove(self) -> None:
+        """The lock last; the folder stays where another training is about to enter it."""
+        with suppress(OSError):
+            self._empty()
+            (self.folder / LOCK).unlink()
+            self.folder.rmdir()
 
     def _check_same(self) -> None:
         before = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
@@ -76,6 +118,12 @@ class Run:
                 f"The interrupted run in {self.folder} was started differently: {shown}. Continue with the same data "
                 "and settings, or start afresh with --overwrite."
             )
+
+
+def check_place(out: Path, overwrite: bool) -> None:
+    """Raises `SettingsError` unless a training into `out` may begin. Makes nothing there."""
+    check_target(out, overwrite)
+    check_alone(_folder(out), out)
 
 
 def can_resume(out: Path) -> bool:
