@@ -16,8 +16,10 @@ from typing import Any
 
 from rich.console import Console
 
+from index.encoder_files import modality_of
 from index.errors import SettingsError
-from index.rows import Row, read_rows
+from index.pictures import read_content
+from index.rows import Row
 from index.settings import parse
 from training.compare_page import render_comparison
 from training.compare_settings import CompareSettings
@@ -126,9 +128,11 @@ def _plan(settings: CompareSettings, loss: str, seed: int) -> TrainSettings:
 
 
 def _identity(settings: CompareSettings, plan: TrainSettings) -> dict[str, Any]:
-    """What every run shares: the data, and the settings but for loss and seed. `plan` has none of a loss's own."""
-    faulty: list[Row] = []
-    rows = read_rows(settings.data, text=plan.text, label=plan.label, faulty=faulty)
+    """What every run shares: the data, of pictures their content, and the settings but for loss and seed. `plan` has
+    none of a loss's own.
+    """
+    faulty: list[Row] = []  # each training refuses them, or names and skips them
+    rows = read_content(modality_of(plan.encoder), settings.data, text=plan.text, label=plan.label, faulty=faulty)
     shared = {
         name: value
         for name, value in plan.shaping().items()

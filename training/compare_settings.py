@@ -23,7 +23,7 @@ class CompareSettings(Settings):
 
     model_config = SettingsConfigDict(cli_prog_name="surematch compare", allow_inf_nan=False)
 
-    data: CliPositionalArg[list[Path]] = Field(description="Labelled rows, as for surematch train.")
+    data: CliPositionalArg[list[Path]] = Field(description="Labelled rows or pictures, as for surematch train.")
     out: Path = Field(description="Folder of the comparison: compare.json, compare.html and a report for every run.")
     losses: list[str] = Field(
         default=ARTICLE,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 import training.pipeline
-from index.errors import SettingsError
+from index.errors import DataError, SettingsError
+from tests.pictures import digit, packed, write_digits
 from tests.training.conftest import Write, sentences
 from training.cli import compare
 from training.compare import summarise
@@ -123,6 +127,69 @@ def test_a_folder_of_something_else_is_left_alone(command: list[str], tmp_path: 
     with pytest.raises(SettingsError, match="is not a comparison"):
         compare([*command, "--losses", LOSSES])
     assert (tmp_path / "c" / "thesis.tex").read_text() == "mine"
+
+
+def test_comparisons_of_texts_that_were_made_before_go_on(command: list[str], tmp_path: Path) -> None:
+    assert compare([*command, "--losses", LOSSES]) == 0
+    identity = json.loads((tmp_path / "c" / "compare.json").read_text())["identity"]
+    digest = hashlib.sha256()
+    for row in sentences(12):
+        for part in row:
+            digest.update(len(part).to_bytes(8, "big") + part.encode())
+    assert identity["data"] == digest.hexdigest()
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Callable[[str], list[str]]:
+    """What compares two losses on digits, given as a table, a folder or a zip."""
+
+    def command(kind: str) -> list[str]:
+        folder = write_digits(tmp_path / "digits", range(4), range(4))
+        data = {"folder": folder, "table": tmp_path / "digits.csv", "zip": tmp_path / "digits.zip"}[kind]
+        names = [path.relative_to(tmp_path) for path in sorted(folder.rglob("*.png"))]
+        if kind == "table":
+            data.write_text("\n".join(["path,label", *(f"{name},{name.parent.name}" for name in names)]))
+        elif kind == "zip":
+            pack(data, tmp_path, names)
+        (tmp_path / "recipe.toml").write_text("image_size = 16\n")
+        recipe = ("--recipe", str(tmp_path / "recipe.toml"), "--epochs", "1", "--batch-size", "8")
+        how = ("--unseen-classes", "0.5", "--seeds", "1", "--losses", "softmax,am-softmax")
+        return [str(data), "--encoder", "image", "--out", str(tmp_path / "c"), *recipe, *how]
+
+    return command
+
+
+def pack(archive: Path, root: Path, names: Sequence[Path]) -> None:
+    with zipfile.ZipFile(archive, "w") as file:
+        for name in names:
+            file.write(root / name, name)
+
+
+@pytest.mark.parametrize("kind", ["table", "folder", "zip"])
+def test_pictures_are_compared_and_never_with_others(
+    kind: str, pictures: Callable[[str], list[str]], tmp_path: Path, trained: list[tuple[str, int]]
+) -> None:
+    command = pictures(kind)
+    assert compare(command) == 0
+    assert compare([*command[:-1], "softmax,am-softmax,taylor"]) == 0
+    assert [loss for loss, _ in trained] == ["softmax", "am-softmax", "taylor"]
+    (tmp_path / "digits" / "d0" / "001.png").write_bytes(packed(digit(0, 9)))  # another picture of the same name
+    if kind == "zip":
+        pack(tmp_path / "digits.zip", tmp_path, [path.relative_to(tmp_path) for path in tmp_path.glob("digits/*/*")])
+    with pytest.raises(SettingsError, match=r"other data or settings: data was"):
+        compare(command)
+
+
+def test_unsound_pictures_are_refused_or_left_out(
+    pictures: Callable[[str], list[str]], tmp_path: Path, trained: list[tuple[str, int]]
+) -> None:
+    command = pictures("folder")
+    (tmp_path / "digits" / "d0" / "cut.png").write_bytes(packed(digit(0, 9))[:-60])
+    with pytest.raises(DataError, match=r"1 file cannot be used: .*cut\.png.*--skip-faulty"):
+        compare(command)
+    assert compare([*command, "--skip-faulty"]) == 0
+    assert compare([*command, "--skip-faulty"]) == 0
+    assert len(trained) == 3, "one that was refused and one of each loss"
 
 
 def test_differences_are_taken_within_a_seed() -> None:
