@@ -13,14 +13,14 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.table import Table
-from safetensors import SafetensorError
 
 from index.console import stopped
-from index.errors import DiskFull, SettingsError
+from index.errors import SettingsError
 from index.reading import folders_are_labels
 from index.settings import parse
 from training.compare_settings import CompareSettings
 from training.config import DemoSettings, PushSettings, TrainSettings
+from training.room import room_at
 from training.run import can_resume
 
 
@@ -31,14 +31,10 @@ def train(argv: Sequence[str]) -> int:
     from training.pipeline import train_encoder  # torch takes seconds to import; --help and bad flags need none of it
 
     try:
-        record = train_encoder(settings, console)
+        with room_at(settings.out, lambda: _again(settings.out)):
+            record = train_encoder(settings, console)
     except KeyboardInterrupt:
         return stopped(settings.out, can_resume(settings.out))
-    except (OSError, SafetensorError) as error:
-        if "No space left" not in str(error):  # of safetensors this is all there is to see
-            raise
-        again = " and add --resume to the same command" if can_resume(settings.out) else ""
-        raise DiskFull(f"{settings.out}: there is no room left on the disk ({error}). Make some{again}.") from error
     if os.environ.get("RANK", "0") != "0":  # under torchrun, the first process speaks for all
         return 0
     if settings.json_:
@@ -46,6 +42,11 @@ def train(argv: Sequence[str]) -> int:
     else:
         _summarise(settings, record)
     return 0
+
+
+def _again(out: Path) -> str:
+    """How a training that a full disk ended goes on once there is room."""
+    return " and add --resume to the same command" if can_resume(out) else ", then run the same command again"
 
 
 def compare(argv: Sequence[str]) -> int:
@@ -57,7 +58,8 @@ def compare(argv: Sequence[str]) -> int:
     from training.pipeline import train_encoder
 
     try:
-        comparison = compare_losses(settings, train_encoder, console)
+        with room_at(settings.out, lambda: "; the same command continues"):
+            comparison = compare_losses(settings, train_encoder, console)
     except KeyboardInterrupt:
         console.print(f"Stopped. What was finished is in {settings.out}; the same command continues.", markup=False)
         return 130
@@ -102,7 +104,8 @@ def demo(argv: Sequence[str]) -> int:
 
     console = Console(highlight=False)
     try:
-        collection = run_demo(settings, console)
+        with room_at(settings.out, lambda: ", then run the same command again"):
+            collection = run_demo(settings, console)
     except KeyboardInterrupt:
         said = f"Stopped. What was finished is in {settings.out}; run the same command to start again."
         console.print(said, markup=False)

@@ -36,6 +36,7 @@ from training.objectives import HEAD_PARAMETERS, OBJECTIVES, Objective
 from training.objectives.contrastive import reshape
 from training.objectives.huge import HugeHead
 from training.optimizer import RowAdamW
+from training.room import torch_saves_to
 from training.samplers import BalancedSampler, LengthBucketedSampler, PerClassSampler
 from training.schedules import Schedule
 
@@ -135,6 +136,10 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
                 "--scale."
             )
         return loss
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with torch_saves_to(Path(self.args.output_dir)):
+            super()._save_checkpoint(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         self.model.save_pretrained(output_dir or self.args.output_dir, create_model_card=False)

@@ -17,12 +17,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import training.pipeline
 import training.trainer
-from index.errors import DataError, DiskFull, SettingsError
+from index.errors import DataError, SettingsError
 from tests.pictures import write_digits
 from tests.training.conftest import FILLERS, TOPICS, Write, sentences
 from training.cli import train
@@ -88,20 +87,6 @@ def test_what_is_said_next_names_no_columns_of_folders(tmp_path: Path, capsys: p
     said = "".join(capsys.readouterr().out.split("\n"))
     words = shlex.split(said.partition("Next: ")[2])
     assert words == ["surematch", "index", str(out), str(data), "--out", "C"]
-
-
-def test_a_full_disk_says_how_to_go_on(
-    tiny_encoder: Path, tmp_path: Path, write_csv: Write, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*given: object) -> None:
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-
-    command = [str(write_csv(sentences(8))), "--encoder", str(tiny_encoder), *RECIPE, "--out", str(tmp_path / "out")]
-    with monkeypatch.context() as patch:
-        patch.setattr("training.pipeline.write_encoder", full)
-        with pytest.raises(DiskFull, match="add --resume to the same command"):
-            train(command)
-    assert train([*command, "--resume"]) == 0
 
 
 @pytest.mark.parametrize("flags", [(), ("--deterministic",)], ids=["default", "deterministic"])
