@@ -6,6 +6,7 @@ The items are copied by SQLite's backup API, at one moment; the snapshot is one 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sqlite3
 import tempfile
@@ -110,7 +111,7 @@ def _copy_state(source: Path, folder: Path, dimension: int) -> None:
                     return
     raise Damaged(
         f"{source / SNAPSHOTS}: no intact snapshot goes with the items. Repair the collection first: surematch compact "
-        f"{source}"
+        f"{shlex.quote(str(source))}"
     )
 
 

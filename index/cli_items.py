@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -208,7 +209,7 @@ def delete(argv: Sequence[str]) -> int:
         told = asdict(receipt) | {"missing": missing} | _state(collection)
     words = f"{receipt.deleted} items deleted."
     if receipt.deleted:
-        words += f" `surematch compact {settings.collection}` erases them from every file."
+        words += f" `surematch compact {shlex.quote(str(settings.collection))}` erases them from every file."
     else:
         words = "No item was deleted: none has such an id, or passes the filter."
     if missing and receipt.deleted:

@@ -11,6 +11,7 @@ writer.lock                held by the one process that writes
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,12 @@ def read_config(path: Path) -> dict[str, Any]:
     if kept:
         raise CollectionError(
             f"{path}: was being replaced when the process died. The collection lies in {replaced}: put it back with "
-            f"mv {replaced} {path}"
+            f"{shlex.join(['mv', str(replaced), str(path)])}"
         )
     if not found:
         raise CollectionError(
-            f"{path}: not a collection (it has no {CONFIG}). Build one with: surematch index MODEL DATA --out {path}"
+            f"{path}: not a collection (it has no {CONFIG}). Build one with: surematch index MODEL DATA --out "
+            f"{shlex.quote(str(path))}"
         )
     try:
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

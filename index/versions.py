@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -186,7 +187,7 @@ class Versions:
         first = "Repair its permissions, or choose" if repair else "Choose"
         return (
             ", so which calibration was chosen is not known. "
-            f"{first} one: surematch calibrations {self.folder.parent} --use ID."
+            f"{first} one: surematch calibrations {shlex.quote(str(self.folder.parent))} --use ID."
         )
 
     def clean(self) -> None:

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import secrets
+import shlex
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -53,11 +54,14 @@ def read(path: Path) -> dict[str, Key]:
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_mode & 0o022:
-                raise SettingsError(f"{path}: other users may change this file of keys. Run: chmod 600 {path}")
+                raise SettingsError(
+                    f"{path}: other users may change this file of keys. Run: chmod 600 {shlex.quote(str(path))}"
+                )
             raw = file.read(MAX_FILE + 1)
     except OSError as error:
         raise SettingsError(
-            f"{path}: the keys cannot be read ({error.strerror}). Make one: surematch keys add NAME --file {path}"
+            f"{path}: the keys cannot be read ({error.strerror}). Make one: surematch keys add NAME --file "
+            f"{shlex.quote(str(path))}"
         ) from error
     try:
         if len(raw) > MAX_FILE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -80,7 +81,7 @@ and was trained with the objective `{record["objective"]["name"]}`.
 print(vectors @ vectors.T)  # cosines
 ```
 
-`surematch index {title} {data}` makes a collection of it that answers with calibrated probabilities.
+`surematch index {_code(shlex.quote(name))} {data}` makes a collection of it that answers with calibrated probabilities.
 
 ## How good it is
 
@@ -125,6 +126,11 @@ def _figures(evaluation: Mapping[str, Any]) -> str:
 
 def _versions(record: Mapping[str, Any]) -> str:
     return "Versions: " + ", ".join(f"{name} {value}" for name, value in record["versions"].items()) + "."
+
+
+def _code(content: str) -> str:
+    """Text for between two backticks, where no markup is read: one line without others."""
+    return " ".join(content.split()).replace("`", "'")
 
 
 def _plain(content: str) -> str:

@@ -141,10 +141,19 @@ def _summarise(settings: TrainSettings, record: dict[str, Any]) -> None:
             f"{after['recall_at_1']:.3f} ({before['recall_at_1']:.3f}), MAP@R {after['map_at_r']:.3f} "
             f"({before['map_at_r']:.3f})."
         )
+    if {fault["kind"] for fault in record["data"]["report"]} & {"empty text", "empty label"}:
+        console.print("Before it can be indexed: fill or delete the rows without a text or a label, named above.")
+    console.print(f"Next: {_following(settings, record)}", soft_wrap=True)  # to be pasted
+
+
+def _following(settings: TrainSettings, record: dict[str, Any]) -> str:
+    """The command that makes a collection of what was trained on."""
     if settings.pair_text is not None:  # pairs are no items
-        console.print(f"Next: surematch index {shlex.quote(str(settings.out))} ITEMS.csv --label LABEL --out C")
-        return
+        return f"surematch index {shlex.quote(str(settings.out))} ITEMS.csv --label LABEL --out C"
     named = all(map(folders_are_labels, settings.data))  # by folders, which have no columns
     columns = [] if named else ["--text", settings.text, "--label", settings.label]
-    following = shlex.join(["surematch", "index", str(settings.out), *map(str, settings.data), *columns, "--out", "C"])
-    console.print(f"Next: {following}", soft_wrap=True)  # to be pasted
+    pictures = record["recipe"]["kind"] in ("image", "frozen")
+    skip = ["--skip-faulty"] if settings.skip_faulty and pictures else []  # texts are repaired, not skipped
+    return shlex.join(
+        ["surematch", "index", str(settings.out), *map(str, settings.data), *columns, *skip, "--out", "C"]
+    )

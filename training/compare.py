@@ -114,8 +114,9 @@ def _plan(settings: CompareSettings, loss: str, seed: int) -> TrainSettings:
     for option in own:
         flag, _, value = option.partition("=")
         words += [f"--{flag.replace('_', '-')}", value]
-    if others := [option for option in options if option not in own]:
-        words += ["--options", *others]
+    for option in options:
+        if option not in own:
+            words += ["--options", option]
     words += ["--seed", str(seed), "--unseen-classes", str(settings.unseen_classes)]
     for field in ("text", "label", "encoder", "epochs", "batch_size", "learning_rate"):
         if field in settings.model_fields_set:

@@ -241,7 +241,7 @@ class TrainSettings(Settings):
     @classmethod
     def _options_with_flags(cls, value: dict[str, float]) -> dict[str, float]:
         if own := [name for name in ("scale", "margin") if name in value]:
-            raise ValueError(f"{own[0]} is a setting of its own: give it as --{own[0]} {value[own[0]]:g}")
+            raise ValueError(f"{own[0]} is a setting of its own: give it as --{own[0]} {value[own[0]]}")
         return value
 
     @model_validator(mode="after")

@@ -149,11 +149,20 @@ def command_of(verb: str, settings: Settings) -> str:
             words += map(str, value)
         elif isinstance(value, bool):
             words.append(flag if value else flag.replace("--", "--no-", 1))
-        elif isinstance(value, dict):
-            words += [flag, *(f"{key}={part:g}" for key, part in value.items())]
         else:
-            words += [flag, ",".join(value) if isinstance(value, list) else str(value)]
+            words += [word for part in _parts(value) for word in _given(flag, part)]
     return shlex.join(words)
+
+
+def _parts(value: Any) -> list[str]:
+    """What the flag is given for; a list or a table takes it once for each entry."""
+    if isinstance(value, dict):
+        return [f"{key}={part}" for key, part in value.items()]
+    return [str(part) for part in value] if isinstance(value, list) else [str(value)]
+
+
+def _given(flag: str, value: str) -> list[str]:
+    return [f"{flag}={value}"] if value.startswith("-") else [flag, value]  # else it is taken for a flag
 
 
 def _toml(value: Any) -> str:

@@ -257,6 +257,18 @@ def test_beyond_loopback_keys_or_public_are_needed(tmp_path: Path, collection: P
         assert httpx2.get(f"{server.url}/v1/collection").status_code == 401
 
 
+def test_commands_for_a_file_of_keys_can_be_pasted(tmp_path: Path) -> None:
+    file = tmp_path / "my keys.json"
+    with pytest.raises(SettingsError) as caught:
+        keys.read(file)
+    assert str(caught.value).endswith(f"surematch keys add NAME --file '{file}'")
+    file.write_text("{}")
+    file.chmod(0o622)
+    with pytest.raises(SettingsError) as caught:
+        keys.read(file)
+    assert str(caught.value).endswith(f"Run: chmod 600 '{file}'")
+
+
 def test_a_log_line_is_one_line_of_json() -> None:
     record = logging.LogRecord("a", logging.ERROR, __file__, 1, "two\nlines %s", ("x",), None)
     line = JsonLines().format(record)

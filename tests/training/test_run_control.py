@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 import training.pipeline
 import training.trainer
+from index.cli import index
 from index.errors import DataError, SettingsError
 from tests.pictures import write_digits
 from tests.training.conftest import FILLERS, TOPICS, Write, sentences
@@ -79,6 +80,31 @@ def test_what_is_said_next_can_be_pasted(
     said = "".join(capsys.readouterr().out.split("\n"))
     words = shlex.split(said.partition("Next: ")[2])
     assert words[:4] == ["surematch", "index", str(out), str(data)]
+
+
+def test_what_is_said_next_works_after_faulty_pictures_were_skipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_digits(tmp_path / "digits", range(4), range(8))
+    (data / "d0" / "cut.png").write_bytes((data / "d0" / "001.png").read_bytes()[:-60])
+    command = [str(data), "--encoder", "image", "--image-size", "16", "--epochs", "1", "--out", str(tmp_path / "m")]
+    assert train([*command, "--skip-faulty"]) == 0
+    verb, *words = shlex.split("".join(capsys.readouterr().out.split("\n")).partition("Next: surematch ")[2])
+    monkeypatch.chdir(tmp_path)
+    assert (verb, index(words)) == ("index", 0)
+    assert (tmp_path / "C" / "collection.json").is_file()
+
+
+def test_what_is_said_next_names_the_texts_to_repair_first(
+    tiny_encoder: Path, tmp_path: Path, write_csv: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--encoder", str(tiny_encoder), *RECIPE, "--epochs", "1", "--skip-faulty"]
+    whole, torn = write_csv(sentences(8)), write_csv([*sentences(8), ("", "card")], "torn.csv")
+    for data, first in ((whole, False), (torn, True)):
+        assert train([str(data), *command, "--out", str(tmp_path / data.stem)]) == 0
+        said = capsys.readouterr().out
+        assert ("fill or delete the rows without a text or a label" in " ".join(said.split())) == first
+        assert "--skip-faulty" not in said, "texts are not skipped when they are indexed"
 
 
 def test_what_is_said_next_names_no_columns_of_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,47 @@
+"""The exact command and the settings that a model keeps: both say again what was said, to the last digit and letter."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from index.settings import parse
+from training.compare import _plan
+from training.compare_settings import CompareSettings
+from training.config import TrainSettings
+from training.run import command_of
+
+WORDS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
+FIGURES = st.floats(min_value=1e-9, max_value=1e9)
+LOGGERS = st.lists(st.sampled_from(["tensorboard", "wandb", "mlflow"]), unique=True)
+
+
+@given(
+    text=WORDS,
+    label=WORDS,
+    out=WORDS.filter(lambda word: not word.startswith("-")),
+    options=st.dictionaries(st.from_regex(r"[a-z_]{1,9}", fullmatch=True), FIGURES, max_size=3),
+    rate=FIGURES,
+    loggers=LOGGERS,
+)
+@example(text="text", label="label", out="m", options={"alpha": 0.1234567891}, rate=1e-5, loggers=["wandb", "mlflow"])
+def test_the_exact_command_gives_the_same_settings(
+    text: str, label: str, out: str, options: dict[str, float], rate: float, loggers: list[str]
+) -> None:
+    options = {name: value for name, value in options.items() if name not in ("scale", "margin")}
+    figures = {"options": options, "learning_rate": rate, "log_to": loggers}
+    settings = TrainSettings(data=[Path("a b.csv"), Path("c.csv")], out=Path(out), text=text, label=label, **figures)
+    program, verb, *words = shlex.split(command_of("train", settings))
+    assert (program, verb) == ("surematch", "train")
+    assert parse(TrainSettings, words) == settings
+
+
+def test_a_loss_that_is_compared_takes_several_options(tmp_path: Path) -> None:
+    loss = "combined:angle=1.1:cosine=0.2:scale=15"
+    settings = parse(CompareSettings, ["a.csv", "--out", str(tmp_path), "--losses", f"{loss},softmax"])
+    plan = _plan(settings, loss, 0)
+    assert (plan.options, plan.scale) == ({"angle": 1.1, "cosine": 0.2}, 15)
+    assert parse(CompareSettings, shlex.split(command_of("compare", settings))[2:]) == settings
