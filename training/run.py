@@ -8,6 +8,7 @@ was stopped before the first checkpoint.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -24,6 +25,9 @@ from training.run_lock import LOCK, RunLock, check_alone
 RECORD = "run.json"
 CONFIG = "training.toml"
 WHOLE = "checkpoint-*/objective.safetensors"
+_ESCAPED_IN_TOML = re.compile(r"[\x7f\ud800-\udfff]")
+"""What JSON leaves as it is and TOML or UTF-8 does not take. Half a character, of a path that is no Unicode, cannot be
+read back: nothing in TOML can say it."""
 
 
 class Run:
@@ -166,10 +170,13 @@ def _given(flag: str, value: str) -> list[str]:
 
 
 def _toml(value: Any) -> str:
-    """One value as TOML; strings, numbers and booleans are written as in JSON."""
+    """One value as TOML; numbers, booleans and most strings are written as in JSON."""
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(name)} = {_toml(part)}" for name, part in value.items()) + " }"
-    return json.dumps(value)
+        return "{ " + ", ".join(f"{_toml(name)} = {_toml(part)}" for name, part in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    written = json.dumps(value, ensure_ascii=False)  # else halves of characters, which TOML refuses
+    return _ESCAPED_IN_TOML.sub(lambda found: f"\\u{ord(found[0]):04x}", written)
 
 
 def _folder(out: Path) -> Path:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import tomllib
 from pathlib import Path
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -12,7 +14,7 @@ from index.settings import parse
 from training.compare import _plan
 from training.compare_settings import CompareSettings
 from training.config import TrainSettings
-from training.run import command_of
+from training.run import CONFIG, command_of, write_config
 
 WORDS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
 FIGURES = st.floats(min_value=1e-9, max_value=1e9)
@@ -37,6 +39,25 @@ def test_the_exact_command_gives_the_same_settings(
     program, verb, *words = shlex.split(command_of("train", settings))
     assert (program, verb) == ("surematch", "train")
     assert parse(TrainSettings, words) == settings
+
+
+@given(text=WORDS, encoder=WORDS, options=st.dictionaries(WORDS, FIGURES, max_size=3))
+@example(text="𝒽", encoder="\x7f\x00\x1f\x85\u2028\r\n\t\"\\'", options={"😀 =": 0.1234567891})
+def test_the_settings_of_a_model_are_read_back(
+    text: str, encoder: str, options: dict[str, float], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("model")
+    options = {name: value for name, value in options.items() if name not in ("scale", "margin")}
+    settings = TrainSettings(data=[Path("a.csv")], out=Path("m"), text=text, encoder=encoder, options=options)
+    write_config(settings, folder)
+    assert tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))["text"] == text
+    back = parse(TrainSettings, ["a.csv", "--out", "m", "--config", str(folder / CONFIG)])
+    assert back.shaping() == settings.shaping()
+
+
+def test_a_setting_that_is_no_unicode_does_not_stop_a_training(tmp_path: Path) -> None:
+    write_config(TrainSettings(data=[Path("a.csv")], out=Path("m"), encoder="m\udcff", text="x"), tmp_path)
+    assert r"m\udcff" in (tmp_path / CONFIG).read_text(encoding="utf-8")
 
 
 def test_a_loss_that_is_compared_takes_several_options(tmp_path: Path) -> None:
