@@ -71,14 +71,23 @@ def _train_encoder(settings: TrainSettings, console: Console) -> dict[str, Any]:
         write_config(settings, run.folder)
         record, evaluation = _train(settings, prepared, run.checkpoints, checkpoint, console, folder)
         record["seconds"] = round(time.perf_counter() - started, 1)
-        (folder / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        (folder / EVALUATION).write_text(json.dumps(evaluation, ensure_ascii=False) + "\n", encoding="utf-8")
-        (folder / REPORT).write_text(render_report(record, evaluation), encoding="utf-8")
-        (folder / CARD).write_text(render_card(record, evaluation), encoding="utf-8")
+        for name, content in _told(record, evaluation).items():
+            # a path that is no Unicode is shown as JSON escapes it
+            (folder / name).write_text(content, encoding="utf-8", errors="backslashreplace")
         write_config(settings, folder)
         settle(folder)
         run.finished = True
     return record
+
+
+def _told(record: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, str]:
+    """Files that tell about the encoder, by name."""
+    return {
+        RECORD: json.dumps(record, indent=2, ensure_ascii=False) + "\n",
+        EVALUATION: json.dumps(evaluation, ensure_ascii=False) + "\n",
+        REPORT: render_report(record, evaluation),
+        CARD: render_card(record, evaluation),
+    }
 
 
 def _train(

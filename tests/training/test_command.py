@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
 import tomllib
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from index.settings import parse
+from tests.training.conftest import Write, sentences
 from training.compare import _plan
 from training.compare_settings import CompareSettings
 from training.config import TrainSettings
+from training.pipeline import train_encoder
 from training.run import CONFIG, command_of, write_config
 
 WORDS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
@@ -58,6 +64,16 @@ def test_the_settings_of_a_model_are_read_back(
 def test_a_setting_that_is_no_unicode_does_not_stop_a_training(tmp_path: Path) -> None:
     write_config(TrainSettings(data=[Path("a.csv")], out=Path("m"), encoder="m\udcff", text="x"), tmp_path)
     assert r"m\udcff" in (tmp_path / CONFIG).read_text(encoding="utf-8")
+
+
+def test_a_path_that_is_no_unicode_does_not_lose_the_model(
+    tiny_encoder: Path, tmp_path: Path, write_csv: Write
+) -> None:
+    data = write_csv(sentences(8), os.fsdecode(b"caf\xe9.csv"))
+    settings = TrainSettings(data=[data], out=tmp_path / "m", encoder=str(tiny_encoder), epochs=1, batch_size=16)
+    train_encoder(settings, Console(file=StringIO()))
+    record = json.loads((tmp_path / "m" / "training.json").read_text(encoding="utf-8"))
+    assert os.fsencode(record["settings"]["data"][0]) == os.fsencode(data)
 
 
 def test_a_loss_that_is_compared_takes_several_options(tmp_path: Path) -> None:
