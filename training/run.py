@@ -119,8 +119,8 @@ class Run:
         if differ:
             shown = "; ".join(f"{name} was {before.get(name)!r}, is {self._identity.get(name)!r}" for name in differ)
             raise SettingsError(
-                f"The interrupted run in {self.folder} was started differently: {shown}. Continue with the same data "
-                "and settings, or start afresh with --overwrite."
+                f"The interrupted run in {self.folder} was started differently: {shown}. Continue with the same "
+                "data, settings and version of surematch, or start afresh with --overwrite."
             )
 
 

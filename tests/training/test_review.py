@@ -181,7 +181,7 @@ def test_training_on_pairs(tiny_encoder: Path, tmp_path: Path, capsys: pytest.Ca
     record["labels"][0] = chains[0][0]
     (tmp_path / "m" / "training.json").write_text(json.dumps(record))
     assert files_to_send(tmp_path / "m", with_texts=True)
-    with pytest.raises(EncoderError, match="named their classes by texts"):
+    with pytest.raises(EncoderError, match="named classes by texts"):
         files_to_send(tmp_path / "m", with_texts=False)
 
 
