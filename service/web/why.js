@@ -10,20 +10,31 @@ const WORDS = {
   intercept: "on its own", background: "how close other labels are",
 };
 
+let asking = new AbortController(); // for the answer that is shown: what comes late about another one is dropped
+
 /** Makes the disclosure `place` ask `body` again, with reasons, when it is opened. Everything is set as text. */
 export function offerReasons(place, into, body) {
+  asking.abort();
+  asking = new AbortController();
+  const { signal } = asking;
   place.open = false;
   into.replaceChildren();
   place.ontoggle = async () => {
     if (!place.open || into.childNodes.length) return;
     into.textContent = "…";
-    const reply = await call("/v1/search", {
-      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ ...body, explain: true }),
-    }).catch(() => null);
-    const why = reply?.ok ? (await reply.json()).results[0].explanation : null;
+    const why = await reasons(body, signal).catch(() => null);
+    if (signal.aborted) return;
     if (why) into.replaceChildren(...told(why));
     else into.textContent = "The service did not say. Ask again.";
   };
+}
+
+/** The explanation of the answer to `body`, null where the service refuses. */
+async function reasons(body, signal) {
+  const reply = await call("/v1/search", {
+    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ ...body, explain: true }), signal,
+  });
+  return reply.ok ? (await reply.json()).results[0].explanation : null;
 }
 
 function told(why) {

@@ -238,6 +238,31 @@ def test_why_shows_the_evidence_behind_the_answer(page: Page, server: Server) ->
     expect(reasons).to_be_hidden()
 
 
+def test_reasons_that_come_late_are_not_shown_under_the_next_answer(page: Page) -> None:
+    late: list[Route] = []
+
+    def hold(route: Route) -> None:
+        if route.request.post_data_json.get("explain") and not late:
+            late.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/v1/search", hold)
+    first, second = KNOWN[0], next(entry for entry in KNOWN if entry[1] != KNOWN[0][1])
+    ask(page, first[0])
+    page.get_by_text("Why?").click()
+    expect(page.locator("#reasons")).to_have_text("…")
+    reply = late[0].fetch()
+    ask(page, second[0])
+    expect(page.locator("#verdict h1")).to_have_text(second[1])
+    # the page has let go of the request where nothing hears the reply any longer
+    late[0].fulfill(response=reply)
+    page.wait_for_timeout(200)
+    expect(page.locator("#reasons")).to_be_empty()
+    page.get_by_text("Why?").click()
+    expect(page.locator("#reasons section h3").first).to_contain_text(second[1])
+
+
 def test_the_calibration_page_draws_what_was_measured(page: Page, server: Server) -> None:
     report = httpx2.get(f"{server.url}/v1/calibration").json()
     page.goto("/")
