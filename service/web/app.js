@@ -38,6 +38,7 @@ const nameOf = (entry) => entry.label ?? entry.id ?? "no match";
 
 let running = null;
 let picture = null; // of a collection of pictures: the last one asked about, in base64
+let reading = null; // the file that will be asked about
 
 async function search() {
   const text = $("text").value.trim();
@@ -63,10 +64,13 @@ async function search() {
   if (!signal.aborted) $("results").setAttribute("aria-busy", "false");
 }
 
-/** Shows a picture file and asks about it. It goes to this service alone, which does not keep it. */
+/** Shows a picture file and asks about it, and not about the one before, however long that takes to read or to answer.
+ * It goes to this service alone, which does not keep it. */
 function askPicture(file) {
   if (!file) return;
-  const reader = new FileReader();
+  running?.abort();
+  reading?.abort();
+  const reader = reading = new FileReader();
   reader.addEventListener("load", () => {
     picture = reader.result.slice(reader.result.indexOf(",") + 1);
     const shown = el("img");
@@ -77,6 +81,12 @@ function askPicture(file) {
     $("shown")?.remove();
     $("drop").prepend(shown);
     search();
+  });
+  reader.addEventListener("error", () => {
+    picture = null;
+    $("shown")?.remove();
+    showProblem("The file cannot be read", "Choose the file of one picture; a folder is none.");
+    $("results").setAttribute("aria-busy", "false");
   });
   reader.readAsDataURL(file);
 }

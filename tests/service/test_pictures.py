@@ -195,6 +195,55 @@ DROP = """([name, type, content]) => {
   document.getElementById("drop").dispatchEvent(event);
 }"""
 
+DROP_BOTH = """async (contents) => {
+  const files = contents.map(([name, content, more]) => new File(
+    [Uint8Array.from(atob(content), (c) => c.charCodeAt(0)), new Uint8Array(more)], name, { type: "image/png" }));
+  for (const file of files) {
+    const transfer = new DataTransfer();
+    transfer.items.add(file);
+    const event = new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true });
+    document.getElementById("drop").dispatchEvent(event);
+  }
+  for (const file of files) {  // what the page reads itself has been read before
+    const reader = new FileReader();
+    await new Promise((done) => { reader.onload = done; reader.readAsDataURL(file); });
+  }
+}"""
+
+
+def test_of_pictures_dropped_one_after_another_the_last_is_answered(browser: Browser, server: Server) -> None:
+    page = browser.new_context(base_url=server.url).new_page()
+    page.goto("/")
+    expect(page.locator("#drop")).to_be_visible()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    large = ["large.png", base64.b64encode(packed(digit(3, 4))).decode(), 5_000_000]
+    small = ["small.png", base64.b64encode(packed(digit(5, 2))).decode(), 0]
+    page.evaluate(DROP_BOTH, [large, small])
+    page.wait_for_load_state("networkidle")
+    expect(page.locator("#hits .text").first).to_have_text("d5/002.png")
+    expect(page.locator("#shown")).to_have_attribute("alt", "The picture asked about: small.png")
+    assert len([url for url in asked if url.endswith("/v1/search")]) == 1
+    page.context.close()
+
+
+def test_a_file_that_cannot_be_read_is_said_to_be_so(browser: Browser, server: Server) -> None:
+    page = browser.new_context(base_url=server.url).new_page()
+    page.goto("/")
+    expect(page.locator("#drop")).to_be_visible()
+    with page.expect_response("**/v1/search"):
+        page.evaluate(DROP, ["three.png", "image/png", base64.b64encode(packed(digit(3, 4))).decode()])
+    expect(page.locator("#answer")).to_be_visible()
+    # as of a folder, or a file that was removed since it was chosen
+    page.evaluate("""FileReader.prototype.readAsDataURL = function () {
+      setTimeout(() => this.dispatchEvent(new ProgressEvent("error")));
+    }""")
+    page.evaluate(DROP, ["folder", "", ""])
+    expect(page.locator("#problem")).to_contain_text("The file cannot be read")
+    expect(page.locator("#shown")).to_have_count(0)
+    expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
+    page.context.close()
+
 
 def test_a_dropped_picture_is_matched_and_a_stranger_is_not(
     browser: Browser, server: Server, api: httpx2.Client
