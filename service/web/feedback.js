@@ -4,19 +4,24 @@ import { call } from "/web/api.js";
 
 const NOTHING = "nothing here matches";
 
+let rated = null; // the query that `place` asks about: what comes late about another one is not said there
+
 /** Fills `place` for the answer to `queryId`, or hides it. Everything is set as text. */
 export function offerFeedback(place, queryId, answer) {
+  rated = queryId;
   place.hidden = !queryId || !answer.decision;
   if (place.hidden) return;
   const decided = answer.decision.label;
   const alone = decided === null && answer.decision.id !== null; // an item without a label: there is no label to name
   const say = async (label) => {
+    for (const control of place.querySelectorAll("button, select")) control.disabled = true; // said once
     const reply = await call("/v1/feedback", {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify({ query_id: queryId, label }),
     }).catch(() => null);
     const problem = reply?.ok ? null : await reply?.json().catch(() => null);
+    if (rated !== queryId) return;
     place.replaceChildren(reply?.ok ? "Thank you. It is kept for the next calibration." : problem?.detail ?? "It could not be kept.");
   };
   const right = button("Yes", () => say(decided));

@@ -344,6 +344,33 @@ def test_feedback_reaches_the_store(browser: Browser, collection: Path, tmp_path
     assert (vectors[0] == vectors[1]).all()
 
 
+def test_feedback_is_sent_once_and_said_under_its_own_answer(
+    browser: Browser, collection: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(collection, tmp_path / "home")
+    late: list[Route] = []
+    with serving(folder, "--writable") as server:
+        page = browser.new_page(base_url=server.url)
+        page.route("**/v1/feedback", lambda route: late.append(route))
+        page.goto("/")
+        ask(page, KNOWN[0][0])
+        page.get_by_role("button", name="Yes").dblclick()
+        expect(page.get_by_role("button", name="Yes")).to_be_disabled()
+        expect(page.get_by_role("button", name="No", exact=True)).to_be_disabled()
+        ask(page, KNOWN[1][0])
+        expect(page.get_by_role("button", name="Yes")).to_be_enabled()
+        assert len(late) == 1
+        with page.expect_response("**/v1/feedback"):
+            late[0].continue_()
+        page.wait_for_timeout(200)
+        expect(page.get_by_role("button", name="Yes")).to_be_enabled()
+        expect(page.locator("#feedback")).not_to_contain_text("Thank you")
+        page.close()
+    store = ItemStore(folder / "items.sqlite", 32)
+    assert store.feedback().labels == [KNOWN[0][1]]
+    store.close()
+
+
 def test_a_read_only_service_offers_no_feedback(page: Page) -> None:
     ask(page, KNOWN[0][0])
     expect(page.locator("#verdict .kind")).to_be_visible()
