@@ -112,8 +112,9 @@ function takePictures() {
 function showProblem(title, detail) {
   $("problem").replaceChildren(el("strong", "", title), detail);
   $("problem").hidden = false;
-  announce(""); // the problem is an alert; the answer before it is none any longer
-  $("welcome").hidden = $("answer").hidden = true;
+  announce(""); // the problem is an alert; the answer before it is none any longer, nor is what was said about it
+  $("welcome").hidden = $("answer").hidden = $("banner").hidden = true;
+  $("footer").replaceChildren();
 }
 
 function showAnswer(reply, body) {
@@ -274,6 +275,7 @@ addEventListener("keydown", (event) => {
 });
 
 function fromAddress() {
+  if ($("ask-text").hidden) return; // pictures: the question was asked of another collection, chosen before this one
   const asked = new URLSearchParams(location.hash.slice(1)).get("q");
   if (asked) { $("text").value = asked; search(); }
 }

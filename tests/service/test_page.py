@@ -157,6 +157,28 @@ def test_a_refusal_is_shown(page: Page) -> None:
     expect(page.locator("#status")).to_be_empty()  # a screen reader would find the answer before it there
 
 
+def test_a_problem_leaves_nothing_of_the_answer_before_it(browser: Browser, uncalibrated: Path) -> None:
+    with serving(uncalibrated) as server:
+        page = browser.new_page(base_url=server.url)
+        page.goto("/")
+        ask(page, KNOWN[0][0])
+        expect(page.locator("#banner")).to_be_visible()
+        expect(page.locator("footer")).to_contain_text("snapshot")
+        page.context.set_offline(True)
+        page.press("#text", "Enter")
+        expect(page.get_by_role("alert")).to_contain_text("The service did not answer")
+        for left in ("#banner", "#answer", "#feedback", "#why"):
+            expect(page.locator(left)).to_be_hidden()
+        expect(page.locator("footer")).to_be_empty()
+        expect(page.locator("#status")).to_be_empty()
+        page.context.set_offline(False)
+        ask(page, KNOWN[0][0])
+        expect(page.get_by_role("alert")).to_be_hidden()
+        expect(page.locator("#banner")).to_be_visible()
+        expect(page.locator("footer")).to_contain_text("snapshot")
+        page.close()
+
+
 def test_the_api_documentation_needs_nothing_from_elsewhere(browser: Browser, server: Server) -> None:
     page = browser.new_page()
     faults: list[str] = []

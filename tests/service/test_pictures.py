@@ -290,3 +290,32 @@ def test_a_dropped_picture_is_matched_and_a_stranger_is_not(
     expect(page.locator("#problem")).to_contain_text("a smaller picture")
     assert [fault for fault in faults if "422" not in fault and "413" not in fault] == []
     page.context.close()
+
+
+def test_the_question_to_a_collection_of_texts_is_not_put_to_one_of_pictures(
+    browser: Browser, collection: Path, uncalibrated: Path
+) -> None:
+    with serving(Path(f"texts={uncalibrated}"), f"pictures={collection}") as server:
+        page = browser.new_page(base_url=server.url)
+        page.goto("/")
+        chosen = page.get_by_label("Collection")
+        with page.expect_response("**/search"):
+            page.fill("#text", "turn on the light")
+            page.press("#text", "Enter")
+        expect(page.locator("#answer")).to_be_visible()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        with page.expect_navigation():
+            chosen.select_option("pictures")
+        expect(page.locator("#drop")).to_be_visible()
+        expect(page.locator("#served")).to_contain_text("items")
+        page.evaluate("location.hash = 'q=dark'")  # nor is one that is written into the address
+        page.wait_for_timeout(200)
+        assert [url for url in asked if url.endswith("/search")] == []
+        expect(page.locator("#welcome")).to_be_visible()
+        expect(page.locator("#problem")).to_be_hidden()
+        with page.expect_navigation():  # of texts again: it is asked there, as the address says
+            chosen.select_option("texts")
+        expect(page.locator("#text")).to_have_value("dark")
+        expect(page.locator("#answer")).to_be_visible()
+        page.close()
