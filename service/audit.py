@@ -21,7 +21,7 @@ from index.answer import Answer
 from index.collection import NewItem
 from index.errors import DiskFull, SettingsError
 
-Operation = Literal["snapshot", "recalibrate", "calibration", "reload", "job", "cancel", "promote"]
+Operation = Literal["snapshot", "recalibrate", "calibration", "reload", "job", "cancel", "remove", "promote"]
 
 
 class AuditLog:
@@ -61,8 +61,8 @@ class AuditLog:
         self._write(request, "feedback", collection, query_id=query_id, label=label)
 
     def operating(self, request: Request, collection: str | None, event: Operation, **which: str) -> None:
-        """Before an operator changes what is served or starts a job, which may belong to no collection; `which`
-        calibration or job, where there are several."""
+        """Before an operator changes what is served, or starts or ends a job or removes it, which may belong to no
+        collection; `which` calibration or job, where there are several."""
         self._write(request, event, collection, **which)
 
     def failed(self, request: Request, collection: str | None) -> None:

@@ -228,6 +228,10 @@ class Calls:
         return Call("DELETE", f"/v1/jobs/{quote(id, safe='')}", JobReply)
 
     @staticmethod
+    def delete_job(id: str) -> Call[JobReply]:
+        return Calls.cancel_job(id)  # one address: what has not ended is cancelled, what has ended is deleted
+
+    @staticmethod
     def promote_job(id: str, collection: str | None = None) -> Call[JobReply]:
         return Call("POST", f"/v1/jobs/{quote(id, safe='')}/promote", JobReply, {"collection": collection})
 
@@ -426,7 +430,13 @@ class Client:
         return self.send(Calls.job(id))
 
     def cancel_job(self, id: str) -> JobReply:
+        """Stops a job, of whose result nothing stays; one that has ended is deleted."""
         return self.send(Calls.cancel_job(id))
+
+    def delete_job(self, id: str) -> JobReply:
+        """Removes a job that has ended with its result and its log, and answers what it was; one that has not ended is
+        cancelled, and deleted by the next call. Refused (409) while a collection is served from what it made."""
+        return self.send(Calls.delete_job(id))
 
     def promote_job(self, id: str, collection: str | None = None) -> JobReply:
         """Serves what a job made, in place of the default collection or of the one named."""

@@ -1,9 +1,7 @@
 """Jobs: training, indexing and recalibration in processes of their own, one after another, beside a service.
 
 DIR/.lock                 held by the one service that runs these jobs
-DIR/<id>/job.json         the job as it stands, replaced whole
-DIR/<id>/log.txt          what its process said, result.json what it answered, progress.json how far it is
-DIR/<id>/out              the model or collection, there once the job has succeeded
+DIR/<id>/                 one job: its notes, and `out`, the model or collection it makes, see `service.job_folder`
 
 A job survives its service: one that was interrupted, by a stop or by a kill, is continued at the next start, from its
 last checkpoint where it has one; one that had finished and could not be noted any more has succeeded.
@@ -29,13 +27,13 @@ from typing import Any, get_args
 
 from index.collection_folder import CONFIG
 from index.confined import BELOW
-from index.errors import DataError, SettingsError, SurematchError
+from index.errors import DataError, ReadOnly, SettingsError, SurematchError
 from index.snapshot import replace_durably, storing
+from service import job_folder
 from service.job_schemas import IndexJob, Ready, RecalibrateJob, Start, TrainJob
 
 QUEUE = 100
 """Jobs that may wait."""
-TAIL = 64 * 1024
 AGAIN = 5.0
 """Seconds after which a job is tried again that could not be run."""
 GRACE = 20.0
@@ -81,6 +79,8 @@ class Jobs:
         self._process: asyncio.subprocess.Process | None = None
         self._running: str | None = None
         self._cancelled: set[str] = set()
+        self.results = asyncio.Lock()
+        """Held by who relies on the result of a job that has ended, or takes it away."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -122,7 +122,7 @@ class Jobs:
 
     def all(self) -> list[Job]:
         """Oldest first."""
-        return [self._now(job) for job in self._jobs.values()]
+        return [self._now(job) for job in sorted(self._jobs.values(), key=lambda job: job.created)]
 
     def get(self, id: str) -> Job | None:
         job = self._jobs.get(id)
@@ -130,12 +130,7 @@ class Jobs:
 
     def log(self, job: Job) -> bytes:
         """The end of what its process said."""
-        try:
-            with (self.folder / job.id / "log.txt").open("rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
-                return file.read()
-        except OSError:
-            return b""
+        return job_folder.said(self.folder / job.id)
 
     async def add(self, id: str, asked: TrainJob | IndexJob | RecalibrateJob, source: Path | None) -> Job:
         """Queues a job under a `new_id`; `source` is the collection that a recalibration copies. Raises `DataError` for
@@ -160,11 +155,29 @@ class Jobs:
             self._cancelled.add(job.id)
             await self._end(self._process)
             async with self._changed:
-                await self._changed.wait_for(lambda: self._jobs[job.id].state in ENDED)
+                await self._changed.wait_for(lambda: self._state(job.id) in (*ENDED, None))
         else:
             await self._put(replace(job, state="cancelled", ended=_now()))
-        shutil.rmtree(self.folder / job.id / "out", ignore_errors=True)
-        return self._now(self._jobs[job.id])
+        async with self.results:
+            await asyncio.to_thread(job_folder.clear, self.folder / job.id)
+        return self._now(self._jobs.get(job.id, job))
+
+    async def remove(self, job: Job) -> Job:
+        """Takes a job that has ended off the list and its folder off the disk; hold `results`. Raises `ReadOnly`, and
+        the job stays on the list, where its folder cannot be removed."""
+        folder = self.folder / job.id
+        try:
+            await asyncio.to_thread(job_folder.remove, folder)
+        except OSError as error:
+            raise ReadOnly(
+                f"{folder}: what the job left could not be removed ({error.strerror}). Let the service write there and "
+                "delete the job again."
+            ) from error
+        del self._jobs[job.id]
+        self._cancelled.discard(job.id)
+        async with self._changed:
+            self._changed.notify_all()
+        return job
 
     async def promoted(self, job: Job) -> Job:
         """Notes that its result is in service."""
@@ -172,12 +185,12 @@ class Jobs:
         return self._jobs[job.id]
 
     async def change(self, id: str, seconds: float) -> Job | None:
-        """The job after its next change of state, or after so many seconds."""
-        state = self._jobs[id].state
+        """The job after its next change of state, or after so many seconds; None once it is removed."""
+        state = self._state(id)
         async with self._changed:
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
-                    await self._changed.wait_for(lambda: self._jobs[id].state != state)
+                    await self._changed.wait_for(lambda: self._state(id) != state)
         return self.get(id)
 
     async def _work(self) -> None:
@@ -204,13 +217,14 @@ class Jobs:
 
     async def _run(self, job: Job) -> None:
         folder = self.folder / job.id
-        if job.attempts and self._was_finished(job):
+        if job.attempts and job_folder.finished(folder, copies=job.kind == "recalibrate"):
             await self._put(self._succeeded(self._now(job)))
             return
         job = replace(job, state="running", started=job.started or _now(), attempts=job.attempts + 1, error=None)
         try:
             commands = self._commands(job)
         except DataError as error:
+            await asyncio.to_thread(job_folder.clear, folder, keep_run=True)
             await self._put(replace(job, state="failed", ended=_now(), error=str(error)))
             return
         self._running = job.id
@@ -236,6 +250,8 @@ class Jobs:
                 cwd=folder,
             )
             code = await self._process.wait()
+        if code != 0:  # before it is noted that the job has ended, so that no kill leaves it there
+            await asyncio.to_thread(job_folder.clear, folder, keep_run=True)
         self._process = None
         await self._put(self._finished(self._now(self._jobs[job.id]), code))
         self._running = None
@@ -250,19 +266,6 @@ class Jobs:
 
     def _succeeded(self, job: Job) -> Job:
         return replace(job, state="succeeded", ended=_now(), error=None, result=f"{job.id}/out")
-
-    def _was_finished(self, job: Job) -> bool:
-        """Whether an attempt had come to its end when it was interrupted: `out` appears whole, by a rename. That of a
-        recalibration is a copy first, so there the answer must have been given, too."""
-        folder = self.folder / job.id
-        if not (folder / "out").is_dir():
-            return False
-        if job.kind != "recalibrate":
-            return True
-        try:
-            return "sequence" in json.loads((folder / "result.json").read_bytes())
-        except (OSError, ValueError, TypeError):
-            return False
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
         with suppress(ProcessLookupError):
@@ -282,13 +285,14 @@ class Jobs:
         async with self._changed:
             self._changed.notify_all()
 
+    def _state(self, id: str) -> str | None:
+        job = self._jobs.get(id)
+        return None if job is None else job.state
+
     def _now(self, job: Job) -> Job:
         """With its progress, which its process writes."""
-        try:
-            told = json.loads((self.folder / job.id / "progress.json").read_bytes())
-            return replace(job, progress={"what": str(told["what"]), "done": int(told["done"]), "of": int(told["of"])})
-        except (OSError, ValueError, KeyError, TypeError):
-            return job
+        told = job_folder.progress(self.folder / job.id)
+        return job if told is None else replace(job, progress=told)
 
     def _commands(self, job: Job) -> list[list[str]]:
         """Words for `surematch`. Flags carry their value in one word, so that no value is taken for a flag."""

@@ -102,15 +102,38 @@ async def job_events(request: Request, id: str) -> Response:
     return StreamingResponse(events(), media_type="text/event-stream")
 
 
-@router.delete("/{id}", summary="Cancel a job", response_model=JobReply, responses={**_ONE, **documented("disk-full")})
-async def cancel_job(request: Request, id: str) -> Response:
-    """Ends its process; nothing of its result stays. 409 for a job that has ended."""
+@router.delete(
+    "/{id}",
+    summary="Cancel a job, or delete one that has ended",
+    response_model=JobReply,
+    responses={**_ONE, **documented("disk-full")},
+)
+async def delete_job(request: Request, id: str) -> Response:
+    """Of a job that has not ended, ends its process; nothing of its result stays. A job that has ended is removed with
+    its folder, its result and its log, and answered as it was; 409 while a collection is served from what it made."""
     jobs = _jobs(request)
     job = _job(jobs, id)
-    if job.state in ENDED:
-        raise Problem("conflict", f"The job has ended already: {job.state}.")
-    with operated(request, None, "cancel", job=id):
-        return json_response((await jobs.cancel(job)).told())
+    if job.state not in ENDED:
+        with operated(request, None, "cancel", job=id):
+            return json_response((await jobs.cancel(job)).told())
+    async with jobs.results:
+        job = _job(jobs, id)
+        _check_unserved(request, jobs.folder / id)
+        with operated(request, None, "remove", job=id):
+            return json_response((await jobs.remove(job)).told())
+
+
+def _check_unserved(request: Request, folder: Path) -> None:
+    """Raises `Problem` when a collection lies in the job's `folder` that is served, or that a link to be served leads
+    to."""
+    for name, current in currents_of(request).items():
+        opened = [] if current.serving is None else [current.serving.collection.path]
+        if any(path.is_relative_to(folder) for path in (resolved(current.settings.folders[name]), *opened)):
+            raise Problem(
+                "conflict",
+                f"The collection {name} is served from what this job made. Promote another job, or point the link "
+                "elsewhere and reload; then delete this one.",
+            )
 
 
 @router.post(
@@ -126,8 +149,14 @@ async def promote_job(request: Request, id: str) -> Response:
     restart serves the same."""
     jobs = _jobs(request)
     asked = validated(PromoteRequest, await json_body(request))
-    job = _job(jobs, id)
-    name, current = _named(request, asked.collection)
+    async with jobs.results:
+        job = _job(jobs, id)
+        name, current = _named(request, asked.collection)
+        await _promote(request, jobs, job, name, current)
+        return json_response((await jobs.promoted(job)).told())
+
+
+async def _promote(request: Request, jobs: Jobs, job: Job, name: str, current: Current) -> None:
     if job.state != "succeeded" or job.kind == "train" or job.result is None:
         what = "A model is not served: index with it." if job.kind == "train" else f"The job is {job.state}."
         raise Problem("conflict", f"There is no finished collection. {what}")
@@ -146,7 +175,6 @@ async def promote_job(request: Request, id: str) -> Response:
         except SurematchError as error:
             _point(link, before)
             raise Problem("conflict", f"The new collection is refused and the old one serves on. {error}") from None
-    return json_response((await jobs.promoted(job)).told())
 
 
 def _check_unchanged(jobs: Jobs, job: Job, serving: Serving) -> None:

@@ -23,10 +23,10 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from index.collection import Collection
-from index.errors import DiskFull, SettingsError
+from index.errors import DiskFull, ReadOnly, SettingsError
 from index.image_network import ImageNetwork
+from service import job_folder, keys
 from service import jobs as module
-from service import keys
 from service.client import Calls, Client, ServiceProblem
 from service.job_schemas import IndexJob, JobReply, TrainSettings
 from service.jobs import ENDED, Jobs
@@ -135,6 +135,7 @@ def test_an_indexed_collection_is_served_once_it_is_promoted_unless_it_is_damage
         assert refused.value.status == 409
         assert (link.readlink(), api.collection().snapshot) == (target, before.snapshot)
         assert not api.job(job.id).promoted
+        spare = until(api, api.start_job("index", INDEX).id, ended).id
         weights.write_bytes(sound)
         assert api.promote_job(job.id).promoted
         after = api.collection()
@@ -143,14 +144,30 @@ def test_an_indexed_collection_is_served_once_it_is_promoted_unless_it_is_damage
         answer = api.search([KNOWN[0][0]]).results[0]
         assert answer.decision is not None
         assert answer.decision.label == KNOWN[0][1]
+        with pytest.raises(ServiceProblem, match="current is served from what this job made") as kept:
+            api.delete_job(job.id)
+        assert kept.value.status == 409
+        assert api.promote_job(spare).promoted
+        assert api.delete_job(job.id).promoted
+        assert not (folder / job.id).exists()
+        with pytest.raises(ServiceProblem, match="no job of this id"):
+            api.job(job.id)
+        link.unlink()
+        link.symlink_to(target)  # by hand, and not reloaded: the other is still what answers
+        with pytest.raises(ServiceProblem, match="is served from what this job made"):
+            api.delete_job(spare)
+        api.reload()
+        assert api.delete_job(spare).id == spare
+        assert api.search([KNOWN[0][0]]).results[0].decision is not None
     logged = [json.loads(line) for line in audit.read_text().splitlines()]
     assert [(line["event"], line.get("job")) for line in logged] == [
-        ("job", job.id), ("promote", job.id), ("failed", None), ("promote", job.id), ("search", None)
+        ("job", job.id), ("promote", job.id), ("failed", None), ("job", spare), ("promote", job.id), ("search", None),
+        ("promote", spare), ("remove", job.id), ("reload", None), ("remove", spare), ("search", None),
     ]  # fmt: skip
     assert (logged[0]["kind"], logged[0]["collection"]) == ("index", None)
     with serving(link, "--jobs", str(folder)) as server, Client(server.url) as api:
-        assert api.collection().snapshot == after.snapshot
-        assert api.job(job.id).promoted
+        assert api.collection().snapshot == before.snapshot
+        assert api.send(module_jobs()).jobs == []
 
 
 @contextlib.contextmanager
@@ -259,14 +276,16 @@ def test_a_stopped_service_interrupts_and_a_cancelled_job_leaves_nothing(folder:
         until(api, id, lambda job: job.state == "running")
         assert api.cancel_job(id).state == "cancelled"
         assert not (folder / id / "out").exists()
-        with pytest.raises(ServiceProblem, match="ended already"):
-            api.cancel_job(id)
+        assert [path.name for path in (folder / id).iterdir() if path.name.startswith((".out", "out"))] == []
         with pytest.raises(ServiceProblem, match="The job is cancelled"):
             api.promote_job(id)
         assert [(job.id, job.state) for job in api.send(module_jobs()).jobs] == [
             (id, "cancelled"),
             (waiting, "cancelled"),
         ]
+        assert api.delete_job(id).state == "cancelled"
+        assert not (folder / id).exists()
+        assert [job.id for job in api.send(module_jobs()).jobs] == [waiting]
 
 
 def module_jobs() -> Any:
@@ -427,6 +446,71 @@ def test_jobs_are_off_without_a_folder_and_need_an_admin(
         assert other.returncode == 2
         assert "another service runs the jobs there" in other.stderr
         assert "Traceback" not in other.stderr
+
+
+def test_a_failed_recalibration_keeps_no_copy_of_the_collection(folder: Path, link: Path) -> None:
+    """Else people who are deleted and erased from what is served would stay on the disk."""
+    with serving(link, "--jobs", str(folder)) as server, Client(server.url) as api:
+        job = until(api, api.start_job("recalibrate", {}).id, ended)
+        assert job.state == "failed"
+        assert list((folder / job.id).rglob("items.sqlite")) == []
+        assert b"feedback" in (folder / job.id / "log.txt").read_bytes()
+        assert api.delete_job(job.id) == job
+        assert not (folder / job.id).exists()
+        with pytest.raises(ServiceProblem, match="no job of this id"):
+            api.delete_job(job.id)
+
+
+def test_a_failed_training_keeps_its_checkpoints_and_nothing_else_that_was_made(tmp_path: Path) -> None:
+    made = ("out/items.sqlite", ".out-copying-x/items.sqlite", ".out-building/items.sqlite", "out.run/checkpoint")
+    for name in (*made, *job_folder.NOTES):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"{}")
+    job_folder.clear(tmp_path, keep_run=True)
+    assert {path.name for path in tmp_path.iterdir()} == {*job_folder.NOTES, "out.run"}
+    job_folder.clear(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == job_folder.NOTES
+
+
+def test_what_vanishes_while_a_job_is_removed_is_not_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The version that was served before closes a moment later, and takes its SQLite log along."""
+    real, job = os.unlink, tmp_path / "job"
+    (job / "out").mkdir(parents=True)
+    for name in ("items.sqlite", "items.sqlite-wal"):
+        (job / "out" / name).touch()
+
+    def unlink(path: str, *, dir_fd: int | None = None) -> None:
+        real(path, dir_fd=dir_fd)
+        if path.endswith("-wal"):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    monkeypatch.setattr("shutil.os.unlink", unlink)
+    job_folder.remove(job)
+    assert not job.exists()
+
+
+def test_a_job_whose_folder_cannot_be_removed_stays_on_the_list(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    async def run() -> None:
+        jobs = Jobs(folder, 1 << 33)
+        await jobs.start()
+        asked = IndexJob.model_validate({"kind": "index", "settings": INDEX})
+        job = await jobs.cancel(await jobs.add("one", asked, None))
+        with monkeypatch.context() as patch:
+            patch.setattr(job_folder, "remove", refused)
+            with pytest.raises(ReadOnly, match=r"one: .*\(Permission denied\).*delete the job again"):
+                await jobs.remove(job)
+        assert jobs.all() == [job]
+        shutil.rmtree(folder / "one")  # by hand
+        await jobs.remove(job)
+        assert jobs.all() == []
+        assert await jobs.change("one", 0) is None
+        await jobs.stop()
+
+    asyncio.run(run())
 
 
 def test_why_a_recalibration_failed_is_not_buried_in_bars(folder: Path, link: Path) -> None:
