@@ -16,7 +16,8 @@ import shutil
 from pathlib import Path
 from types import TracebackType
 
-NOTES = frozenset({"job.json", "log.txt", "result.json", "progress.json", ".running"})
+JOB = "job.json"
+NOTES = frozenset({JOB, "log.txt", "result.json", "progress.json", ".running"})
 RUN = "out.run"
 TAIL = 64 * 1024
 log = logging.getLogger("surematch.service")
@@ -68,7 +69,8 @@ def clear(folder: Path, *, keep_run: bool = False) -> None:
 
 def remove(folder: Path) -> None:
     """Removes all of it, the notes last, so that what is cut short can be asked for again. Raises `OSError`."""
-    for path in (*_made(folder), folder):
+    notes = [folder / name for name in sorted(NOTES) if name != JOB]
+    for path in (*_made(folder), *notes, folder / JOB, folder):
         _gone(path)
 
 

@@ -18,7 +18,7 @@ import secrets
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -151,16 +151,17 @@ class Jobs:
 
     async def cancel(self, job: Job) -> Job:
         """Stops a job that has not ended; nothing of its result stays."""
-        if job.id == self._running and self._process is not None:
+        if job.id == self._running:
             self._cancelled.add(job.id)
-            await self._end(self._process)
+            if self._process is not None:  # else it is about to start, and is ended as it does
+                await self._end(self._process)
             async with self._changed:
                 await self._changed.wait_for(lambda: self._state(job.id) in (*ENDED, None))
         else:
             await self._put(replace(job, state="cancelled", ended=_now()))
         async with self.results:
             await asyncio.to_thread(job_folder.clear, self.folder / job.id)
-        return self._now(self._jobs.get(job.id, job))
+        return self._now(self._jobs.get(job.id, replace(job, state="cancelled", ended=_now())))
 
     async def remove(self, job: Job) -> Job:
         """Takes a job that has ended off the list and its folder off the disk; hold `results`. Raises `ReadOnly`, and
@@ -178,6 +179,16 @@ class Jobs:
         async with self._changed:
             self._changed.notify_all()
         return job
+
+    def needed_by(self, id: str) -> str | None:
+        """A job that has not ended and takes what this one made."""
+        made = self.folder / id
+        for job in self._jobs.values():
+            if job.state not in ENDED and job.id != id:
+                paths = [job.source or "", *_texts(job.settings)]
+                if any((self.folder / path).resolve().is_relative_to(made) for path in paths if "\0" not in path):
+                    return job.id
+        return None
 
     async def promoted(self, job: Job) -> Job:
         """Notes that its result is in service."""
@@ -204,16 +215,20 @@ class Jobs:
 
     async def _try(self, job: Job) -> None:
         """Runs a job; where that fails for want of room or of files, it is taken up again after a while."""
+        self._running = job.id
         try:
             await self._run(job)
         except Exception as error:  # an end of this task would be seen by nobody, and no job run any more
             log.error("a job cannot be run or its end not noted, and is tried again: %s", error)
             state = "cancelled" if job.id in self._cancelled else "interrupted"
-            self._jobs[job.id] = replace(self._jobs[job.id], state=state, error=str(error))
+            if job.id in self._jobs:
+                self._jobs[job.id] = replace(self._jobs[job.id], state=state, error=str(error))
             self._process = self._running = None
             async with self._changed:
                 self._changed.notify_all()
             await asyncio.sleep(AGAIN)
+        else:
+            self._running = None
 
     async def _run(self, job: Job) -> None:
         folder = self.folder / job.id
@@ -227,8 +242,10 @@ class Jobs:
             await asyncio.to_thread(job_folder.clear, folder, keep_run=True)
             await self._put(replace(job, state="failed", ended=_now(), error=str(error)))
             return
-        self._running = job.id
         await self._put(job)
+        if job.id in self._cancelled:
+            await self._put(replace(job, state="cancelled", ended=_now()))
+            return
         environment = os.environ | {
             "SUREMATCH_PROGRESS": str(folder / "progress.json"),
             "HF_HUB_OFFLINE": "1",
@@ -249,12 +266,13 @@ class Jobs:
                 start_new_session=True,
                 cwd=folder,
             )
+            if job.id in self._cancelled:
+                await self._end(self._process)
             code = await self._process.wait()
         if code != 0:  # before it is noted that the job has ended, so that no kill leaves it there
             await asyncio.to_thread(job_folder.clear, folder, keep_run=True)
         self._process = None
         await self._put(self._finished(self._now(self._jobs[job.id]), code))
-        self._running = None
 
     def _finished(self, job: Job, code: int) -> Job:
         if job.id in self._cancelled:
@@ -361,3 +379,12 @@ def _readable(path: Path) -> bool:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in settings, some of which are paths."""
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
+    elif isinstance(value, str):
+        yield value

@@ -110,7 +110,8 @@ async def job_events(request: Request, id: str) -> Response:
 )
 async def delete_job(request: Request, id: str) -> Response:
     """Of a job that has not ended, ends its process; nothing of its result stays. A job that has ended is removed with
-    its folder, its result and its log, and answered as it was; 409 while a collection is served from what it made."""
+    its folder, its result and its log, and answered as it was; 409 while a collection is served from what it made, or
+    another job that has not ended takes it."""
     jobs = _jobs(request)
     job = _job(jobs, id)
     if job.state not in ENDED:
@@ -119,6 +120,8 @@ async def delete_job(request: Request, id: str) -> Response:
     async with jobs.results:
         job = _job(jobs, id)
         _check_unserved(request, jobs.folder / id)
+        if (other := jobs.needed_by(id)) is not None:
+            raise Problem("conflict", f"The job {other} takes what this one made. Delete it once that has ended.")
         with operated(request, None, "remove", job=id):
             return json_response((await jobs.remove(job)).told())
 

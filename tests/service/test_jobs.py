@@ -28,7 +28,7 @@ from index.image_network import ImageNetwork
 from service import job_folder, keys
 from service import jobs as module
 from service.client import Calls, Client, ServiceProblem
-from service.job_schemas import IndexJob, JobReply, TrainSettings
+from service.job_schemas import IndexJob, JobReply, RecalibrateJob, TrainSettings
 from service.jobs import ENDED, Jobs
 from tests.pictures import write_digits
 from tests.service.conftest import ROOT, Server, serving
@@ -509,6 +509,48 @@ def test_a_job_whose_folder_cannot_be_removed_stays_on_the_list(folder: Path, mo
         assert jobs.all() == []
         assert await jobs.change("one", 0) is None
         await jobs.stop()
+
+    asyncio.run(run())
+
+
+def test_a_job_that_is_cancelled_as_it_starts_stays_cancelled_and_the_next_one_runs(folder: Path) -> None:
+    async def run() -> None:
+        jobs = Jobs(folder, 1 << 33)
+        await jobs.start()
+        asked = IndexJob.model_validate({"kind": "index", "settings": INDEX})
+        for name in ("one", "two"):
+            job = await jobs.add(name, asked, None)
+            while jobs._running != name or jobs._process is not None:
+                await asyncio.sleep(0)
+            assert jobs._process is None, "it is about to start"
+            assert (await jobs.cancel(job)).state == "cancelled"
+            assert not (folder / name / "out").exists()
+            async with jobs.results:
+                await jobs.remove(job)
+            assert not (folder / name).exists()
+        last = await jobs.add("three", asked, None)
+        async with asyncio.timeout(120):
+            while last.state not in ENDED:
+                last = await jobs.change("three", 10) or last
+        assert last.state == "succeeded"
+        await jobs.stop()
+
+    asyncio.run(run())
+
+
+def test_what_a_waiting_job_takes_is_not_deleted(folder: Path) -> None:
+    async def run() -> None:
+        jobs = Jobs(folder, 1 << 33)
+        shutil.copytree(folder / "encoder", folder / "one" / "out" / "encoder")
+        asked = IndexJob.model_validate({"kind": "index", "settings": {**INDEX, "model": "one/out/encoder"}})
+        await jobs.add("two", asked, None)
+        assert jobs.needed_by("one") == "two"
+        assert jobs.needed_by("two") is None
+        await jobs.cancel(jobs.all()[0])
+        assert jobs.needed_by("one") is None
+        recalibrate = RecalibrateJob.model_validate({"kind": "recalibrate", "settings": {}})
+        await jobs.add("three", recalibrate, folder / "one" / "out")
+        assert jobs.needed_by("one") == "three"
 
     asyncio.run(run())
 
