@@ -21,7 +21,7 @@ from index.settings import parse
 from training.compare_settings import CompareSettings
 from training.config import DemoSettings, PushSettings, TrainSettings
 from training.room import room_at
-from training.run import can_resume
+from training.run import can_resume, given, positional
 
 
 def train(argv: Sequence[str]) -> int:
@@ -149,11 +149,11 @@ def _summarise(settings: TrainSettings, record: dict[str, Any]) -> None:
 def _following(settings: TrainSettings, record: dict[str, Any]) -> str:
     """The command that makes a collection of what was trained on."""
     if settings.pair_text is not None:  # pairs are no items
-        return f"surematch index {shlex.quote(str(settings.out))} ITEMS.csv --label LABEL --out C"
+        return f"surematch index {shlex.quote(positional(settings.out))} ITEMS.csv --label LABEL --out C"
     named = all(map(folders_are_labels, settings.data))  # by folders, which have no columns
-    columns = [] if named else ["--text", settings.text, "--label", settings.label]
+    columns = [] if named else [*given("--text", settings.text), *given("--label", settings.label)]
     pictures = record["recipe"]["kind"] in ("image", "frozen")
     skip = ["--skip-faulty"] if settings.skip_faulty and pictures else []  # texts are repaired, not skipped
     return shlex.join(
-        ["surematch", "index", str(settings.out), *map(str, settings.data), *columns, *skip, "--out", "C"]
+        ["surematch", "index", *map(positional, (settings.out, *settings.data)), *columns, *skip, "--out", "C"]
     )

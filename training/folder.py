@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -18,6 +19,7 @@ from index.errors import SettingsError
 FORMAT = "surematch model 1"
 EVALUATION, REPORT = "evaluation.json", "report.html"
 """Everything that was measured, and the page that shows it."""
+log = logging.getLogger("surematch.training")
 
 
 def check_target(out: Path, overwrite: bool) -> None:
@@ -78,7 +80,9 @@ def _take_place(finished: Path, out: Path, overwrite: bool) -> None:
     except BaseException:
         (retired / out.name).rename(out)
         raise
-    shutil.rmtree(retired)
+    shutil.rmtree(retired, ignore_errors=True)
+    if retired.exists():
+        log.warning("The model that %s replaces cannot be removed whole. What is left of it lies in %s.", out, retired)
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:

@@ -99,8 +99,9 @@ class Run:
         for path in self.folder.iterdir():
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
-            elif path.name != LOCK:
+            elif path.name not in (LOCK, RECORD):
                 path.unlink()
+        (self.folder / RECORD).unlink(missing_ok=True)  # last: by it the folder is known as ours
 
     def _remove(self) -> None:
         """The lock last; the folder stays where another training is about to enter it."""
@@ -150,11 +151,11 @@ def command_of(verb: str, settings: Settings) -> str:
             continue
         flag = "--" + (field.alias or name).replace("_", "-")
         if name == "data":
-            words += map(str, value)
+            words += map(positional, value)
         elif isinstance(value, bool):
             words.append(flag if value else flag.replace("--", "--no-", 1))
         else:
-            words += [word for part in _parts(value) for word in _given(flag, part)]
+            words += [word for part in _parts(value) for word in given(flag, part)]
     return shlex.join(words)
 
 
@@ -165,7 +166,13 @@ def _parts(value: Any) -> list[str]:
     return [str(part) for part in value] if isinstance(value, list) else [str(value)]
 
 
-def _given(flag: str, value: str) -> list[str]:
+def positional(path: Path) -> str:
+    """A path as a command takes it: one that begins with a dash would be taken for a flag."""
+    return f"./{path}" if str(path).startswith("-") else str(path)
+
+
+def given(flag: str, value: str) -> list[str]:
+    """A flag and its value, as one word or as two."""
     return [f"{flag}={value}"] if value.startswith("-") else [flag, value]  # else it is taken for a flag
 
 

@@ -41,7 +41,7 @@ def test_the_exact_command_gives_the_same_settings(
 ) -> None:
     options = {name: value for name, value in options.items() if name not in ("scale", "margin")}
     figures = {"options": options, "learning_rate": rate, "log_to": loggers}
-    settings = TrainSettings(data=[Path("a b.csv"), Path("c.csv")], out=Path(out), text=text, label=label, **figures)
+    settings = TrainSettings(data=[Path("a b.csv"), Path("-c.csv")], out=Path(out), text=text, label=label, **figures)
     program, verb, *words = shlex.split(command_of("train", settings))
     assert (program, verb) == ("surematch", "train")
     assert parse(TrainSettings, words) == settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shlex
 import signal
@@ -17,6 +18,7 @@ import training.pipeline
 from index.errors import SettingsError
 from tests.training.conftest import Write, sentences
 from training.cli import train
+from training.folder import FORMAT, new_folder
 from training.run import Run
 from training.run_lock import LOCK, RunLock
 
@@ -87,6 +89,21 @@ def test_a_model_that_came_to_be_is_replaced_only_where_that_was_said(
     assert train([*command, "--overwrite"]) == 0
     assert (out / "training.json").is_file()
     assert not (out / "mine").exists()
+
+
+def test_a_model_that_is_replaced_and_cannot_be_removed_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "m"
+    for version in ("old", "new"):
+        with monkeypatch.context() as patch, new_folder(out, overwrite=True) as folder:
+            (folder / "training.json").write_text(json.dumps({"format": FORMAT, "version": version}))
+            patch.setattr(
+                "training.folder.shutil.rmtree", lambda path, **how: None
+            )  # as with a folder of another owner
+    assert json.loads((out / "training.json").read_text())["version"] == "new"
+    (left,) = tmp_path.glob(".m.*")
+    assert str(left) in caplog.text
 
 
 def test_one_training_at_a_time_into_a_place(command: list[str], tmp_path: Path) -> None:
