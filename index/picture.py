@@ -26,17 +26,7 @@ class Picture:
         try:
             with _opened(self.path, self.path.stat().st_mtime_ns).open(self.member) as file:
                 return file.read(LIMITS.bytes + 1)
-        except (
-            OSError,
-            zipfile.BadZipFile,
-            NotImplementedError,
-            RuntimeError,
-            KeyError,
-            EOFError,
-            ValueError,
-        ) as error:
-            raise DataError(f"cannot be unpacked ({error}). Make the zip again.") from error
-        except Exception as error:  # zlib, lzma and bz2 have errors of their own
+        except Exception as error:  # of zipfile, of zlib, lzma and bz2, of the disk: each has its own
             raise DataError(f"cannot be unpacked ({error}). Make the zip again.") from error
 
     def __str__(self) -> str:

@@ -435,7 +435,8 @@ class Client:
 
     def delete_job(self, id: str) -> JobReply:
         """Removes a job that has ended with its result and its log, and answers what it was; one that has not ended is
-        cancelled, and deleted by the next call. Refused (409) while a collection is served from what it made."""
+        cancelled, and deleted by the next call. Refused (409) while a collection is served from what it made, or
+        another job takes it."""
         return self.send(Calls.delete_job(id))
 
     def promote_job(self, id: str, collection: str | None = None) -> JobReply:

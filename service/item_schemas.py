@@ -37,7 +37,7 @@ def _short_id(name: str) -> str:
 
 
 def _label(given: str) -> str:
-    """As it is kept, see `index.label`: an audit log names what was stored."""
+    """As labels are kept today, see `index.label`: blank ones are refused here, by their place in the request."""
     label = plain_label(given)
     if not label:
         raise PydanticCustomError("label", "The label is empty; give at least one visible character, or null")

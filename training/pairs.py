@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -55,7 +56,7 @@ def rows_of_pairs(pairs: Sequence[Row], second: str, *, skip: bool) -> tuple[lis
 
 def is_numbered(labels: Iterable[str]) -> bool:
     """Whether all labels are of `rows_of_pairs`; those of earlier versions were texts."""
-    return all(label.removeprefix(f"{CLASS} ").isdecimal() for label in labels)
+    return all(re.fullmatch(rf"{CLASS} [0-9]+", label) for label in labels)
 
 
 class _Groups:

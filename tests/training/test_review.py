@@ -178,11 +178,12 @@ def test_training_on_pairs(tiny_encoder: Path, tmp_path: Path, capsys: pytest.Ca
         content = sent[name]
         content = content if isinstance(content, bytes) else content.read_bytes()
         assert not [text for text, _ in rows if text.encode() in content], name
-    record["labels"][0] = chains[0][0]
-    (tmp_path / "m" / "training.json").write_text(json.dumps(record))
-    assert files_to_send(tmp_path / "m", with_texts=True)
-    with pytest.raises(EncoderError, match="named classes by texts"):
-        files_to_send(tmp_path / "m", with_texts=False)
+    for text in (chains[0][0], "4711"):
+        record["labels"][0] = text
+        (tmp_path / "m" / "training.json").write_text(json.dumps(record))
+        assert files_to_send(tmp_path / "m", with_texts=True)
+        with pytest.raises(EncoderError, match="named classes by texts"):
+            files_to_send(tmp_path / "m", with_texts=False)
 
 
 def test_the_reader_hands_faulty_rows_over_only_when_asked(tmp_path: Path) -> None:
