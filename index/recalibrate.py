@@ -90,12 +90,13 @@ def _compared(made: Examples, queries: Queries, fitted_on: Vectors, served: Cali
     """Examples of feedback that neither calibration was fitted on: newer than the served one, and no copy of a query in
     `fitted_on` (m, d), of those that feedback corrects neither.
 
-    The examples that hide nothing come first, one a query.
+    The examples that hide nothing come first, one a query; known ones that would find nothing of their label have none.
     """
     first = len(queries.codes) - len(queries.feedback)
     used = (served.report.get("queries", {}).get("feedback") or {}) if served is not None else {}
     others = {vector.tobytes() for vector in fitted_on}
-    of_feedback = np.flatnonzero(made.group[: len(queries.codes)] >= first)
+    hide_nothing = int((made.codes >= 0).sum() + (queries.codes < 0).sum())
+    of_feedback = np.flatnonzero(made.group[:hide_nothing] >= first)
     kept = [
         example
         for example in of_feedback

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from index.collection import Collection, NewItem
 from index.errors import CalibrationError, CollectionError, DataError, DiskFull, NotFound, ReadOnly
 from index.evidence import gather
 from index.outcome import distribution, table
-from tests.index.conftest import KNOWN, OTHER
+from index.rows import text_key
+from tests.index.conftest import KNOWN, OTHER, World
 from tests.index.helpers import sentences
 
 FEEDBACK = 40
@@ -150,6 +152,27 @@ def test_the_change_is_measured_on_rows_neither_was_fitted_on(live: Collection) 
     low, high = change["nll_change"]["interval"]
     assert low < change["nll_change"]["mean"] < high
     assert change["nll_change"]["mean"] == pytest.approx(change["after"]["nll"] - change["before"]["nll"])
+
+
+def test_items_that_find_no_other_of_their_label_are_not_counted_as_feedback(world: World, tmp_path: Path) -> None:
+    """Where items ask, those alone under their label ask only with it hidden; such examples are nobody's note."""
+    items = world.rows(world.items)
+    alone = [
+        replace(row, text=f"{row.text} {at}", label=f"one {at}", line=1000 + at) for at, row in enumerate(items * 2)
+    ]
+    items = [*items[::8], *alone]  # too few beside one another to be held out
+    encoder = shutil.copytree(world.encoder, tmp_path / "encoder")  # one that was trained: its items are no prior
+    np.save(encoder / "trained_rows.npy", np.array([text_key(row.text) for row in world.rows(world.held)], np.uint64))
+    build_collection(str(encoder), items, tmp_path / "c")
+    opened = Collection.open(tmp_path / "c", writable=True)
+    give(opened, known=20, unknown=3)
+    notes = opened._store.feedback().distinct()
+    change = opened.recalibrate().change
+    opened.close()
+    assert change is not None
+    known = sum(label is not None for label in notes.labels)
+    assert 0 < change["known"] <= known
+    assert 0 < change["unknown"] <= len(notes.labels) - known
 
 
 def asked(opened: Collection, calibration: Any) -> tuple[np.ndarray, np.ndarray]:
