@@ -6,6 +6,7 @@ give the report, the temperature of every map and the conformal scores; the cali
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -16,13 +17,14 @@ from numpy.typing import NDArray
 from index import metrics
 from index.calibration import MIN_QUERIES
 from index.calibrators import CALIBRATORS, BestCosine, Calibrator, Fit, calibrator_from_json
-from index.conformal import CoverageFor, most, nonconformity, threshold
+from index.conformal import CoverageFor, Kind, most, nonconformity, threshold
 from index.drift import Reference
 from index.errors import CalibrationError
 from index.evidence import SHARPNESS, TOP_K, Evidence, Floats, Ints
 from index.examples import Examples, enough, join
 from index.outcome import ALPHAS, NAMED, column, distribution, fit_temperature, table
 from index.staleness import Seen
+from index.worth import Worth
 
 if TYPE_CHECKING:
     from index.gallery import Gallery
@@ -68,6 +70,21 @@ class HeldOut:
         of = HeldOut(*(column[counts] for column in self._columns))
         return replace(of, weight=of.promised)
 
+    def worth(self) -> Worth:
+        """What they are worth to prediction sets."""
+        of = self.for_promises
+        return Worth.of(of.nonconformity, of.weight, of.group, of.identity, of.known)
+
+    def kinds(self, worth: Worth, *, apart: bool = False) -> tuple[Kind, Kind]:
+        """The known and the unknown ones, `worth` so many, for a promise to both together or to each `apart`."""
+        of = self.for_promises
+
+        def kind(part: Flags, worth: float, name: str) -> Kind:
+            return Kind(of.nonconformity[part], of.weight[part], of.group[part], worth, name)
+
+        unknown = worth.strangers if apart else worth.unknown
+        return kind(of.known, worth.known, "known"), kind(~of.known, unknown, "unknown")
+
     @property
     def _columns(self) -> tuple[NDArray[Any], ...]:
         return tuple(getattr(self, one.name) for one in fields(self))
@@ -111,6 +128,7 @@ class Calibration:
     calibrator: Calibrator
     temperatures: dict[str, float]
     held_out: HeldOut
+    worth: Worth
     made_for: Seen
     report: dict[str, Any]
     warnings: list[str] = field(default_factory=list)
@@ -126,24 +144,14 @@ class Calibration:
         "mixed": one for both, so the promise is for knowns and unknowns as they come. "known-unknown": for each apart.
         Raises `CalibrationError` when the sample cannot support it.
         """
-        held = self.held_out
         if coverage_for == "mixed":
-            both = self._threshold_of(np.ones(len(held.known), np.bool_), coverage, "")
+            both = self._threshold_of(self.held_out.kinds(self.worth), coverage)
             return both, both
-        return self._threshold_of(~held.known, coverage, "unknown "), self._threshold_of(held.known, coverage, "known ")
+        known, unknown = self.held_out.kinds(self.worth, apart=True)
+        return self._threshold_of([unknown], coverage), self._threshold_of([known], coverage)
 
-    def _threshold_of(self, part: Flags, coverage: float, of: str) -> float:
-        held = self.held_out
-        part = part & (held.promised > 0)
-        return threshold(
-            held.nonconformity[part],
-            held.promised[part],
-            coverage,
-            held.group[part],
-            of=of,
-            unnamed=self._unnamed(),
-            capped=isinstance(self.calibrator, BestCosine),
-        )
+    def _threshold_of(self, kinds: Sequence[Kind], coverage: float) -> float:
+        return threshold(kinds, coverage, unnamed=self._unnamed(), capped=isinstance(self.calibrator, BestCosine))
 
     def _unnamed(self) -> str:
         """Why a set may lack the right label however large it is, and what to do."""
@@ -163,6 +171,7 @@ class Calibration:
             "evidence": {"top_k": TOP_K, "sharpness": list(SHARPNESS)},
             "temperatures": self.temperatures,
             "held_out": self.held_out.to_json(),
+            "worth": self.worth.to_json(),
             "gallery": self.made_for.to_json(),
             "report": self.report,
             "warnings": self.warnings,
@@ -176,13 +185,17 @@ class Calibration:
             if value["format"] != 1 or value["evidence"] != {"top_k": TOP_K, "sharpness": list(SHARPNESS)}:
                 raise CalibrationError("The calibration was stored by another version. Build the index again.")
             calibrator, held_out = calibrator_from_json(value["calibrator"]), HeldOut.from_json(value["held_out"])
+            # older calibrations do not say what their queries are worth
+            worth = Worth.from_json(value["worth"]) if "worth" in value else held_out.worth()
+            most_held = most(held_out.kinds(worth), capped=isinstance(calibrator, BestCosine))
             return cls(
                 calibrator,
                 {str(name): float(temperature) for name, temperature in value["temperatures"].items()},
                 held_out,
+                worth,
                 Seen.from_json(value["gallery"]),
                 # some older calibrations say that more is promised
-                {**value["report"], "max_coverage": _max_coverage(held_out, calibrator)},
+                {**value["report"], "max_coverage": most_held},
                 [str(warning) for warning in value["warnings"]],
                 # calibrations of the first version kept none
                 None if value.get("reference") is None else Reference.from_json(value["reference"]),
@@ -217,12 +230,14 @@ def calibrate(
     p = distribution(rows, "softmax", 1.0)[:, 1]
     promised = made.weight if made.promised is None else made.promised
     held_out = HeldOut(p, right, made.codes >= 0, made.weight, scores, made.group, made.identity, promised)
-    supported = _max_coverage(held_out, served)
-    report = {"calibrator": calibrator, **_report(made, rows, temperatures, seed), "max_coverage": supported}
+    worth = held_out.worth()
+    report = {"calibrator": calibrator, **_report(made, rows, temperatures, seed)}
+    report["max_coverage"] = most(held_out.kinds(worth), capped=isinstance(served, BestCosine))
     return Calibration(
         served,
         temperatures,
         held_out,
+        worth,
         made_for,
         report,
         [*warnings, *few, *_told_apart(p, made.evidence, right), *_misfit(report, made, seed)],
@@ -233,12 +248,6 @@ def calibrate(
             len(np.unique(made.group)),
         ),
     )
-
-
-def _max_coverage(held_out: HeldOut, calibrator: Calibrator) -> float:
-    """The highest coverage that `Calibration.set_thresholds` grants to known and unknown queries mixed."""
-    bound = held_out.for_promises
-    return most(bound.nonconformity, bound.group, bound.weight, capped=isinstance(calibrator, BestCosine))
 
 
 def _affordable(calibrator: str, known: int, *, prior: bool) -> tuple[str, list[str]]:

@@ -18,7 +18,6 @@ from index.collection_folder import ENCODER
 from index.conformal import CoverageFor
 from index.distinct import MANY
 from index.errors import CalibrationError, DataError
-from index.metrics import effective
 from index.rows import Row, text_key
 from index.sources import Progress, check_labels, encode_rows, trained_rows
 
@@ -220,11 +219,10 @@ def _broken(collection: Collection, sets: list[dict[str, Any]], different: dict[
         return []
     from scipy.stats import betabinom
 
-    sample = collection.calibration.held_out.for_promises
+    worth = collection.calibration.worth
     least, said = CHANCE, ""
     for kind, count in different.items():
-        of = sample.known == (kind == "known")
-        m = effective(sample.weight[of], sample.group[of])
+        m = worth.known if kind == "known" else worth.strangers
         for measured in sets:
             held, promised = measured.get(kind), measured["coverage"]
             if held is None or not count or not m:

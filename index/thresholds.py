@@ -3,8 +3,8 @@
 Everything is computed on held-out calibration queries, so a promise is only as good as their number: each threshold
 comes with the interval the sample supports, and a promise no sample of that size could support is refused. Examples
 made from one query count as one: hiding labels makes more examples, not more evidence. Nor do a hundred photographs of
-one stranger make a hundred strangers: an FPIR counts unknown queries by how much those of one identity resemble each
-other.
+one stranger make a hundred strangers: unknown queries count by how much those of one identity resemble each other. And
+where few of them stand for many that will come, a precision is as uncertain as those few leave it.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from index.calibrate import HeldOut
 from index.errors import CalibrationError
 from index.evidence import Floats, Ints
 from index.metrics import effective
+from index.worth import CONFIDENCE, as_they_come, design_effect, one_label
 
-CONFIDENCE = 0.95
 _ROUNDING = 1e-9
 """What sums of weights may be off by."""
 
@@ -78,8 +79,9 @@ def from_precision(sample: HeldOut, precision: float) -> Threshold:
     _check_share("precision", precision)
     sample = sample.for_promises
     order = np.argsort(-sample.probability, kind="stable")
-    p, w, group = sample.probability[order], sample.weight[order], sample.group[order]
-    reached = np.cumsum(w * sample.right[order]) / np.cumsum(w)
+    p, w, right = sample.probability[order], sample.weight[order], sample.right[order]
+    called = np.cumsum(w)
+    reached = np.cumsum(w * right) / called
     last_of_tie = np.append(np.diff(p) != 0, True)
     good = np.flatnonzero((reached >= precision - _ROUNDING) & last_of_tie)
     if not len(good):
@@ -88,9 +90,12 @@ def from_precision(sample: HeldOut, precision: float) -> Threshold:
             "train a better encoder."
         )
     at = int(good[-1])
-    size = effective(w[: at + 1], group[: at + 1])
-    _need(size, 1 - precision, "precision", "called matches")
-    low, high = _binomial(float(reached[at]), size)
+    heaviest = _heaviest(sample)
+    # of all lines the one that promises most: what it reaches, and what so many would show without an error
+    best = np.minimum(reached, (1 - CONFIDENCE) ** (heaviest / called))[last_of_tie].max()
+    what = "called matches that weigh as much as the heaviest query"
+    _need(called[at] / heaviest, 1 - precision, "precision", what, 1 - best)
+    low, high = _precision_interval(sample, float(p[at]))
     return _threshold(sample, float(p[at]), "precision", float(reached[at]), low, high)
 
 
@@ -101,8 +106,8 @@ def from_fpir(sample: HeldOut, fpir: float) -> Threshold:
     unknown = ~sample.known
     p, w = sample.probability[unknown], sample.weight[unknown]
     group, identity = sample.group[unknown], sample.identity[unknown]
-    size, catch_all = effective(w, group) / _design_effect(p, group, identity), False
-    if size < _needed(fpir) - _ROUNDING and len(np.unique(identity[identity >= 0])) == 1:
+    size, catch_all = effective(w, group) / design_effect(p, group, identity), False
+    if size < _needed(fpir) - _ROUNDING and one_label(identity):
         size, catch_all = effective(w, group), True
     _need(size, fpir, "FPIR", f"unknown queries that do not resemble each other ({len(p)} in all)")
     values, of_value = np.unique(p, return_inverse=True)
@@ -110,7 +115,7 @@ def from_fpir(sample: HeldOut, fpir: float) -> Threshold:
     fine = np.flatnonzero(above <= fpir + _ROUNDING)
     at = float(values[fine[0]]) if len(fine) else float(np.nextafter(values[-1], 2.0))
     measured = float(w[p >= at].sum() / w.sum())
-    low, high = _binomial(measured, size)
+    low, high = _binomial(measured, measured / size, 1 / size)
     found = _threshold(sample, at, "fpir", measured, low, high)
     return replace(found, assumes=ALL_ALIKE) if catch_all else found
 
@@ -139,64 +144,76 @@ def _check_share(name: str, value: float) -> None:
         raise ValueError(f"{name} must lie strictly between 0 and 1, got {value}")
 
 
-def _design_effect(scores: Floats, group: Ints, identity: Ints) -> float:
-    """How many queries are worth one of an identity of its own: 1 + (m - 1) rho (Kish 1965).
-
-    m is the mean size of the identity a query belongs to, rho the upper 95 % bound of the intraclass correlation of the
-    scores' ranks (one-way analysis of variance, F interval; Donner 1986, section 4), from 0 to 1: of two or three
-    identities nobody can tell how alike theirs are, so they are worth two or three queries. Examples of one `group` are
-    one query, of their mean score.
-    """
-    _, first, query, copies = np.unique(group, return_index=True, return_inverse=True, return_counts=True)
-    scores = np.bincount(query, scores) / copies
-    _, of, sizes = np.unique(identity[first], return_inverse=True, return_counts=True)
-    n, k = len(scores), len(sizes)
-    if n == k:
-        return 1.0
-    if k == 1:  # of one nobody can tell; see ALL_ALIKE
-        return float(n)
-    from scipy.special import fdtri
-
-    _, at, ties = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(ties) - (ties - 1) / 2)[at]
-    means = np.bincount(of, ranks) / sizes
-    between = float(sizes @ (means - ranks.mean()) ** 2) / (k - 1)
-    within = float(((ranks - means[of]) ** 2).sum()) / (n - k)
-    size = (n - float(sizes @ sizes) / n) / (k - 1)
-    if within <= 0:
-        return float(sizes @ sizes) / n
-    ratio = between / within / float(fdtri(k - 1, n - k, 1 - CONFIDENCE))
-    rho = min(max((ratio - 1) / (ratio + size - 1), 0.0), 1.0)
-    return 1 + (float(sizes @ sizes) / n - 1) * rho
-
-
-def _needed(error: float) -> int:
+def _needed(error: float) -> float:
     """Examples without a single error that bound the error rate by `error`."""
-    return int(np.ceil(np.log(1 - CONFIDENCE) / np.log1p(-error)))
+    return float(np.log(1 - CONFIDENCE) / np.log1p(-error))
 
 
-def _need(have: float, error: float, measure: Literal["precision", "FPIR"], what: str) -> None:
-    """Without a single error, `have` examples bound the error rate by 1 - 0.05^(1/have): is that enough?"""
+def _need(
+    have: float, error: float, measure: Literal["precision", "FPIR"], what: str, least: float | None = None
+) -> None:
+    """Without a single error, `have` examples bound the error rate by 1 - 0.05^(1/have): is that enough?
+
+    `least` is the lowest error rate that can be asked for instead, if it is not the one that they bound.
+    """
     needed = _needed(error)
     if have < needed - _ROUNDING:
-        least = np.ceil(1000 * (1 - (1 - CONFIDENCE) ** (1 / max(int(have + _ROUNDING), 1)))) / 1000
+        least = 1 - (1 - CONFIDENCE) ** (1 / have) if least is None else least
+        least = np.ceil(1000 * least - _ROUNDING) / 1000
         asked, instead = f"an FPIR of {error:g}", f"an FPIR of {least:g} or more"
         if measure == "precision":
             asked, instead = f"a precision of {1 - error:g}", f"a precision of {1 - least:g} or less"
         raise CalibrationError(
-            f"The calibration sample cannot support {asked}: that takes at least {needed} {what} even without a single "
-            f"error, and there are {have:.0f}. Ask for {instead}, or calibrate with more queries."
+            f"The calibration sample cannot support {asked}: that takes at least {np.ceil(needed):.0f} {what} even "
+            f"without a single error, and there are {have:.0f}. Ask for {instead}, or calibrate with more queries."
         )
 
 
-def _binomial(share: float, n: float) -> tuple[float, float]:
-    """Clopper-Pearson interval at 95 % of a share of `n` effective queries."""
+def _kinds(sample: HeldOut) -> list[tuple[NDArray[np.bool_], float]]:
+    """Known and unknown examples, and how many of each are worth one."""
+    known, unknown = sample.known, ~sample.known
+    alone = as_they_come(sample.group, sample.identity, known)
+    return [(known, 1.0), (unknown, design_effect(sample.probability[unknown], sample.group[unknown], alone))]
+
+
+def _weights_of(sample: HeldOut, part: NDArray[np.bool_]) -> Floats:
+    """Of each query in `part`, all its examples together."""
+    of_query = np.unique(sample.group[part], return_inverse=True)[1]
+    return np.asarray(np.bincount(of_query, sample.weight[part]), np.float64)
+
+
+def _heaviest(sample: HeldOut) -> float:
+    """What the query weighs that says most."""
+    return max(float(_weights_of(sample, part).max(initial=0.0)) * by for part, by in _kinds(sample))
+
+
+def _precision_interval(sample: HeldOut, line: float) -> tuple[float, float]:
+    """At 95 %, of the share that is right of those called from `line` on."""
+    called = sample.probability >= line
+    total, wrong = sample.weight[called].sum(), called & ~sample.right
+    squares = sum(by * float((_weights_of(sample, part & wrong) ** 2).sum()) for part, by in _kinds(sample))
+    share = float(sample.weight[wrong].sum() / total)
+    low, high = _binomial(share, squares / total**2, _heaviest(sample) / total)
+    return 1 - high, 1 - low
+
+
+def _binomial(share: float, variance: float, heaviest: float) -> tuple[float, float]:
+    """Interval at 95 % of the `share` of errors whose weights' squares add up to `variance`.
+
+    Clopper & Pearson's where all n weigh 1/n, so that the variance is share/n. Where they differ, the interval of a
+    weighted sum of counts (Fay & Feuer 1997, equations 3 and 4, with beta in place of gamma quantiles): its upper end
+    takes the next error to be one of the `heaviest`, for the sample may have missed just that one.
+    """
     from scipy.special import betaincinv
 
-    k, tail = n * share, (1 - CONFIDENCE) / 2
-    low = 0.0 if k <= 0 else float(betaincinv(k, n - k + 1, tail))
-    high = 1.0 if share >= 1 else float(betaincinv(k + 1, n - k, 1 - tail))
-    return low, high
+    tail = (1 - CONFIDENCE) / 2
+
+    def quantile(at: float, share: float, variance: float) -> float:
+        k, n = share**2 / variance, share / variance
+        return float(betaincinv(k, n - k + 1, at)) if k < n + 1 - _ROUNDING else 1.0
+
+    low = quantile(tail, share, variance) if share > _ROUNDING else 0.0
+    return low, quantile(1 - tail, share + heaviest, variance + heaviest**2)
 
 
 def _bootstrap(values: Floats, weight: Floats, group: Ints, draws: int = 1000) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from index.build import build_collection
 from index.calibrate import Calibration, HeldOut
 from index.calibration import ConditionalLogit
 from index.collection import Collection
-from index.conformal import most, threshold
+from index.conformal import Kind, most, threshold
 from index.errors import CalibrationError, DataError
 from index.evaluate import evaluate
 from index.rows import Row, text_key
@@ -39,7 +39,7 @@ def calibration(n: int, random: np.random.Generator) -> Calibration:
     truth = scores(known, random)
     held = HeldOut(np.full(n, 0.5), known, known, np.ones(n), truth, np.arange(n), np.arange(n), np.ones(n))
     some = ConditionalLogit((1, 1, 1, 1, 1), 0, 0, (0, 0, 0, 0, 0), 0)
-    return Calibration(some, {"softmax": 1.0}, held, Seen(100, 10), {})
+    return Calibration(some, {"softmax": 1.0}, held, held.worth(), Seen(100, 10), {})
 
 
 @pytest.mark.parametrize("coverage", [0.8, 0.9])
@@ -69,7 +69,7 @@ def test_a_side_that_is_too_small_is_refused_by_name() -> None:
         made.set_thresholds(0.95, "known-unknown")
     known = made.held_out.known
     only = HeldOut(*(getattr(made.held_out, name)[known] for name in HeldOut.__dataclass_fields__))
-    made = Calibration(made.calibrator, made.temperatures, only, Seen(100, 10), {})
+    made = replace(made, held_out=only, worth=only.worth())
     with pytest.raises(CalibrationError, match="the 0 unknown calibration queries support at most 0"):
         made.set_thresholds(0.5, "known-unknown")
 
@@ -79,25 +79,26 @@ def test_examples_of_one_query_are_corrected_for_as_one() -> None:
     once, group = random.permutation(19) / 2, np.arange(19)
     thrice, groups, ones = np.repeat(once, 3), np.repeat(group, 3), np.ones(57)
     for coverage in (0.5, 0.9, 0.95):
-        assert threshold(thrice, ones, coverage, groups) == threshold(once, np.ones(19), coverage)
-    assert threshold(thrice, ones, 0.96) == 9.0, "57 queries would support it"
+        assert threshold([Kind.of(thrice, ones, groups)], coverage) == threshold([Kind.of(once, np.ones(19))], coverage)
+    assert threshold([Kind.of(thrice, ones)], 0.96) == 9.0, "57 queries would support it"
     with pytest.raises(CalibrationError, match=r"the 19 calibration queries support at most 0\.9500"):
-        threshold(thrice, ones, 0.96, groups)
-    assert most(thrice, groups, ones) == pytest.approx(0.95)
-    assert most(np.where(thrice == 9, np.inf, thrice), groups, ones) == pytest.approx(0.9)
+        threshold([Kind.of(thrice, ones, groups)], 0.96)
+    assert most([Kind.of(thrice, ones, groups)]) == pytest.approx(0.95)
+    assert most([Kind.of(np.where(thrice == 9, np.inf, thrice), ones, groups)]) == pytest.approx(0.9)
 
 
 def test_a_coverage_just_out_of_reach_is_not_promised_by_the_samples_that_look_good() -> None:
     """Of 89 in 100 the truth can be in a set; half of the samples show 90 or more."""
     random, granted = np.random.default_rng(3), {True: 0, False: 0}
     for _ in range(400):
-        found = np.where(random.random(200) < 0.89, random.exponential(size=200), np.inf)
+        drawn = np.where(random.random(200) < 0.89, random.exponential(size=200), np.inf)
+        found = [Kind.of(drawn, np.ones(200))]
         for capped in granted:
             with suppress(CalibrationError):
-                threshold(found, np.ones(200), 0.9, capped=capped)
+                threshold(found, 0.9, capped=capped)
                 granted[capped] += 1
-            best = most(found, None, np.ones(200), capped=capped)
-            assert threshold(found, np.ones(200), best, capped=capped) < np.inf, "what it can promise it does"
+            best = most(found, capped=capped)
+            assert threshold(found, best, capped=capped) < np.inf, "what it can promise it does"
     assert granted[False] > 100
     assert granted[True] <= 20
 
@@ -113,7 +114,7 @@ def test_calibrators_of_the_first_label_alone_promise_what_they_surely_keep(
         made = collection.calibration
     sample = made.held_out
     sample.nonconformity[::10] = np.inf  # of these the truth is not named
-    plain, capped = (most(sample.nonconformity, sample.group, sample.weight, capped=how) for how in (False, True))
+    plain, capped = (most(sample.kinds(made.worth), capped=how) for how in (False, True))
     assert capped < plain
     best = plain if calibrator == "conditional-logit" else capped
     made.set_thresholds(best)
@@ -130,13 +131,68 @@ def test_twins_of_a_query_still_cover(coverage: float) -> None:
     for _ in range(1500):
         centre = random.exponential(size=31)
         drawn = centre[:, None] * random.uniform(0.9, 1.1, (31, 3))
-        cut = threshold(drawn[:-1].ravel(), np.ones(90), coverage, np.repeat(np.arange(30), 3))
+        cut = threshold([Kind.of(drawn[:-1].ravel(), np.ones(90), np.repeat(np.arange(30), 3))], coverage)
         covered.append(drawn[-1, 0] <= cut)
     assert coverage - 0.03 <= np.mean(covered) <= coverage + 0.06
 
 
-def test_sets_of_a_collection_cover_knowns_and_unknowns_apart(collection: Collection, world: World) -> None:
-    assert collection.calibration is not None
+@pytest.fixture(scope="module")
+def apart(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A collection whose unknown queries are strangers of their own each: none says whose it is."""
+    out = tmp_path_factory.mktemp("apart") / "topics"
+    strangers = [replace(row, label=None) for row in world.rows(world.held_unknown)]
+    build_collection(
+        str(world.encoder),
+        world.rows(world.items),
+        out,
+        held=Held(world.rows(world.held), strangers),
+        unknown_share=0.4,
+    )
+    return out
+
+
+def test_sets_for_unknown_queries_apart_count_strangers_not_their_queries(built: Path, apart: Path) -> None:
+    """A promise about strangers rests on how many there were: 57 queries of two labels are two."""
+    with closing(Collection.open(built)) as two, closing(Collection.open(apart)) as many:
+        assert two.calibration
+        assert many.calibration
+        assert two.calibration.set_thresholds(0.95) == many.calibration.set_thresholds(0.95)
+        many.calibration.set_thresholds(0.95, "known-unknown")
+        with pytest.raises(CalibrationError, match=r"57 unknown ones are worth 2.*give unknown queries of more labels"):
+            two.calibration.set_thresholds(0.7, "known-unknown")
+
+
+@pytest.mark.parametrize("alike", [0.0, 0.6])
+def test_sets_hold_for_the_next_stranger_however_many_queries_the_last_ones_had(alike: float) -> None:
+    random, covered = np.random.default_rng(4), []
+    of, known = np.repeat(np.arange(30), 20), np.arange(700) >= 600
+    for _ in range(600):
+        stranger = random.normal(size=31)
+        drawn = np.sqrt(alike) * stranger[np.append(of, 30)] + np.sqrt(1 - alike) * random.normal(size=601)
+        scores = np.append(drawn[:-1], np.zeros(100))
+        identity = np.append(of + 10, np.arange(100) % 10)
+        held = HeldOut(known * 1.0, known, known, np.ones(700), scores, np.arange(700), identity, np.ones(700))
+        _, unknown = held.kinds(held.worth(), apart=True)
+        covered.append(drawn[-1] <= threshold([unknown], 0.9))
+    assert 0.88 <= np.mean(covered) <= 0.98
+
+
+def test_a_mix_promises_no_more_than_the_few_that_stand_for_many() -> None:
+    """Fifty unknown queries are a fifth of what will come; as 4,050 of one kind they would promise 99.9 %, and miss it
+    four times as often."""
+    random, covered = np.random.default_rng(5), []
+    for _ in range(300):
+        known, unknown = np.zeros(4000), random.exponential(size=50)
+        mix = [Kind.of(known, np.full(4000, 0.8 / 4000)), Kind.of(unknown, np.full(50, 0.2 / 50))]
+        covered.append(0.8 + 0.2 * -np.expm1(-threshold(mix, 0.99)))
+    assert np.mean(covered) >= 0.99 - 0.0005
+    assert most(mix) == pytest.approx(0.8 * 4000 / 4001 + 0.2 * 50 / 51)
+    with pytest.raises(CalibrationError, match=r"support at most 0\.9959"):
+        threshold(mix, 0.998)
+
+
+def test_sets_of_a_collection_cover_knowns_and_unknowns_apart(apart: Path, world: World) -> None:
+    collection = Collection.open(apart)
     for file, name in ((world.test, "known"), (world.test_unknown, "unknown")):
         rows = world.rows(file)
         answers = collection.search([row.text for row in rows], coverage=0.9, coverage_for="known-unknown")
@@ -147,15 +203,16 @@ def test_sets_of_a_collection_cover_knowns_and_unknowns_apart(collection: Collec
         assert np.mean(inside) > 0.8, name
     with pytest.raises(DataError, match="coverage_for must be one of mixed, known-unknown, got 'all'"):
         collection.search(["card"], coverage=0.9, coverage_for="all")  # type: ignore[arg-type]
+    collection.close()
 
 
-def test_the_verbs_know_both_promises(built: Path, world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [str(built), "bank card", "--json", "--coverage", "0.9"]
+def test_the_verbs_know_both_promises(apart: Path, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(apart), "bank card", "--json", "--coverage", "0.9"]
     assert cli.search([*words, "--coverage-for", "known-unknown"]) == 0
     (answer,) = json.loads(capsys.readouterr().out)["answers"]
     assert answer["coverage"] == 0.9
     assert [entry["label"] for entry in answer["prediction_set"]] == ["card"]
-    words = [str(built), str(world.test), "--unknown", str(world.test_unknown), "--label", "label"]
+    words = [str(apart), str(world.test), "--unknown", str(world.test_unknown), "--label", "label"]
     assert cli.evaluate([*words, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     for variant in ("sets", "sets_known_unknown"):
@@ -167,9 +224,10 @@ def test_the_verbs_know_both_promises(built: Path, world: World, capsys: pytest.
     assert "90% sets for known and unknown apart: held the truth" in " ".join(capsys.readouterr().out.split())
 
 
-def test_an_evaluation_says_when_sets_hold_less_than_they_promise(collection: Collection, world: World) -> None:
+def test_an_evaluation_says_when_sets_hold_less_than_they_promise(apart: Path, world: World) -> None:
     """Of queries like those of the calibration it says nothing; of others, which kind is another."""
     known, unknown = world.rows(world.test), world.rows(world.test_unknown)
+    collection = Collection.open(apart)
 
     def told(known: list[Row], unknown: list[Row]) -> str:
         report = evaluate(collection, known, unknown, progress=lambda *_: None)
@@ -184,17 +242,18 @@ def test_an_evaluation_says_when_sets_hold_less_than_they_promise(collection: Co
     assert "of these known queries: they are not like" in told(disguised, unknown)
     near = [replace(row, label="else") for row in known]
     assert "of these unknown queries: they are not like" in told(known, near)
+    collection.close()
 
 
 def test_a_coverage_that_no_number_of_queries_would_reach_says_so() -> None:
-    found = np.where(np.arange(1000) % 5 == 0, np.inf, 0.5)
+    found = [Kind.of(np.where(np.arange(1000) % 5 == 0, np.inf, 0.5), np.ones(1000))]
     with pytest.raises(
         CalibrationError,
         match=r"at most 0\.7992\. Of 20\.0% the right label is none that is named\. More queries",
     ):
-        threshold(found, np.ones(1000), 0.9)
+        threshold(found, 0.9)
     with pytest.raises(CalibrationError, match=r"at most 0\.7992\. Ask for less, or calibrate with more queries"):
-        threshold(found, np.ones(1000), 0.7995)
+        threshold(found, 0.7995)
 
 
 @pytest.mark.parametrize(

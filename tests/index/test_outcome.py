@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from index.collection import Collection
-from index.conformal import nonconformity, threshold
+from index.conformal import Kind, nonconformity, threshold
 from index.errors import CalibrationError
 from index.evidence import SHARPNESS, Evidence, gather
 from index.faiss_engine import FaissFlat
@@ -39,7 +39,7 @@ def test_sets_cover_exchangeable_queries(coverage: float) -> None:
     covered = []
     for _ in range(300):
         scores = random.exponential(size=101)
-        covered.append(scores[-1] <= threshold(scores[:-1], np.ones(100), coverage))
+        covered.append(scores[-1] <= threshold([Kind.of(scores[:-1], np.ones(100))], coverage))
     exact = np.ceil(101 * coverage) / 101
     assert np.mean(covered) == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 300))
 
@@ -54,7 +54,7 @@ def test_where_the_likeliest_is_right_more_often_than_asked_sets_are_it_alone_an
     assert 0.85 < right < 0.9
     scores = np.stack([nonconformity(row) for row in logits])
     of_truth = scores[np.arange(8000), truth]
-    line = threshold(of_truth[:4000], np.ones(4000), coverage)
+    line = threshold([Kind.of(of_truth[:4000], np.ones(4000))], coverage)
     held, sizes = float((of_truth[4000:] <= line).mean()), (scores[4000:] <= line).sum(1)
     if coverage < right:
         assert held == right
@@ -66,14 +66,14 @@ def test_where_the_likeliest_is_right_more_often_than_asked_sets_are_it_alone_an
 
 def test_the_threshold_is_the_finite_sample_quantile() -> None:
     scores = np.random.default_rng(1).permutation(19) / 2
-    assert threshold(scores, np.ones(19), 0.95) == 9.0  # the 19th of 19 + 1
-    assert threshold(scores, np.ones(19), 0.5) == 4.5
+    assert threshold([Kind.of(scores, np.ones(19))], 0.95) == 9.0  # the 19th of 19 + 1
+    assert threshold([Kind.of(scores, np.ones(19))], 0.5) == 4.5
     with pytest.raises(CalibrationError, match=r"19 calibration queries support at most 0\.9500"):
-        threshold(scores, np.ones(19), 0.96)
+        threshold([Kind.of(scores, np.ones(19))], 0.96)
     with pytest.raises(CalibrationError, match=r"at most 0\.9000"):
-        threshold(np.where(scores == 9, np.inf, scores), np.ones(19), 0.95)
+        threshold([Kind.of(np.where(scores == 9, np.inf, scores), np.ones(19))], 0.95)
     with pytest.raises(CalibrationError, match="at most 0"):
-        threshold(np.full(19, np.inf), np.ones(19), 0.1)
+        threshold([Kind.of(np.full(19, np.inf), np.ones(19))], 0.1)
 
 
 @pytest.mark.parametrize(

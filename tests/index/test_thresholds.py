@@ -160,6 +160,55 @@ def perfect(n: int, twins: int = 1) -> HeldOut:
     return HeldOut(*(np.repeat(column, twins) for column in columns))
 
 
+def few_for_many(seed: int, known: int = 2000, unknown: int = 50) -> HeldOut:
+    """Known queries, of which few are wrong, and few unknown ones that weigh a fifth of all."""
+    random, n = np.random.default_rng(seed), known + unknown
+    is_known = np.arange(n) < known
+    p = np.where(is_known, random.beta(8, 1, n), random.beta(1, 2, n))
+    right = is_known & (random.random(n) < 0.99)
+    weight = np.where(is_known, 0.8 / known, 0.2 / unknown) * n
+    return HeldOut(p, right, is_known, weight, np.zeros(n), np.arange(n), np.arange(n), weight)
+
+
+def test_a_precision_is_as_uncertain_as_the_few_that_stand_for_many() -> None:
+    """Counted together they would be worth 1,000, and the interval so narrow that it misses the truth."""
+    many, inside = few_for_many(999, 200_000, 50_000), []
+    for seed in range(200):
+        found = from_precision(few_for_many(seed), 0.95)
+        true = measures(many, found.probability)["precision"]
+        assert true is not None
+        inside.append(found.low <= true <= found.high)
+    assert np.mean(inside) >= 0.92
+
+
+def test_what_fifty_unknown_queries_cannot_show_is_no_promise_of_precision() -> None:
+    """None of the fifty called a match still lets one in twenty be; they are a fifth of what comes."""
+    sample = few_for_many(0)
+    sample = replace(sample, right=sample.known, probability=np.where(sample.known, 0.9, 0.1))
+    with pytest.raises(
+        CalibrationError, match=r"299 called matches that weigh as much as the heaviest.* are 200\. Ask fo"
+    ):
+        from_precision(sample, 0.99)
+    with pytest.raises(CalibrationError) as refused:
+        from_precision(sample, 0.999)
+    said = re.search(r"precision of ([\d.]+) or less", str(refused.value))
+    assert said is not None
+    assert from_precision(sample, float(said[1])).low <= 0.983 < 0.985 <= float(said[1]) < 0.986
+
+
+def test_what_is_said_can_be_asked_for_is_the_most_of_any_line() -> None:
+    """Not of the line that the refused precision would draw, above which there may be hardly anything."""
+    made = sample(1000)
+    with pytest.raises(CalibrationError, match=r"Ask for a precision of .* or less") as refused:
+        from_precision(made, 0.9995)
+    said = re.search(r"precision of ([\d.]+) or less", str(refused.value))
+    assert said is not None
+    from_precision(made, float(said[1]))
+    for more in np.arange(float(said[1]) + 0.001, 0.9995, 0.001):
+        with pytest.raises(CalibrationError):
+            from_precision(made, float(more))
+
+
 @pytest.mark.parametrize("twins", [1, 4])
 def test_a_promise_is_refused_one_query_short_of_what_it_takes(twins: int) -> None:
     """0.99^298 = 0.0500..., 0.99^299 = 0.0495...: 299 queries without an error bound the rate by 1 % at 95 %."""
