@@ -116,6 +116,21 @@ def quiet(xp: Any) -> AbstractContextManager[Any]:
     return np.errstate(all="ignore") if xp is np else nullcontext()
 
 
+def scaled(rows: Any, temperature: Scalar, dim: int) -> Any:
+    """rows / temperature, where the axis `dim` of the scores is the last of `rows` (..., n).
+
+    An array `temperature` broadcasts with the scores, so its axis is moved like theirs. A number that the rows' type
+    cannot tell from 0 is its smallest normal one: 0 / 0 would make every best score NaN.
+    """
+    if isinstance(temperature, float | int):
+        least = np.finfo(rows.dtype).tiny if namespace(rows) is np else namespace(rows).finfo(rows.dtype).tiny
+        return rows / max(temperature, float(least))
+    if temperature.ndim:
+        of_scores = (1,) * (rows.ndim - temperature.ndim) + tuple(temperature.shape)
+        temperature = moved(temperature.reshape(of_scores), dim, -1)
+    return rows / temperature
+
+
 def over_rows(
     row_map: Callable[[Any], Any],
     x: ArrayT,
@@ -138,9 +153,7 @@ def over_rows(
     with quiet(xp):
         rows = scores if last else moved(scores, dim, -1)
         if not (isinstance(temperature, float | int) and temperature == 1):
-            if not isinstance(temperature, float | int) and temperature.ndim and not last:
-                temperature = moved(temperature, dim, -1)
-            rows = (rows - top(rows, xp) if shift else rows) / temperature
+            rows = scaled(rows - top(rows, xp) if shift else rows, temperature, dim)
         result = row_map(rows)
     if not (last or reduce):
         result = moved(result, -1, dim)

@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simplex.arrays import ArrayT, check_positive, check_rows, is_torch, moved, namespace, over_rows, promote, quiet
+from simplex.arrays import (
+    ArrayT,
+    check_positive,
+    check_rows,
+    is_torch,
+    moved,
+    namespace,
+    over_rows,
+    promote,
+    quiet,
+    scaled,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +57,7 @@ def gumbel_max(x: ArrayT, *, dim: int = -1, temperature: Scalar = 1.0, generator
     xp = namespace(scores)
     with quiet(xp):
         rows = moved(scores.detach() if is_torch(scores) else scores, dim, -1)
-        perturbed = rows / temperature + gumbel_noise(rows, generator)
+        perturbed = scaled(rows, temperature, dim) + gumbel_noise(rows, generator)
         best = xp.amax(rows, -1)
         drawn: ArrayT = xp.where(xp.isfinite(best), xp.argmax(perturbed, -1), -1)
     return drawn

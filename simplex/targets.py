@@ -12,7 +12,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from simplex.arrays import check_positive, check_rows, is_torch, like, moved, namespace, promote, quiet, readable, top
+from simplex.arrays import (
+    check_positive,
+    check_rows,
+    is_torch,
+    like,
+    moved,
+    namespace,
+    promote,
+    quiet,
+    readable,
+    scaled,
+    top,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,7 +86,7 @@ def row_loss(
             rows = xp.where(kept[..., None], rows, 0)
         if shift:
             rows = rows - _finite_top(rows, xp)
-        values = loss(rows / temperature, goal)
+        values = loss(scaled(rows, temperature, dim), goal)
         weights = _weights(weight, goal, values, xp)
         if kept is not None:
             values = xp.where(kept, values, 0)

@@ -41,6 +41,25 @@ def test_gradient_is_p_minus_y(alpha: float) -> None:
     torch.testing.assert_close(gradient, simplex.sparse_softmax(x.detach(), top_k=2) - onehot, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("shape", [(4, 4), (5, 4)])
+@pytest.mark.parametrize("temperature", [[[0.1, 1, 5, 10]], [0.1, 1, 5, 10], 3.0])
+def test_a_temperature_for_each_row_goes_with_its_row(library: str, shape: tuple[int, int], temperature: Any) -> None:
+    """Scores of which a row is a column: as the transposed ones with the transposed temperature."""
+    make: Any = torch.tensor if library == "torch" else np.asarray
+    x, target = np.random.default_rng(0).normal(size=shape), np.array([0, 3, 1, 2])
+    along = make(np.asarray(temperature)) if isinstance(temperature, list) else temperature
+    each = np.reshape(temperature, (-1, 1)) if isinstance(temperature, list) else np.full((4, 1), temperature)
+    for loss in (losses.cross_entropy, losses.sparsemax_loss, losses.smooth_accuracy, losses.taylor):
+        got = loss(make(x), make(target), dim=0, temperature=along, reduction="none")
+        for row, value in enumerate(np.asarray(got)):
+            one = loss(x[:, row], target[row], temperature=float(each[row, 0]))
+            np.testing.assert_allclose(value, one, rtol=1e-12, err_msg=loss.__name__)
+    draws = [simplex.gumbel_max(make(x), dim=0, temperature=make(np.array([1e-3] * 3 + [1e3]))) for _ in range(200)]
+    shares = [len(np.unique([np.asarray(drawn)[row] for drawn in draws])) for row in range(4)]
+    assert shares == [1, 1, 1, shape[0]]
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     x=st.lists(st.floats(-5, 5), min_size=2, max_size=6).map(np.array),
