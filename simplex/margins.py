@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from simplex.arrays import promote
 from simplex.targets import check_classes
 
 if TYPE_CHECKING:
@@ -134,9 +135,12 @@ def distance(cos: torch.Tensor) -> torch.Tensor:
 def at_target(
     cos: torch.Tensor, target: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor], ignore_index: int
 ) -> torch.Tensor:
-    """`cos` with `change` applied to the target's cosine of each row."""
+    """`cos` with `change` applied to the target's cosine of each row, in float32 for half precision.
+
+    There cosines near 1 are 1, and the slope of arccos is infinite.
+    """
     kept, classes = _targets(cos, target, ignore_index)
-    own = cos.gather(-1, classes)
+    own = promote(cos.gather(-1, classes))
     return cos.scatter(-1, classes, torch.where(kept[..., None], change(own), own).to(cos.dtype))
 
 

@@ -229,3 +229,18 @@ def test_triangle_margin_sub_centers_and_annealing() -> None:
     margined = margins.cosface(cos, target)
     torch.testing.assert_close(margins.annealed(cos, margined, 0.0), margined)
     torch.testing.assert_close(margins.annealed(cos, margined, 1.0), (cos + margined) / 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "margin", [margins.cosface, margins.arcface, margins.sphereface, margins.combined, margins.triangle]
+)
+def test_margins_have_a_gradient_where_half_precision_rounds_a_cosine_to_one(margin: Any, dtype: torch.dtype) -> None:
+    exact = torch.tensor([[0.9995, 0.2], [-0.9995, 0.1], [0.3, 1.0]], dtype=torch.float64)
+    cos, target = exact.to(dtype).requires_grad_(), torch.tensor([0, 0, 1])
+    moved = margin(cos, target)
+    moved.sum().backward()
+    assert moved.dtype == dtype
+    assert cos.grad is not None
+    assert torch.isfinite(cos.grad).all()
+    torch.testing.assert_close(moved.double(), margin(cos.detach().double(), target), rtol=0.01, atol=0.01)

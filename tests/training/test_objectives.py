@@ -277,18 +277,27 @@ def test_unknown_names_options_and_values_are_refused_with_what_there_is(encoder
         make_objective("adacos", encoder, 5, scale=3.0)
     with pytest.raises(SettingsError, match=r"sub-center takes a whole number for centers, got 2\.5"):
         make_objective("sub-center", encoder, 5, centers=2.5)
-    for name, options in {
-        "am-softmax": {"scale": 0.0},
-        "arcface": {"margin": 4.0},
-        "sphereface": {"margin": 0.5},
-        "combined": {"add": -1.0},
-        "magface": {"widest": 0.1},
-        "entmax": {"alpha": 1.0},
-        "sparse-softmax": {"top": 0},
-        "exact": {"points": 1},
-        "sub-center": {"centers": 0},
-        "taylor": {"order": 3},
-    }.items():
+    refused: list[tuple[str, dict[str, float]]] = [
+        ("sphereface", {"decay": -1.0}),
+        ("sphereface", {"least": -1.0, "most": -1.0}),
+        ("magface", {"longest": 1e300}),
+        ("magface", {"pull": -1000.0}),
+        ("adaface", {"momentum": 2.0}),
+        ("adaface", {"h": -1.0}),
+        ("curricularface", {"momentum": -1.0}),
+        ("curricularface", {"momentum": 1e300}),
+        ("am-softmax", {"scale": 0.0}),
+        ("arcface", {"margin": 4.0}),
+        ("sphereface", {"margin": 0.5}),
+        ("combined", {"add": -1.0}),
+        ("magface", {"widest": 0.1}),
+        ("entmax", {"alpha": 1.0}),
+        ("sparse-softmax", {"top": 0}),
+        ("exact", {"points": 1}),
+        ("sub-center", {"centers": 0}),
+        ("taylor", {"order": 3}),
+    ]
+    for name, options in refused:
         with pytest.raises(SettingsError, match=f"{name} cannot be made: .*{next(iter(options))}"):
             make_objective(name, encoder, 5, **options)
 
@@ -341,6 +350,24 @@ def test_partners_are_of_the_class_they_should_be(shape) -> None:
 
 
 # --- class weights ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name, entry in OBJECTIVES.items() if entry.shape == "labelled"])
+def test_labels_that_are_no_classes_and_weights_of_others_are_refused(
+    name: str, encoder: SentenceTransformer, batch
+) -> None:
+    vectors, labels, lengths = batch
+    loss = make_objective(name, encoder, CLASSES)
+    for wrong in (CLASSES, -1, -100):
+        with pytest.raises(ValueError, match=rf"labels must lie in \[0, {CLASSES}\), got {wrong}"):
+            loss.loss_of(vectors, labels.index_fill(0, torch.tensor([3]), wrong), lengths)
+    with pytest.raises(ValueError, match="12 integers, one a text"):
+        loss.loss_of(vectors, labels.float(), lengths)
+    with pytest.raises(ValueError, match="12 integers, one a text"):
+        loss.loss_of(vectors, labels[:, None], lengths)
+    for shape in ((1, 16), (16,), (CLASSES + 4, 16)):
+        with pytest.raises(ValueError, match=rf"must have the shape \({CLASSES}, 16\)"):
+            loss.imprint(torch.ones(shape))
 
 
 def test_class_means_are_unit_means_of_directions() -> None:

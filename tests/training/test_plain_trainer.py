@@ -65,6 +65,21 @@ def test_a_checkpoint_of_the_plain_trainer_brings_the_class_weights_back(name: s
         assert torch.equal(value, expected[key]), key
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize("name", ["adaface", "adacos", "curricularface", "magface", "sphereface"])
+def test_what_follows_the_training_does_not_follow_rows_that_are_only_measured(name: str, here: Path) -> None:
+    learned = []
+    for measured in (False, True):
+        space: dict[str, Any] = {}
+        code = snippet(name, learning_rate="0.1", eval_strategy="'steps'" if measured else "'no'", eval_steps="2")
+        given = "train_dataset=rows, eval_dataset=rows"
+        assert "train_dataset=rows" in code
+        exec(code.replace("train_dataset=rows", given if measured else "train_dataset=rows"), space)
+        learned.append(objective_state(space["loss"]))
+    for key, value in learned[0].items():
+        assert torch.equal(value, learned[1][key]), key
+
+
 def test_a_checkpoint_of_another_loss_or_a_damaged_one_is_refused(tiny_encoder: Path, tmp_path: Path) -> None:
     from types import SimpleNamespace
 

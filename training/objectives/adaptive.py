@@ -10,10 +10,12 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from simplex import margins
-from training.objectives.base import Objective, remember_norms
+from training.objectives.base import Objective, check_labels, remember_norms
 
 EDGE = 1e-3
 """Least distance of an angle from 0 and pi, radians: the slope of arccos is infinite there."""
+LONGEST = 1e6
+"""Longest length a range may have: its square is a number in float32."""
 
 
 class AdaFace(Objective):
@@ -38,6 +40,9 @@ class AdaFace(Objective):
         momentum: float = 0.01,
     ) -> None:
         super().__init__(model, classes, scale, margin)
+        _check_momentum(momentum)
+        if not 0 <= h < math.inf:
+            raise ValueError(f"h must be finite and not negative, got {h}")
         self.h, self.momentum = h, momentum
         remember_norms(model)
         for name in ("mean", "std"):
@@ -46,7 +51,7 @@ class AdaFace(Objective):
 
     def logits(self, vectors: Tensor, labels: Tensor, norms: Tensor) -> Tensor:
         lengths = norms.detach().clamp(EDGE, 100)
-        if self.training:
+        if self.learning:
             self._follow(lengths)
         k = ((lengths - self.mean) / (self.std + EDGE) * self.h).clamp(-1, 1)[:, None]
 
@@ -87,16 +92,19 @@ class MagFace(Objective):
         pull: float = 35.0,
     ) -> None:
         super().__init__(model, classes, scale, margin)
-        if not margin <= widest < math.pi or not 0 < shortest < longest:
+        if not 0 <= pull < math.inf:
+            raise ValueError(f"pull must be finite and not negative, got {pull}")
+        if not margin <= widest < math.pi or not 0 < shortest < longest <= LONGEST:
             raise ValueError(
-                f"margin <= widest < pi and 0 < shortest < longest must hold, got margin={margin}, widest={widest}, "
-                f"shortest={shortest}, longest={longest}"
+                f"margin <= widest < pi and 0 < shortest < longest <= {LONGEST:g} must hold, got margin={margin}, "
+                f"widest={widest}, shortest={shortest}, longest={longest}"
             )
         self.widest, self.shortest, self.longest, self.pull = widest, shortest, longest, pull
         remember_norms(model)
         self.register_buffer("unit", torch.zeros(()))
 
     def loss_of(self, vectors: Tensor, labels: Tensor, norms: Tensor | None = None) -> Tensor:
+        check_labels(labels, len(vectors), self.classes)
         with torch.autocast(vectors.device.type, enabled=False):
             vectors = vectors.float()
             lengths = self._in_units(vectors.norm(dim=1) if norms is None else norms.float())
@@ -115,7 +123,7 @@ class MagFace(Objective):
         return self.scale * margins.at_target(self.cosines(vectors), labels, bend, ignore_index=-100)
 
     def _in_units(self, lengths: Tensor) -> Tensor:
-        if self.training and float(self.unit) == 0:
+        if self.learning and float(self.unit) == 0:
             self.unit.copy_(2 * lengths.detach().mean() / (self.shortest + self.longest))
         unit = self.unit if float(self.unit) > 0 else torch.ones_like(self.unit)
         return (lengths / unit).clamp(self.shortest, self.longest)
@@ -141,12 +149,13 @@ class CurricularFace(Objective):
         super().__init__(model, classes, scale, margin)
         if margin > math.pi:
             raise ValueError(f"margin must be at most pi radians, got {margin}")
+        _check_momentum(momentum)
         self.momentum = momentum
         self.register_buffer("t", torch.zeros(()))
 
     def margined(self, cosines: Tensor, labels: Tensor) -> Tensor:
         own = cosines.gather(1, labels[:, None])
-        if self.training:
+        if self.learning:
             self.t.lerp_(own.detach().mean(), self.momentum)
         moved = own * math.cos(self.margin) - (1 - own * own).clamp(min=margins.EDGE).sqrt() * math.sin(self.margin)
         modulated = torch.where(cosines > moved, cosines * (self.t + cosines), cosines)
@@ -171,7 +180,7 @@ class AdaCos(Objective):
 
     def logits(self, vectors: Tensor, labels: Tensor, norms: Tensor) -> Tensor:
         cosines = self.cosines(vectors)
-        if self.dynamic and self.training:
+        if self.dynamic and self.learning and len(labels):
             self._follow(cosines.detach(), labels)
         margined = margins.am_softmax(cosines, labels, self.margin) if self.margin else cosines
         return self.running * margined
@@ -188,3 +197,9 @@ class AdaCos(Objective):
 
     def get_config_dict(self) -> dict[str, Any]:
         return {**super().get_config_dict(), "scale": float(self.running), "dynamic": self.dynamic}
+
+
+def _check_momentum(momentum: float) -> None:
+    """Raises ValueError unless a statistic that moves by so much a batch follows it, and no further."""
+    if not 0 < momentum <= 1:
+        raise ValueError(f"momentum must be over 0 and at most 1, got {momentum}")

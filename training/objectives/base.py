@@ -72,16 +72,33 @@ class Objective(nn.Module):
         """The weights (C K, d) of all classes, without a gradient."""
         return self.head.weight.detach()
 
+    @property
+    def learning(self) -> bool:
+        """Whether what is counted or averaged over training batches takes this one.
+
+        The library's trainer puts the encoder alone into evaluation mode while it measures the loss on other rows.
+        """
+        return self.training and self.model.training and torch.is_grad_enabled()
+
     @torch.no_grad()
     def imprint(self, weight: Tensor) -> None:
-        """Starts the class weights at `weight` (C, d), see `training.heads.class_means`.
+        """Starts the class weights at `weight` (C, d), see `training.heads.class_means`. Raises ValueError for another
+        shape.
 
         Several centers of a class start a little apart: equal ones would stay equal.
         """
+        wanted = (self.classes, self.head.in_features)
+        if weight.shape != wanted:
+            raise ValueError(f"the class weights must have the shape {wanted}, got {tuple(weight.shape)}")
+        weight = self.held_rows(weight)
         if self.centers > 1:
             weight = weight.repeat_interleave(self.centers, 0)
             weight = weight + 0.3 * torch.randn_like(weight) / weight.shape[1] ** 0.5
         self.head.weight.copy_(weight)
+
+    def held_rows(self, weight: Tensor) -> Tensor:
+        """Those rows of `weight` (C, d) whose classes have their weights in this process."""
+        return weight
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
         """The mean loss of a batch: features of one text column, labels (B,) int64 in [0, C).
@@ -100,8 +117,10 @@ class Objective(nn.Module):
     def loss_of(self, vectors: Tensor, labels: Tensor, norms: Tensor | None = None) -> Tensor:
         """The mean loss of vectors (B, d) with classes (B,), in float32 also under autocast.
 
-        `norms` (B,) are the lengths before normalisation, where the encoder normalises.
+        `norms` (B,) are the lengths before normalisation, where the encoder normalises. Raises ValueError for labels
+        that are no classes.
         """
+        check_labels(labels, len(vectors), self.classes)
         with torch.autocast(vectors.device.type, enabled=False):
             vectors = vectors.float()
             lengths = vectors.norm(dim=1) if norms is None else norms.float()
@@ -128,6 +147,15 @@ class Objective(nn.Module):
     def get_config_dict(self) -> dict[str, Any]:
         """What the model card says of the objective."""
         return {"classes": self.classes, "scale": float(self.scale), "margin": float(self.margin)}
+
+
+def check_labels(labels: Tensor, texts: int, classes: int) -> None:
+    """Raises ValueError unless `labels` are the classes of so many texts."""
+    if labels.is_floating_point() or labels.shape != (texts,):
+        raise ValueError(f"labels must be {texts} integers, one a text, got {labels.dtype} of {tuple(labels.shape)}")
+    wrong = (labels < 0) | (labels >= classes)
+    if bool(wrong.any()):
+        raise ValueError(f"labels must lie in [0, {classes}), got {int(labels[wrong][0])}")
 
 
 def objective_state(loss: nn.Module) -> dict[str, Tensor]:

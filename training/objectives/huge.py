@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from simplex.maps import entmax
 from training import distributed
-from training.objectives.base import Objective
+from training.objectives.base import Objective, check_labels
 
 BLOCK = 65_536
 """Classes scored at once while the best are searched for."""
@@ -46,8 +46,8 @@ class HugeHead(Objective):
             raise ValueError(f"classes must be enough for each of {distributed.world()} processes, got {classes}")
         return count
 
-    def imprint(self, weight: Tensor) -> None:
-        super().imprint(weight[self._first : self._first + len(self.head.weight)])
+    def held_rows(self, weight: Tensor) -> Tensor:
+        return weight[self._first : self._first + len(self.head.weight)]
 
     def class_weights(self) -> Tensor:
         weight = self.head.weight.detach()
@@ -55,6 +55,7 @@ class HugeHead(Objective):
         return distributed.gather(functional.pad(weight, (0, 0, 0, missing)))[: self.classes]
 
     def loss_of(self, vectors: Tensor, labels: Tensor, norms: Tensor | None = None) -> Tensor:
+        check_labels(labels, len(vectors), self.classes)
         with torch.autocast(vectors.device.type, enabled=False):
             unit = functional.normalize(distributed.times_processes(vectors.float()), dim=1)
             return self.unit_loss(unit, labels)

@@ -81,12 +81,16 @@ class SphereFace(Objective):
         super().__init__(model, classes, scale, margin)
         if margin < 1:
             raise ValueError(f"margin multiplies the angle and must be at least 1, got {margin}")
+        if not min(least, most, decay) >= 0 or max(least, most, decay) == math.inf:
+            raise ValueError(
+                f"least, most and decay must be finite and not negative, got least={least}, most={most}, decay={decay}"
+            )
         self.least, self.most, self.decay = least, most, decay
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def margined(self, cosines: Tensor, labels: Tensor) -> Tensor:
         strength = max(self.least, self.most / (1 + self.decay * int(self.steps)))
-        if self.training:
+        if self.learning:
             self.steps += 1
         hard = margins.sphereface(cosines, labels, max(1.0, self.margin))
         return margins.annealed(cosines, hard, strength)
