@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
-from rich.console import Console
 
 from index import console
 from index.encode import Encoded, encode_stream, workers_for
@@ -35,6 +34,7 @@ from index.reading import SKIP, Reader
 from index.rows import Row
 from index.settings import Settings, parse
 from index.sources import Progress
+from index.terminal import Terminal
 from index.usable import Remembering
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def embed(argv: Sequence[str]) -> int:
         sys.stdout.write(json.dumps(made | reader.as_json()) + "\n")
     else:
         reader.tell()
-        Console().print(f"{settings.out}: {made['rows']} rows, {made['dimension']} dimensions", highlight=False)
+        Terminal().print(f"{settings.out}: {made['rows']} rows, {made['dimension']} dimensions")
     return 0
 
 

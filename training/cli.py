@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rich.console import Console
 from rich.table import Table
 
 from index.console import stopped
 from index.errors import SettingsError
 from index.reading import folders_are_labels
 from index.settings import parse
+from index.terminal import Terminal
 from training.compare_settings import CompareSettings
 from training.config import DemoSettings, PushSettings, TrainSettings
 from training.room import room_at
@@ -27,7 +27,7 @@ from training.run import can_resume, given, positional
 def train(argv: Sequence[str]) -> int:
     """`surematch train`: labelled rows to an encoder. Progress goes to stderr, the result to stdout."""
     settings = parse(TrainSettings, argv)
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     from training.pipeline import train_encoder  # torch takes seconds to import; --help and bad flags need none of it
 
     try:
@@ -52,7 +52,7 @@ def _again(out: Path) -> str:
 def compare(argv: Sequence[str]) -> int:
     """`surematch compare`: several losses on the same rows and seeds, in one table."""
     settings = parse(CompareSettings, argv)
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     from training.compare import PAGE, compare_losses
     from training.compare_page import show
     from training.pipeline import train_encoder
@@ -61,7 +61,7 @@ def compare(argv: Sequence[str]) -> int:
         with room_at(settings.out, lambda: "; the same command continues"):
             comparison = compare_losses(settings, train_encoder, console)
     except KeyboardInterrupt:
-        console.print(f"Stopped. What was finished is in {settings.out}; the same command continues.", markup=False)
+        console.print(f"Stopped. What was finished is in {settings.out}; the same command continues.")
         return 130
     if settings.json_:
         sys.stdout.write(json.dumps(comparison, ensure_ascii=False) + "\n")
@@ -71,7 +71,7 @@ def compare(argv: Sequence[str]) -> int:
         figures = [show(entry[name]) for name in ("seen_recall_at_1", "unseen_recall_at_1", "unseen_map_at_r")]
         ahead = show(entry["ahead"], signed=True) if at else "–"
         table.add_row(entry["loss"], *figures, ahead, show(entry["seconds"], digits=0))
-    output = Console(highlight=False)
+    output = Terminal()
     output.print(table)
     output.print(f"The plot is in {settings.out / PAGE}.")
     return 0
@@ -87,10 +87,10 @@ def push(argv: Sequence[str]) -> int:
     if settings.json_:
         sys.stdout.write(json.dumps({"url": address, "files": {name: size(files[name]) for name in files}}) + "\n")
         return 0
-    output = Console(highlight=False, soft_wrap=True)
+    output = Terminal()
     for name, content in files.items():
-        output.print(f"{size(content):>12,}  {name}", markup=False)
-    output.print("Nothing was sent (--dry-run)." if address is None else f"Sent to {address}", markup=False)
+        output.print(f"{size(content):>12,}  {name}")
+    output.print("Nothing was sent (--dry-run)." if address is None else f"Sent to {address}")
     return 0
 
 
@@ -102,20 +102,20 @@ def demo(argv: Sequence[str]) -> int:
         raise SettingsError("The command surematch is not installed here, so nothing can be served. Use --no-serve.")
     from training.demo import example_questions, run_demo
 
-    console = Console(highlight=False)
+    console = Terminal()
     try:
         with room_at(settings.out, lambda: ", then run the same command again"):
             collection = run_demo(settings, console)
     except KeyboardInterrupt:
         said = f"Stopped. What was finished is in {settings.out}; run the same command to start again."
-        console.print(said, markup=False)
+        console.print(said)
         return 130
     if settings.serve and program is not None:
         console.print(f"Serving on http://127.0.0.1:{settings.port}/ : open it in a browser. Ctrl-C stops.")
         questions = [part for text in example_questions(settings.out) for part in ("--examples", text)]
         _become([program, "serve", str(collection), "--port", str(settings.port), *questions])
     serve = shlex.join(["surematch", "serve", str(collection), "--port", str(settings.port)])
-    console.print(f"Serve it: {serve}", markup=False)
+    console.print(f"Serve it: {serve}")
     return 0
 
 
@@ -126,7 +126,7 @@ def _become(command: list[str]) -> NoReturn:
 
 
 def _summarise(settings: TrainSettings, record: dict[str, Any]) -> None:
-    console = Console(highlight=False, markup=False)
+    console = Terminal()
     before, after = record["metrics"]["start"], record["metrics"]["held_out"]
     console.print(f"Trained in {record['seconds']:.0f} s. The encoder is in {settings.out}.")
     if after is not None:
@@ -143,7 +143,7 @@ def _summarise(settings: TrainSettings, record: dict[str, Any]) -> None:
         )
     if {fault["kind"] for fault in record["data"]["report"]} & {"empty text", "empty label"}:
         console.print("Before it can be indexed: fill or delete the rows without a text or a label, named above.")
-    console.print(f"Next: {_following(settings, record)}", soft_wrap=True)  # to be pasted
+    console.print(f"Next: {_following(settings, record)}")
 
 
 def _following(settings: TrainSettings, record: dict[str, Any]) -> str:

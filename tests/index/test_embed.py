@@ -48,6 +48,14 @@ def test_every_row_with_its_columns_and_vector(world: World, tmp_path: Path, sma
         embed([str(world.encoder), str(world.items), "--out", str(tmp_path / "v")])
 
 
+@pytest.mark.parametrize("name", ["emb[/]", "emb[x]", "emb:x:"])
+def test_where_it_is_written_is_said_as_it_is(
+    name: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert embed([str(world.encoder), str(world.items), "--out", str(tmp_path / name)]) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path / name}: ")
+
+
 def test_columns_keep_one_type_through_all_parts(world: World, tmp_path: Path, small_parts: None) -> None:
     file = tmp_path / "rows.jsonl"
     records = [{"text": "card", "n": None if at < 40 else at, "tags": ["a"] if at % 2 else None} for at in range(80)]

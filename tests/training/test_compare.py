@@ -42,6 +42,14 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     return calls
 
 
+def test_where_the_plot_lies_is_said_as_it_is(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command[command.index("--out") + 1] = str(tmp_path / "c[x]")
+    assert compare([*command, "--losses", LOSSES, "--seeds", "1"]) == 0
+    assert f"The plot is in {tmp_path / 'c[x]'}/" in capsys.readouterr().out
+
+
 def test_a_comparison_trains_each_loss_at_each_seed_and_once(
     command: list[str], tmp_path: Path, trained: list[tuple[str, int]], capsys: pytest.CaptureFixture[str]
 ) -> None:
