@@ -11,7 +11,6 @@ from typing import Any
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
-from rich.console import Console
 
 from index import console, thresholds
 from index.build import build_collection
@@ -37,6 +36,7 @@ from index.reading import SKIP, Reader, check_columns, indexed_label, trained_la
 from index.rows import read_rows
 from index.settings import Settings, parse
 from index.sources import Held, trained_rows
+from index.terminal import Terminal
 from index.usable import Remembering
 
 _TEXT = Field("text", description="column that holds the text")
@@ -217,7 +217,7 @@ def _index(settings: IndexSettings) -> int:
     if settings.json_:
         _print_json(built | reader.as_json())
     else:
-        console.show_collection(Console(), built, settings.out)
+        console.show_collection(Terminal(), built, settings.out)
     return 0
 
 
@@ -271,7 +271,7 @@ def evaluate(argv: Sequence[str]) -> int:
         _print_json(report | reader.as_json())
     else:
         reader.tell()
-        console.show_evaluation(Console(), report)
+        console.show_evaluation(Terminal(), report)
     return 0
 
 
@@ -308,7 +308,7 @@ def _evaluate_pairs(settings: EvaluateSettings, column: str) -> int:
         _print_json(report | reader.as_json())
     else:
         reader.tell()
-        console.show_pairs(Console(), report)
+        console.show_pairs(Terminal(), report)
     return 0
 
 
@@ -333,7 +333,7 @@ def search(argv: Sequence[str]) -> int:
         _print_json({"model": collection.model_id, "snapshot": collection.snapshot_id, "answers": found})
     else:
         for text, answer in zip(settings.texts, answers, strict=True):
-            console.show_answer(Console(), text, answer)
+            console.show_answer(Terminal(), text, answer)
     return 0
 
 
@@ -360,7 +360,7 @@ def threshold(argv: Sequence[str]) -> int:
     if settings.json_:
         _print_json({**asdict(found), "warnings": warnings})
     else:
-        console.show_threshold(Console(), found, warnings)
+        console.show_threshold(Terminal(), found, warnings)
     return 0
 
 

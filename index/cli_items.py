@@ -13,7 +13,6 @@ from typing import Any
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
-from rich.console import Console
 
 from index import console
 from index.backup import copy_collection
@@ -31,6 +30,7 @@ from index.settings import Settings, parse
 from index.signing import KEY, signing
 from index.snapshot import sign
 from index.sources import Progress
+from index.terminal import Terminal
 from index.usable import Remembering
 from index.writer_lock import WriterLock
 
@@ -279,5 +279,5 @@ def tell(told: dict[str, Any], words: str, as_json: bool) -> int:
     if as_json:
         sys.stdout.write(json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     else:
-        Console().print(words, markup=False, highlight=False, soft_wrap=True)
+        Terminal().print(words)
     return 0

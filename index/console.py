@@ -12,14 +12,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
 from index.answer import Answer, Explanation
 from index.sources import Progress
+from index.terminal import Terminal, styled
 from index.thresholds import Threshold
 
 _BAR = 20
@@ -48,7 +47,7 @@ def progress(*, quiet: bool = False) -> Iterator[Progress]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Bars(*columns, console=Console(stderr=True), disable=quiet or noted()) as bars:
+    with Bars(*columns, console=Terminal(stderr=True), disable=quiet or noted()) as bars:
         tasks: dict[str, Any] = {}
 
         def report(what: str, done: int, of: int) -> None:
@@ -110,33 +109,34 @@ def bar(probability: float) -> str:
     return f"{'█' * full}{'·' * (_BAR - full)} {in_percent(probability):>6}"
 
 
-def show_answer(out: Console, text: str, answer: Answer) -> None:
+def show_answer(out: Terminal, text: str, answer: Answer) -> None:
     """One query's answer: the verdict, then the hits with score and probability."""
     sure = f"  {in_percent(answer.decision.probability)}" if answer.decision else ""
-    out.print(f"\n[bold]{escape(text)}[/bold]\n  {escape(verdict(answer))}{sure}", highlight=False)
+    out.print(f"\n{text}", style="bold")
+    out.print(f"  {verdict(answer)}{sure}")
     if answer.reason:
-        out.print(f"  [yellow]{escape(answer.reason)}[/yellow]", highlight=False)
+        out.print(f"  {answer.reason}", style="yellow")
     table = Table(box=None, pad_edge=False, padding=(0, 2))
     for heading in ("", "probability", "score", "label", "text or id"):  # the numbers never give way to long labels
         number = heading in ("probability", "score")
         table.add_column(heading, justify="right" if heading == "score" else "left", no_wrap=number, overflow="fold")
     for hit in answer.hits:
         p = "—" if hit.probability is None else bar(hit.probability)
-        table.add_row("", p, f"{hit.score:.3f}", escape(hit.label or hit.id), escape(hit.text or hit.id))
+        table.add_row("", p, f"{hit.score:.3f}", hit.label or hit.id, hit.text or hit.id)
     if answer.no_match is not None:
-        table.add_row("", bar(answer.no_match), "", "[italic]no match[/italic]", "")
-    out.print(table, highlight=False)
+        table.add_row("", bar(answer.no_match), "", styled("no match", "italic"), "")
+    out.print(table)
     if answer.prediction_set is not None:
         names = [entry.label or entry.id or "" for entry in answer.prediction_set]
         names += ["no match"] if answer.set_has_no_match else []
-        out.print(f"  {percent(answer.coverage)} set: {escape(', '.join(names))}", highlight=False)
+        out.print(f"  {percent(answer.coverage)} set: {', '.join(names)}")
     if answer.explanation is not None:
         _show_explanation(out, answer.explanation)
     for warning in answer.warnings:
-        out.print(f"  [yellow]{escape(warning)}[/yellow]", highlight=False)
+        out.print(f"  {warning}", style="yellow")
 
 
-def _show_explanation(out: Console, why: Explanation) -> None:
+def _show_explanation(out: Terminal, why: Explanation) -> None:
     """The likeliest outcomes, their evidence, and the items that made it."""
     table = Table(box=None, pad_edge=False, padding=(0, 2))
     for heading in ("why", "logit", "best", "pooled", "centroid", "items (share of the pooled evidence)"):
@@ -145,108 +145,105 @@ def _show_explanation(out: Console, why: Explanation) -> None:
         items = ", ".join(f"{item.id} {item.share_32:.0%}" for item in entry.items[:3])
         logit = "none" if entry.logit is None else f"{entry.logit:.2f}"
         evidence = (f"{entry.evidence[name]:.3f}" for name in ("best", "pooled_32", "centroid"))
-        name = escape(entry.label or entry.id or "") if entry.answerable else "[italic]not shown[/italic]"
-        table.add_row(name, logit, *evidence, escape(items))
+        name = entry.label or entry.id or "" if entry.answerable else styled("not shown", "italic")
+        table.add_row(name, logit, *evidence, items)
     table.add_row(
-        "[italic]no match[/italic]", f"{why.no_match_logit:.2f}", "", "", "", f"background {why.background:.3f}"
+        styled("no match", "italic"), f"{why.no_match_logit:.2f}", "", "", "", f"background {why.background:.3f}"
     )
-    out.print(table, highlight=False)
+    out.print(table)
 
 
-def show_collection(out: Console, built: dict[str, Any], path: Path) -> None:
+def show_collection(out: Terminal, built: dict[str, Any], path: Path) -> None:
     """What `surematch index` made, in plain words."""
-    out.print(f"[bold]{escape(str(path))}[/bold]: {built['items']} items, {built['labels']} labels, {built['engine']}")
+    size = f"{built['items']} items, {built['labels']} labels, {built['engine']}"
+    out.print(styled(f"{path}:", "bold"), size)
     report = built["calibration"]
     if report is None:
-        out.print(f"[yellow]Not calibrated, so it shows no probabilities. {escape(str(built['reason']))}[/yellow]")
+        out.print(f"Not calibrated, so it shows no probabilities. {built['reason']}", style="yellow")
     else:
         queries = report["queries"]
         out.print(
             f"Calibrated on {queries['known']} known queries ({queries['source']}) and {queries['unknowns']}, for a "
             f"mix with {percent(queries['unknown_share'])} unknown queries.",
-            highlight=False,
         )
-        out.print(_honesty(report), highlight=False)
-    name = escape(shlex.quote(str(path)))
+        out.print(_honesty(report))
+    name = shlex.quote(str(path))
     for warning in built["warnings"]:
-        out.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False)
+        out.print(warning, style="yellow")
     asked = "PICTURE" if built["encoder"]["modality"] == "image" else '"..."'
-    out.print(f"Ask it:   surematch search {name} {asked}\nServe it: surematch serve {name}", highlight=False)
+    out.print(f"Ask it:   surematch search {name} {asked}\nServe it: surematch serve {name}")
 
 
-def show_threshold(out: Console, found: Threshold, warnings: Sequence[str]) -> None:
+def show_threshold(out: Terminal, found: Threshold, warnings: Sequence[str]) -> None:
     """A threshold and what it rests on, in plain words, with the calibration's `warnings`."""
     out.print(
-        f"Call the first hit a match when its probability is at least [bold]{at_least(found.probability)}[/bold].",
-        highlight=False,
+        "Call the first hit a match when its probability is at least ",
+        styled(at_least(found.probability), "bold"),
+        ".",
+        sep="",
     )
     out.print(
         f"On the held-out calibration queries: {found.promised} {found.measured:.4f} (95 % interval {found.low:.4f} to "
         f"{found.high:.4f}).",
-        highlight=False,
     )
     fpir = "unmeasured" if found.fpir is None else f"{found.fpir:.2%}"
     called = "No query is called a match"
     if found.precision is not None:
         called = f"{found.accepted:.1%} of queries are called a match, {found.precision:.2%} of them rightly"
-    out.print(
-        f"{called}; {found.miss_rate:.2%} of known queries are missed, {fpir} of unknown ones let in.", highlight=False
-    )
+    out.print(f"{called}; {found.miss_rate:.2%} of known queries are missed, {fpir} of unknown ones let in.")
     if found.assumes is not None:
-        out.print(f"[yellow]Mind:[/] {found.assumes}", highlight=False)
+        out.print(styled("Mind:", "yellow"), found.assumes)
     for warning in warnings:
-        out.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False)
+        out.print(warning, style="yellow")
 
 
-def show_evaluation(out: Console, report: dict[str, Any]) -> None:
+def show_evaluation(out: Terminal, report: dict[str, Any]) -> None:
     """What `surematch evaluate` measured, in plain words and a reliability table."""
     queries = report["queries"]
-    out.print(f"{queries['known']} known and {queries['unknown']} unknown queries", highlight=False)
+    out.print(f"{queries['known']} known and {queries['unknown']} unknown queries")
     if report["recall@1"] is not None:
-        out.print(f"recall@1 {report['recall@1']:.4f}   recall@5 {report['recall@5']:.4f}", highlight=False)
+        out.print(f"recall@1 {report['recall@1']:.4f}   recall@5 {report['recall@5']:.4f}")
     if not report["calibrated"]:
-        out.print(f"[yellow]{escape(str(report['reason']))}[/yellow]", highlight=False)
+        out.print(str(report["reason"]), style="yellow")
     else:
-        out.print(_honesty(report), highlight=False)
+        out.print(_honesty(report))
     for warning in report["warnings"]:
-        out.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False)
+        out.print(warning, style="yellow")
     if not report["calibrated"]:
         return
     for sets, promised in (("sets", "sets"), ("sets_known_unknown", "sets for known and unknown apart")):
         for measured in report[sets]:
             said = measured.get("reason") or _coverage(measured)
-            out.print(f"{percent(measured['coverage'])} {promised}: {escape(said)}", highlight=False)
+            out.print(f"{percent(measured['coverage'])} {promised}: {said}")
     _show_reliability(out, report["reliability"], "Of the answers given p, how many were right")
 
 
-def show_pairs(out: Console, report: dict[str, Any]) -> None:
+def show_pairs(out: Terminal, report: dict[str, Any]) -> None:
     """What `surematch evaluate --pair-text` measured, in plain words and a reliability table."""
     spread, base = report["probabilities"], report["base_rate"]
-    out.print(f"{report['pairs']} pairs, {report['same_share']:.1%} of one class", highlight=False)
+    out.print(f"{report['pairs']} pairs, {report['same_share']:.1%} of one class")
     out.print(
         f"Calibration error (ECE) {report['ece']:.4f}; a perfect one would show {report['ece_floor']:.4f} here (the "
         f"cosine taken at its word: {report['raw_cosine_ece']:.4f}).\n"
         f"Brier score {report['brier']:.4f}, {base['brier']:.4f} by the base rate alone; AUROC {report['auroc']:.4f}.\n"
         f"90 % of the probabilities lie between {spread['5%']:.1%} and {spread['95%']:.1%}.",
-        highlight=False,
     )
     for line in report["tar_at_far"]:
         if line["supported"]:
             out.print(
                 f"Accepting cosines from {line['threshold']:.3f} takes {percent(line['far'])} of the pairs of two "
                 f"classes for one (FAR) and accepts {line['tar']:.1%} of those of one (TAR).",
-                highlight=False,
             )
     for warning in report["warnings"]:
-        out.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False)
+        out.print(warning, style="yellow")
     _show_reliability(out, report["reliability"], "Of the pairs given p, how many were of one class")
 
 
-def _show_reliability(out: Console, rows: list[dict[str, float]], title: str) -> None:
+def _show_reliability(out: Terminal, rows: list[dict[str, float]], title: str) -> None:
     table = Table("said", "happened", "", title=title, title_justify="left")
     for row in rows:
         table.add_row(f"{row['probability']:.3f}", f"{row['frequency']:.3f}", bar(row["frequency"]))
-    out.print(table, highlight=False)
+    out.print(table)
 
 
 def _coverage(measured: dict[str, Any]) -> str:

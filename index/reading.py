@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field
-from rich.console import Console
 
 from index.encoder import Encoder
 from index.encoder_files import Modality, modality_of, training_settings
@@ -15,6 +14,7 @@ from index.errors import DataError, SettingsError
 from index.pictures import cannot_be_used, read_content, sound_ones
 from index.rows import Row, RowFiles
 from index.sources import Progress
+from index.terminal import Terminal
 from index.usable import left_out, summary, usable
 
 SKIP = Field(
@@ -72,7 +72,7 @@ class Reader:
     def tell(self) -> None:
         """Lists the pictures left out on stderr, all of them, one a line."""
         if self._faulty:
-            Console(stderr=True).print(summary(self._faulty), highlight=False, markup=False, soft_wrap=True)
+            Terminal(stderr=True).print(summary(self._faulty))
 
 
 def check_columns(modality: Modality, paths: Sequence[Path], text: str, label: str | None) -> None:

@@ -21,6 +21,7 @@ from index.errors import SettingsError
 from index.pictures import read_content
 from index.rows import Row
 from index.settings import parse
+from index.terminal import styled
 from training.compare_page import render_comparison
 from training.compare_settings import CompareSettings
 from training.config import TrainSettings
@@ -60,7 +61,7 @@ def compare_losses(
         key = _key(loss, seed)
         if key in runs:
             continue
-        console.print(f"[bold]{at} of {len(plans)}:[/] {loss}, seed {seed}", highlight=False)
+        console.print(styled(f"{at} of {len(plans)}:", "bold"), f"{loss}, seed {seed}")
         again = can_resume(plan.out)
         if not again and plan.out.exists():
             shutil.rmtree(plan.out)  # finished, but the process died before its figures were written

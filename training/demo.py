@@ -18,6 +18,7 @@ from index.errors import SettingsError, SurematchError
 from index.evaluate import evaluate
 from index.rows import Row, read_rows
 from index.sources import Held
+from index.terminal import styled
 from training.config import DemoSettings, TrainSettings
 from training.data import data_fingerprint
 from training.demo_data import make_demo_data, write_demo_data
@@ -35,7 +36,7 @@ def run_demo(settings: DemoSettings, console: Console) -> Path:
     out, collection = settings.out, settings.out / NAME
     if out.exists() and not (out / RECORD).exists() and (not out.is_dir() or any(out.iterdir())):
         raise SettingsError(f"{out} holds something else than the demo. Name another folder with --out.")
-    console.print("[bold]1. Sentences[/bold] people say to a smart home, drawn from templates.")
+    console.print(styled("1. Sentences", "bold"), "people say to a smart home, drawn from templates.")
     paths = write_demo_data(make_demo_data(seed=settings.seed), out / "data")
     rows = {name: read_rows([path], text="text", label="label") for name, path in paths.items()}
     _remember(out, None)
@@ -50,7 +51,7 @@ def run_demo(settings: DemoSettings, console: Console) -> Path:
         report = _make(settings, rows, paths["train"], console)
         _remember(out, {"state": state, "report": report})
     else:
-        console.print(f"[bold]2. - 4.[/bold] are reused from {out}: neither data nor settings have changed.")
+        console.print(styled("2. - 4.", "bold"), f"are reused from {out}: neither data nor settings have changed.")
     _show_report(console, report)
     _show_answers(console, collection)
     console.print(f"Done in {time.perf_counter() - started:.0f} s. Everything is in {out}.")
@@ -72,13 +73,13 @@ def example_questions(out: Path, known: int = 4) -> list[str]:
 
 def _make(settings: DemoSettings, rows: dict[str, list[Row]], train: Path, console: Console) -> dict[str, Any]:
     model, collection = settings.out / "model", settings.out / NAME
-    console.print("[bold]2. Training[/bold] an encoder: sentences of one intent become neighbours.")
+    console.print(styled("2. Training", "bold"), "an encoder: sentences of one intent become neighbours.")
     # the calibration queries come from templates of their own, so no row has to be held out
     train_settings = TrainSettings(
         data=[train], out=model, encoder=settings.encoder, seed=settings.seed, held_out=0, overwrite=model.exists()
     )
     train_encoder(train_settings, console)
-    console.print("[bold]3. Indexing[/bold] the sentences, and calibrating the probabilities.")
+    console.print(styled("3. Indexing", "bold"), "the sentences, and calibrating the probabilities.")
     with progress() as report_progress:
         build_collection(
             str(model),
@@ -98,8 +99,9 @@ def _make(settings: DemoSettings, rows: dict[str, list[Row]], train: Path, conso
 
 def _show_report(console: Console, report: dict[str, Any]) -> None:
     console.print(
-        f"[bold]4. Tested[/bold] on {report['queries']['known']} known and {report['queries']['unknown']} unknown "
-        f"queries: the closest sentence has the right intent in {report['recall@1']:.1%} of the known ones."
+        styled("4. Tested", "bold"),
+        f"on {report['queries']['known']} known and {report['queries']['unknown']} unknown queries: the closest "
+        f"sentence has the right intent in {report['recall@1']:.1%} of the known ones.",
     )
     if report["calibrated"]:
         console.print(
@@ -107,7 +109,7 @@ def _show_report(console: Console, report: dict[str, Any]) -> None:
             f"{report['ece_floor']:.1%}). Known told from unknown: AUROC {report['auroc_known_unknown']:.3f}."
         )
     else:
-        console.print(f"   [yellow]No probabilities: {report['reason']}[/yellow]")
+        console.print(f"   No probabilities: {report['reason']}", style="yellow")
 
 
 def _show_answers(console: Console, folder: Path) -> None:

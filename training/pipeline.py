@@ -19,6 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from index.encoder_files import RECORD
 from index.rows import Row
+from index.terminal import Terminal, styled
 from training import distributed
 from training.assessment import Embedded, assess
 from training.averaging import copied, mix
@@ -58,7 +59,7 @@ def train_encoder(settings: TrainSettings, console: Console) -> dict[str, Any]:
             return _train_encoder(settings, console)
         with tempfile.TemporaryDirectory() as elsewhere:  # process 0 alone reports and writes
             out = Path(elsewhere) / settings.out.name
-            return _train_encoder(settings.model_copy(update={"out": out}), Console(quiet=True))
+            return _train_encoder(settings.model_copy(update={"out": out}), Terminal(quiet=True))
 
 
 def _train_encoder(settings: TrainSettings, console: Console) -> dict[str, Any]:
@@ -107,7 +108,7 @@ def _train(
     learned = _check(settings, recipe, learner, prepared, resume)
     warnings = cut_texts(learner.model, learner.kind, rows)
     for warning in warnings:
-        console.print(f"[yellow]Warning:[/] {warning}", highlight=False)
+        console.print(styled("Warning:", "yellow"), warning)
 
     contents, unseen = learner.contents(rows), learner.contents(prepared.unseen)
     unseen_labels, unseen_classes = np.unique([label_of(row) for row in prepared.unseen], return_inverse=True)
@@ -120,7 +121,7 @@ def _train(
     loss = make_objective(
         recipe.loss, learner.model, learned, scale=recipe.scale, margin=recipe.margin, **settings.options
     )
-    console.print(f"Training '{settings.encoder}' with {recipe.loss}: {_describe(recipe)}.", highlight=False)
+    console.print(f"Training '{settings.encoder}' with {recipe.loss}: {_describe(recipe)}.")
     before = learner.encode(shown)
     metrics: dict[str, Any] = {"start": _evaluate(learner, contents, classes, split, before, of_shown)}
     if unseen:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 
 from index.encoder_files import modality_of
 from index.errors import SettingsError
 from index.pictures import read_content
 from index.rows import Row
+from index.terminal import styled
 from training.config import TrainSettings
 from training.data import Split, check_classes, choose_unseen, label_of, split_rows
 from training.evaluation import Classes
@@ -41,7 +41,7 @@ def prepare(settings: TrainSettings, console: Console) -> Prepared:
     frozen = Frozen(settings.encoder) if is_frozen(settings.encoder) else None
     everything, faults = _read(settings, frozen)
     for line in summary(faults):
-        console.print(f"[yellow]Report:[/] {escape(line)}", highlight=False)
+        console.print(styled("Report:", "yellow"), line)
     labels = check_classes(everything)
     away = choose_unseen(labels, settings.unseen_classes, settings.seed)
     rows = [row for row in everything if row.label not in away]
