@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -36,7 +34,7 @@ from index.reading import SKIP, Reader, check_columns, indexed_label, trained_la
 from index.rows import read_rows
 from index.settings import Settings, parse
 from index.sources import Held, trained_rows
-from index.terminal import Terminal
+from index.terminal import Terminal, print_json
 from index.usable import Remembering
 
 _TEXT = Field("text", description="column that holds the text")
@@ -215,7 +213,7 @@ def _index(settings: IndexSettings) -> int:
         _write_fit(settings.out, settings.report)
     reader.tell()  # beside JSON, too: of a job, its log is what is seen
     if settings.json_:
-        _print_json(built | reader.as_json())
+        print_json(built | reader.as_json())
     else:
         console.show_collection(Terminal(), built, settings.out)
     return 0
@@ -268,7 +266,7 @@ def evaluate(argv: Sequence[str]) -> int:
     finally:
         collection.close()
     if settings.json_:
-        _print_json(report | reader.as_json())
+        print_json(report | reader.as_json())
     else:
         reader.tell()
         console.show_evaluation(Terminal(), report)
@@ -305,7 +303,7 @@ def _evaluate_pairs(settings: EvaluateSettings, column: str) -> int:
         left = f"{count - len(rows)} of {count} pairs hold a picture that was left out and were not measured."
         report["warnings"].append(left)
     if settings.json_:
-        _print_json(report | reader.as_json())
+        print_json(report | reader.as_json())
     else:
         reader.tell()
         console.show_pairs(Terminal(), report)
@@ -330,7 +328,7 @@ def search(argv: Sequence[str]) -> int:
         collection.close()
     if settings.json_:
         found = [{"text": text, **asdict(answer)} for text, answer in zip(settings.texts, answers, strict=True)]
-        _print_json({"model": collection.model_id, "snapshot": collection.snapshot_id, "answers": found})
+        print_json({"model": collection.model_id, "snapshot": collection.snapshot_id, "answers": found})
     else:
         for text, answer in zip(settings.texts, answers, strict=True):
             console.show_answer(Terminal(), text, answer)
@@ -358,11 +356,7 @@ def threshold(argv: Sequence[str]) -> int:
     else:
         found = thresholds.from_fpir(sample, settings.fpir or 0.0)
     if settings.json_:
-        _print_json({**asdict(found), "warnings": warnings})
+        print_json({**asdict(found), "warnings": warnings})
     else:
         console.show_threshold(Terminal(), found, warnings)
     return 0
-
-
-def _print_json(value: object) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -30,7 +28,7 @@ from index.settings import Settings, parse
 from index.signing import KEY, signing
 from index.snapshot import sign
 from index.sources import Progress
-from index.terminal import Terminal
+from index.terminal import Terminal, print_json
 from index.usable import Remembering
 from index.writer_lock import WriterLock
 
@@ -277,7 +275,7 @@ def _reason(told: dict[str, Any]) -> str:
 def tell(told: dict[str, Any], words: str, as_json: bool) -> int:
     """Prints what a verb did, in words or as one JSON object."""
     if as_json:
-        sys.stdout.write(json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        print_json(told)
     else:
         Terminal().print(words)
     return 0

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,7 +28,7 @@ _FILE = "SUREMATCH_PROGRESS"
 def stopped(out: Path, resumable: bool) -> int:
     """Says after Ctrl-C how to go on with what was to be written to `out`; returns the exit code."""
     rest = "add --resume to the same command to continue" if resumable else "nothing to continue"
-    sys.stderr.write(f"Stopped. Nothing was written to {out}; {rest}.\n")
+    Terminal(stderr=True).print(f"Stopped. Nothing was written to {out}; {rest}.")
     return 130
 
 

@@ -7,8 +7,6 @@ so an interrupted run continues at the next.
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
@@ -34,7 +32,7 @@ from index.reading import SKIP, Reader
 from index.rows import Row
 from index.settings import Settings, parse
 from index.sources import Progress
-from index.terminal import Terminal
+from index.terminal import Terminal, print_json
 from index.usable import Remembering
 
 if TYPE_CHECKING:
@@ -74,7 +72,7 @@ def embed(argv: Sequence[str]) -> int:
     with console.progress(quiet=settings.json_) as progress:
         made = embed_rows(settings, reader, progress)
     if settings.json_:
-        sys.stdout.write(json.dumps(made | reader.as_json()) + "\n")
+        print_json(made | reader.as_json(), indent=None)
     else:
         reader.tell()
         Terminal().print(f"{settings.out}: {made['rows']} rows, {made['dimension']} dimensions")

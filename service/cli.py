@@ -23,6 +23,7 @@ from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, v
 from index.errors import SettingsError, SurematchError
 from index.memory import share_arenas
 from index.settings import parse
+from index.terminal import visible
 from service.settings import ServeSettings
 
 SUMMARIES = {
@@ -121,7 +122,7 @@ def _call(entry: EntryPoint, words: list[str]) -> int:
 
 
 def _fail(message: str) -> int:
-    sys.stderr.write(message + "\n")
+    sys.stderr.write(visible(message) + "\n")
     return 2
 
 

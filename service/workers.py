@@ -34,6 +34,7 @@ from prometheus_client.multiprocess import mark_process_dead
 from index.errors import CollectionError, SurematchError
 from index.memory import share_arenas
 from index.place import resolved
+from index.terminal import visible
 from service import logs
 from service.counters import counters_folder
 from service.server import DRAIN_SECONDS, run
@@ -202,7 +203,7 @@ class Supervisor:
         if self._stopping is not None:
             return True
         if worker.fault and (not self._greeted or self._is_last_hope(worker)):
-            sys.stderr.write(f"surematch serve: {worker.fault}\n")  # the others' would be the same
+            sys.stderr.write(f"surematch serve: {visible(worker.fault)}\n")  # the others' would be the same
             return False
         if not self._greeted and not worker.hangs:
             log.error("a worker ended while it started", extra={"fields": {"exit": worker.process.exitcode}})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -17,7 +16,7 @@ from index.console import stopped
 from index.errors import SettingsError
 from index.reading import folders_are_labels
 from index.settings import parse
-from index.terminal import Terminal
+from index.terminal import Terminal, print_json
 from training.compare_settings import CompareSettings
 from training.config import DemoSettings, PushSettings, TrainSettings
 from training.room import room_at
@@ -38,7 +37,7 @@ def train(argv: Sequence[str]) -> int:
     if os.environ.get("RANK", "0") != "0":  # under torchrun, the first process speaks for all
         return 0
     if settings.json_:
-        sys.stdout.write(json.dumps({"model": str(settings.out), **record}, ensure_ascii=False) + "\n")
+        print_json({"model": str(settings.out), **record}, indent=None, allow_nan=True)
     else:
         _summarise(settings, record)
     return 0
@@ -64,7 +63,7 @@ def compare(argv: Sequence[str]) -> int:
         console.print(f"Stopped. What was finished is in {settings.out}; the same command continues.")
         return 130
     if settings.json_:
-        sys.stdout.write(json.dumps(comparison, ensure_ascii=False) + "\n")
+        print_json(comparison, indent=None, allow_nan=True)
         return 0
     table = Table("loss", "seen recall@1", "unseen recall@1", "unseen MAP@R", "against the first", "seconds")
     for at, entry in enumerate(comparison["losses"]):
@@ -85,7 +84,7 @@ def push(argv: Sequence[str]) -> int:
     files = files_to_send(settings.model, with_texts=settings.with_texts)
     address = None if settings.dry_run else send(files, settings.repository, private=settings.private)
     if settings.json_:
-        sys.stdout.write(json.dumps({"url": address, "files": {name: size(files[name]) for name in files}}) + "\n")
+        print_json({"url": address, "files": {name: size(files[name]) for name in files}}, indent=None)
         return 0
     output = Terminal()
     for name, content in files.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
@@ -40,6 +41,25 @@ def test_a_command_to_paste_holds_no_emoji(copied: Path, capsys: pytest.CaptureF
     assert delete([str(path), with_item(path, "urn:x:9", "card", "my card"), "urn:x:9"]) == 0
     shown = capsys.readouterr().out
     assert f"surematch compact {path}`" in shown
+
+
+@pytest.mark.parametrize("acts", ["\x1b[31m", "\x1b]0;title\x07", "\x9b2J", "\b", "\r", "\x7f", "\u202e", "\u2066"])
+def test_what_a_terminal_would_obey_is_shown(
+    acts: str, copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    text = with_item(copied, f"id{acts}1", f"label{acts}1", f"my card {acts}1")
+    shown = json.dumps(acts)[1:-1]
+    assert search([str(copied), text, "--explain", "--coverage", "0.9"]) == 0
+    words = capsys.readouterr().out
+    assert acts[0] not in words
+    assert all(f"{part}{shown}1" in words for part in ("id", "label", "my card "))
+    assert delete([str(copied), f"none{acts}", f"id{acts}1"]) == 0
+    assert acts[0] not in capsys.readouterr().out
+    assert search([str(copied), text, "--json"]) == 0
+    written = capsys.readouterr().out
+    assert acts[0] not in written
+    assert json.loads(written)["answers"][0]["text"] == text
 
 
 def test_commands_to_paste_are_never_broken(

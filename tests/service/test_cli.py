@@ -81,6 +81,14 @@ def test_help_loads_no_verb(verbs: Callable[..., None]) -> None:
     assert cli.main(["--help"]) == 0
 
 
+def test_a_fault_is_said_in_words_that_a_terminal_does_not_obey(
+    verbs: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    verbs()
+    assert cli.main(["\x1b[31mred"]) == 2
+    assert "'\\u001b[31mred'" in capsys.readouterr().err
+
+
 def test_an_unknown_verb_gets_a_suggestion(verbs: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     verbs(evaluate="three", search="three")
     assert cli.main(["serach"]) == 2
