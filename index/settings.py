@@ -6,9 +6,12 @@ are read only where a model asks for them with `env_prefix`, so that a stray `TE
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -82,7 +85,8 @@ def parse(settings: type[S], argv: Sequence[str]) -> S:
     flags, config = _take_config(list(argv))
     _TomlSource.table = _read_toml(config) if config else {}
     try:
-        found = CliApp.run(settings, cli_args=flags, cli_settings_source=_WholeWords(settings))
+        with _help_in_full():
+            found = CliApp.run(settings, cli_args=flags, cli_settings_source=_WholeWords(settings))
     except ValidationError as error:
         raise SettingsError(_explain(settings, error, config)) from error
     finally:
@@ -93,6 +97,17 @@ def parse(settings: type[S], argv: Sequence[str]) -> S:
             f"unset {settings.model_config.get('env_prefix')}CONFIG."
         )
     return found
+
+
+@contextmanager
+def _help_in_full() -> Iterator[None]:
+    """Prints what argparse does: itself, it would keep quiet about a disk without room for its help."""
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said):
+            yield
+    finally:
+        sys.stdout.write(said.getvalue())
 
 
 def _take_config(argv: list[str]) -> tuple[list[str], Path | None]:

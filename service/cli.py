@@ -60,18 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 (until the process ends)
     _escape_what_the_terminal_lacks()
-    verbs = {entry.name: entry for entry in entry_points(group="surematch.verbs")}
-    if not words or words[0] in ("-h", "--help", "help"):
-        sys.stdout.write(_usage(verbs))
-        return 0
-    if words[0] in ("-V", "--version"):
-        sys.stdout.write(f"surematch {_version()}\n")
-        return 0
-    name, *rest = words
-    if name not in verbs:
-        return _fail(_unknown(name, verbs))
+    name, *rest = words or ["--help"]
     try:
-        code = _call(verbs[name], rest)
+        code = _run(name, rest)
         sys.stdout.flush()
     except SurematchError as error:
         return _fail(f"surematch {name}: {error}")
@@ -113,12 +104,27 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _run(name: str, words: list[str]) -> int:
+    verbs = {entry.name: entry for entry in entry_points(group="surematch.verbs")}
+    if name in ("-h", "--help", "help"):
+        sys.stdout.write(_usage(verbs))
+        return 0
+    if name in ("-V", "--version"):
+        sys.stdout.write(f"surematch {_version()}\n")
+        return 0
+    return _call(verbs[name], words) if name in verbs else _fail(_unknown(name, verbs))
+
+
 def _call(entry: EntryPoint, words: list[str]) -> int:
     # a stop by the system unwinds as Ctrl-C does, so that half-made folders are removed; `serve` sets its own handler
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     verb: Callable[[list[str]], int] = entry.load()
     sys.argv[0] = f"surematch {entry.name}"  # what argparse calls the program in its help
-    return verb(words)
+    try:
+        return verb(words)
+    except SystemExit:  # argparse's, after it printed help
+        sys.stdout.flush()
+        raise
 
 
 def _fail(message: str) -> int:

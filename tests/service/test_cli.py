@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from index.errors import DataError
+from index.settings import Settings, parse
 from service import cli
 from tests.service.conftest import ROOT, Server, serving
 
@@ -129,25 +130,33 @@ sys.exit(cli.main(["verb"]))
 """
 
 
-def test_a_reader_that_goes_away_is_no_error() -> None:
+OUTPUTS = [
+    pytest.param([sys.executable, "-c", TALK], "verb", id="a verb"),
+    pytest.param([sys.executable, "-m", "service.cli", "--help"], "--help", id="help"),
+    pytest.param([sys.executable, "-m", "service.cli", "--version"], "--version", id="version"),
+    pytest.param([sys.executable, "-c", TALK.replace(":talk", ":long_help")], "verb", id="help of a verb"),
+]
+
+
+@pytest.mark.parametrize(("command", "name"), OUTPUTS)
+def test_a_reader_that_goes_away_is_no_error(command: list[str], name: str) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", TALK], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert process.stdout
-    assert process.stderr
-    process.stdout.read(10)
-    process.stdout.close()
+    reading, writing = os.pipe()
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    os.close(reading)
     assert process.wait(60) == 141
+    assert process.stderr
     assert process.stderr.read() == b""
     process.stderr.close()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_output_without_room_is_one_line() -> None:
+@pytest.mark.parametrize(("command", "name"), OUTPUTS)
+def test_output_without_room_is_one_line(command: list[str], name: str) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-c", TALK],
+            command,
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdout=full,
@@ -156,7 +165,7 @@ def test_output_without_room_is_one_line() -> None:
             check=False,
         )
     assert done.returncode == 2
-    assert done.stderr.startswith("surematch verb: there is no room left")
+    assert done.stderr.startswith(f"surematch {name}: there is no room left")
     assert done.stderr.count("\n") == 1
 
 
@@ -188,6 +197,15 @@ def test_characters_outside_the_encoding_are_escaped(encoding: str) -> None:
 
 def say(words: list[str]) -> int:
     sys.stdout.write(json.dumps(SAID, ensure_ascii=False) + "\n")
+    return 0
+
+
+class Told(Settings):
+    __doc__ = "A long story. " * 10_000
+
+
+def long_help(words: list[str]) -> int:
+    parse(Told, ["--help"])
     return 0
 
 
