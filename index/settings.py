@@ -13,12 +13,13 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     CliApp,
+    CliPositionalArg,
     CliSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -27,13 +28,14 @@ from pydantic_settings import (
 from index.errors import SettingsError
 
 S = TypeVar("S", bound="Settings")
+_WITHOUT_FLAG = get_args(CliPositionalArg[str])[1]
 
 
 class Settings(BaseSettings):
     """Base of all verbs' settings: frozen, unknown names refused, field descriptions are the help text."""
 
     config: Path | None = Field(
-        default=None, description="TOML file with these settings, one `name = value` a line; flags override it"
+        default=None, description="TOML file with the settings below, one `name = value` a line; flags override it"
     )
 
     model_config = SettingsConfigDict(
@@ -83,7 +85,7 @@ def parse(settings: type[S], argv: Sequence[str]) -> S:
     Raises `SettingsError` with one line a fault; prints help and exits on `--help`, as argparse does.
     """
     flags, config = _take_config(list(argv))
-    _TomlSource.table = _read_toml(config) if config else {}
+    _TomlSource.table = _read_toml(config, settings) if config else {}
     try:
         with _help_in_full():
             found = CliApp.run(settings, cli_args=flags, cli_settings_source=_WholeWords(settings))
@@ -130,7 +132,7 @@ def _take_config(argv: list[str]) -> tuple[list[str], Path | None]:
     return words, paths[0] if paths else None
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path, settings: type[Settings]) -> dict[str, Any]:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -145,6 +147,13 @@ def _read_toml(path: Path) -> dict[str, Any]:
         found[name] = value
     if "config" in found:
         raise SettingsError(f"{path}: a file cannot name another one with `config`. Put all settings into one file.")
+    fields = {name: field for name, field in settings.model_fields.items() if name in found}
+    run_on = [name for name, field in fields.items() if field.is_required() and _WITHOUT_FLAG in field.metadata]
+    if run_on:  # argparse asks for these words, whatever the file holds
+        raise SettingsError(
+            f"{path}: holds {' and '.join(run_on)}, which the verb is run on. Take that out of the file and give it in "
+            "the command, without a flag."
+        )
     return found
 
 

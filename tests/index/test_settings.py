@@ -30,6 +30,11 @@ def test_flags_beat_the_file_and_the_file_beats_the_defaults(tmp_path: Path) -> 
     assert parse(IndexSettings, [*PLAIN, f"--config={config}"]).seed == 7
 
 
+def test_what_a_verb_is_run_on_is_no_setting_of_a_file(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="texts, which the verb is run on"):
+        parse(SearchSettings, ["c", "--config", toml(tmp_path, 'texts = ["my card"]')])
+
+
 def test_a_file_does_not_reach_the_next_parse(tmp_path: Path) -> None:
     parse(IndexSettings, [*PLAIN, "--config", toml(tmp_path, "seed = 7")])
     assert parse(IndexSettings, PLAIN).seed == 0
@@ -52,6 +57,7 @@ def test_stray_environment_variables_change_nothing(monkeypatch: pytest.MonkeyPa
         pytest.param("unknown_share = 1.5", "--unknown-share", id="out of range"),
         pytest.param("[index]\nseed = 1", "index", id="a table"),
         pytest.param("unknown-share = 0.1\nunknown_share = 0.2", "unknown_share is set twice", id="two spellings"),
+        pytest.param('model = "m"\ndata = ["rows.csv"]', "model and data, which the verb is run on", id="run on"),
         pytest.param('config = "other.toml"', "cannot name another", id="another file"),
     ],
 )
