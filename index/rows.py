@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -152,12 +153,16 @@ def _refuse(path: Path, lines: list[int], what: str, remedy: str) -> None:
 def _missing_column(path: Path, line: int, column: str, is_text: bool, record: dict[str, Any]) -> str:
     flag = "--text" if is_text else "--label"
     found = f"{path}: line {line} has no column '{column}'; it has {', '.join(map(repr, record))}."
-    other = next((mark for mark in (";", "\t", "|") if len(record) == 1 and mark in next(iter(record))), None)
-    if other is not None:
-        return (
-            f"{found} The columns seem to be separated by {other!r}: save the file with commas, or as .tsv with tabs."
-        )
-    return f"{found} Name the right one with {flag} COLUMN."
+    return f"{found} {_other_delimiter(record) or f'Name the right one with {flag} COLUMN.'}"
+
+
+def _other_delimiter(columns: Iterable[str]) -> str:
+    """What to do where the one column there is seems to be several; nothing where it does not."""
+    names = list(columns)
+    other = next((mark for mark in (";", "\t", "|") if len(names) == 1 and mark in names[0]), None)
+    if other is None:
+        return ""
+    return f"The columns seem to be separated by {other!r}: save the file with commas, or as .tsv with tabs."
 
 
 def cell_text(value: Any, path: Path, line: int, column: str) -> str:
@@ -215,9 +220,11 @@ def _csv(path: Path, delimiter: str = ",") -> Iterator[tuple[int, dict[str, Any]
     """Records with the line each starts on: quoted fields may contain line breaks (RFC 4180)."""
     previous_limit = csv.field_size_limit(MAX_FIELD)
     reader = csv.reader(_without_nul(path), delimiter=delimiter, strict=True)
-    start = 1
+    start, header = 1, [""]
     try:
-        header = next((record for record in reader if record), [])
+        header = next((record for record in reader if record), [""])
+        if re.fullmatch("sep=.", delimiter.join(header)):
+            raise DataError(f"{path}: its first line tells Excel the delimiter and is no header. Delete that line.")
         _refuse_repeated(path, header)
         while True:
             start = reader.line_num + 1
@@ -227,21 +234,30 @@ def _csv(path: Path, delimiter: str = ",") -> Iterator[tuple[int, dict[str, Any]
             if not record:  # a blank line between records carries nothing
                 continue
             if len(record) != len(header):
+                remedy = "Put texts that contain the delimiter or line breaks in double quotes."
                 raise DataError(
                     f"{path}: line {start} has {len(record)} fields, the header has {len(header)}. "
-                    "Put texts that contain the delimiter or line breaks in double quotes."
+                    f"{_other_delimiter(header) or remedy}"
                 )
             yield start, dict(zip(header, record, strict=True))
     except csv.Error as error:
+        remedy = "Check for an unclosed or misplaced double quote."
+        if "larger than field limit" in str(error):
+            remedy = f"A cell holds up to {MAX_FIELD:,} characters: shorten it, or close its double quote."
         raise DataError(
-            f"{path}: the record that starts on line {start} cannot be read: {error}. Check for an unclosed or "
-            "misplaced double quote."
+            f"{path}: the record that starts on line {start} cannot be read: {error}. "
+            f"{_other_delimiter(header) or remedy}"
         ) from error
     finally:
         csv.field_size_limit(previous_limit)
 
 
 def _refuse_repeated(path: Path, columns: list[str]) -> None:
+    if columns.count("") > 1:
+        raise DataError(
+            f"{path}: {columns.count('')} columns of the header have no name, the first is column "
+            f"{columns.index('') + 1}. Delete these columns, or name them."
+        )
     repeated = sorted({name for name in columns if columns.count(name) > 1})
     if repeated:
         raise DataError(f"{path}: the header names column {repeated[0]!r} twice. Rename one of them.")
