@@ -2,14 +2,16 @@
 
 A source is written FOLDER, FOLDER:SPLIT, OWNER/NAME, OWNER/NAME/CONFIG or any of these with :SPLIT; without, the split
 is `train`, or the only one. Nothing of a data set is executed: there are no loading scripts, and only builders that
-read plain tables are used.
+read plain tables are used. What a folder's CSV, TSV and JSONL files hold is read as such a file alone is, unless the
+data set declares the types of its columns: the library would guess them, and read the labels 001 and 1 as one number.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from index.errors import DataError
 BUILDERS = ("arrow", "csv", "json", "parquet")
 """Readers of the library that are used: tables. Others decode archives, images or foreign binary formats."""
 TABLES = (".arrow", ".csv", ".json", ".jsonl", ".parquet", ".tsv")
+Records = Iterator[tuple[int, dict[str, Any]]]
 _SAVED = ("dataset_dict.json", "state.json")
 _NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?")
 _SPLIT = re.compile(r"[\w.-]+")
@@ -35,10 +38,11 @@ def looks_like_hub_name(path: Path) -> bool:
     return _NAME.fullmatch(str(name)) is not None and ".." not in name.parts and name.suffix not in (*TABLES, ".zip")
 
 
-def dataset_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def dataset_records(path: Path, readers: Mapping[str, Callable[[Path], Records]]) -> Records:
     """Each row with its number, counted from 1. Columns of class codes give the names of their classes.
 
-    Raises `DataError`: not found, no such split, damaged, or not a table.
+    `readers` read single files, by how their names end. Raises `DataError`: not found, no such split, damaged, or not a
+    table.
     """
     try:
         import datasets
@@ -48,8 +52,12 @@ def dataset_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         ) from error
     source, wanted = _parts(path)
     with _quiet(datasets):
-        found = _open(datasets, source, path)
+        found = _open(datasets, source, path, readers)
         table = _split(found, wanted, path) if isinstance(found, dict) else found
+        if isinstance(table, list):
+            records = chain.from_iterable(readers[file.suffix](file) for file in table)
+            yield from enumerate((record for _, record in records), 1)
+            return
         if table is found and wanted is not None:
             raise DataError(f"{path}: this data set has no splits. Leave :{wanted} out.")
         names = {
@@ -64,8 +72,8 @@ def dataset_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield line, {column: _named(value, names.get(column)) for column, value in record.items()}
 
 
-def _open(datasets: Any, source: Path, path: Path) -> Any:
-    """The data set or the mapping of its splits."""
+def _open(datasets: Any, source: Path, path: Path, readers: Mapping[str, Any]) -> Any:
+    """The data set, the mapping of its splits, or of the files of its splits."""
     try:
         if _is_saved(source):
             return datasets.load_from_disk(str(source))
@@ -80,6 +88,8 @@ def _open(datasets: Any, source: Path, path: Path) -> Any:
                 f"{path}: this data set is read by '{kind}', and only tables are ({', '.join(BUILDERS)}). Export it as "
                 "CSV, JSONL or Parquet."
             )
+        if (files := _texts(builder)) and all(file.suffix in readers for of in files.values() for file in of):
+            return files
         builder.download_and_prepare()
         return builder.as_dataset()
     except DataError:
@@ -90,6 +100,14 @@ def _open(datasets: Any, source: Path, path: Path) -> Any:
         raise DataError(
             f"{path}: the data set cannot be {where} ({said}). Check the name; OWNER/NAME:SPLIT."
         ) from error
+
+
+def _texts(builder: Any) -> dict[str, list[Path]]:
+    """The splits' files where they are here and say nothing of their columns' types; none otherwise."""
+    if builder.info.features is not None or type(builder).__module__.rpartition(".")[2] not in ("csv", "json"):
+        return {}
+    files = {str(split): [Path(file) for file in of] for split, of in builder.config.data_files.items()}
+    return files if all(file.is_file() for of in files.values() for file in of) else {}
 
 
 def _split(splits: dict[str, Any], wanted: str | None, path: Path) -> Any:

@@ -94,7 +94,7 @@ _PICTURES = "Pictures are read by an encoder of pictures: sface, or one made by 
 def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Every record of a data file with the line it starts on, whatever its columns. Raises `DataError`."""
     if is_dataset(path) or (not path.exists() and looks_like_hub_name(path)):
-        return dataset_records(path)
+        return dataset_records(path, _READERS)
     if path.is_dir():
         raise DataError(f"{path}: is a folder, not a file, and no data set. {_PICTURES}")
     if not path.is_file():

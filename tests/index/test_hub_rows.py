@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from index.errors import DataError  # noqa: E402
 from index.rows import read_rows  # noqa: E402
 
 TEXTS = ["a card", "the rain", "a bank", "no label"]
+LABEL = {"name": "label", "dtype": {"class_label": {"names": {"0": "rain", "1": "weather"}}}}
 PLAIN = {"text": TEXTS, "label": ["card", "weather", "card", "none"], "price": [1.5, 2.0, None, 4.0]}
 
 
@@ -65,7 +67,35 @@ def test_a_folder_of_data_files_is_read_as_the_hub_keeps_it(kind: str, tmp_path:
     assert read(tmp_path / "repo") == [("a card", "card", 1), ("the rain", "weather", 2)]
     assert read(tmp_path / "repo:test") == [("a bank", "card", 1)]
     (row,) = read_rows([tmp_path / "repo:test"], text="text", label="label")
-    assert row.extra == {"price": None}
+    assert row.extra == {"price": "" if kind == "csv" else None}, "as the file alone is read"
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl"])
+def test_a_folder_of_text_files_says_what_its_files_say(ending: str, tmp_path: Path) -> None:
+    """The library would read 001 and 1 as one label, NA as nothing, and a day as a moment."""
+    (tmp_path / "repo").mkdir()
+    rows = [("one", "001", "00003"), ("two", "1", "NA"), ("Namibia", "NA", "2024-01-01"), ("none", "None", "n/a")]
+    mark = "\t" if ending == "tsv" else ","
+    lines = [mark.join(row) for row in (("text", "label", "code"), *rows)]
+    if ending == "jsonl":
+        lines = [json.dumps(dict(zip(("text", "label", "code"), row, strict=True))) for row in rows]
+        lines.append('{"text": "large", "label": "x", "nested": {"k": 9223372036854775808}}')
+    files = [tmp_path / "repo" / f"train-{part}.{ending}" for part in "ab"]
+    for file in files:
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    read = [read_rows([path], text="text", label="label") for path in (tmp_path / "repo", files[0])]
+    found, alone = ([(row.text, row.label, row.extra) for row in of] for of in read)
+    assert found == alone * 2
+    assert [row.line for row in read[0]] == list(range(1, 2 * len(alone) + 1))
+    assert [label for _, label, _ in alone][:4] == ["001", "1", "NA", "None"]
+
+
+def test_types_that_a_data_set_declares_are_those_of_its_columns(tmp_path: Path) -> None:
+    (tmp_path / "repo").mkdir()
+    (tmp_path / "repo" / "train.csv").write_text("text,label\na card,1\nthe rain,0\n")
+    card = {"dataset_info": {"features": [{"name": "text", "dtype": "string"}, LABEL]}}
+    (tmp_path / "repo" / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n")
+    assert read(tmp_path / "repo") == [("a card", "weather", 1), ("the rain", "rain", 2)]
 
 
 def test_a_missing_column_lists_those_there_are(tmp_path: Path) -> None:
