@@ -19,7 +19,7 @@ from index.encoder_files import Modality
 from index.errors import DataError
 from index.images import LIMITS, SUFFIXES, decode
 from index.picture import Picture
-from index.rows import SHOWN, Row, read_rows
+from index.rows import SHOWN, Row, read_records, read_rows
 
 MAX_MEMBERS = 1_000_000
 MAX_TOTAL = 50_000_000_000
@@ -232,14 +232,10 @@ def _table(path: Path, text: str, label: str | None, require_label: bool) -> Ite
     """Rows of a table with a column of paths; those with an empty cell have that as their fault."""
     incomplete: list[Row] = []
     column = text
-    try:
-        rows = read_rows([path], text=text, label=label, require_label=require_label, faulty=incomplete)
-    except DataError:
-        if text != "text":
-            raise
-        column = "path"  # the default for texts; tables of pictures call it so
-        incomplete.clear()
-        rows = read_rows([path], text=column, label=label, require_label=require_label, faulty=incomplete)
+    if text == "text":  # the default for texts; tables of pictures call it `path`
+        _, first = next(read_records(path), (0, {}))
+        column = "path" if "path" in first and "text" not in first else text
+    rows = read_rows([path], text=column, label=label, require_label=require_label, faulty=incomplete)
     for row in incomplete:
         named = bool(row.text.strip())
         row = Row("", row.label, row.file, row.line, row.extra, _beside(path, row) if named else None)

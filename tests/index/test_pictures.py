@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from index.confined import BELOW
-from index.errors import DataError
+from index.errors import DataError, NoLabelColumn
 from index.pictures import picture_of, read_pictures
 from index.rows import Row
 from tests.pictures import digit, packed, write_digits
@@ -72,6 +72,23 @@ def test_a_table_of_paths_and_labels(tmp_path: Path, column: str) -> None:
         ("one", 3, {"camera": "b"}, "scans/d1/001.png"),
     ]
     assert picture_of(rows[1]).read() == (tmp_path / "scans/d1/001.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["text,who", "a.png,ann"], "line 2 has no column 'label'; it has 'text', 'who'"),
+        (["text,label", "a.png"], "line 2 has 1 fields, the header has 2"),
+        (["path,who", "a.png,ann"], "line 2 has no column 'label'; it has 'path', 'who'"),
+        (["photo,label", "a.png,ann"], "line 2 has no column 'text'; it has 'photo', 'label'.*--text COLUMN"),
+        (["path,text,who", "a.png,b,ann"], "line 2 has no column 'label'"),
+    ],
+)
+def test_what_is_wrong_with_a_table_is_said_as_it_is(tmp_path: Path, lines: list[str], said: str) -> None:
+    (tmp_path / "rows.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=said) as refused:
+        read(tmp_path / "rows.csv", text="text")
+    assert isinstance(refused.value, NoLabelColumn) == ("no column 'label'" in said)
 
 
 def faulty_folder(tmp_path: Path) -> Path:
