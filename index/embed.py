@@ -8,9 +8,10 @@ so an interrupted run continues at the next.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,10 +157,15 @@ def _parts(stream: Iterator[Encoded]) -> Iterator[list[Encoded]]:
 
 
 def _schema(rows: Iterable[Row], settings: EmbedSettings) -> pa.Schema:
-    """One type for every column, that of all its values. Raises `DataError` where there is none."""
+    """One type for every column: what Parquet files say, else that of all its values. Raises `DataError` where there is
+    none."""
     import pyarrow as pa
+    from pyarrow import parquet
 
-    schema = pa.schema([])
+    # what a value was read as may not tell: nanoseconds, maps, unsigned numbers
+    files = [parquet.read_schema(path) for path in settings.data if path.suffix.lower() == ".parquet"]
+    declared = {field.name: field.type for schema in reversed(files) for field in schema}
+    types: dict[str, pa.DataType] = {}
     left = iter(rows)
     while chunk := list(islice(left, 10_000)):
         read = [_columns(row, settings.text) for row in chunk]
@@ -167,14 +173,47 @@ def _schema(rows: Iterable[Row], settings: EmbedSettings) -> pa.Schema:
             raise DataError(
                 f"{chunk[0].file}: has a column {settings.vector!r} already. Name the new one with --vector."
             )
-        place = f"{chunk[0].file}: lines {chunk[0].line} to {chunk[-1].line}"
-        names = list(dict.fromkeys(name for columns in read for name in columns))
-        try:
-            found = pa.schema([(name, pa.array([columns.get(name) for columns in read]).type) for name in names])
-            schema = pa.unify_schemas([schema, found], promote_options="permissive")
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
-            raise DataError(f"{place}: a column holds values of several types ({error}). Make them one.") from error
-    return schema
+        for name in dict.fromkeys(name for columns in read for name in columns):
+            values = [columns.get(name) for columns in read]
+            place = f"{chunk[0].file}: lines {chunk[0].line} to {chunk[-1].line}: column {name!r}"
+            with _told(place):
+                found = _array(values, declared.get(name)).type
+                before = pa.schema([(name, types.get(name, pa.null()))])
+                types[name] = pa.unify_schemas([before, pa.schema([(name, found)])], promote_options="permissive")[
+                    0
+                ].type
+    for name, kind in types.items():
+        with _told(f"{settings.data[0]}: column {name!r}"):  # an object without members cannot be written
+            parquet.ParquetWriter(BytesIO(), pa.schema([(name, kind)])).close()
+    return pa.schema(list(types.items()))
+
+
+def _array(values: list[Any], wanted: pa.DataType | None) -> pa.Array:
+    """Of the type `wanted` where it holds the values: files of one name may say other types."""
+    import pyarrow as pa
+
+    if wanted is not None:
+        with suppress(pa.ArrowException, OverflowError):
+            return pa.array(values, wanted)
+    return pa.array(values)
+
+
+@contextmanager
+def _told(place: str) -> Iterator[None]:
+    """Raises `DataError` for a column that Parquet cannot hold."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OverflowError) as error:
+        raise DataError(
+            f"{place} holds values of several types, or of one that Parquet cannot keep ({error}). Make them one, for "
+            "example texts."
+        ) from error
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{place} holds {error.object!r}, which is no Unicode. Rename it, or repair its encoding."
+        ) from error
 
 
 def _columns(row: Row, text: str) -> dict[str, Any]:
@@ -192,9 +231,10 @@ def _write(path: Path, part: list[Encoded], schema: pa.Schema, settings: EmbedSe
 
     read = [_columns(row, settings.text) for encoded in part for row in encoded.rows]
     vectors = np.concatenate([encoded.vectors for encoded in part])
-    columns = {
-        name: pa.array([columns.get(name) for columns in read], schema.field(name).type) for name in schema.names
-    }
+    columns, first, last = {}, part[0].rows[0], part[-1].rows[-1]
+    for name in schema.names:
+        with _told(f"{first.file}: from line {first.line} to {last.line} of {last.file}: column {name!r}"):
+            columns[name] = pa.array([columns_of.get(name) for columns_of in read], schema.field(name).type)
     columns[settings.vector] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
     temporary = path.with_suffix(".writing")
     parquet.write_table(pa.table(columns), temporary)

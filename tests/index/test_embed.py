@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,9 @@ from index import embed as module
 from index.embed import EmbedSettings, embed, reader_of
 from index.encoders import load_encoder
 from index.errors import CollectionError, DataError
+from index.picture import Picture
 from index.place import BuildBegun
+from index.rows import Row
 from index.sources import Progress
 from tests.index.conftest import World
 
@@ -68,8 +71,51 @@ def test_columns_keep_one_type_through_all_parts(world: World, tmp_path: Path, s
     with pytest.raises(DataError, match="column 'vector' already"):
         embed_rows(again, silent)
     file.write_text('{"text": "card", "n": 1}\n{"text": "card", "n": "one"}\n', encoding="utf-8")
-    with pytest.raises(DataError, match="lines 1 to 2: a column holds values of several types"):
+    with pytest.raises(DataError, match="lines 1 to 2: column 'n' holds values of several types"):
         embed_rows(EmbedSettings(model=str(world.encoder), data=[file], out=tmp_path / "x"), silent)
+
+
+def test_columns_of_parquet_keep_their_types(world: World, tmp_path: Path, small_parts: None) -> None:
+    """What a value is read as does not tell nanoseconds, maps, unsigned numbers, or the type of a column of nulls."""
+    given = pa.table(
+        {
+            "text": ["card", "rain"] * 20,
+            "at": pa.array([1700000000123456789, None] * 20, pa.timestamp("ns")),
+            "lasts": pa.array([5, 7] * 20, pa.duration("ns")),
+            "counts": pa.array([[("a", 1)], []] * 20, pa.map_(pa.string(), pa.int64())),
+            "large": pa.array([2**63 + 5, 1] * 20, pa.uint64()),
+            "small": pa.array([1, None] * 20, pa.int8()),
+            "nothing": pa.array([None] * 40, pa.float32()),
+        }
+    )
+    parquet.write_table(given, tmp_path / "rows.parquet")
+    embed_rows(EmbedSettings(model=str(world.encoder), data=[tmp_path / "rows.parquet"], out=tmp_path / "v"), silent)
+    assert parquet.read_table(tmp_path / "v").drop(["vector"]).equals(given)
+
+
+@pytest.mark.parametrize(
+    ("records", "said"),
+    [
+        ([{"text": "a", "meta": {}}], "rows.jsonl: column 'meta' holds .* one that Parquet cannot keep"),
+        ([{"text": "a", "n": 2**60 + 1}] * 10_000 + [{"text": "b", "n": 0.5}], "line 1 .*: column 'n' holds"),
+        ([{"text": "a", "n": 2**70}], "lines 1 to 1: column 'n' holds"),
+    ],
+)
+def test_a_column_that_parquet_cannot_keep_is_named(
+    records: list[dict[str, Any]], said: str, world: World, tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    with pytest.raises(DataError, match=said):
+        embed_rows(EmbedSettings(model=str(world.encoder), data=[file], out=tmp_path / "v"), silent)
+    assert not (tmp_path / "v").exists()
+
+
+def test_pictures_whose_name_is_no_unicode_are_named(tmp_path: Path) -> None:
+    row = Row("", "d0", "scans", 1, {}, Picture(tmp_path / "scans" / "caf\udce9.png", "caf\udce9.png"))
+    settings = EmbedSettings(model="sface", data=[tmp_path / "scans"], out=tmp_path / "v")
+    with pytest.raises(DataError, match=r"column 'path' holds .*caf.udce9.* which is no Unicode"):
+        module._schema([row], settings)
 
 
 def test_files_of_one_name_are_embedded_together(world: World, tmp_path: Path) -> None:
