@@ -147,9 +147,8 @@ class _Parser:
     def _field(self, name: str, place: str) -> _Field:
         if name in _OWN:
             column = _OWN[name]
-            return _Field(
-                column, "'text'" if name == "$id" else f"CASE WHEN {column} IS NULL THEN 'null' ELSE 'text' END"
-            )
+            kind = "'text'" if name == "$id" else f"CASE WHEN {column} IS NULL THEN 'null' ELSE 'text' END"
+            return _Field(column, kind, f"({kind} IS 'text')")
         if name.startswith("$"):
             raise DataError(f"{place}: an item has no field {name!r} of its own. Use $id, $label, or a metadata name.")
         if any(c in '"\\' or ord(c) < 32 for c in name):
@@ -158,11 +157,11 @@ class _Parser:
             )
         whole, parts = self._bind(f'$."{name}"'), name.split(".")
         if len(parts) == 1 or not all(parts):  # "No." reaches into nothing: it is the field of that very name
-            return _Field(f"json_extract(metadata, {whole})", f"json_type(metadata, {whole})")
+            return _metadata_field(whole)
         nested = self._bind("$" + "".join(f'."{part}"' for part in parts))
         # a field whose own name has dots, as tables have them, comes first
         path = f"CASE WHEN json_type(metadata, {whole}) IS NULL THEN {nested} ELSE {whole} END"
-        return _Field(f"json_extract(metadata, {path})", f"json_type(metadata, {path})")
+        return _metadata_field(path)
 
     def _equals(self, field: _Field, value: Any, place: str) -> str:
         if value is None or isinstance(value, bool):
@@ -173,7 +172,7 @@ class _Parser:
         kind, value = _scalar(value, place)
         # SQLite reads decimals less exactly than Python: both sides of a comparison must be read by it
         bound = f"json_extract({self._bind(json.dumps(value))}, '$')" if isinstance(value, float) else self._bind(value)
-        return f"({field.is_(kind)} AND {field.value} {operator} {bound})"
+        return f"({field.value} {operator} {bound} AND {field.is_(kind)})"
 
     def _one_of(self, field: _Field, given: Any, place: str) -> str:
         if not isinstance(given, list):
@@ -192,7 +191,7 @@ class _Parser:
         for kind, values in by_kind.items():
             if values:
                 listed = self._bind(json.dumps(values))
-                parts.append(f"({field.is_(kind)} AND {field.value} IN (SELECT value FROM json_each({listed})))")
+                parts.append(f"({field.value} IN (SELECT value FROM json_each({listed})) AND {field.is_(kind)})")
         return _joined(sorted(set(parts)), " OR ")
 
     def _bind(self, value: Any) -> str:
@@ -203,14 +202,23 @@ class _Parser:
 
 @dataclass(frozen=True, slots=True)
 class _Field:
-    """SQL of a field's value, and of its JSON type: NULL where the field is absent."""
+    """SQL of a field's value, of its JSON type (NULL where it is absent), and of whether it compares as a text."""
 
     value: str
     type: str
+    text: str
 
     def is_(self, kind: str) -> str:
         """SQL that is 0 or 1: whether the field is a number, or a text."""
-        return f"({self.type} IS 'text')" if kind == "text" else f"({self.type} IS 'integer' OR {self.type} IS 'real')"
+        return self.text if kind == "text" else f"({self.type} IS 'integer' OR {self.type} IS 'real')"
+
+
+def _metadata_field(path: str) -> _Field:
+    """A text with NUL, which earlier versions stored, compares with nothing: SQLite would read it up to there."""
+    kind = f"json_type(metadata, {path})"
+    written = f"json_extract(metadata, {path}, {path})"  # of two paths, JSON, whose escapes are kept
+    whole = rf"NOT instr(replace({written}, '\\', ''), '\u0000')"
+    return _Field(f"json_extract(metadata, {path})", kind, f"({kind} IS 'text' AND {whole})")
 
 
 def _joined(parts: list[str], by: str) -> str:

@@ -117,6 +117,8 @@ def checked_metadata(name: str, label: str | None, text: str | None, metadata: d
         content = json.dumps(metadata, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"Item {name[:40]!r}: the metadata is not JSON ({error}). Use plain JSON values.") from error
+    if "\\u0000" in content.replace(r"\\", ""):  # a NUL, not a backslash before such letters
+        raise DataError(f"Item {name[:40]!r}: the metadata holds NUL, where a filter's text would end. Leave it out.")
     for what, value in (("id", name), ("label", label), ("text", text), ("metadata", content)):
         try:
             (value or "").encode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,20 @@ def test_names_with_nothing_beside_a_dot_are_looked_for_as_they_stand(store: Ite
     item, *_ = fill(store, [{name: 5}, {name: 6}, {"No": 5, "5": 5, "a": {"b": 5, "": {"b": 5}}}])
     assert rows_of(store, {name: 5}) == [item.id]
     assert len(rows_of(store, {name: {"exists": True}})) == 2
+
+
+def test_a_text_with_nul_of_an_earlier_version_is_not_what_stands_before_it(store: ItemStore, tmp_path: Path) -> None:
+    texts = ["acme", r"acme\u0000", "acme-other"]
+    items = fill(store, [{"a": text, "b": {"c": text}} for text in texts])
+    with sqlite3.connect(tmp_path / "items.sqlite") as connection:  # as it was stored before NUL was refused
+        connection.execute("UPDATE items SET metadata = replace(metadata, '-other', '\\u0000-other')")
+    connection.close()
+    for name in ("a", "b.c"):
+        for text, item in zip(texts[:2], items, strict=False):
+            assert rows_of(store, {name: text}) == rows_of(store, {name: {"in": [text]}}) == [item.id]
+        assert rows_of(store, {"not": {name: {"in": texts[:2]}}}) == [items[2].id]
+        assert rows_of(store, {name: {"lte": "acme"}}) == [items[0].id]
+        assert len(rows_of(store, {name: {"exists": True}})) == 3
 
 
 def test_what_a_user_writes_is_never_sql() -> None:

@@ -168,6 +168,8 @@ BAD = {
     "half character in label": ({"label": "\ud800"}, "label holds half"),
     "half character in text": ({"text": "\udfff"}, "text holds half"),
     "half character in metadata": ({"metadata": {"a": ["\ud800"]}}, "metadata holds half"),
+    "NUL in metadata": ({"metadata": {"a": [{"b": "\\\0"}]}}, "metadata holds NUL"),
+    "NUL in a name of metadata": ({"metadata": {"a\0": 1}}, "metadata holds NUL"),
     "NaN in metadata": ({"metadata": {"a": float("nan")}}, "not JSON"),
     "bytes in metadata": ({"metadata": {"a": b"x"}}, "not JSON"),
 }
