@@ -8,6 +8,7 @@ Where the encoder cannot tell, the honest probability is the base rate, and the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from index.calibration import MIN_QUERIES
 from index.calibrators import logistic
 from index.encoder import Encoder
 from index.errors import CalibrationError, DataError
-from index.rows import Row, text_key
+from index.rows import Row, cell_text, text_key
 from index.sources import Progress, encode_rows
 
 FOLDS = 5
@@ -42,14 +43,14 @@ def is_same(pair: Row) -> bool:
 
 
 def second_text(pair: Row, column: str) -> str:
-    """The pair's other text. Raises `DataError` when there is no such column."""
+    """The pair's other text, read as the first is. Raises `DataError` for no such column, and for what is no text."""
     if column not in pair.extra:
         others = ", ".join(map(repr, pair.extra))
         raise DataError(
             f"{pair.file}: line {pair.line} has no column '{column}'; besides text and label it has {others}. Name "
             "the column of the second text with --pair-text COLUMN."
         )
-    return str(pair.extra[column] or "")
+    return cell_text(pair.extra[column], Path(pair.file), pair.line, column)
 
 
 def seconds_of(pairs: Sequence[Row], column: str) -> list[Row]:

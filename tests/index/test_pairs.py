@@ -7,7 +7,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from index import cli
 from index.encoder_files import copy_encoder
@@ -113,6 +115,22 @@ def test_pairs_that_cannot_be_read_are_named(
     file = write_csv(tmp_path / "pairs.csv", [row, *pairs_of(sentences(80))], HEADER)
     with pytest.raises(DataError, match=said):
         ask(world.encoder, file)
+
+
+@pytest.mark.parametrize("cell", [0, False, 2.5, float("nan"), None, "", {"a": 1}, ["a"], b"a"], ids=repr)
+def test_the_second_text_is_read_as_the_first_is(tmp_path: Path, cell: object) -> None:
+    file, swapped = tmp_path / "pairs.parquet", tmp_path / "swapped.parquet"
+    parquet.write_table(pa.table({"a": [cell], "b": ["a card"], "same": [1]}), file)
+    parquet.write_table(pa.table({"a": ["a card"], "b": [cell], "same": [1]}), swapped)
+    try:
+        expected = [row.text for row in read_rows([file], text="a", label="same")]
+    except DataError as error:
+        said = "second text is empty" if "empty text" in str(error) else "line 1: column 'b' holds"
+        with pytest.raises(DataError, match=said):
+            seconds_of(read_rows([swapped], text="a", label="same"), "b")
+    else:
+        others = seconds_of(read_rows([swapped], text="a", label="same"), "b")
+        assert [row.text for row in others] == expected == [str(cell)]
 
 
 def test_what_cannot_be_asked_is_refused(world: World, file: Path, tmp_path: Path) -> None:
