@@ -22,7 +22,7 @@ from index.consent import check_consent
 from index.errors import DataError
 from index.item import check_id, checked_metadata
 from index.label import whole_number
-from index.rows import Row, text_key
+from index.rows import Row, cell_text, text_key
 from index.sources import Progress
 
 _REPORTED = 10_000
@@ -115,10 +115,10 @@ def _name(row: Row, id_column: str | None) -> str:
             f"{row.file}: line {row.line} has no column '{id_column}' beside the text and the label. Name the "
             "right one with --id COLUMN."
         )
-    given = row.extra[id_column]
-    if given is None or not str(given):
+    name = cell_text(whole_number(row.extra[id_column]), Path(row.file), row.line, id_column)
+    if not name:
         raise DataError(f"{row.file}: line {row.line}: the column '{id_column}' holds no id. Give every row one.")
-    return str(whole_number(given))
+    return name
 
 
 def _id_key(name: str) -> int:

@@ -209,6 +209,16 @@ def test_ids_come_from_a_column_or_from_the_place(world: World, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    ("given", "said"),
+    [(None, "no id"), ("", "no id"), (float("nan"), "no id"), ([1], "a list"), ({"a": 1}, "a dict"), (b"a", "a bytes")],
+)
+def test_what_is_no_id_is_refused(world: World, tmp_path: Path, given: object, said: str) -> None:
+    rows = [dataclasses.replace(row, extra={"nr": at}) for at, row in enumerate(world.rows(world.items))]
+    with pytest.raises(DataError, match=rf"items\.csv: line 3: (the )?column 'nr' holds {said}"):
+        build_collection(str(world.encoder), changed(rows, 1, extra={"nr": given}), tmp_path / "c", id_column="nr")
+
+
+@pytest.mark.parametrize(
     ("count", "topics", "said"),
     [
         (5, ("card", "food"), "at least 20 are needed"),
