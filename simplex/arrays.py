@@ -111,24 +111,25 @@ def moved(x: Any, source: int, destination: int) -> Any:
     return x.movedim(source, destination) if is_torch(x) else np.moveaxis(x, source, destination)
 
 
+def along_rows(value: Any, ndim: int, dim: int) -> Any:
+    """An array that broadcasts against scores of `ndim` axes, as it does once their axis `dim` is moved last."""
+    value = value[(None,) * (ndim - value.ndim)]
+    return moved(value, dim if dim < 0 else dim - ndim, -1)  # counted from the end, as broadcasting does
+
+
+def divisor(temperature: Any, scores: Any, dim: int) -> Any:
+    """`temperature` as it divides the rows of `scores`: never below their type's least normal number, so never 0."""
+    least = float(namespace(scores).finfo(scores.dtype).tiny)
+    if isinstance(temperature, float | int):
+        return max(temperature, least)
+    if temperature.ndim:
+        temperature = along_rows(temperature, scores.ndim, dim)
+    return temperature.clamp(min=least) if is_torch(temperature) else np.maximum(temperature, least)
+
+
 def quiet(xp: Any) -> AbstractContextManager[Any]:
     """numpy's warnings off: -inf and NaN are answered by the policy, not by a warning."""
     return np.errstate(all="ignore") if xp is np else nullcontext()
-
-
-def scaled(rows: Any, temperature: Scalar, dim: int) -> Any:
-    """rows / temperature, where the axis `dim` of the scores is the last of `rows` (..., n).
-
-    An array `temperature` broadcasts with the scores, so its axis is moved like theirs. A number that the rows' type
-    cannot tell from 0 is its smallest normal one: 0 / 0 would make every best score NaN.
-    """
-    if isinstance(temperature, float | int):
-        least = np.finfo(rows.dtype).tiny if namespace(rows) is np else namespace(rows).finfo(rows.dtype).tiny
-        return rows / max(temperature, float(least))
-    if temperature.ndim:
-        of_scores = (1,) * (rows.ndim - temperature.ndim) + tuple(temperature.shape)
-        temperature = moved(temperature.reshape(of_scores), dim, -1)
-    return rows / temperature
 
 
 def over_rows(
@@ -153,7 +154,7 @@ def over_rows(
     with quiet(xp):
         rows = scores if last else moved(scores, dim, -1)
         if not (isinstance(temperature, float | int) and temperature == 1):
-            rows = scaled(rows - top(rows, xp) if shift else rows, temperature, dim)
+            rows = (rows - top(rows, xp) if shift else rows) / divisor(temperature, scores, dim)
         result = row_map(rows)
     if not (last or reduce):
         result = moved(result, -1, dim)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simplex.arrays import ArrayT, check_alpha, check_positive, is_torch, moved, namespace, over_rows, top
+from simplex.arrays import ArrayT, along_rows, check_alpha, check_positive, divisor, is_torch, namespace, over_rows, top
 from simplex.solvers import entmax_rows
 
 if TYPE_CHECKING:
@@ -53,13 +53,12 @@ def logsumexp(x: ArrayT, *, dim: int = -1, temperature: Scalar = 1.0) -> ArrayT:
         raise ValueError("temperature must be a single number for logsumexp")
 
     def rows(scores: Any) -> Any:
-        if is_torch(scores):
-            return (scores / temperature).logsumexp(-1) * temperature
-        peak = np.max(scores, axis=-1, keepdims=True)
-        safe = np.where(np.isinf(peak), 0, peak)
-        with np.errstate(divide="ignore"):
-            total = np.log(np.sum(np.exp((scores - safe) / temperature), axis=-1, keepdims=True))
-        return (safe + temperature * total)[..., 0]
+        xp, t = namespace(scores), divisor(temperature, scores, -1)
+        peak = top(scores, xp)
+        safe = xp.where(xp.isinf(peak), 0, peak)
+        y = (scores - safe) / t
+        total = y.logsumexp(-1, keepdim=True) if is_torch(y) else np.log(np.sum(np.exp(y), axis=-1, keepdims=True))
+        return (safe + t * total)[..., 0]
 
     return over_rows(rows, x, dim=dim, shift=False, reduce=True)
 
@@ -226,11 +225,7 @@ def _row_alpha(alpha: Any, x: Any, dim: int) -> Any:
     if not is_torch(x) and is_torch(alpha):
         raise ValueError("alpha must be a number or an array when x is an array; got a tensor")
     alpha = alpha if is_torch(alpha) else np.asarray(alpha, dtype=np.float64)
-    if alpha.ndim == 0:
-        return alpha.reshape((1,))
-    position = dim + (len(x.shape) if dim < 0 else 0) - len(x.shape)  # counted from the end, as broadcasting does
-    if -position > alpha.ndim:
-        return alpha[..., None]
-    if alpha.shape[position] != 1:
+    rows = along_rows(alpha if alpha.ndim else alpha.reshape((1,)), len(x.shape), dim)
+    if rows.shape[-1] != 1:
         raise ValueError(f"alpha must have size 1 along dim={dim}; got shape {tuple(alpha.shape)}")
-    return moved(alpha, position, -1)
+    return rows

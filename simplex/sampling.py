@@ -15,13 +15,13 @@ from simplex.arrays import (
     ArrayT,
     check_positive,
     check_rows,
+    divisor,
     is_torch,
     moved,
     namespace,
     over_rows,
     promote,
     quiet,
-    scaled,
 )
 
 if TYPE_CHECKING:
@@ -57,9 +57,9 @@ def gumbel_max(x: ArrayT, *, dim: int = -1, temperature: Scalar = 1.0, generator
     xp = namespace(scores)
     with quiet(xp):
         rows = moved(scores.detach() if is_torch(scores) else scores, dim, -1)
-        perturbed = scaled(rows, temperature, dim) + gumbel_noise(rows, generator)
         best = xp.amax(rows, -1)
-        drawn: ArrayT = xp.where(xp.isfinite(best), xp.argmax(perturbed, -1), -1)
+        logits = (rows - best[..., None]) / divisor(temperature, scores, dim)  # 0 at the best, however cold
+        drawn: ArrayT = xp.where(xp.isfinite(best), xp.argmax(logits + gumbel_noise(rows, generator), -1), -1)
     return drawn
 
 

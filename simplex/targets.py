@@ -15,6 +15,7 @@ import numpy as np
 from simplex.arrays import (
     check_positive,
     check_rows,
+    divisor,
     is_torch,
     like,
     moved,
@@ -22,7 +23,6 @@ from simplex.arrays import (
     promote,
     quiet,
     readable,
-    scaled,
     top,
 )
 
@@ -86,7 +86,7 @@ def row_loss(
             rows = xp.where(kept[..., None], rows, 0)
         if shift:
             rows = rows - _finite_top(rows, xp)
-        values = loss(scaled(rows, temperature, dim), goal)
+        values = loss(rows / divisor(temperature, scores, dim), goal)
         weights = _weights(weight, goal, values, xp)
         if kept is not None:
             values = xp.where(kept, values, 0)

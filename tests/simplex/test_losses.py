@@ -145,6 +145,30 @@ def test_infinite_and_ignored_scores(alpha: float) -> None:
     assert (gradient[1] == 0).all()
 
 
+@pytest.mark.parametrize("columns", [4, 5])
+def test_a_temperature_of_every_row_goes_with_its_row_along_any_axis(columns: int) -> None:
+    x, target = batch()
+    rows, goal = x.detach()[:columns, :4].requires_grad_(), target[:columns] % 4
+    each = torch.linspace(0.3, 3, columns, dtype=torch.float64)
+    for loss in (losses.cross_entropy, losses.sparsemax_loss, losses.smooth_accuracy, losses.taylor):
+        expected = torch.stack(
+            [loss(row, t, temperature=float(kept)) for row, t, kept in zip(rows, goal, each, strict=True)]
+        )
+        for scores, temperature, dim in (
+            (rows, each[:, None], -1),
+            (rows.T, each[None], 0),
+            (rows.T, each, 0),  # broadcasts against the last axis, as everywhere
+            (rows.T[None], each, 1),
+        ):
+            goals = goal[None] if scores.ndim == 3 else goal
+            got = loss(scores, goals, dim=dim, temperature=temperature, reduction="none")
+            torch.testing.assert_close(got, expected[None] if scores.ndim == 3 else expected)
+            array = loss(
+                scores.detach().numpy(), goals.numpy(), dim=dim, temperature=temperature.numpy(), reduction="none"
+            )
+            np.testing.assert_allclose(array, got.detach().numpy())
+
+
 def test_bad_targets_are_named() -> None:
     x, target = batch()
     for text, call in (
@@ -205,6 +229,20 @@ def test_margin_formula_and_derivatives(name: str) -> None:
     assert gradient.isfinite().all()
     ignored = function(cos, torch.full((40,), -100))
     assert torch.equal(ignored, cos)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", MARGINS)
+def test_margins_of_half_precision_are_those_of_float32(name: str, dtype: torch.dtype) -> None:
+    function, target = MARGINS[name][0], torch.tensor([0, 1, 2, 0])
+    half = torch.tensor([[1.0, 0.2, -1.0], [0.5, 0.996, 0.1], [0.0, 0.0, -1.0], [0.3, 0.9, 0.1]], dtype=dtype)
+    cos, wide = half.clone().requires_grad_(), half.float().requires_grad_()
+    got, want = function(cos, target), function(wide, target)
+    assert torch.equal(got, want.to(dtype))
+    weights = torch.arange(12.0).reshape(4, 3)
+    gradient, expected = (torch.autograd.grad((p * weights).sum(), x)[0] for p, x in ((got, cos), (want, wide)))
+    assert gradient.isfinite().all()
+    torch.testing.assert_close(gradient.float(), expected, rtol=0.02, atol=0.02)
 
 
 def test_combined_contains_the_others() -> None:

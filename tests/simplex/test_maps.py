@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import simplex
-from simplex import kernel
+from simplex import kernel, losses
 from tests.simplex.registry import MAPS, Map, entmax_row
 
 INF = np.inf
@@ -213,6 +213,28 @@ def test_logsumexp_lies_between_the_maximum_and_its_bound() -> None:
         np.testing.assert_allclose(got, simplex.logsumexp(torch.tensor(x), temperature=temperature).numpy())
         assert (got >= x.max(-1) - 1e-12).all()
         assert (got <= x.max(-1) + temperature * np.log(9) + 1e-12).all()
+
+
+@both
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_temperature_that_the_scores_cannot_hold_takes_the_best(library: str, dtype: Any, shape: Any) -> None:
+    x = as_library(np.array([5.0, 6.0, 1.0], dtype=dtype), library)
+    for temperature in (1e-46, 5e-324):
+        for cold in (temperature, as_library(np.full(shape, temperature), library)):
+            for function in (simplex.softmax, simplex.sparsemax, simplex.entmax15, simplex.perturb_max):
+                assert np.asarray(function(x, temperature=cold)).tolist() == [0, 1, 0]
+            assert int(simplex.gumbel_max(x, temperature=cold)) == 1
+            assert float(losses.cross_entropy(x, as_library(np.array(1), library), temperature=cold)) == 0
+        assert float(simplex.logsumexp(x, temperature=temperature)) == 6
+
+
+def test_a_temperature_per_row_broadcasts_along_any_axis() -> None:
+    x, each = np.random.default_rng(4).normal(size=(3, 5, 4)), np.array([0.2, 0.5, 1.0, 3.0])
+    for scores, temperature in ((x, each), (torch.tensor(x), torch.tensor(each))):
+        got = np.asarray(simplex.softmax(scores, dim=1, temperature=temperature))
+        want = np.stack([simplex.softmax(x[..., j], temperature=t) for j, t in enumerate(each)], -1)
+        np.testing.assert_allclose(got, want, atol=1e-15)
 
 
 def test_alpha_per_row_and_its_limits() -> None:

@@ -33,6 +33,17 @@ def test_gumbel_max_samples_softmax(library: str) -> None:
 
 
 @both
+@pytest.mark.parametrize("n", [2, 3])
+def test_gumbel_max_draws_every_row_at_its_own_temperature(library: str, n: int) -> None:
+    x, temperature = np.zeros((n, 2, 2000)), np.array([1e-3, 1e3])[:, None]  # the cold rows take the best, the hot any
+    x[0] = 1
+    scores, each = (torch.tensor(x), torch.tensor(temperature)) if library == "torch" else (x, temperature)
+    drawn = np.asarray(simplex.gumbel_max(scores, dim=0, temperature=each, generator=generator(library)))
+    assert (drawn[0] == 0).all()
+    assert (drawn[1] == 0).mean() == pytest.approx(1 / n, abs=0.06)
+
+
+@both
 def test_gumbel_softmax_and_straight_through(library: str) -> None:
     x = np.random.default_rng(0).normal(size=(6, 5))
     scores = torch.tensor(x, requires_grad=True) if library == "torch" else x
