@@ -12,12 +12,16 @@ from transformers import TrainerCallback
 
 
 class StopOnSignal(TrainerCallback):
-    """Inside `with`, the first SIGINT or SIGTERM asks the trainer to save and stop; a second one stops at once."""
+    """Inside `with`, the first SIGINT or SIGTERM asks the trainer to save and stop; a second one stops at once.
+
+    A training that ends with the step anyway is left to end. Pass it after the callbacks that may end one.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._before: dict[int, Any] = {}
-        self.asked = False
+        self._asked = False
+        self.stopped = False
 
     def __enter__(self) -> StopOnSignal:
         if threading.current_thread() is threading.main_thread():  # Python delivers signals to no other
@@ -29,12 +33,12 @@ class StopOnSignal(TrainerCallback):
             signal.signal(name, handler)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.asked and state.global_step < state.max_steps:
+        if self._asked and not control.should_training_stop:
             control.should_save = True
-            control.should_training_stop = True
+            control.should_training_stop = self.stopped = True
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self._asked:
             raise KeyboardInterrupt
-        self.asked = True
+        self._asked = True
         self._console.print("Stopping after this step; once more stops at once and loses it.")

@@ -198,7 +198,7 @@ def fit(
     schedule = Schedule(
         loss, margin_warmup=settings.margin_warmup, scale_start=settings.scale_start, lead=settings.lead
     )
-    callbacks: list[TrainerCallback] = [bar, stop, schedule]
+    callbacks: list[TrainerCallback] = [bar, schedule]
     stopper = None
     if measure is not None:
         every = max(1, len(rows.texts) // (recipe.batch_size * settings.accumulate * settings.evaluations))
@@ -209,7 +209,7 @@ def fit(
         args=arguments,
         train_dataset=dataset,
         loss=loss,
-        callbacks=[*callbacks, ObjectiveCheckpoint(loss)],
+        callbacks=[*callbacks, stop, ObjectiveCheckpoint(loss)],  # a signal may come while MAP@R is measured
         sampler=_sampler(shape, kind, settings, recipe),
         name_rows=rows.name,
         collate=rows.collate,
@@ -223,7 +223,7 @@ def fit(
             trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         finally:
             bar.stop()
-    if stop.asked and trainer.state.global_step < trainer.state.max_steps:
+    if stop.stopped:
         raise KeyboardInterrupt
     if stopper is not None:
         stopper.take_best()
