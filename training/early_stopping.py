@@ -41,7 +41,7 @@ class EarlyStopping(TrainerCallback):
             self._waited = 0
         else:
             self._waited += 1
-            control.should_training_stop = control.should_training_stop or self._waited >= self._patience
+            self._end(control)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = checkpoint_folder(args, state)
@@ -55,6 +55,12 @@ class EarlyStopping(TrainerCallback):
             self._best = load_file(folder / BEST)
             content = json.loads((folder / STATE).read_text(encoding="utf-8"))
             self.curve, self._waited = content["curve"], content["waited"]
+            self._end(control)
+
+    def _end(self, control: Any) -> None:
+        """Ends the training if patience is out."""
+        if self._patience is not None and self._waited >= self._patience:
+            control.should_training_stop = True
 
     def take_best(self) -> None:
         """Puts the best weights into encoder and objective."""

@@ -137,6 +137,10 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
             )
         return loss
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if not self.control.should_training_stop:  # as it is where a run is resumed whose end was decided
+            super()._run_epoch(*args, **kwargs)
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with torch_saves_to(Path(self.args.output_dir)):
             super()._save_checkpoint(*args, **kwargs)

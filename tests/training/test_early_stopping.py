@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -14,6 +15,7 @@ import pytest
 import training.pipeline
 from tests.training.conftest import Write, sentences
 from training.cli import train
+from training.early_stopping import EarlyStopping
 
 FLAGS = ("--batch-size", "16", "--learning-rate", "0.1", "--unseen-classes", "0.5", "--held-out", "0", "--epochs", "8")
 PATIENCE = ("--patience", "2", "--evaluations", "1")
@@ -45,6 +47,15 @@ def weights_of(folder: Path) -> list[bytes]:
     return [(folder / name).read_bytes() for name in ("model.safetensors", "head.safetensors")]
 
 
+def curve_of(folder: Path) -> list[float]:
+    curve = json.loads((folder / "training.json").read_text())["metrics"]["loss"]
+    return [point["unseen_map_at_r"] for point in curve if "unseen_map_at_r" in point]
+
+
+def stop(*args: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_ctrl_c_while_the_end_is_decided_keeps_the_best_weights(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,3 +80,20 @@ def test_ctrl_c_while_map_at_r_is_measured_leaves_a_checkpoint_of_that_step(
     measure(VALUES[2:], monkeypatch)
     assert train([*command, "--out", str(tmp_path / "m"), "--resume"]) == 0
     assert weights_of(tmp_path / "m") == weights_of(tmp_path / "undisturbed")
+
+
+def test_a_resume_of_a_training_whose_end_was_decided_ends_it(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [*command, "--checkpoint-steps", "1"]
+    with monkeypatch.context() as patch:
+        measure(VALUES, patch)
+        assert train([*command, "--out", str(tmp_path / "undisturbed")]) == 0
+    with monkeypatch.context() as patch:
+        measure(VALUES, patch)
+        patch.setattr(EarlyStopping, "take_best", stop)  # when the last checkpoint is written
+        assert train([*command, "--out", str(tmp_path / "m")]) == 130
+    measure(VALUES[4:], monkeypatch)
+    assert train([*command, "--out", str(tmp_path / "m"), "--resume"]) == 0
+    assert weights_of(tmp_path / "m") == weights_of(tmp_path / "undisturbed")
+    assert curve_of(tmp_path / "m") == curve_of(tmp_path / "undisturbed")
