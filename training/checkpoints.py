@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback
 
-from index.errors import EncoderError
+from index.errors import EncoderError, SettingsError
+from training import distributed
 from training.objectives.base import objective_state
+from training.objectives.huge import HugeHead
 
 OBJECTIVE = "objective.safetensors"
 
@@ -26,6 +28,8 @@ class ObjectiveCheckpoint(TrainerCallback):
         self._loss = loss
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if distributed.rank() or self._in_parts():
+            return
         folder = checkpoint_folder(args, state)
         tensors = {name: value.detach().cpu().contiguous() for name, value in objective_state(self._loss).items()}
         temporary = folder / f"{OBJECTIVE}.tmp"
@@ -33,6 +37,11 @@ class ObjectiveCheckpoint(TrainerCallback):
         temporary.replace(folder / OBJECTIVE)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._in_parts() and (state.global_step or args.save_strategy != "no"):
+            raise SettingsError(
+                "Each process holds its part of the class weights of this loss, and checkpoints would keep one part "
+                'alone. Train from the start with save_strategy="no", or in one process.'
+            )
         if not state.global_step:
             return
         path = checkpoint_folder(args, state) / OBJECTIVE
@@ -47,6 +56,10 @@ class ObjectiveCheckpoint(TrainerCallback):
         lost = objective_state(self._loss).keys() ^ saved.keys()
         if lost:
             raise EncoderError(f"{path} is of another loss: {', '.join(sorted(lost))} differ. Resume with the same.")
+
+    def _in_parts(self) -> bool:
+        """Whether this process holds a part of the class weights. The library keeps the optimizer of one process."""
+        return isinstance(self._loss, HugeHead) and distributed.world() > 1
 
 
 def checkpoint_folder(args: Any, state: Any) -> Path:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 
-from index.errors import EncoderError
+from index.errors import EncoderError, SettingsError
 from tests.training.conftest import Write, sentences
+from training import distributed
 from training.checkpoints import ObjectiveCheckpoint
 from training.objectives import OBJECTIVES, make_objective, objective_state
 
@@ -80,11 +83,29 @@ def test_what_follows_the_training_does_not_follow_rows_that_are_only_measured(n
         assert torch.equal(value, learned[1][key]), key
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize("name", ["partial-fc", "exact-sparse"])
+def test_checkpoints_of_class_weights_in_parts_are_refused_before_the_training(
+    name: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    with pytest.raises(SettingsError, match=r'its part of the class weights.*save_strategy="no", or in one process'):
+        exec(snippet(name, save_steps="4"), {})
+    assert not list((here / "run").glob("checkpoint-*"))
+
+
+def test_of_several_processes_one_writes_the_class_weights(
+    tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeps = ObjectiveCheckpoint(make_objective("adaface", SentenceTransformer(str(tiny_encoder), device="cpu"), 3))
+    (tmp_path / "checkpoint-5").mkdir()
+    for rank, files in ((1, []), (0, ["objective.safetensors"])):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        keeps.on_save(SimpleNamespace(output_dir=tmp_path), SimpleNamespace(global_step=5), None)
+        assert [path.name for path in (tmp_path / "checkpoint-5").iterdir()] == files
+
+
 def test_a_checkpoint_of_another_loss_or_a_damaged_one_is_refused(tiny_encoder: Path, tmp_path: Path) -> None:
-    from types import SimpleNamespace
-
-    from sentence_transformers import SentenceTransformer
-
     model = SentenceTransformer(str(tiny_encoder), device="cpu")
     args, state = SimpleNamespace(output_dir=tmp_path), SimpleNamespace(global_step=5)
     (tmp_path / "checkpoint-5").mkdir()
