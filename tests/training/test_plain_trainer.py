@@ -84,6 +84,25 @@ def test_what_follows_the_training_does_not_follow_rows_that_are_only_measured(n
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_a_checkpoint_in_another_folder_is_continued_where_it_is_named(here: Path) -> None:
+    def run(folder: str, rate: str, checkpoint: str = "", resume: str = "") -> Any:
+        space: dict[str, Any] = {}
+        code = snippet("am-softmax", save_steps="4", learning_rate=rate).replace('"run"', f'"{folder}"')
+        code = code.replace("Checkpoint(loss)", f"Checkpoint(loss{checkpoint})")
+        exec(code.replace("trainer.train()", f"trainer.train({resume})"), space)
+        return space["loss"].head.weight
+
+    first, resume = run("first", "0.1"), 'resume_from_checkpoint="first/checkpoint-4"'
+    run("other", "0.2")
+    with pytest.raises(EncoderError, match=r"of another run than the checkpoint that is resumed.* name it"):
+        run("other", "0.1", resume=resume)
+    with pytest.raises(EncoderError, match="another folder than output_dir, name it"):
+        run("new", "0.1", resume=resume)
+    for folder in ("other", "new"):
+        assert torch.equal(run(folder, "0.1", ', "first/checkpoint-4"', resume), first)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.parametrize("name", ["partial-fc", "exact-sparse"])
 def test_checkpoints_of_class_weights_in_parts_are_refused_before_the_training(
     name: str, here: Path, monkeypatch: pytest.MonkeyPatch
