@@ -28,7 +28,7 @@ from training.config import TrainSettings
 from training.data import data_fingerprint
 from training.folder import EVALUATION, REPORT
 from training.objectives import check_options
-from training.run import can_resume, command_of
+from training.run import can_resume, command_of, given, positional
 from training.without_effect import check_effect_of_loss
 
 RESULTS, PAGE = "compare.json", "compare.html"
@@ -110,22 +110,22 @@ def _mean(values: Sequence[float | None]) -> dict[str, float | None]:
 def _plan(settings: CompareSettings, loss: str, seed: int) -> TrainSettings:
     """The training of one loss at one seed. Raises `SettingsError` for a loss or option that does not exist."""
     name, *options = loss.split(":")
-    words = [*map(str, settings.data), "--out", str(settings.out / _key(loss, seed)), "--loss", name]
+    words = [*map(positional, settings.data), *given("--out", str(settings.out / _key(loss, seed))), "--loss", name]
     own = [option for option in options if option.partition("=")[0].replace("_", "-") in OWN]
     for option in own:
         flag, _, value = option.partition("=")
-        words += [f"--{flag.replace('_', '-')}", value]
+        words += given(f"--{flag.replace('_', '-')}", value)
     for option in options:
         if option not in own:
             words += ["--options", option]
     words += ["--seed", str(seed), "--unseen-classes", str(settings.unseen_classes)]
     for field in ("text", "label", "encoder", "epochs", "batch_size", "learning_rate"):
         if field in settings.model_fields_set:
-            words += [f"--{field.replace('_', '-')}", str(getattr(settings, field))]
+            words += given(f"--{field.replace('_', '-')}", str(getattr(settings, field)))
     if settings.skip_faulty:
         words.append("--skip-faulty")
     if settings.recipe is not None:
-        words += ["--config", str(settings.recipe)]
+        words += given("--config", str(settings.recipe))
     return parse(TrainSettings, words)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import statistics
 import zipfile
 from collections.abc import Callable, Sequence
@@ -127,6 +128,19 @@ def test_wrong_losses_are_refused(command: list[str], losses: str, message: str,
     with pytest.raises(SettingsError, match=message):
         compare([*command, "--losses", losses])
     assert not (tmp_path / "c").exists()
+
+
+def test_what_begins_with_a_dash_is_compared(
+    tiny_encoder: Path, tmp_path: Path, write_csv: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_csv(sentences(12), "-rows.csv", ("-t", "-l"))
+    shutil.copytree(tiny_encoder, tmp_path / "-encoder")
+    (tmp_path / "-recipe.toml").write_text("margin = 0.1\n")
+    monkeypatch.chdir(tmp_path)
+    named = ["--text=-t", "--label=-l", "--encoder=-encoder", "--out=-c", "--recipe=-recipe.toml"]
+    recipe = ["--epochs", "1", "--batch-size", "16", "--unseen-classes", "0.5", "--seeds", "1"]
+    assert compare(["./-rows.csv", *named, *recipe, "--losses", "am-softmax,arcface"]) == 0
+    assert len(json.loads((tmp_path / "-c" / "compare.json").read_text())["runs"]) == 2
 
 
 def test_a_folder_of_something_else_is_left_alone(command: list[str], tmp_path: Path) -> None:
