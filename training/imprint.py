@@ -43,20 +43,30 @@ def imprint(
     weights = means_of(vectors, of_shown, len(labels) if settings.composed_classes else learned, labels)
     if settings.composed_classes:
         weights = composed_means(weights)
-    loss.imprint(behind_last_layer(learner.model, _earlier_weights(settings.encoder, labels, weights)))
+    earlier = _earlier_centers(settings.encoder, labels, weights.shape[1])
+    for at, centers in earlier.items():
+        weights[at] = centers[(centers @ weights[at]).argmax()]  # that of most rows: the others are for faulty ones
+    loss.imprint(behind_last_layer(learner.model, weights))
+    if loss.centers > 1:
+        of_classes = loss.head.weight.detach().unflatten(0, (-1, loss.centers))
+        for at, centers in earlier.items():
+            if len(centers) == loss.centers:
+                of_classes[at] = centers
 
 
 def means_of(vectors: Vectors, classes: Classes, count: int, labels: Sequence[str]) -> torch.Tensor:
     return class_means(torch.from_numpy(vectors), torch.from_numpy(classes), count, labels)
 
 
-def _earlier_weights(encoder: str, labels: Sequence[str], means: torch.Tensor) -> torch.Tensor:
-    """`means`, with the class weights that an encoder of ours was trained with where it knows a label."""
+def _earlier_centers(encoder: str, labels: Sequence[str], dimension: int) -> dict[int, torch.Tensor]:
+    """The class weights (K, d) that an encoder of ours was trained with, by the position of the label."""
     if not (Path(encoder) / HEAD).is_file():
-        return means
+        return {}
     weight, known = load_head(Path(encoder))
-    row_of = {plain_label(label): at for at, label in enumerate(known)}
-    for at, label in enumerate(labels):
-        if label in row_of and weight.shape[1] == means.shape[1]:
-            means[at] = torch.nn.functional.normalize(weight[row_of[label]], dim=0)
-    return means
+    if weight.shape[1] != dimension:
+        return {}
+    rows_of: dict[str, list[int]] = {}
+    for row, label in enumerate(known):
+        rows_of.setdefault(plain_label(label), []).append(row)
+    unit = torch.nn.functional.normalize(weight, dim=1)
+    return {at: unit[rows_of[label]] for at, label in enumerate(labels) if label in rows_of}
