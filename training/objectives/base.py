@@ -76,9 +76,9 @@ class Objective(nn.Module):
     def learning(self) -> bool:
         """Whether what is counted or averaged over training batches takes this one.
 
-        The library's trainer puts the encoder alone into evaluation mode while it measures the loss on other rows.
+        The library's trainer measures the loss on other rows without a gradient, but with the loss in training mode.
         """
-        return self.training and self.model.training and torch.is_grad_enabled()
+        return self.training and torch.is_grad_enabled()
 
     @torch.no_grad()
     def imprint(self, weight: Tensor) -> None:
