@@ -8,7 +8,16 @@ from fastapi import APIRouter, Request, Response
 
 from index.errors import CalibrationError, NotFound, SurematchError
 from service.problems import Problem, documented
-from service.routes.state import body_of, current_of, json_body, json_response, operated, serving_of, validated
+from service.routes.state import (
+    JSON_BODY,
+    body_of,
+    current_of,
+    json_body,
+    json_response,
+    operated,
+    serving_of,
+    validated,
+)
 from service.schemas import ReloadReply, SnapshotReply, UseCalibrationRequest, VersionReply, VersionsReply
 
 router = APIRouter(prefix="/v1/admin", tags=["admin"])
@@ -86,18 +95,10 @@ async def calibrations(request: Request) -> Response:
     "/calibration",
     summary="Go to another calibration",
     response_model=VersionsReply,
-    responses=documented(
-        "conflict",
-        "not-ready",
-        "disk-full",
-        "unavailable",
-        "no-such-calibration",
-        "invalid-request",
-        "not-json",
-        "body-too-large",
-        "slow-body",
-        "unsupported-media-type",
-    ),
+    responses={
+        **JSON_BODY,
+        **documented("conflict", "not-ready", "disk-full", "unavailable", "no-such-calibration"),
+    },
     openapi_extra=body_of("UseCalibrationRequest"),
 )
 async def use_calibration(request: Request) -> Response:

@@ -6,43 +6,25 @@ import base64
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import ValidationError
 
-from service.problems import Fault, Problem, documented, from_validation
-from service.routes.state import json_body, json_response, serving_of
+from service.problems import Fault, Problem, documented
+from service.routes.state import JSON_BODY, body_of, json_body, json_response, serving_of, validated
 from service.schemas import EmbeddingsReply, EmbeddingsRequest, ModelsReply
 from service.serving import Serving
 
 router = APIRouter(prefix="/v1", tags=["embeddings"])
-_BODY = {
-    "required": True,
-    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/EmbeddingsRequest"}}},
-}
 
 
 @router.post(
     "/embeddings",
     summary="Vectors of texts",
     response_model=EmbeddingsReply,
-    responses=documented(
-        "body-too-large",
-        "slow-body",
-        "unsupported-media-type",
-        "invalid-request",
-        "not-json",
-        "busy",
-        "too-slow",
-        "not-ready",
-    ),
-    openapi_extra={"requestBody": _BODY},
+    responses={**JSON_BODY, **documented("busy", "too-slow", "not-ready")},
+    openapi_extra=body_of("EmbeddingsRequest"),
 )
 async def embeddings(request: Request) -> Response:
     """Unit vectors of the collection's own encoder, OpenAI-compatible. A text's vector can betray the text."""
-    body = await json_body(request)
-    try:
-        asked = EmbeddingsRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise from_validation(error) from None
+    asked = validated(EmbeddingsRequest, await json_body(request))
     texts = [asked.input] if isinstance(asked.input, str) else asked.input
     with serving_of(request) as serving:
         faults = _faults(request, serving, asked, texts)

@@ -20,7 +20,7 @@ from service.item_schemas import (
     WrittenReply,
 )
 from service.problems import Fault, Problem, documented
-from service.routes.state import audited, body_of, json_body, json_response, serving_of, validated
+from service.routes.state import JSON_BODY, audited, body_of, json_body, json_response, serving_of, validated
 from service.writer import RecentQuery
 
 
@@ -33,8 +33,7 @@ class _IdConvertor(PathConvertor):
 register_url_convertor("id", _IdConvertor())
 router = APIRouter(prefix="/v1", tags=["items"])
 _READ = documented("invalid-request", "not-ready")
-_WRITE = documented("conflict", "invalid-request", "not-json", "busy", "not-ready", "disk-full")
-_BODY = documented("body-too-large", "slow-body", "unsupported-media-type")
+_WRITE = documented("conflict", "busy", "not-ready", "disk-full")
 _WAIT = {
     "name": "wait",
     "in": "query",
@@ -56,7 +55,7 @@ def _body(model: str) -> dict[str, Any]:
     "/items",
     summary="Write items",
     response_model=WrittenReply,
-    responses={**_WRITE, **_BODY},
+    responses={**_WRITE, **JSON_BODY},
     openapi_extra=_body("PutRequest"),
 )
 async def put_items(request: Request) -> Response:
@@ -79,7 +78,7 @@ async def put_items(request: Request) -> Response:
     "/items:delete",
     summary="Delete items by their ids or by a filter",
     response_model=DeletedReply,
-    responses={**_WRITE, **_BODY},
+    responses={**_WRITE, **JSON_BODY},
     openapi_extra=_body("DeleteRequest"),
 )
 async def delete_items(request: Request) -> Response:
@@ -118,7 +117,7 @@ async def get_item(request: Request, id: str) -> Response:
     "/items/{id:id}",
     summary="Delete one item",
     response_model=DeletedReply,
-    responses={**_WRITE, **documented("no-such-item")},
+    responses={**_WRITE, **documented("invalid-request", "no-such-item")},
     openapi_extra={"parameters": [_WAIT]},
 )
 async def delete_item(request: Request, id: str) -> Response:
@@ -136,7 +135,7 @@ async def delete_item(request: Request, id: str) -> Response:
     "/feedback",
     summary="Say what was right",
     response_model=FeedbackReply,
-    responses={**_WRITE, **_BODY, **documented("no-such-query")},
+    responses={**_WRITE, **JSON_BODY, **documented("no-such-query")},
     openapi_extra=body_of("FeedbackRequest"),
 )
 async def feedback(request: Request) -> Response:

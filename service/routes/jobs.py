@@ -19,11 +19,11 @@ from index.place import resolved
 from service.job_schemas import JobReply, JobRequest, JobsReply, PromoteRequest, RecalibrateJob
 from service.jobs import ENDED, QUEUE, Job, Jobs, new_id
 from service.problems import Problem, documented
-from service.routes.state import body_of, currents_of, json_body, json_response, operated, validated
+from service.routes.state import JSON_BODY, body_of, currents_of, json_body, json_response, named, operated, validated
 from service.serving import Current, Serving
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented("conflict", "not-ready"))
-_BODY = documented("invalid-request", "not-json", "body-too-large", "slow-body", "unsupported-media-type", "disk-full")
+_BODY = {**JSON_BODY, **documented("disk-full")}
 _ONE = documented("no-such-job")
 EVENT_SECONDS = 0.5
 """Between two looks at a job's progress."""
@@ -45,8 +45,8 @@ async def start_job(request: Request) -> Response:
         raise Problem("busy", f"{QUEUE} jobs wait already.", headers={"Retry-After": "60"})
     source, name, id = None, None, new_id()
     if isinstance(asked, RecalibrateJob):
-        name, current = _named(request, asked.settings.collection)
-        source = current.settings.folders[name].resolve()
+        current = named(request, asked.settings.collection)
+        name, source = current.name, current.settings.folders[current.name].resolve()
     with operated(request, name, "job", kind=asked.kind, job=id):
         return json_response((await jobs.add(id, asked, source)).told())
 
@@ -154,12 +154,11 @@ async def promote_job(request: Request, id: str) -> Response:
     asked = validated(PromoteRequest, await json_body(request))
     async with jobs.results:
         job = _job(jobs, id)
-        name, current = _named(request, asked.collection)
-        await _promote(request, jobs, job, name, current)
+        await _promote(request, jobs, job, named(request, asked.collection))
         return json_response((await jobs.promoted(job)).told())
 
 
-async def _promote(request: Request, jobs: Jobs, job: Job, name: str, current: Current) -> None:
+async def _promote(request: Request, jobs: Jobs, job: Job, current: Current) -> None:
     if job.state != "succeeded" or job.kind == "train" or job.result is None:
         what = "A model is not served: index with it." if job.kind == "train" else f"The job is {job.state}."
         raise Problem("conflict", f"There is no finished collection. {what}")
@@ -167,6 +166,7 @@ async def _promote(request: Request, jobs: Jobs, job: Job, name: str, current: C
     if job.kind == "recalibrate" and current.serving is not None:
         with current.serving.used() as serving:
             await asyncio.to_thread(_check_unchanged, jobs, job, serving)
+    name = current.name
     link = current.settings.folders[name]
     if not link.is_symlink():
         raise Problem("conflict", f"The collection {name} is served from a folder, not a link. Serve a link to it.")
@@ -208,14 +208,6 @@ def _point(link: Path, target: Path) -> None:
     beside.unlink(missing_ok=True)
     beside.symlink_to(target)
     beside.replace(link)
-
-
-def _named(request: Request, name: str | None) -> tuple[str, Current]:
-    currents = currents_of(request)
-    name = next(iter(currents)) if name is None else name
-    if name not in currents:
-        raise Problem("no-such-collection", "This service has no collection of this name.")
-    return name, currents[name]
 
 
 def _jobs(request: Request) -> Jobs:

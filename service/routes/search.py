@@ -15,12 +15,12 @@ from index.conformal import CoverageFor
 from index.filters import spares_some
 from index.outcome import TAYLOR_ORDER
 from service.problems import Fault, Problem, documented, from_validation
-from service.routes.state import audit_of, json_body, json_response, media_type, serving_of
+from service.routes.state import JSON_BODY, audit_of, json_body, json_response, media_type, serving_of
 from service.schemas import VISIBLE, SearchReply, SearchRequest
 from service.tracing import search_spans
 
 router = APIRouter(prefix="/v1", tags=["search"])
-_PROBLEMS = documented("invalid-request", "not-json", "busy", "too-slow", "not-ready")
+_PROBLEMS = documented("busy", "too-slow", "not-ready")
 OCTETS = "application/octet-stream"
 _BODY = {
     "required": True,
@@ -72,7 +72,7 @@ _TEXT = {
     "/search",
     summary="Search with one or more queries",
     response_model=SearchReply,
-    responses={**documented("body-too-large", "slow-body", "unsupported-media-type"), **_PROBLEMS},
+    responses={**JSON_BODY, **_PROBLEMS},
     openapi_extra={"requestBody": _BODY},
 )
 async def post_search(request: Request) -> Response:
@@ -92,7 +92,7 @@ async def post_search(request: Request) -> Response:
     "/search",
     summary="Search with one text",
     response_model=SearchReply,
-    responses=_PROBLEMS,
+    responses={**documented("invalid-request"), **_PROBLEMS},
     openapi_extra={"parameters": [_TEXT, *_PARAMETERS]},
 )
 async def get_search(request: Request) -> Response:

@@ -12,10 +12,12 @@ from fastapi import Request, Response
 from pydantic import BaseModel, ValidationError
 
 from service.audit import AuditLog, Operation
-from service.problems import Problem, from_validation
+from service.problems import Problem, documented, from_validation
 from service.serving import Current, Serving
 
 B = TypeVar("B", bound=BaseModel)
+JSON_BODY = documented("body-too-large", "slow-body", "unsupported-media-type", "invalid-request", "not-json")
+"""What may be wrong with a body that `json_body` reads and `validated` parses."""
 
 
 def currents_of(request: Request) -> dict[str, Current]:
@@ -27,12 +29,16 @@ def currents_of(request: Request) -> dict[str, Current]:
 
 
 def current_of(request: Request) -> Current:
-    """The collection that the address names, the default one otherwise.
+    """The collection that the address names, the default one otherwise. Raises `Problem` as `named`."""
+    return named(request, request.scope["state"].get("collection"))
+
+
+def named(request: Request, name: str | None) -> Current:
+    """The collection of this name, the default one for None.
 
     Raises `Problem` "not-ready" as `currents_of`, and "no-such-collection".
     """
     currents = currents_of(request)
-    name = request.scope["state"].get("collection")
     if name is None:
         return next(iter(currents.values()))
     if name not in currents:
