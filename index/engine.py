@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 Rows = NDArray[np.int64]
 Vectors = NDArray[np.float32]
 Scores = NDArray[np.float32]
+SMALL = 2**22
+"""Numbers in a gallery that is compared with a query in about a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,8 @@ class Engine(Protocol):
     kind: ClassVar[str]
     exact: ClassVar[bool]
     """Whether search is exhaustive, so that certificates over the whole gallery hold."""
+    quick: ClassVar[bool]
+    """Whether a query takes a few milliseconds at most, however large the gallery."""
 
     def __len__(self) -> int: ...
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from index import eight_bits, exact, faiss_file, side_by_side
 from index.eight_bits import EightBits
-from index.engine import Rows, Scores, Selection, Vectors, check_queries, check_vectors
+from index.engine import SMALL, Rows, Scores, Selection, Vectors, check_queries, check_vectors
 from index.errors import CollectionError
 from index.native_faiss import faiss
 
@@ -25,8 +25,6 @@ _ROWS_FILE = "rows.i64"
 _ENGINE_FILE = "engine.json"
 _FEW = 10_000
 """Up to this many passing rows, or a tenth of the gallery, are compared one by one: exact, and soon done."""
-_SMALL = 2**22
-"""Numbers in a gallery that FAISS's loops compare with a query in about a millisecond."""
 _PRODUCT_FROM = 12
 """Queries from which a product of matrices is sooner done than loops over a small gallery."""
 _SHARE = 64
@@ -46,6 +44,7 @@ class FaissEngine:
 
     kind: ClassVar[str]
     exact: ClassVar[bool] = False
+    quick: ClassVar[bool] = False
     defaults: ClassVar[dict[str, int]] = {}
     """Search parameters and their values before tuning."""
     steps: ClassVar[tuple[dict[str, int], ...]] = ()
@@ -237,7 +236,7 @@ class FaissFlat(FaissEngine):
         Where that cannot be done every vector is compared in full, as before.
         """
         held = self._eight_bits is not None and self._eight_bits.alive
-        if held or not _SMALL < self._size * self.dimension <= eight_bits.LARGEST or not eight_bits.usable():
+        if held or not SMALL < self._size * self.dimension <= eight_bits.LARGEST or not eight_bits.usable():
             return
         try:
             self._eight_bits = EightBits(self._all())
@@ -278,7 +277,7 @@ class FaissFlat(FaissEngine):
     def _compared(self, queries: Vectors, k: int, passing: NDArray[np.bool_] | None) -> tuple[Scores, Rows]:
         """A batch goes to FAISS, whose product and selection share the cache. A query alone, or what a filter lets
         pass, goes to numpy, which uses all cores for one query. A small gallery is searched before either pays."""
-        small = self._size * self.dimension <= _SMALL
+        small = self._size * self.dimension <= SMALL
         if small and passing is None and len(queries) < _PRODUCT_FROM:
             return self._found(queries, k, _LOOPS)
         if passing is not None or len(queries) == 1:
@@ -301,6 +300,7 @@ class FaissHNSW(FaissEngine):
     """A navigable graph (Malkov & Yashunin 2018): a high recall at a high speed, slow to build."""
 
     kind = "hnsw"
+    quick = True
     index_type = faiss.IndexHNSWFlat
     links = 32
     defaults: ClassVar = {"ef_search": 64}
@@ -330,6 +330,7 @@ class FaissIVF(FaissEngine):
     """Inverted lists around centroids (Jégou et al. 2011) of whole vectors."""
 
     kind = "ivf"
+    quick = True
     index_type = faiss.IndexIVFFlat
     defaults: ClassVar = {"nprobe": 16}
     steps = tuple({"nprobe": nprobe} for nprobe in (8, 16, 32, 64, 128, 256, 512, 1024))
@@ -360,6 +361,7 @@ class FaissIVFPQ(FaissEngine):
     """
 
     kind = "ivf-pq"
+    quick = True
     index_type = faiss.IndexRefineFlat
     defaults: ClassVar = {"nprobe": 16, "rescore": 8}
     steps = tuple(

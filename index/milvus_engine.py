@@ -47,6 +47,7 @@ class MilvusEngine:
 
     kind: ClassVar[str] = "milvus"
     exact: ClassVar[bool] = False
+    quick: ClassVar[bool] = False
     defaults: ClassVar[dict[str, int]] = {}
     steps: ClassVar[tuple[dict[str, int], ...]] = ()
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 SHARED = "/dev/shm"
 """Memory as a folder, on Linux."""
+VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""In the environment: where `prometheus_client` finds the folder, and that there is one."""
 PREFIX, UNLOCKED = "surematch-counters-", "surematch-new-counters-"
 
 

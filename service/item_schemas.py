@@ -11,11 +11,11 @@ from pydantic.functional_validators import AfterValidator
 from pydantic_core import PydanticCustomError
 
 from index.collection import NewItem
+from index.item import MAX_ID_BYTES
 from index.label import plain_label
 from service.schemas import FILTER, VISIBLE, Base64Query, Body, ImageQuery, ItemFilter, Reply
 from service.settings import ServeSettings
 
-MAX_ID = 512
 MAX_LABEL = 512
 MAX_METADATA = 64 * 1024
 
@@ -31,8 +31,8 @@ def _plain_json(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def _short_id(name: str) -> str:
-    if len(name.encode()) > MAX_ID:
-        raise PydanticCustomError("id", "An id has at most {most} bytes in UTF-8", {"most": MAX_ID})
+    if len(name.encode()) > MAX_ID_BYTES:
+        raise PydanticCustomError("id", "An id has at most {most} bytes in UTF-8", {"most": MAX_ID_BYTES})
     return name
 
 
@@ -61,7 +61,7 @@ class ItemBody(Body):
         }
     )
 
-    id: Annotated[str, AfterValidator(_short_id)] = Field(min_length=1, max_length=MAX_ID)
+    id: Annotated[str, AfterValidator(_short_id)] = Field(min_length=1, max_length=MAX_ID_BYTES)
     label: Annotated[str, AfterValidator(_label)] | None = Field(
         None,
         min_length=1,
@@ -120,7 +120,7 @@ class DeleteRequest(Body):
         }
     )
 
-    ids: list[Annotated[str, Field(min_length=1, max_length=MAX_ID)]] | None = Field(None, min_length=1)
+    ids: list[Annotated[str, Field(min_length=1, max_length=MAX_ID_BYTES)]] | None = Field(None, min_length=1)
     filter: ItemFilter | None = Field(None, min_length=1, description=FILTER)
 
     @model_validator(mode="after")
@@ -153,7 +153,7 @@ def limited_items(settings: ServeSettings) -> tuple[type[PutRequest], type[Delet
     most = settings.max_items
     items = (list[item], Field(min_length=1, max_length=most))  # type: ignore[valid-type]
     put = create_model("PutRequest", __base__=PutRequest, items=items)
-    name = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
+    name = Annotated[str, Field(min_length=1, max_length=MAX_ID_BYTES)]
     delete: type[DeleteRequest] = create_model(
         "DeleteRequest",
         __base__=DeleteRequest,

@@ -30,7 +30,7 @@ from index.confined import BELOW
 from index.errors import DataError, ReadOnly, SettingsError, SurematchError
 from index.snapshot import replace_durably, storing
 from service import job_folder
-from service.job_schemas import IndexJob, Ready, RecalibrateJob, Start, TrainJob
+from service.job_schemas import IndexJob, IndexSettings, Ready, RecalibrateJob, Start, TrainJob, TrainSettings
 
 QUEUE = 100
 """Jobs that may wait."""
@@ -352,11 +352,9 @@ class Jobs:
         return found
 
 
-_TRAIN = (
-    *("text", "label", "loss", "epochs", "held_out", "seed"),
-    *("image_size", "augment", "turned_classes", "composed_classes", "skip_faulty"),
-)
-_INDEX = ("text", "label", "id", "unknown_share", "engine", "seed", "skip_faulty")
+_TRAIN = [name for name in TrainSettings.model_fields if name not in ("data", "encoder")]
+_INDEX = [name for name in IndexSettings.model_fields if name not in ("model", "data", "calibrate", "unknown")]
+"""What is a flag of the same name; the rest are paths."""
 
 
 def _flags(asked: dict[str, Any], names: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from index.answer import Answer
+from service.counters import VARIABLE
 from service.logs import route_of
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -44,7 +45,7 @@ class Metrics:
     def __init__(self, collection: str = "default") -> None:
         # in several processes a value must not be in the answering registry too, or it would be counted twice
         registry = self.registry = CollectorRegistry()
-        self._shared = "PROMETHEUS_MULTIPROC_DIR" in os.environ
+        self._shared = VARIABLE in os.environ
         self.requests = Counter(
             "surematch_requests", "Requests answered", ("method", "route", "status"), registry=registry
         )

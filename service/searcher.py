@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from index.answer import Answer
 from index.collection import Collection
+from index.engine import SMALL
 from index.errors import DataError, SurematchError
 from index.image_encoder import image_encoder
 from index.stages import measured
@@ -32,11 +33,8 @@ MAX_BATCH = 256
 PICTURES = 16
 """Pictures encoded together; those of one request go one after the other, so that many callers take turns."""
 
-QUICK_ENGINES = ("hnsw", "ivf", "ivf-pq")
 QUICK_QUERIES, QUICK_CHARACTERS = 32, 10_000
 QUICK_SECONDS, SHORT_CHARACTERS = 0.005, 200
-SMALL = 2**22
-"""Numbers in a gallery that is compared with a query in a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +209,7 @@ class Searcher:
     def _found_soon(self, jobs: list[_Job]) -> bool:
         queries = sum(len(job.vectors) for job in jobs)
         state = self.collection.state
-        quick = state.engine.kind in QUICK_ENGINES or len(state) * state.engine.dimension <= SMALL
+        quick = state.engine.quick or len(state) * state.engine.dimension <= SMALL
         return quick and queries <= QUICK_QUERIES and all(job.request.filter is None for job in jobs)
 
     def _search(self, jobs: list[_Job]) -> list[Found | Exception]:

@@ -36,12 +36,11 @@ from index.memory import share_arenas
 from index.place import resolved
 from index.terminal import visible
 from service import logs
-from service.counters import counters_folder
+from service.counters import VARIABLE, counters_folder
 from service.server import DRAIN_SECONDS, run
 from service.serving import Serving
 from service.settings import ServeSettings
 
-METRICS = "PROMETHEUS_MULTIPROC_DIR"
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PATIENCE = 0.5
 """Seconds before the first new start of a worker that died, doubled up to `LONGEST` while it goes on dying."""
@@ -115,7 +114,7 @@ class Supervisor:
         before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         shares = str(max(1, len(os.sched_getaffinity(0)) // self.settings.workers))
         with counters_folder() as metrics:
-            os.environ |= {METRICS: metrics, **{name: os.environ.get(name, shares) for name in THREADS}}
+            os.environ |= {VARIABLE: metrics, **{name: os.environ.get(name, shares) for name in THREADS}}
             try:
                 self._start_at = [0.0] * self.settings.workers
                 return self._watch()
@@ -123,7 +122,7 @@ class Supervisor:
                 for worker in self._workers:
                     worker.process.kill()
                     worker.process.join()
-                del os.environ[METRICS]
+                del os.environ[VARIABLE]
                 for number, handler in before.items():
                     signal.signal(number, handler)
 
@@ -196,7 +195,7 @@ class Supervisor:
         worker.process.join()
         worker.pipe.close()
         self._workers.remove(worker)
-        mark_process_dead(worker.process.pid, os.environ[METRICS])  # type: ignore[no-untyped-call]
+        mark_process_dead(worker.process.pid, os.environ[VARIABLE])  # type: ignore[no-untyped-call]
         if self._reload is not None and worker.pipe in self._reload.asked:
             self._reload.asked.remove(worker.pipe)
             self._did(worker.pipe)

@@ -313,7 +313,7 @@ def test_after_a_fork_everything_is_compared_in_full() -> None:
 @needs_exact_products
 def test_a_prepared_collection_stays_prepared(copied: Path, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """After its own compaction and, in a reader, after another process's; the answers are the same."""
-    monkeypatch.setattr(faiss_engine, "_SMALL", 0)
+    monkeypatch.setattr(faiss_engine, "SMALL", 0)
     monkeypatch.setattr(faiss_engine, "_SHARE", 1)
     asked: list[int] = []
     real = EightBits.top

@@ -75,7 +75,7 @@ def test_search_agrees_with_brute_force(
     check(engine, QUERIES[:queries], k, selection)
     if isinstance(engine, FaissEngine):  # a gallery this small then takes the path of a large one
         monkeypatch.setattr("index.faiss_engine._FEW", 0)
-        monkeypatch.setattr("index.faiss_engine._SMALL", 0)
+        monkeypatch.setattr("index.faiss_engine.SMALL", 0)
         check(engine, QUERIES[:queries], k, selection)
 
 
@@ -114,7 +114,7 @@ def test_batches_of_a_large_flat_gallery_go_to_faiss_the_rest_to_numpy(
 ) -> None:
     calls: list[int] = []
     top = exact.top
-    monkeypatch.setattr("index.faiss_engine._SMALL", 0)
+    monkeypatch.setattr("index.faiss_engine.SMALL", 0)
     monkeypatch.setattr("index.faiss_engine._FEW", 0)
     monkeypatch.setattr("index.faiss_engine.exact.top", lambda *given: calls.append(len(given[0])) or top(*given))
     make_engine("flat", VECTORS, ROWS).search(QUERIES[:count], 10, HALF if filtered else None)
