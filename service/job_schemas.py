@@ -53,7 +53,9 @@ class IndexSettings(Body):
     model: Ready | Inside = Field(description='"static", "minilm", "sface", or a model below --jobs')
     data: Files
     text: Column = "text"
-    label: Column = "label"
+    label: Column | None = Field(
+        None, description='a column\'s name; null: as in training, "label" where the model has none from there'
+    )
     id: Column | None = None
     calibrate: list[Inside] = Field([], max_length=100)
     unknown: list[Inside] = Field([], max_length=100)

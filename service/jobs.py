@@ -27,7 +27,8 @@ from typing import Any, get_args
 
 from index.collection_folder import CONFIG
 from index.confined import BELOW
-from index.errors import DataError, ReadOnly, SettingsError, SurematchError
+from index.encoder_files import training_settings
+from index.errors import DataError, EncoderError, ReadOnly, SettingsError, SurematchError
 from index.snapshot import replace_durably, storing
 from service import job_folder
 from service.job_schemas import IndexJob, IndexSettings, Ready, RecalibrateJob, Start, TrainJob, TrainSettings
@@ -325,6 +326,8 @@ class Jobs:
     def _index(self, job: Job) -> list[list[str]]:
         asked, out = job.settings, self.folder / job.id / "out"
         flags, model = _flags(asked, _INDEX), self._encoder(asked["model"], "model", get_args(Ready))
+        if asked["label"] is None and not _remembers_label(out.parent / model):
+            flags.append("--label=label")
         for name in ("calibrate", "unknown"):
             flags += [f"--{name}={file}" for file in self._inside(asked[name], name)]
         return [["index", model, *self._inside(asked["data"], "data"), *flags, f"--out={out}", "--json", "--resume"]]
@@ -361,6 +364,14 @@ def _flags(asked: dict[str, Any], names: Sequence[str]) -> list[str]:
     """Those of `names` that were asked for; one that is off, or that an older service did not know, is left away."""
     flags = {f"--{name.replace('_', '-')}": asked.get(name) for name in names}
     return [flag if value is True else f"{flag}={value}" for flag, value in flags.items() if value not in (None, False)]
+
+
+def _remembers_label(encoder: Path) -> bool:
+    """Whether training named the label's column. A record that cannot be read is for the job itself to refuse."""
+    try:
+        return bool(training_settings(encoder).get("label"))
+    except EncoderError:
+        return True
 
 
 def new_id() -> str:

@@ -23,6 +23,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from index.collection import Collection
+from index.encoder_files import RECORD
 from index.errors import DiskFull, ReadOnly, SettingsError
 from index.image_network import ImageNetwork
 from service import job_folder, keys
@@ -577,6 +578,21 @@ def test_faulty_pictures_are_left_out_where_a_job_is_told_so(folder: Path, colle
     assert "torn.png" in (strict.error or "")
     assert lenient.state == "succeeded", lenient.error
     assert "torn.png" in said
+
+
+def test_an_index_job_takes_the_label_column_of_the_training_unless_it_names_one(folder: Path, link: Path) -> None:
+    rows = [("text", "intent", "room"), *((text, label, "hall") for text, label in GALLERY)]
+    with (folder / "data" / "intents.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    (folder / "encoder" / RECORD).write_text(json.dumps({"settings": {"label": "intent"}}), encoding="utf-8")
+    asked = {"model": "encoder", "data": ["data/intents.csv"]}
+    with serving(link, "--jobs", str(folder)) as server, Client(server.url, timeout=60) as api:
+        remembered = until(api, api.start_job("index", asked).id, ended)
+        named = until(api, api.start_job("index", {**asked, "label": "room"}).id, ended)
+    for job, labels in ((remembered, {label for _, label in GALLERY}), (named, {"hall"})):
+        assert job.result is not None, job.error
+        with contextlib.closing(Collection.open(folder / job.result)) as made:
+            assert set(made.state.gallery.names) == labels
 
 
 @pytest.mark.skipif("SUREMATCH_TRAIN_JOB" not in os.environ, reason="training takes long: make test-jobs")
