@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from anyio import to_thread
+import asyncio
+
 from fastapi import APIRouter, Request, Response
 
 from service.metrics import CONTENT_TYPE
@@ -56,6 +57,6 @@ async def metrics(request: Request) -> Response:
     for current in request.app.state.currents.values():
         if current.serving is not None:
             with current.serving.used() as serving:
-                report = await to_thread.run_sync(serving.collection.drift_report)
+                report = await asyncio.to_thread(serving.collection.drift_report)
                 serving.searcher.metrics.drifted(report)
-    return Response(await to_thread.run_sync(request.app.state.metrics.text), media_type=CONTENT_TYPE)
+    return Response(await asyncio.to_thread(request.app.state.metrics.text), media_type=CONTENT_TYPE)
