@@ -75,6 +75,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,  # FastAPI's own pages load scripts from elsewhere; service/routes/page.py has ours
         redoc_url=None,
+        redirect_slashes=False,  # it would repeat the query to an http:// address made of the Host header
         # its own spans; service/tracing.py has ours, and to look for theirs costs every request more than routing it
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )

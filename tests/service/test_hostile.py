@@ -200,6 +200,7 @@ def test_json_content_types_are_taken(api: httpx2.Client, content_type: str) -> 
         ("GET", "/web/../app.py", 404, "not-found"),
         ("GET", "/web/%2e%2e/app.py", 404, "not-found"),
         ("GET", "/problems/nothing", 404, "not-found"),
+        ("GET", "/v1/search/?text=lamp", 404, "not-found"),
         ("DELETE", "/v1/search", 405, "method-not-allowed"),
         ("POST", "/healthz", 405, "method-not-allowed"),
     ],
