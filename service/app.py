@@ -130,9 +130,8 @@ def _add_middleware(app: FastAPI, settings: ServeSettings) -> None:
     app.add_middleware(Direct, routers=(search.router, embeddings.router))
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.receive_seconds)
     app.add_middleware(Access, keys=app.state.keys)
-    if not settings.public and not settings.keys:
-        names = {name.lower() for name in (*LOOPBACK_NAMES, settings.host, *settings.allowed_hosts)}
-        app.add_middleware(KnownHosts, names=names)
+    names = {name.lower() for name in (*LOOPBACK_NAMES, settings.host, *settings.allowed_hosts)}
+    app.add_middleware(KnownHosts, names=None if settings.public or settings.keys else names)
     app.add_middleware(problems.Faults)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(RequestMetrics, metrics=app.state.metrics)

@@ -64,23 +64,30 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 class KnownHosts:
-    """Refuses requests whose Host header is not one of `names`.
+    """Refuses requests with several Host headers, and those whose Host header is not one of `names`, if any are given.
 
     A web page elsewhere can have its own name resolve to 127.0.0.1 and then read a service on loopback as if it were
     its own (DNS rebinding); the name it must use gives it away. A request without the header is no browser's.
     """
 
-    def __init__(self, app: ASGIApp, names: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, names: Collection[str] | None) -> None:
         self.app = app
         self.names = names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        host = header(scope, b"host") if scope["type"] == "http" else None
-        if host is not None and _without_port(host).lower() not in self.names:
-            problem = Problem("unknown-host", "The Host header names another service.")
+        problem = self._problem(scope) if scope["type"] == "http" else None
+        if problem is not None:
             await response(problem, address(scope))(scope, receive, send)
         else:
             await self.app(scope, receive, send)
+
+    def _problem(self, scope: Scope) -> Problem | None:
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        if len(hosts) > 1:  # a proxy may have heeded another one
+            return Problem("bad-request", "It has several Host headers.")
+        if self.names is None or not hosts or _without_port(hosts[0].decode("latin-1")).lower() in self.names:
+            return None
+        return Problem("unknown-host", "The Host header names another service.")
 
 
 def _without_port(host: str) -> str:

@@ -120,6 +120,18 @@ def test_names_of_a_proxy_can_be_allowed_and_public_takes_any(collection: Path) 
     assert call(create_app(settings(collection, public=True)), asked)[0].status_code == 200
 
 
+@pytest.mark.parametrize("public", [True, False])
+def test_several_host_headers_are_refused(collection: Path, public: bool) -> None:
+    transport = httpx2.ASGITransport(app=create_app(settings(collection, public=public)))
+
+    async def asked() -> httpx2.Response:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await client.get("/healthz", headers=[("Host", "127.0.0.1"), ("Host", "other.example")])
+
+    reply = asyncio.run(asked())
+    assert (reply.status_code, reply.json()["type"]) == (400, "/problems/bad-request")
+
+
 def test_a_server_counts_the_requests_that_have_begun_to_come(collection: Path) -> None:
     """One that is alone waits for nobody to make a batch with. Without our server none is known to be."""
     app = create_app(settings(collection))
