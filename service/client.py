@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from pydantic import BaseModel, ValidationError
 from index.answer import MapSpec
 from index.asked import listed
 from index.conformal import CoverageFor
-from index.errors import DataError, SurematchError
+from index.errors import DataError, SettingsError, SurematchError
 from service.by_name import ALONE, BELOW
 from service.item_schemas import DeletedReply, FeedbackReply, ItemReply, WrittenReply
 from service.job_schemas import JobReply, JobsReply
@@ -46,6 +47,7 @@ from service.schemas import (
     VersionReply,
     VersionsReply,
 )
+from service.settings import NAME
 
 R = TypeVar("R", bound=BaseModel)
 MAX_WAIT = 30.0
@@ -142,7 +144,7 @@ class Calls:
 
     @staticmethod
     def search_text(text: str, *, k: int = 10) -> Call[SearchReply]:
-        return Call("GET", "/v1/search", SearchReply, params={"text": text, "k": str(k)})
+        return Call("GET", "/v1/search", SearchReply, params={"text": _unicode("text", text), "k": str(k)})
 
     @staticmethod
     def embeddings(texts: Sequence[str], model: str) -> Call[EmbeddingsReply]:
@@ -221,11 +223,11 @@ class Calls:
 
     @staticmethod
     def job(id: str) -> Call[JobReply]:
-        return Call("GET", f"/v1/jobs/{quote(id, safe='')}", JobReply)
+        return Call("GET", f"/v1/jobs/{_segment(id)}", JobReply)
 
     @staticmethod
     def cancel_job(id: str) -> Call[JobReply]:
-        return Call("DELETE", f"/v1/jobs/{quote(id, safe='')}", JobReply)
+        return Call("DELETE", f"/v1/jobs/{_segment(id)}", JobReply)
 
     @staticmethod
     def delete_job(id: str) -> Call[JobReply]:
@@ -233,7 +235,7 @@ class Calls:
 
     @staticmethod
     def promote_job(id: str, collection: str | None = None) -> Call[JobReply]:
-        return Call("POST", f"/v1/jobs/{quote(id, safe='')}/promote", JobReply, {"collection": collection})
+        return Call("POST", f"/v1/jobs/{_segment(id)}/promote", JobReply, {"collection": collection})
 
     @staticmethod
     def health() -> Call[HealthReply]:
@@ -245,8 +247,17 @@ class Calls:
 
 
 def _segment(id: str) -> str:
-    """An id as a part of an address, where "." and ".." as they are would mean another address."""
-    return id.replace(".", "%2E") if id in (".", "..") else quote(id, safe="")
+    """An id as a part of an address, where "." and ".." as they are would mean another address. Raises `DataError`."""
+    return id.replace(".", "%2E") if id in (".", "..") else quote(_unicode("id", id), safe="")
+
+
+def _unicode(what: str, text: str) -> str:
+    """The text as it is. Raises `DataError` for half a surrogate pair, which no address can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"The {what} holds half of a surrogate pair, which is not a character.") from error
+    return text
 
 
 def _base64(content: bytes) -> str:
@@ -289,7 +300,18 @@ def _item(at: int, item: Any) -> dict[str, Any]:
 
 
 def _headers(key: str | None) -> dict[str, str]:
+    """Raises `DataError` for what no header can hold, without repeating it."""
+    if key and not (key.isascii() and key.isprintable()):
+        raise DataError("The key holds characters that no key has. Copy it as `surematch keys add` printed it.")
     return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def _check(collection: str | None, retries: int) -> None:
+    """Raises `SettingsError` for a name that no collection has, as it would be another address, and for no attempt."""
+    if collection is not None and not re.fullmatch(NAME, collection):
+        raise SettingsError(f"No collection is called {collection!r}. `collections()` lists their names.")
+    if retries < 0:
+        raise SettingsError(f"retries is {retries}, expected 0 or more.")
 
 
 def _pause(response: httpx2.Response, attempts_left: int) -> float | None:
@@ -322,6 +344,7 @@ class Client:
         timeout: float = 30.0,
         retries: int = 2,
     ) -> None:
+        _check(collection, retries)
         self._collection = collection
         self._http = httpx2.Client(base_url=url, headers=_headers(key), timeout=timeout)
         self._retries = retries
@@ -426,6 +449,9 @@ class Client:
         """Queues a job, "train", "index" or "recalibrate"; `job(id)` tells how far it is."""
         return self.send(Calls.start_job(kind, settings))
 
+    def jobs(self) -> JobsReply:
+        return self.send(Calls.jobs())
+
     def job(self, id: str) -> JobReply:
         return self.send(Calls.job(id))
 
@@ -442,6 +468,9 @@ class Client:
     def promote_job(self, id: str, collection: str | None = None) -> JobReply:
         """Serves what a job made, in place of the default collection or of the one named."""
         return self.send(Calls.promote_job(id, collection))
+
+    def health(self) -> HealthReply:
+        return self.send(Calls.health())
 
     def ready(self) -> ReadyReply:
         return self.send(Calls.ready())
@@ -476,6 +505,7 @@ class AsyncClient:
         timeout: float = 30.0,
         retries: int = 2,
     ) -> None:
+        _check(collection, retries)
         self._collection = collection
         self._http = httpx2.AsyncClient(base_url=url, headers=_headers(key), timeout=timeout)
         self._retries = retries

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from index.collection import Collection
-from index.errors import DataError, SurematchError
+from index.errors import DataError, SettingsError, SurematchError
 from index.new_items import NewItem
 from service import client as module
 from service.client import AsyncClient, Call, Calls, Client, ServiceProblem
@@ -99,7 +99,7 @@ def test_items_feedback_and_what_is_served(api: Client) -> None:
     assert api.calibration().calibrated
     assert api.models().data[0].id == "home"
     assert api.ready().status == "ready"
-    assert api.send(Calls.health()).status == "ok"
+    assert api.health().status == "ok"
     assert api.snapshot().snapshot == api.ready().snapshot
 
 
@@ -168,11 +168,37 @@ def test_vectors_are_taken_as_numpy_has_them(api: Client, server: Server) -> Non
         (lambda: Calls.search(["x"], filter={"a": object()}).arguments(), "not JSON (it holds a object)"),
         (lambda: Calls.search_vectors(np.array(["x"])), "The query vectors are no array of numbers"),
         (lambda: Calls.search_vectors(np.array([1j])), "no array of numbers (they are complex)"),
+        (lambda: Calls.item("a\ud800"), "The id holds half of a surrogate pair"),
+        (lambda: Calls.job("a\ud800"), "The id holds half of a surrogate pair"),
+        (lambda: Calls.search_text("a\ud800"), "The text holds half of a surrogate pair"),
     ],
 )
 def test_what_cannot_be_sent_is_said(call: Callable[[], object], said: str) -> None:
     with pytest.raises(DataError, match=re.escape(said)):
         call()
+
+
+@pytest.mark.parametrize("client", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    ("settings", "error", "said"),
+    [
+        ({"collection": ".."}, SettingsError, "No collection is called '..'."),
+        ({"collection": ""}, SettingsError, "No collection is called ''."),
+        ({"retries": -1}, SettingsError, "retries is -1, expected 0 or more."),
+        ({"key": "schl\u00fcssel"}, DataError, "The key holds characters that no key has."),
+        ({"key": "sm_key\n"}, DataError, "The key holds characters that no key has."),
+    ],
+)
+def test_what_no_client_can_be_made_of_is_said(
+    client: type, settings: dict[str, Any], error: type[SurematchError], said: str
+) -> None:
+    with pytest.raises(error, match=re.escape(said)) as refused:
+        client("http://127.0.0.1:9", **settings)
+    assert str(settings.get("key")).strip() not in str(refused.value)
+
+
+def test_the_sync_client_has_a_method_for_every_call() -> None:
+    assert set(CALLS) - {"search_text"} <= set(vars(Client))  # `search` asks the same
 
 
 def test_both_clients_refuse_a_word_as_the_collection_does() -> None:
