@@ -15,7 +15,7 @@ import random
 from http import HTTPStatus
 from typing import Any, ClassVar
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.drain import MOST
 from service.limits import HEADERS
@@ -60,6 +60,21 @@ class Joined:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
+
+
+def end_by_closing(cycle: RequestResponseCycle) -> None:
+    """HTTP/1.0 knows no chunks, which uvicorn sends to it, too: what has no length is sent as it is, to the end."""
+    framed, unsized = cycle.send, False
+
+    async def send(message: Any) -> None:
+        nonlocal unsized
+        if message["type"] == "http.response.start" and b"content-length" not in dict(message["headers"]):
+            unsized, cycle.chunked_encoding = True, False
+        elif unsized:
+            cycle.expected_content_length = len(message.get("body", b""))
+        await framed(message)
+
+    cycle.send = send  # type: ignore[method-assign]
 
 
 class PatientProtocol(HttpToolsProtocol):
@@ -118,6 +133,8 @@ class PatientProtocol(HttpToolsProtocol):
         self._unread = 0
         self._disarm()
         super().on_headers_complete()
+        if self.cycle is not None and self.scope["http_version"] == "1.0":
+            end_by_closing(self.cycle)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

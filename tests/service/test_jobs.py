@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -318,6 +319,21 @@ def test_a_job_that_fails_says_why_and_hurts_nobody(folder: Path, collection: Pa
         assert "line 2" in said.text
         assert said.headers["content-type"].startswith("text/plain")
         assert api.search([KNOWN[0][0]]).results[0].calibrated
+
+
+def test_events_for_old_clients_come_without_chunks_and_end_with_the_connection(folder: Path, collection: Path) -> None:
+    with serving(collection, "--jobs", str(folder)) as server, Client(server.url) as api:
+        id = api.start_job("index", INDEX).id
+        with socket.create_connection(server.address, timeout=60) as connection:
+            connection.sendall(f"GET /v1/jobs/{id}/events HTTP/1.0\r\n\r\n".encode())
+            api.cancel_job(id)
+            said = b"".join(iter(lambda: connection.recv(65536), b""))
+    head, _, body = said.partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head.lower()
+    events = body.decode().split("\n\n")
+    assert events.pop() == ""
+    assert all(event.startswith("data: {") for event in events)
+    assert json.loads(events[-1].removeprefix("data: "))["state"] == "cancelled"
 
 
 def test_a_full_disk_ends_no_more_than_it_must(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
