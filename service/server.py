@@ -83,8 +83,9 @@ def run(
     greeting = _greeting(servings, listening)
 
     def announce() -> None:
-        # asyncio's backlog is also how many connections are accepted at a time: one, or the first of several workers
-        # to wake would take them all. Those that wait are the kernel's affair.
+        # asyncio's backlog is also how often it accepts at a time: once, or the first of several workers to wake would
+        # take all connections, and without a file descriptor left each try is a line in the log. Those that wait are
+        # the kernel's affair.
         listening.listen(WAITING)
         # what is here now, stays: to look through it for cycles, again and again, is what slow requests waited for
         gc.collect()
@@ -105,7 +106,7 @@ def run(
         log_config=logs.configuration(access=settings.access_log),
         access_log=False,  # service/logs.py writes its own, without the addresses
         server_header=False,
-        backlog=1 if supervisor is not None else WAITING,
+        backlog=1,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=DRAIN_SECONDS,
         h11_max_incomplete_event_size=64 * 1024,

@@ -7,7 +7,7 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx2
@@ -282,6 +282,21 @@ def test_who_keeps_a_connection_cannot_go_on_sending_what_was_refused(collection
                 while sent < 10**9:
                     sent += connection.send(b"x" * 2**20)
             assert sent < 4 * 2**26
+
+
+def test_without_a_file_descriptor_left_connections_wait_and_the_log_stays_small(collection: Path) -> None:
+    with serving(collection) as server, ExitStack() as stack:
+        process = psutil.Process(server.process.pid)
+        limit = process.num_fds() + 20
+        process.rlimit(psutil.RLIMIT_NOFILE, (limit, limit))
+        for _ in range(60):
+            stack.enter_context(socket.create_connection(server.address))
+        assert server.process.stdout
+        assert "out of system resource" in server.process.stdout.readline()
+        stack.close()
+        assert httpx2.get(f"{server.url}/healthz", timeout=20).status_code == 200
+        server.process.terminate()
+        assert server.process.stdout.read().count("out of system resource") < 20
 
 
 def test_a_connection_goes_on_after_a_refusal_whose_body_was_sent(server: Server) -> None:
