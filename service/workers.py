@@ -135,7 +135,8 @@ class Supervisor:
                 self._rouse(min(now - before, 2 * TICK))
                 due, self._start_at = sum(at <= now for at in self._start_at), [at for at in self._start_at if at > now]
                 for _ in range(due):
-                    self._try_start()
+                    if self._stopping is None:  # a signal may come while one before it is started
+                        self._try_start()
             elif now > self._stopping:
                 for worker in self._workers:
                     log.error("a worker does not stop and is killed", extra={"fields": {"pid": worker.process.pid}})
@@ -189,6 +190,8 @@ class Supervisor:
         process.start()
         theirs.close()  # so that the worker's end closes with it
         self._workers.append(_Worker(process, ours, strict))
+        if self._stopping is not None:  # the signal came before this one was known, and did not reach it
+            process.terminate()
 
     def _bury(self, worker: _Worker) -> bool:
         """Makes up for a worker that has ended; False where there is no use in another."""

@@ -10,6 +10,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,7 +23,7 @@ import pytest
 
 from index.collection import Collection
 from service.counters import PREFIX, counters_folder
-from tests.service.conftest import Server, serving, until
+from tests.service.conftest import ROOT, Server, serving, until
 from tests.service.gallery import KNOWN
 from tests.service.test_cli import run
 from tests.service.test_reload import QUERIES, Crowd, point
@@ -90,6 +92,21 @@ def test_a_stop_answers_on_every_connection_it_has(collection: Path) -> None:
         for client in clients:
             assert client.post("/v1/search", json=QUERIES).status_code == 200
         assert server.process.wait(30) == 0
+
+
+def test_a_stop_while_processes_are_started_reaches_all_of_them(collection: Path) -> None:
+    words = ["serve", str(collection), "--workers", "32", "--port", "0", "--drain-notice-seconds", "0"]
+    command = [sys.executable, "-c", "import sys; from service.cli import main; sys.exit(main(sys.argv[1:]))", *words]
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    server = Server("", subprocess.Popen(command, cwd=ROOT, text=True, **output))  # type: ignore[call-overload]
+    try:
+        until(lambda: bool(workers(server)))
+        server.process.terminate()
+        said, _ = server.process.communicate(timeout=60)
+    finally:
+        server.process.kill()
+    assert "killed" not in said
+    assert server.process.returncode == 0
 
 
 def test_workers_end_when_their_supervisor_is_killed(collection: Path) -> None:
