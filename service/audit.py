@@ -10,7 +10,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ class AuditLog:
         self._torn = False
         """Whether the file ends with a part of a line."""
         try:
-            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._file = self._opened()
         except OSError as error:
             raise SettingsError(
                 f"--audit-log {path}: cannot be written ({error.strerror}). Name another file."
@@ -72,6 +72,19 @@ class AuditLog:
     def close(self) -> None:
         os.close(self._file)
 
+    def _opened(self) -> int:
+        return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def _follow(self) -> None:
+        """Begins the file anew where it was moved or deleted: a line that nobody finds was not logged."""
+        with suppress(FileNotFoundError):
+            if os.path.samestat(self.path.stat(), os.fstat(self._file)):
+                return
+        fresh = self._opened()
+        os.dup2(fresh, self._file, inheritable=False)
+        os.close(fresh)
+        self._torn = False
+
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Other workers, which write to the same file, wait."""
@@ -110,11 +123,13 @@ class AuditLog:
             option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY,
         )
         try:
+            self._follow()
             with self._alone():
                 self._append(b"\n" + line if self._torn else line)
         except OSError as error:
             raise DiskFull(
-                f"{self.path}: the audit log cannot be written ({error}), so nothing is answered. Make room."
+                f"{self.path}: the audit log cannot be written ({error}), so nothing is answered. Make room, or put "
+                "its folder back."
             ) from error
 
 

@@ -137,6 +137,30 @@ def test_a_line_that_was_cut_off_spoils_no_other(
     assert len(said) == (3 if taken_back else 4)
 
 
+def test_a_log_that_was_moved_or_deleted_is_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / "logs" / "audit.jsonl"
+    path.parent.mkdir()
+    one, other = AuditLog(path), AuditLog(path)  # of two workers
+    request = Request({"type": "http", "headers": []})
+    one.failed(request, "before")
+    moved = path.rename(path.with_suffix(".1"))
+    one.failed(request, "first")
+    other.failed(request, "second")
+    assert [[line["collection"] for line in lines(log)] for log in (moved, path)] == [["before"], ["first", "second"]]
+    path.unlink()
+    other.failed(request, "third")
+    assert [line["collection"] for line in lines(path)] == ["third"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    shutil.rmtree(path.parent)
+    with pytest.raises(DiskFull, match="No such file"):
+        one.failed(request, "nowhere")
+    path.parent.mkdir()
+    one.failed(request, "fourth")
+    assert [line["collection"] for line in lines(path)] == ["fourth"]
+    one.close()
+    other.close()
+
+
 def cannot(file: int, size: int) -> None:
     raise OSError("cannot be cut")
 
