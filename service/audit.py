@@ -7,6 +7,7 @@ answer leaves or the change begins: what cannot be logged does not happen. A cha
 from __future__ import annotations
 
 import fcntl
+import ipaddress
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -116,7 +117,7 @@ class AuditLog:
                 "event": event,
                 "collection": collection,
                 "key": state.get("key"),
-                "client": request.client.host if request.client else None,
+                "client": _address(request),
                 "request_id": state.get("request_id"),
                 **fields,
             },
@@ -131,6 +132,13 @@ class AuditLog:
                 f"{self.path}: the audit log cannot be written ({error}), so nothing is answered. Make room, or put "
                 "its folder back."
             ) from error
+
+
+def _address(request: Request) -> str | None:
+    """Where it came from; what a proxy passed on may be anything."""
+    with suppress(ValueError):
+        return str(ipaddress.ip_address(request.client.host)) if request.client else None
+    return None
 
 
 def _decided(answer: Answer) -> dict[str, Any]:

@@ -106,6 +106,8 @@ def run(
         log_config=logs.configuration(access=settings.access_log),
         access_log=False,  # service/logs.py writes its own, without the addresses
         server_header=False,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=[str(proxy) for proxy in settings.trusted_proxies],
         backlog=1,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=DRAIN_SECONDS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, IPvAnyNetwork
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from index.errors import SettingsError
@@ -54,6 +54,9 @@ class ServeSettings(Settings):
         [],
         description="names this service is called by (a proxy's, say) besides those of loopback; any is with --public "
         "or --keys",
+    )
+    trusted_proxies: list[IPvAnyNetwork] = Field(
+        [], description="addresses of proxies that say in X-Forwarded-For who asks; of others that is not heeded"
     )
     examples: list[str] = Field(
         [], max_length=8, description="questions the web page offers as a start; none: texts of a few items"

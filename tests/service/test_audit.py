@@ -96,6 +96,21 @@ def test_feedback_and_what_operators_do_leave_a_line_each(collection: Path, tmp_
     assert "secretly" not in log.read_text()
 
 
+@pytest.mark.parametrize(
+    ("flags", "clients"),
+    [([], ["127.0.0.1"] * 2), (["--trusted-proxies", "127.0.0.1"], [None, "192.0.2.7"])],
+)
+def test_a_client_is_who_a_trusted_proxy_says(
+    collection: Path, tmp_path: Path, flags: list[str], clients: list[str | None]
+) -> None:
+    log = tmp_path / "audit.jsonl"
+    with serving(collection, "--audit-log", str(log), *flags) as server:
+        for said in ("Alice", "Alice, 192.0.2.7"):
+            query = {"queries": [{"text": "turn on lamp"}]}
+            httpx2.post(f"{server.url}/v1/search", json=query, headers={"X-Forwarded-For": said}).raise_for_status()
+    assert [line["client"] for line in lines(log)] == clients
+
+
 def test_what_cannot_be_logged_is_refused(collection: Path, tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full on this machine: a full disk was not tried")
