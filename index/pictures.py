@@ -12,6 +12,7 @@ import os
 import stat
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -54,7 +55,7 @@ def read_pictures(
 
     In a folder or zip, the label is the path of the folder a picture lies in, counted from the top. In a table, the
     column `text` (or, where there is none, `path`) holds paths relative to the table. Every picture is decoded once;
-    those that cannot be are an error that names them, or go to `faulty` with the reason in `extra["fault"]`, as do
+    those that cannot be are an error that names them, or go to `faulty` with the reason as their `fault`, as do
     lines of a table with an empty cell.
     """
     found = (row for path in paths for row in _found(path, text, label, require_label))
@@ -70,13 +71,13 @@ def read_pictures(
 def sound_ones(rows: Iterable[Row], faulty: list[Row] | None, *, unlabelled_ok: bool = True) -> list[Row]:
     """Those rows whose picture can be decoded, with its digest as text.
 
-    The others are an error that names them, or go to `faulty` with the reason in `extra["fault"]`.
+    The others are an error that names them, or go to `faulty` with the reason as their `fault`.
     """
     kept: list[Row] = []
     broken: list[Row] = []
     for row in rows:
         sound = _sound(row, unlabelled_ok=unlabelled_ok)
-        (broken if "fault" in sound.extra else kept).append(sound)
+        (broken if sound.fault is not None else kept).append(sound)
     if broken and faulty is None:
         raise DataError(
             f"{cannot_be_used(broken)}. Replace or delete these files, or leave them out with --skip-faulty."
@@ -101,7 +102,7 @@ def of_table(row: Row) -> bool:
 
 def cannot_be_used(faulty: Sequence[Row]) -> str:
     """How many pictures have a fault, and which in the first ones, for a sentence that goes on."""
-    named = "; ".join(f"{place_of(row)}: {str(row.extra['fault']).rstrip('.')}" for row in faulty[:SHOWN])
+    named = "; ".join(f"{place_of(row)}: {str(row.fault).rstrip('.')}" for row in faulty[:SHOWN])
     more = f" and {len(faulty) - SHOWN} more" if len(faulty) > SHOWN else ""
     return f"{len(faulty)} {'file' if len(faulty) == 1 else 'files'} cannot be used: {named}{more}"
 
@@ -116,8 +117,8 @@ def _found(path: Path, text: str, label: str | None, require_label: bool) -> Ite
 
 
 def _sound(row: Row, *, unlabelled_ok: bool) -> Row:
-    """`row` with the digest of its picture as text, or with the reason it cannot be used in `extra["fault"]`."""
-    if "fault" in row.extra or row.image is None:
+    """`row` with the digest of its picture as text, or with the reason it cannot be used as its `fault`."""
+    if row.fault is not None or row.image is None:
         return row
     if row.label is None and not unlabelled_ok:
         return _with_fault(row, "it lies in no folder that names its identity. Move it into one.")
@@ -135,7 +136,7 @@ def digest(content: bytes) -> str:
 
 
 def _with_fault(row: Row, fault: str) -> Row:
-    return Row("", row.label, row.file, row.line, {**row.extra, "fault": fault}, row.image)
+    return replace(row, text="", fault=fault)
 
 
 def _picture_row(picture: Picture, name: PurePosixPath) -> Row:

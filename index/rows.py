@@ -32,7 +32,7 @@ class Row:
     """One labelled text or picture. `line` is where its record starts in `file`, from 1, the header included.
 
     The label is kept as all are (`index.label`), however it was written.
-    With a picture (`index.pictures`), `text` is the digest of its bytes.
+    With a picture (`index.pictures`), `text` is the digest of its bytes, and `fault` why it cannot be used.
     """
 
     text: str
@@ -41,6 +41,7 @@ class Row:
     line: int
     extra: dict[str, Any] = field(default_factory=dict)
     image: Picture | None = None
+    fault: str | None = None
 
     def __post_init__(self) -> None:
         if self.label is not None:

@@ -33,7 +33,7 @@ class Remembering(PicturesOnly):
 
 
 def usable(encoder: Encoder, rows: Sequence[Row], faulty: list[Row], progress: Progress) -> list[Row]:
-    """The rows that `encoder` takes, in order; the others go to `faulty` with the reason in `extra["fault"]`.
+    """The rows that `encoder` takes, in order; the others go to `faulty` with the reason as their `fault`.
 
     Every row is encoded for it: give a `Remembering` one, and use it afterwards.
     """
@@ -43,7 +43,7 @@ def usable(encoder: Encoder, rows: Sequence[Row], faulty: list[Row], progress: P
             encode_batch(encoder, [row])
             kept.append(row)
         except DataError as error:
-            faulty.append(replace(row, extra={**row.extra, "fault": str(error).removeprefix(f"{row.image}: ")}))
+            faulty.append(replace(row, fault=str(error).removeprefix(f"{row.image}: ")))
         progress("looking at pictures", done, len(rows))
     return kept
 
@@ -56,7 +56,7 @@ def left_out(faulty: Sequence[Row]) -> list[dict[str, Any]]:
             "file": None if row.image is None else str(row.image),
             "table": row.file if of_table(row) else None,
             "line": row.line if of_table(row) else None,
-            "reason": str(row.extra["fault"]),
+            "reason": row.fault,
         }
         for row in faulty
     ]
@@ -64,5 +64,5 @@ def left_out(faulty: Sequence[Row]) -> list[dict[str, Any]]:
 
 def summary(faulty: Sequence[Row]) -> str:
     """What people are told of them: all, one a line."""
-    lines = [f"{place_of(row)}: {row.extra['fault']}" for row in faulty]
+    lines = [f"{place_of(row)}: {row.fault}" for row in faulty]
     return "\n".join([f"{len(faulty)} {'picture was' if len(faulty) == 1 else 'pictures were'} left out:", *lines])

@@ -78,15 +78,14 @@ class Frozen:
         return [self._seen[row.text] for row in rows]
 
     def usable(self, rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-        """The rows whose pictures the encoder takes; the others have the reason in `extra["fault"]`."""
+        """The rows whose pictures the encoder takes; the others have the reason as their `fault`."""
         kept, faulty = [], []
         for row in rows:
             try:
                 self.vectors([row])
                 kept.append(row)
             except DataError as error:
-                fault = str(error).removeprefix(f"{row.image}: ")
-                faulty.append(replace(row, extra={**row.extra, "fault": fault}))
+                faulty.append(replace(row, fault=str(error).removeprefix(f"{row.image}: ")))
         return kept, faulty
 
     def write(self, model: SentenceTransformer, folder: Path) -> None:

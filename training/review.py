@@ -87,7 +87,7 @@ def review(rows: Sequence[Row], empty: Sequence[Row], *, skip: bool) -> tuple[li
 
 
 def _missing(row: Row) -> Kind:
-    if "fault" in row.extra:
+    if row.fault is not None:
         return "unusable picture"
     return "empty text" if not row.text.strip() else "empty label"
 

@@ -74,6 +74,16 @@ def test_a_table_of_paths_and_labels(tmp_path: Path, column: str) -> None:
     assert picture_of(rows[1]).read() == (tmp_path / "scans/d1/001.png").read_bytes()
 
 
+def test_a_column_may_be_called_fault(tmp_path: Path) -> None:
+    write_digits(tmp_path / "scans", range(2), range(1))
+    (tmp_path / "rows.csv").write_text("path,label,fault\nscans/d0/000.png,zero,none\nscans/d1/000.png,one,none\n")
+    rows = read(tmp_path / "rows.csv")
+    assert [(row.label, row.extra, row.fault) for row in rows] == [
+        ("zero", {"fault": "none"}, None),
+        ("one", {"fault": "none"}, None),
+    ]
+
+
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
@@ -169,7 +179,7 @@ def test_faulty_files_are_handed_over_with_their_reason(tmp_path: Path) -> None:
     faulty: list[Row] = []
     rows = read(faulty_folder(tmp_path), faulty=faulty)
     assert len(rows) == 4
-    told = {Path(row.file).name: row.extra["fault"] for row in faulty}
+    told = {Path(row.file).name: row.fault for row in faulty}
     assert told.keys() == FAULTS.keys()
     assert all(why in told[name] for name, why in FAULTS.items())
 

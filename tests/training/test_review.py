@@ -186,6 +186,12 @@ def test_training_on_pairs(tiny_encoder: Path, tmp_path: Path, capsys: pytest.Ca
             files_to_send(tmp_path / "m", with_texts=False)
 
 
+def test_a_text_with_a_column_called_fault_is_no_picture() -> None:
+    row = Row("a", None, "rows.csv", 2, {"fault": "none"})
+    with pytest.raises(DataError, match=r"rows\.csv: an empty label at line 2"):
+        review([], [row], skip=False)
+
+
 def test_the_reader_hands_faulty_rows_over_only_when_asked(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("text,label\na,x\n,x\nb,\n", encoding="utf-8")
