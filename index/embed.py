@@ -163,7 +163,8 @@ def _schema(rows: Iterable[Row], settings: EmbedSettings) -> pa.Schema:
     from pyarrow import parquet
 
     # what a value was read as may not tell: nanoseconds, maps, unsigned numbers
-    files = [parquet.read_schema(path) for path in settings.data if path.suffix.lower() == ".parquet"]
+    given = [path for path in settings.data if path.suffix.lower() == ".parquet" and path.is_file()]
+    files = [parquet.read_schema(path) for path in given]
     declared = {field.name: field.type for schema in reversed(files) for field in schema}
     types: dict[str, pa.DataType] = {}
     left = iter(rows)

@@ -3,7 +3,7 @@
 A source is written FOLDER, FOLDER:SPLIT, OWNER/NAME, OWNER/NAME/CONFIG or any of these with :SPLIT; without, the split
 is `train`, or the only one. Nothing of a data set is executed: there are no loading scripts, and only builders that
 read plain tables are used. What a folder's CSV, TSV and JSONL files hold is read as such a file alone is, unless the
-data set declares the types of its columns: the library would guess them, and read the labels 001 and 1 as one number.
+data set says their types or how they are read: the library would guess, and take the labels 001 and 1 for one number.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from index.errors import DataError
@@ -21,6 +23,7 @@ BUILDERS = ("arrow", "csv", "json", "parquet")
 """Readers of the library that are used: tables. Others decode archives, images or foreign binary formats."""
 TABLES = (".arrow", ".csv", ".json", ".jsonl", ".parquet", ".tsv")
 Records = Iterator[tuple[int, dict[str, Any]]]
+_NOT_READING = ("name", "version", "data_dir", "data_files", "description")
 _SAVED = ("dataset_dict.json", "state.json")
 _NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?")
 _SPLIT = re.compile(r"[\w.-]+")
@@ -88,7 +91,8 @@ def _open(datasets: Any, source: Path, path: Path, readers: Mapping[str, Any]) -
                 f"{path}: this data set is read by '{kind}', and only tables are ({', '.join(BUILDERS)}). Export it as "
                 "CSV, JSONL or Parquet."
             )
-        if (files := _texts(builder)) and all(file.suffix in readers for of in files.values() for file in of):
+        files = _texts(datasets, source)
+        if files and all(file.suffix in readers for of in files.values() for file in of):
             return files
         builder.download_and_prepare()
         return builder.as_dataset()
@@ -102,11 +106,22 @@ def _open(datasets: Any, source: Path, path: Path, readers: Mapping[str, Any]) -
         ) from error
 
 
-def _texts(builder: Any) -> dict[str, list[Path]]:
-    """The splits' files where they are here and say nothing of their columns' types; none otherwise."""
-    if builder.info.features is not None or type(builder).__module__.rpartition(".")[2] not in ("csv", "json"):
+def _texts(datasets: Any, source: Path) -> dict[str, list[Path]]:
+    """The splits' files where these are CSV or JSON, and the data set says neither their columns' types nor how they
+    are to be read; none otherwise."""
+    if not source.is_dir():
         return {}
-    files = {str(split): [Path(file) for file in of] for split, of in builder.config.data_files.items()}
+    with TemporaryDirectory() as nothing:  # the library's own cache holds the types that it guessed before
+        builder = datasets.load_dataset_builder(str(source), cache_dir=nothing)
+    config, kind = builder.config, type(builder).__module__.rpartition(".")[2]
+    if kind not in ("csv", "json") or builder.info.features is not None:
+        return {}
+    files = {str(split): [Path(file) for file in of] for split, of in config.data_files.items()}
+    tabs = {file.suffix for of in files.values() for file in of} == {".tsv"}
+    usual = type(config)(**({"sep": "\t"} if tabs else {}))
+    said = (one.name for one in fields(config) if one.name not in _NOT_READING)
+    if any(getattr(config, name) != getattr(usual, name) for name in said):
+        return {}
     return files if all(file.is_file() for of in files.values() for file in of) else {}
 
 

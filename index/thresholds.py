@@ -107,7 +107,7 @@ def from_fpir(sample: HeldOut, fpir: float) -> Threshold:
     p, w = sample.probability[unknown], sample.weight[unknown]
     group, identity = sample.group[unknown], sample.identity[unknown]
     size, catch_all = effective(w, group) / design_effect(p, group, identity), False
-    if size < _needed(fpir) - _ROUNDING and one_label(identity):
+    if size < _needed(fpir) - _ROUNDING and one_label(sample.group, sample.identity, sample.known):
         size, catch_all = effective(w, group), True
     _need(size, fpir, "FPIR", f"unknown queries that do not resemble each other ({len(p)} in all)")
     values, of_value = np.unique(p, return_inverse=True)
@@ -177,22 +177,25 @@ def _kinds(sample: HeldOut) -> list[tuple[NDArray[np.bool_], float]]:
 
 
 def _weights_of(sample: HeldOut, part: NDArray[np.bool_]) -> Floats:
-    """Of each query in `part`, all its examples together."""
-    of_query = np.unique(sample.group[part], return_inverse=True)[1]
-    return np.asarray(np.bincount(of_query, sample.weight[part]), np.float64)
+    """Of each query what its examples in `part` weigh together, in queries that resemble no other."""
+    of_query = np.unique(sample.group, return_inverse=True)[1]
+    count = int(of_query.max(initial=-1)) + 1
+    return sum(
+        (np.sqrt(by) * np.bincount(of_query, sample.weight * (part & kind), count) for kind, by in _kinds(sample)),
+        np.zeros(count),
+    )
 
 
 def _heaviest(sample: HeldOut) -> float:
     """What the query weighs that says most."""
-    return max(float(_weights_of(sample, part).max(initial=0.0)) * by for part, by in _kinds(sample))
+    return float(_weights_of(sample, np.ones(len(sample.known), np.bool_)).max(initial=0.0))
 
 
 def _precision_interval(sample: HeldOut, line: float) -> tuple[float, float]:
     """At 95 %, of the share that is right of those called from `line` on."""
     called = sample.probability >= line
     total, wrong = sample.weight[called].sum(), called & ~sample.right
-    squares = sum(by * float((_weights_of(sample, part & wrong) ** 2).sum()) for part, by in _kinds(sample))
-    share = float(sample.weight[wrong].sum() / total)
+    share, squares = float(sample.weight[wrong].sum() / total), float((_weights_of(sample, wrong) ** 2).sum())
     low, high = _binomial(share, squares / total**2, _heaviest(sample) / total)
     return 1 - high, 1 - low
 

@@ -39,7 +39,7 @@ class Worth:
         return cls(
             effective(weight[known], group[known]),
             count / design_effect(scores, group[unknown], alone),
-            count if one_label(named) else count / design_effect(scores, group[unknown], named),
+            count if one_label(group, identity, known) else count / design_effect(scores, group[unknown], named),
         )
 
     def to_json(self) -> dict[str, float]:
@@ -63,9 +63,11 @@ def as_they_come(group: Ints, identity: Ints, known: Flags) -> Ints:
     return np.where(imitated, identity[~known], -1 - group[~known])
 
 
-def one_label(identity: Ints) -> bool:
-    """Whether all queries that carry a label carry the same: it may be a word for everything else."""
-    return len(np.unique(identity[identity >= 0])) == 1
+def one_label(group: Ints, identity: Ints, known: Flags) -> bool:
+    """Whether all unknown queries that carry a label carry the same, which none has by being imitated: it may be a word
+    for everything else."""
+    labels, imitated = identity[~known], np.isin(group[~known], group[known])
+    return len(np.unique(labels[labels >= 0])) == 1 and not imitated.any()
 
 
 def design_effect(scores: Floats, group: Ints, identity: Ints) -> float:

@@ -23,6 +23,7 @@ from index.evaluate import evaluate
 from index.rows import Row, text_key
 from index.sources import Held
 from index.staleness import Seen
+from index.worth import Worth
 from tests.index.conftest import World
 
 Floats = NDArray[np.float64]
@@ -160,6 +161,14 @@ def test_sets_for_unknown_queries_apart_count_strangers_not_their_queries(built:
         many.calibration.set_thresholds(0.95, "known-unknown")
         with pytest.raises(CalibrationError, match=r"57 unknown ones are worth 2.*give unknown queries of more labels"):
             two.calibration.set_thresholds(0.7, "known-unknown")
+
+
+def test_one_label_that_was_hidden_is_no_word_for_everything_else() -> None:
+    known, group = np.repeat([True, False], 100), np.tile(np.arange(100), 2)
+    one = Worth.of(np.zeros(200), np.ones(200), group, np.zeros(200, np.int64), known)
+    assert (one.known, one.unknown, one.strangers) == (100, 1, 1)
+    asked = Worth.of(np.zeros(200), np.ones(200), np.arange(200), np.where(known, 0, 7), known)
+    assert (asked.known, asked.unknown, asked.strangers) == (100, 100, 100)
 
 
 @pytest.mark.parametrize("alike", [0.0, 0.6])

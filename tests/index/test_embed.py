@@ -93,6 +93,13 @@ def test_columns_of_parquet_keep_their_types(world: World, tmp_path: Path, small
     assert parquet.read_table(tmp_path / "v").drop(["vector"]).equals(given)
 
 
+def test_a_folder_may_be_called_as_a_parquet_file_is(world: World, tmp_path: Path) -> None:
+    (tmp_path / "rows.parquet").mkdir()
+    parquet.write_table(pa.table({"text": ["card", "rain"]}), tmp_path / "rows.parquet" / "part-0.parquet")
+    embed_rows(EmbedSettings(model=str(world.encoder), data=[tmp_path / "rows.parquet"], out=tmp_path / "v"), silent)
+    assert parquet.read_table(tmp_path / "v").num_rows == 2
+
+
 @pytest.mark.parametrize(
     ("records", "said"),
     [

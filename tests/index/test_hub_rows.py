@@ -90,6 +90,21 @@ def test_a_folder_of_text_files_says_what_its_files_say(ending: str, tmp_path: P
     assert [label for _, label, _ in alone][:4] == ["001", "1", "NA", "None"]
 
 
+def test_what_the_library_guessed_before_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "repo").mkdir()
+    (tmp_path / "repo" / "train.csv").write_text("text,label\na card,001\nthe rain,1\n")
+    datasets.load_dataset(str(tmp_path / "repo"))
+    assert read(tmp_path / "repo") == [("a card", "001", 1), ("the rain", "1", 2)]
+
+
+def test_how_a_data_set_says_it_is_read_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "repo").mkdir()
+    (tmp_path / "repo" / "train.csv").write_text("text;label\na card;bank\n")
+    card = {"configs": [{"config_name": "default", "data_files": "train.csv", "sep": ";"}]}
+    (tmp_path / "repo" / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n")
+    assert read(tmp_path / "repo") == [("a card", "bank", 1)]
+
+
 def test_types_that_a_data_set_declares_are_those_of_its_columns(tmp_path: Path) -> None:
     (tmp_path / "repo").mkdir()
     (tmp_path / "repo" / "train.csv").write_text("text,label\na card,1\nthe rain,0\n")

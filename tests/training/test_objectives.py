@@ -365,6 +365,8 @@ def test_labels_that_are_no_classes_and_weights_of_others_are_refused(
         loss.loss_of(vectors, labels.float(), lengths)
     with pytest.raises(ValueError, match="12 integers, one a text"):
         loss.loss_of(vectors, labels[:, None], lengths)
+    with pytest.raises(ValueError, match="a batch without a text"):
+        loss.loss_of(vectors[:0], labels[:0], lengths[:0])
     for shape in ((1, 16), (16,), (CLASSES + 4, 16)):
         with pytest.raises(ValueError, match=rf"must have the shape \({CLASSES}, 16\)"):
             loss.imprint(torch.ones(shape))

@@ -180,7 +180,7 @@ class AdaCos(Objective):
 
     def logits(self, vectors: Tensor, labels: Tensor, norms: Tensor) -> Tensor:
         cosines = self.cosines(vectors)
-        if self.dynamic and self.learning and len(labels):
+        if self.dynamic and self.learning:
             self._follow(cosines.detach(), labels)
         margined = margins.am_softmax(cosines, labels, self.margin) if self.margin else cosines
         return self.running * margined

@@ -153,6 +153,8 @@ def check_labels(labels: Tensor, texts: int, classes: int) -> None:
     """Raises ValueError unless `labels` are the classes of so many texts."""
     if labels.is_floating_point() or labels.shape != (texts,):
         raise ValueError(f"labels must be {texts} integers, one a text, got {labels.dtype} of {tuple(labels.shape)}")
+    if not texts:
+        raise ValueError("a batch without a text has no loss")
     wrong = (labels < 0) | (labels >= classes)
     if bool(wrong.any()):
         raise ValueError(f"labels must lie in [0, {classes}), got {int(labels[wrong][0])}")
