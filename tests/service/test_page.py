@@ -274,6 +274,8 @@ def test_reasons_that_come_late_are_not_shown_under_the_next_answer(page: Page) 
     ask(page, first[0])
     page.get_by_text("Why?").click()
     expect(page.locator("#reasons")).to_have_text("…")
+    while not late:  # the page says so before its request is on its way
+        page.wait_for_timeout(10)
     reply = late[0].fetch()
     ask(page, second[0])
     expect(page.locator("#verdict h1")).to_have_text(second[1])
