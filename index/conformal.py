@@ -133,8 +133,10 @@ def _named(kind: Kind) -> float:
 def _refused(kinds: Sequence[Kind], coverage: float, best: float, unnamed: str, *, capped: bool) -> str:
     queries = {kind.name: len(np.unique(kind.group)) for kind in kinds}
     fewer = [kind for kind in kinds if kind.worth < queries[kind.name] - 0.5]
-    worth = " and ".join(f"{queries[kind.name]} {kind.name} ones are worth {kind.worth:.0f}" for kind in fewer)
-    why = f" ({worth}, as some weigh more or resemble each other)".replace("  ", " ") if fewer else ""
+    worth = " and ".join(
+        f"the {queries[kind.name]} {kind.name or 'given'} are worth {kind.worth:.0f}" for kind in fewer
+    )
+    why = f" ({worth}, as some weigh more or resemble each other)" if fewer else ""
     total = sum(kind.weight.sum() for kind in kinds)
     lost = sum(float(kind.weight.sum() / total) * (1 - _named(kind)) for kind in kinds if kind.worth)
     remedy = "Ask for less, or calibrate with more queries."

@@ -178,11 +178,10 @@ def _schema(rows: Iterable[Row], settings: EmbedSettings) -> pa.Schema:
             values = [columns.get(name) for columns in read]
             place = f"{chunk[0].file}: lines {chunk[0].line} to {chunk[-1].line}: column {name!r}"
             with _told(place):
-                found = _array(values, declared.get(name)).type
+                found = pa.schema([(name, _array(values, declared.get(name)).type)])
                 before = pa.schema([(name, types.get(name, pa.null()))])
-                types[name] = pa.unify_schemas([before, pa.schema([(name, found)])], promote_options="permissive")[
-                    0
-                ].type
+                both = pa.unify_schemas([before, found], promote_options="permissive")
+                types[name] = both.field(name).type
     for name, kind in types.items():
         with _told(f"{settings.data[0]}: column {name!r}"):  # an object without members cannot be written
             parquet.ParquetWriter(BytesIO(), pa.schema([(name, kind)])).close()

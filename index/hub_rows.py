@@ -80,6 +80,9 @@ def _open(datasets: Any, source: Path, path: Path, readers: Mapping[str, Any]) -
     try:
         if _is_saved(source):
             return datasets.load_from_disk(str(source))
+        files = _texts(datasets, source) if source.is_dir() else {}
+        if files and all(file.suffix in readers for of in files.values() for file in of):
+            return files
         if source.is_dir():
             builder = datasets.load_dataset_builder(str(source))
         else:
@@ -91,9 +94,6 @@ def _open(datasets: Any, source: Path, path: Path, readers: Mapping[str, Any]) -
                 f"{path}: this data set is read by '{kind}', and only tables are ({', '.join(BUILDERS)}). Export it as "
                 "CSV, JSONL or Parquet."
             )
-        files = _texts(datasets, source)
-        if files and all(file.suffix in readers for of in files.values() for file in of):
-            return files
         builder.download_and_prepare()
         return builder.as_dataset()
     except DataError:
@@ -109,8 +109,6 @@ def _open(datasets: Any, source: Path, path: Path, readers: Mapping[str, Any]) -
 def _texts(datasets: Any, source: Path) -> dict[str, list[Path]]:
     """The splits' files where these are CSV or JSON, and the data set says neither their columns' types nor how they
     are to be read; none otherwise."""
-    if not source.is_dir():
-        return {}
     with TemporaryDirectory() as nothing:  # the library's own cache holds the types that it guessed before
         builder = datasets.load_dataset_builder(str(source), cache_dir=nothing)
     config, kind = builder.config, type(builder).__module__.rpartition(".")[2]

@@ -159,7 +159,7 @@ def test_sets_for_unknown_queries_apart_count_strangers_not_their_queries(built:
         assert many.calibration
         assert two.calibration.set_thresholds(0.95) == many.calibration.set_thresholds(0.95)
         many.calibration.set_thresholds(0.95, "known-unknown")
-        with pytest.raises(CalibrationError, match=r"57 unknown ones are worth 2.*give unknown queries of more labels"):
+        with pytest.raises(CalibrationError, match=r"the 57 unknown are worth 2.*give unknown queries of more labels"):
             two.calibration.set_thresholds(0.7, "known-unknown")
 
 
