@@ -25,18 +25,18 @@ from kept import done, kept
 from outcome import SKIPPED, Against, Beside, Cell, Outcome, Table, ended
 
 from index import metrics
-from index.calibrate import Calibration, calibrate
-from index.calibrators import CALIBRATORS
-from index.conformal import nonconformity
-from index.encoders import encoder_folder, load_encoder
-from index.evidence import Evidence
-from index.examples import Queries, examples
-from index.faiss_engine import FaissFlat
-from index.outcome import column, distribution, table
-from index.pairs import evaluate_pairs, seconds_of
-from index.rows import read_rows
-from index.staleness import Seen
-from index.thresholds import from_fpir
+from index.calibration.calibrate import Calibration, calibrate
+from index.calibration.calibrators import CALIBRATORS
+from index.calibration.conformal import nonconformity
+from index.calibration.evidence import Evidence
+from index.calibration.examples import Queries, examples
+from index.calibration.outcome import column, distribution, table
+from index.calibration.pairs import evaluate_pairs, seconds_of
+from index.calibration.staleness import Seen
+from index.calibration.thresholds import from_fpir
+from index.data.rows import read_rows
+from index.encoders.by_name import encoder_folder, load_encoder
+from index.engines.faiss_engine import FaissFlat
 from simplex import certify, sparsemax
 
 SEEDS = 5

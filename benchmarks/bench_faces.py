@@ -34,11 +34,11 @@ import numpy as np
 from outcome import SKIPPED, Beside, Cell, Outcome, Table, between, ended
 from scipy.stats import beta
 
-from index import cli
-from index.encoders import encoder_folder, load_encoder
+from index.data.images import SUFFIXES
+from index.encoders.by_name import encoder_folder, load_encoder
+from index.encoders.image_encoder import image_encoder
 from index.errors import CalibrationError, DataError
-from index.image_encoder import image_encoder
-from index.images import SUFFIXES
+from index.verbs import cli
 from training.verification_pairs import read_pairs
 
 ENROLLED = 3

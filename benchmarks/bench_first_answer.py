@@ -32,7 +32,7 @@ import numpy as np
 from outcome import SKIPPED, Beside, Cell, Outcome, Table, ended, ranged
 
 from index import metrics
-from index.encoder_files import open_sentence_transformer
+from index.encoders.files import open_sentence_transformer
 
 HERE = Path(__file__).parent
 PEER = HERE / "peers" / "handwritten.py"

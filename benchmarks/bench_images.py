@@ -38,11 +38,11 @@ from numpy.typing import NDArray
 from outcome import SKIPPED, ended
 from rich.console import Console
 
-from index.encoders import encoder_folder, load_encoder
-from index.image_encoder import image_encoder
-from index.images import decode
-from index.pictures import picture_of, read_pictures
-from index.rows import Row
+from index.data.images import decode
+from index.data.rows import Row
+from index.encoders.by_name import encoder_folder, load_encoder
+from index.encoders.image_encoder import image_encoder
+from index.encoders.pictures import picture_of, read_pictures
 from training.config import TrainSettings
 from training.evaluation import retrieval
 from training.pipeline import train_encoder

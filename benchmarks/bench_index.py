@@ -25,11 +25,11 @@ import numpy as np
 from outcome import ended
 
 from benchmarks.index_peers import PEERS, beside
-from index import exact
-from index.engine import Vectors
-from index.engines import FAISS, make_engine
-from index.faiss_engine import FaissEngine
-from index.native_faiss import BLAS_FROM, faiss
+from index.engines import exact
+from index.engines.choice import FAISS, make_engine
+from index.engines.engine import Vectors
+from index.engines.faiss_engine import FaissEngine
+from index.engines.native_faiss import BLAS_FROM, faiss
 
 K = 10
 EIGHT_BITS = "flat-8-bits"

@@ -25,7 +25,7 @@ from kept import done, kept
 from outcome import SKIPPED, Beside, Cell, Outcome, Table, ended
 from rich.console import Console
 
-from index.settings import parse
+from index.verbs.settings import parse
 from training.compare import compare_losses, summarise
 from training.compare_settings import CompareSettings
 from training.demo_data import make_demo_data, write_demo_data

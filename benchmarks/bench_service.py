@@ -32,8 +32,8 @@ from outcome import ended
 
 from benchmarks.loads import Load, alternate, costing, find_wrk, in_process, wrk
 from benchmarks.service_gallery import HELD, build
-from index import exact
-from index.native_faiss import faiss
+from index.engines import exact
+from index.engines.native_faiss import faiss
 
 SIZE, DIMENSION, K = 100_000, 384, 10
 CORES = len(os.sched_getaffinity(0))

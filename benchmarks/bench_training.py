@@ -139,7 +139,7 @@ def train_peer(
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from transformers import set_seed
 
-    from index.encoder_files import open_sentence_transformer
+    from index.encoders.files import open_sentence_transformer
     from training.config import Recipe, TrainSettings
     from training.objectives.contrastive import reshape
 
@@ -204,7 +204,7 @@ def first_rows(rows: Rows, most: int | None) -> Rows:
 
 def work(data: Path, method: str, encoder: str, seed: int, away: set[str], most: int | None) -> dict[str, float]:
     """One seed of one method, in this process."""
-    from index.encoder_files import open_sentence_transformer
+    from index.encoders.files import open_sentence_transformer
     from training.objectives import contrastive
 
     train, test = read(data, "train.csv"), read(data, "test.csv")

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from index.encoder_files import copy_encoder, fingerprint, open_sentence_transformer
-from index.encoders import load_encoder
-from index.evidence import TOP_K, Evidence, exact_top, gather
-from index.profile import LabelProfile
-from index.rows import Row, read_rows, text_key
-from index.sources import trained_rows
+from index.calibration.evidence import TOP_K, Evidence, exact_top, gather
+from index.calibration.sources import trained_rows
+from index.data.rows import Row, read_rows, text_key
+from index.encoders.by_name import load_encoder
+from index.encoders.files import copy_encoder, fingerprint, open_sentence_transformer
+from index.items.profile import LabelProfile
 
 FILES = {
     "banking77": ("category", ("train", "test")),

@@ -13,8 +13,8 @@ import numpy as np
 
 from benchmarks.index_programs import K, per_second
 from benchmarks.service_peers import environment
-from index.engine import Vectors
-from index.faiss_engine import FaissEngine
+from index.engines.engine import Vectors
+from index.engines.faiss_engine import FaissEngine
 
 PEERS = {"hnswlib": "hnswlib==0.8.0", "usearch": "usearch==2.26.6"}
 """The newest of each when they were last looked at (November 2026)."""

@@ -20,7 +20,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from benchmarks.kept import built
 from index.build import Held, build_collection
-from index.rows import Row
+from index.data.rows import Row
 
 Vectors = NDArray[np.float32]
 Ints = NDArray[np.int64]

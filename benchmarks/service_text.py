@@ -14,8 +14,8 @@ import numpy as np
 from benchmarks.bench_bulk import texts
 from benchmarks.kept import built
 from index.build import Held, build_collection
-from index.encoder_files import open_sentence_transformer
-from index.rows import Row
+from index.data.rows import Row
+from index.encoders.files import open_sentence_transformer
 
 ROWS, ASKED = 1500, 1000
 TURNS, TURN = 12, 1

@@ -23,9 +23,9 @@ from matplotlib import pyplot as plt  # noqa: E402
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from index import metrics  # noqa: E402
 from index.build import build_collection  # noqa: E402
+from index.calibration.sources import Held  # noqa: E402
 from index.collection import Collection  # noqa: E402
-from index.rows import Row, read_rows  # noqa: E402
-from index.sources import Held  # noqa: E402
+from index.data.rows import Row, read_rows  # noqa: E402
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from index.engines import FAISS
+from index.engines.choice import FAISS
 
 SIZES, DIMENSION = (10**7, 10**8, 10**9), 384
 MACHINE = 64 * 2**30 * 0.75

@@ -63,7 +63,7 @@ class Contribution:
 
 @dataclass(frozen=True)
 class LabelEvidence:
-    """Why a label has its probability, see `index.explain`.
+    """Why a label has its probability, see `index.search.explain`.
 
     `evidence` are cosines: best, pooled_8, pooled_32, centroid, cohesion; `terms`, which sum to `logit`, what each adds
     (None: this calibrator has no such terms). `logit` None: the calibrator cannot speak of this label. `answerable`:

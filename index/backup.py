@@ -14,14 +14,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from index import versions
+from index.calibration.sources import Progress
 from index.collection import Collection
-from index.collection_folder import CONFIG, ENCODER, ITEMS, SNAPSHOTS, read_config
+from index.engines.milvus_engine import share
 from index.errors import CollectionError, Damaged, DiskFull, SettingsError
-from index.items import ItemStore
-from index.milvus_engine import share
-from index.snapshot import NO_ROOM, current_name, point_to, read_snapshot
-from index.sources import Progress
+from index.items.store import ItemStore
+from index.storage import versions
+from index.storage.folder import CONFIG, ENCODER, ITEMS, SNAPSHOTS, read_config
+from index.storage.snapshot import NO_ROOM, current_name, point_to, read_snapshot
 
 _TRIES = 5
 _MEND = "A damaged item that opening need not read can be deleted or added again; then compact."

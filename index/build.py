@@ -20,28 +20,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from index.calibrate import DEFAULT
-from index.calibrators import CALIBRATORS
+from index.calibration.calibrate import DEFAULT
+from index.calibration.calibrators import CALIBRATORS
+from index.calibration.sources import NO_QUERIES, Held, Progress, calibration_queries
 from index.collection import Collection
-from index.collection_folder import CONFIG, ENCODER, FORMAT, ITEMS, SNAPSHOTS
-from index.compaction import UNKNOWN_SHARE, Fitting, keep_queries, own_questions
-from index.encode import Encoded, encode_stream, workers_for
-from index.encoder import Encoder
-from index.encoder_files import fingerprint, training_settings
-from index.encoders import encoder_folder, load_encoder
-from index.engines import check_name, make_engine
+from index.data.rows import SHOWN, Row, text_key
+from index.encoders.by_name import encoder_folder, load_encoder
+from index.encoders.encode import Encoded, encode_stream, workers_for
+from index.encoders.encoder import Encoder
+from index.encoders.files import fingerprint, training_settings
+from index.encoders.onnx_export import LEAST_AGREEMENT, Backend, install_encoder
+from index.engines.choice import check_name, make_engine
 from index.errors import CalibrationError, CollectionError, SettingsError
-from index.gallery import Gallery
 from index.intake import item_id, metadata_of, take_in
-from index.items import Changes, Item, ItemStore
-from index.loading import CALIBRATION, PROFILE
-from index.onnx_export import LEAST_AGREEMENT, Backend, install_encoder
-from index.place import STATE, begin, building, prepare
-from index.rows import SHOWN, Row, text_key
-from index.snapshot import write_snapshot
-from index.sources import NO_QUERIES, Held, Progress, calibration_queries
-from index.versions import CALIBRATIONS
-from index.writer_lock import LOCK, WriterLock
+from index.items.gallery import Gallery
+from index.items.store import Changes, Item, ItemStore
+from index.storage.folder import CONFIG, ENCODER, FORMAT, ITEMS, SNAPSHOTS
+from index.storage.loading import CALIBRATION, PROFILE
+from index.storage.place import STATE, begin, building, prepare
+from index.storage.snapshot import write_snapshot
+from index.storage.versions import CALIBRATIONS
+from index.storage.writer_lock import LOCK, WriterLock
+from index.upkeep.compaction import UNKNOWN_SHARE, Fitting, keep_queries, own_questions
 
 _CHUNK = 8
 """Batches that are stored in one transaction."""
@@ -75,12 +75,13 @@ def build_collection(
 ) -> dict[str, Any]:
     """Builds the collection `out` of `rows`, encoded by `model` (a folder, `static`, `minilm` or a hub id).
 
-    `rows` is iterated more than once: a list, or `index.rows.RowFiles`, which streams. Everything is written beside
-    `out` and renamed: bad input leaves nothing behind, and a killed build is continued with `resume` (None: refuse to
-    start over where one lies). `workers` processes encode; None takes as many as there are cores and work for.
+    `rows` is iterated more than once: a list, or `index.data.rows.RowFiles`, which streams. Everything is written
+    beside `out` and renamed: bad input leaves nothing behind, and a killed build is continued with `resume` (None:
+    refuse to start over where one lies). `workers` processes encode; None takes as many as there are cores and
+    work for.
 
-    `backend` says how the encoder is served, see `index.onnx_export`. `opened` is an encoder that may know some of the
-    rows already (`index.usable`); it encodes, in this process, if it is the one that will be served.
+    `backend` says how the encoder is served, see `index.encoders.onnx_export`. `opened` is an encoder that may know
+    some of the rows already (`index.verbs.usable`); it encodes, in this process, if it is the one that will be served.
 
     Returns the description of `Collection.describe`. When no honest calibration is possible the collection is built
     without one and says why; other faults raise `DataError`, `EncoderError` or `CollectionError`; `WriterBusy` while a

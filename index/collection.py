@@ -16,36 +16,37 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from index import compaction, respond
 from index.answer import Answer, MapSpec
-from index.asked import MAX_K as MAX_K
-from index.asked import Asked, texts_asked, vectors_asked
-from index.calibrate import Calibration
-from index.calibrations import Calibrations
-from index.collection_folder import ENCODER, ITEMS, SNAPSHOTS, checked_encoder, read_config
-from index.conformal import CoverageFor
-from index.drift import Drift
-from index.encoder import Encoder
-from index.engine import Engine
+from index.calibration.calibrate import Calibration
+from index.calibration.conformal import CoverageFor
+from index.calibration.drift import Drift
+from index.calibration.sources import Progress
+from index.encoders.encoder import Encoder
+from index.encoders.image_encoder import Source, image_encoder
+from index.engines.engine import Engine
+from index.engines.milvus_engine import leave
 from index.errors import CollectionError, DataError, DiskFull, ReadOnly
-from index.filters import Filter, says_something
-from index.finding import Finder
-from index.gallery import Gallery as Gallery
-from index.image_encoder import Source, image_encoder
-from index.items import Item, ItemStore
-from index.live import LiveState
-from index.maintenance import Maintenance
+from index.items.filters import Filter, says_something
+from index.items.gallery import Gallery as Gallery
+from index.items.new_items import NewItem as NewItem
+from index.items.new_items import Receipt as Receipt
+from index.items.new_items import encoded
+from index.items.store import Item, ItemStore
 from index.memory import give_back, given_back_after
-from index.milvus_engine import leave
-from index.new_items import NewItem as NewItem
-from index.new_items import Receipt as Receipt
-from index.new_items import encoded
-from index.snapshot import clean, current_name, refuse_newer
-from index.sources import Progress
+from index.search import respond
+from index.search.asked import MAX_K as MAX_K
+from index.search.asked import Asked, texts_asked, vectors_asked
+from index.search.finding import Finder
 from index.stages import stage
-from index.state import State
-from index.versions import Version
-from index.writer_lock import WriterLock
+from index.storage.folder import ENCODER, ITEMS, SNAPSHOTS, checked_encoder, read_config
+from index.storage.live import LiveState
+from index.storage.snapshot import clean, current_name, refuse_newer
+from index.storage.state import State
+from index.storage.versions import Version
+from index.storage.writer_lock import WriterLock
+from index.upkeep import compaction
+from index.upkeep.calibrations import Calibrations
+from index.upkeep.maintenance import Maintenance
 
 
 def _silent(what: str, done: int, of: int) -> None: ...
@@ -103,7 +104,7 @@ class Collection:
     def prepare(self) -> None:
         """Makes what speeds up all searches of this index and of later ones: for a process that is asked many times.
 
-        Costs memory and seconds, both in proportion to a large exact index, see `index.eight_bits`.
+        Costs memory and seconds, both in proportion to a large exact index, see `index.engines.eight_bits`.
         """
         self._live.prepare()
 
@@ -146,7 +147,7 @@ class Collection:
         return self._finder.answerable()
 
     def keys(self) -> NDArray[np.uint64]:
-        """`index.rows.text_key` of what each item was made of, see `ItemStore.keys`."""
+        """`index.data.rows.text_key` of what each item was made of, see `ItemStore.keys`."""
         return self._store.keys(self.state.gallery.rows)
 
     @property
@@ -300,7 +301,7 @@ class Collection:
     def recalibrate(self, *, feedback: bool = True) -> Version:
         """Fits the calibration again, for the items as they are and with what users said was right; serves it.
 
-        The index stays as it is. The version's `change` tells what it changed, see `index.recalibrate`. Raises
+        The index stays as it is. The version's `change` tells what it changed, see `index.upkeep.recalibrate`. Raises
         `CalibrationError` when there is too little feedback or no honest query, `ReadOnly`, `DiskFull`; then the old
         calibration stays.
         """
@@ -348,8 +349,9 @@ class Collection:
         """One answer a text. Raises `DataError` for an empty text, k out of range or an unknown map.
 
         `coverage` asks for prediction sets; `coverage_for` "known-unknown" makes it hold for known and unknown queries
-        apart, not only for their mix. `filter` (see `index.filters`) says which items may be shown and which labels
-        answered; a label of which nothing passes counts as no match. `explain` adds why, see `index.explain`.
+        apart, not only for their mix. `filter` (see `index.items.filters`) says which items may be shown and which
+        labels answered; a label of which nothing passes counts as no match. `explain` adds why, see
+        `index.search.explain`.
         """
         vectors = self.encoder.encode(texts_asked(texts))
         return self.search_vectors(
@@ -396,7 +398,7 @@ class Collection:
             return respond.with_probabilities(found, evidence, asked, state.calibration, state.caveats)
 
     def drift_report(self) -> dict[str, Any]:
-        """How far recent queries are from the calibration's, see `index.drift`."""
+        """How far recent queries are from the calibration's, see `index.calibration.drift`."""
         calibration = self.state.calibration
         return self.drift.report(calibration.reference if calibration else None, calibration)
 

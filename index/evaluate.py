@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 
 from index import metrics
 from index.answer import Answer
-from index.answer_table import write_table
-from index.calibration_page import Measured, write_page
+from index.calibration.conformal import CoverageFor
+from index.calibration.distinct import MANY
+from index.calibration.page import Measured, write_page
+from index.calibration.sources import Progress, check_labels, encode_rows, trained_rows
 from index.collection import Collection
-from index.collection_folder import ENCODER
-from index.conformal import CoverageFor
-from index.distinct import MANY
+from index.data.rows import Row, text_key
 from index.errors import CalibrationError, DataError
-from index.rows import Row, text_key
-from index.sources import Progress, check_labels, encode_rows, trained_rows
+from index.search.answer_table import write_table
+from index.storage.folder import ENCODER
 
 COVERAGES = (0.9, 0.95, 0.99)
 _BLOCK = 512
@@ -41,7 +41,8 @@ def evaluate(
 
     "Right" is the event that the top hit carries the query's label; `ece` is equal-mass, 15 bins, beside the noise
     floor of a perfectly calibrated predictor on the same sample. `page` is a file for the report with pictures,
-    `table` one for every query and its answer (`index.answer_table`). Raises `DataError` for labels in the wrong file.
+    `table` one for every query and its answer (`index.search.answer_table`). Raises `DataError` for labels in the wrong
+    file.
     """
     names = collection.answerable()
     check_labels(known, names, known=True)

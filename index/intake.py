@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from index.consent import check_consent
+from index.calibration.sources import Progress
+from index.data.label import whole_number
+from index.data.rows import Row, cell_text, text_key
 from index.errors import DataError
-from index.item import check_id, checked_metadata
-from index.label import whole_number
-from index.rows import Row, cell_text, text_key
-from index.sources import Progress
+from index.items.consent import check_consent
+from index.items.item import check_id, checked_metadata
 
 _REPORTED = 10_000
 
@@ -41,7 +41,7 @@ def take_in(rows: Iterable[Row], id_column: str | None, progress: Progress, *, i
     """Reads all rows once. Raises `DataError` for no rows.
 
     And, for rows that become `items`, for one without an id, one whose id was used before, and one of which something
-    cannot be stored, or kept to (`index.consent`).
+    cannot be stored, or kept to (`index.items.consent`).
     """
     ids, keys = array("Q"), array("Q")
     digests: dict[str, Any] = {}

@@ -22,8 +22,8 @@ from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, v
 
 from index.errors import SettingsError, SurematchError
 from index.memory import share_arenas
-from index.settings import parse
-from index.terminal import visible
+from index.verbs.settings import parse
+from index.verbs.terminal import visible
 from service.settings import ServeSettings
 
 SUMMARIES = {

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from index.answer import MapSpec
-from index.asked import listed
-from index.conformal import CoverageFor
+from index.calibration.conformal import CoverageFor
 from index.errors import DataError, SettingsError, SurematchError
+from index.search.asked import listed
 from service.by_name import ALONE, BELOW
 from service.item_schemas import DeletedReply, FeedbackReply, ItemReply, WrittenReply
 from service.job_schemas import JobReply, JobsReply

@@ -11,8 +11,8 @@ from pydantic.functional_validators import AfterValidator
 from pydantic_core import PydanticCustomError
 
 from index.collection import NewItem
-from index.item import MAX_ID_BYTES
-from index.label import plain_label
+from index.data.label import plain_label
+from index.items.item import MAX_ID_BYTES
 from service.schemas import FILTER, VISIBLE, Base64Query, Body, ImageQuery, ItemFilter, Reply
 from service.settings import ServeSettings
 
@@ -37,7 +37,7 @@ def _short_id(name: str) -> str:
 
 
 def _label(given: str) -> str:
-    """As labels are kept today, see `index.label`: blank ones are refused here, by their place in the request."""
+    """As labels are kept today, see `index.data.label`: blank ones are refused here, by their place in the request."""
     label = plain_label(given)
     if not label:
         raise PydanticCustomError("label", "The label is empty; give at least one visible character, or null")

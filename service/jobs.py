@@ -25,11 +25,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
-from index.collection_folder import CONFIG
-from index.confined import BELOW
-from index.encoder_files import training_settings
+from index.data.confined import BELOW
+from index.encoders.files import training_settings
 from index.errors import DataError, EncoderError, ReadOnly, SettingsError, SurematchError
-from index.snapshot import replace_durably, storing
+from index.storage.folder import CONFIG
+from index.storage.snapshot import replace_durably, storing
 from service import job_folder
 from service.job_schemas import IndexJob, IndexSettings, Ready, RecalibrateJob, Start, TrainJob, TrainSettings
 
@@ -344,7 +344,7 @@ class Jobs:
     def _inside(self, paths: list[str], name: str) -> list[str]:
         """The files and folders, absolute. Raises `DataError` for one not below the folder, wherever links lead.
 
-        Pictures that they name or hold are checked as they are opened, see `index.confined`.
+        Pictures that they name or hold are checked as they are opened, see `index.data.confined`.
         """
         found = []
         for at, path in enumerate(paths):

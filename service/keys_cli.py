@@ -11,7 +11,7 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from index.errors import SettingsError
-from index.settings import Settings, parse
+from index.verbs.settings import Settings, parse
 from service import keys as stored
 from service.keys import Scope
 

@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from pydantic.functional_validators import AfterValidator, ModelWrapValidatorHandler
 from pydantic_core import PydanticCustomError
 
-from index.conformal import CoverageFor
-from index.outcome import TAYLOR_ORDER
+from index.calibration.conformal import CoverageFor
+from index.calibration.outcome import TAYLOR_ORDER
 from service.settings import ServeSettings
 
 TEXT, VECTOR, BASE64, IMAGE = "<text>", "<vector>", "<vector_base64>", "<image>"

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from index.answer import Answer
 from index.collection import Collection
-from index.engine import SMALL
+from index.encoders.image_encoder import image_encoder
+from index.encoders.text_encoders import StaticEncoder
+from index.engines.engine import SMALL
 from index.errors import DataError, SurematchError
-from index.image_encoder import image_encoder
 from index.stages import measured
-from index.text_encoders import StaticEncoder
 from service.batching import Admission, Batcher
 from service.cache import VectorCache
 from service.metrics import Metrics

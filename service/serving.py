@@ -13,12 +13,12 @@ from typing import TypeVar
 import numpy as np
 
 from index.answer import Answer
+from index.calibration.evidence import TOP_K
 from index.collection import Collection
+from index.data.images import blank
 from index.errors import CollectionError, DataError, Displaced, ReadOnly
-from index.evidence import TOP_K
-from index.images import blank
 from index.memory import give_back
-from index.place import resolved
+from index.storage.place import resolved
 from service.fleet import Fleet
 from service.metrics import Metrics
 from service.searcher import Searcher

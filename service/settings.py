@@ -8,9 +8,9 @@ from pathlib import Path
 from pydantic import Field, IPvAnyNetwork
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
+from index.calibration.evidence import TOP_K
 from index.errors import SettingsError
-from index.evidence import TOP_K
-from index.settings import Settings
+from index.verbs.settings import Settings
 
 NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
 """What a collection is called in addresses."""

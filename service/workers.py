@@ -33,8 +33,8 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from index.errors import CollectionError, SurematchError
 from index.memory import share_arenas
-from index.place import resolved
-from index.terminal import visible
+from index.storage.place import resolved
+from index.verbs.terminal import visible
 from service import logs
 from service.counters import VARIABLE, counters_folder
 from service.server import DRAIN_SECONDS, run

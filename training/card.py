@@ -56,7 +56,7 @@ _USAGE = """from sentence_transformers import SentenceTransformer
 model = SentenceTransformer("{name}")  # this folder, or its name on the Hub
 vectors = model.encode(["a text", "another text"], normalize_embeddings=True)"""
 _PICTURES = """from pathlib import Path
-from index.encoders import load_encoder  # of surematch
+from index.encoders.by_name import load_encoder  # of surematch
 
 encoder = load_encoder(Path("{name}"))
 vectors = encoder.encode_images([Path("a.jpg"), Path("b.jpg")])"""

@@ -12,11 +12,11 @@ from typing import Any, NoReturn
 
 from rich.table import Table
 
-from index.console import stopped
 from index.errors import SettingsError
-from index.reading import folders_are_labels
-from index.settings import parse
-from index.terminal import Terminal, print_json
+from index.verbs.console import stopped
+from index.verbs.reading import folders_are_labels
+from index.verbs.settings import parse
+from index.verbs.terminal import Terminal, print_json
 from training.compare_settings import CompareSettings
 from training.config import DemoSettings, PushSettings, TrainSettings
 from training.room import room_at

@@ -16,12 +16,12 @@ from typing import Any
 
 from rich.console import Console
 
-from index.encoder_files import modality_of
+from index.data.rows import Row
+from index.encoders.files import modality_of
+from index.encoders.pictures import read_content
 from index.errors import SettingsError
-from index.pictures import read_content
-from index.rows import Row
-from index.settings import parse
-from index.terminal import styled
+from index.verbs.settings import parse
+from index.verbs.terminal import styled
 from training.compare_page import render_comparison
 from training.compare_settings import CompareSettings
 from training.config import TrainSettings

@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt, Le
 from pydantic import Field, field_validator
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
-from index.settings import Settings
+from index.verbs.settings import Settings
 from training.config import Loss
 
 ARTICLE = ["softmax", "am-softmax", "taylor", "sparsemax", "entmax"]

@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
-from index.settings import Settings
+from index.verbs.settings import Settings
 
 Kind = Literal["static", "transformer", "image", "frozen"]
 """A static encoder looks token vectors up, a transformer computes them, an image network starts from nothing. They want

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from index.data.rows import Row, text_key
 from index.errors import DataError
-from index.rows import Row, text_key
 from training.review import LEAST_TO_TRAIN
 
 
@@ -44,7 +44,7 @@ def check_classes(rows: Sequence[Row]) -> list[str]:
 def split_rows(rows: Sequence[Row], share: float, seed: int) -> Split:
     """Holds out `share` of each class, never so much that fewer than two of its rows are left to train.
 
-    Rows with equal texts (`index.rows.text_key`) go to the same side; a text that carries two labels trains.
+    Rows with equal texts (`index.data.rows.text_key`) go to the same side; a text that carries two labels trains.
     """
     keys = [text_key(row.text) for row in rows]
     labels_of_key: dict[int, set[str]] = defaultdict(set)

@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from index.build import build_collection
+from index.calibration.sources import Held
 from index.collection import Collection
-from index.console import in_percent, progress, verdict
+from index.data.rows import Row, read_rows
 from index.errors import SettingsError, SurematchError
 from index.evaluate import evaluate
-from index.rows import Row, read_rows
-from index.sources import Held
-from index.terminal import styled
+from index.verbs.console import in_percent, progress, verdict
+from index.verbs.terminal import styled
 from training.config import DemoSettings, TrainSettings
 from training.data import data_fingerprint
 from training.demo_data import make_demo_data, write_demo_data

@@ -20,7 +20,7 @@ from hassil.expression import Alternative, Expression, Group, ListReference, Per
 from hassil.intents import Intents, RangeSlotList, SlotList, TextSlotList
 from home_assistant_intents import get_intents
 
-from index.rows import text_key
+from index.data.rows import text_key
 
 CALIBRATION_UNKNOWN = ("HassGetWeather", "HassShoppingListAddItem", "HassNevermind", "HassLawnMowerDock")
 TEST_UNKNOWN = ("HassGetCurrentTime", "HassListRemoveItem", "HassBroadcast", "HassRespond", "HassLawnMowerStartMowing")

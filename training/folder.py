@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from index.encoder_files import RECORD
+from index.encoders.files import RECORD
 from index.errors import SettingsError
 
 FORMAT = "surematch model 1"

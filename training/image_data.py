@@ -13,10 +13,10 @@ from PIL import Image
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from index.encoder_files import module_kinds
-from index.image_encoder import opened
-from index.pictures import picture_of
-from index.rows import Row
+from index.data.rows import Row
+from index.encoders.files import module_kinds
+from index.encoders.image_encoder import opened
+from index.encoders.pictures import picture_of
 from training.augment import AUGMENTATIONS, augment
 from training.config import TrainSettings
 from training.evaluation import Classes
@@ -35,7 +35,7 @@ def new_image_model(
     Ours has a layer behind it to train through, see `training.last_layer`; to go on from a `checkpoint` of a version
     that kept that layer, it has not.
     """
-    from index.image_network import ImageNetwork
+    from index.encoders.image_network import ImageNetwork
 
     ours = settings.encoder == "image"
     through = ours and (checkpoint is None or LastLayer.__name__ in module_kinds(checkpoint))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from index.label import plain_label
+from index.data.label import plain_label
 from training.config import TrainSettings
 from training.evaluation import Classes, Vectors
 from training.heads import HEAD, class_means, load_head

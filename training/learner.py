@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
-from index.encoder_files import modality_of, open_sentence_transformer
-from index.rows import Row
+from index.data.rows import Row
+from index.encoders.files import modality_of, open_sentence_transformer
 from training.config import Kind, TrainSettings
 from training.evaluation import Classes, Vectors
 from training.image_data import PictureCollator, canvases, new_image_model

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from index.pairs import is_same, second_text
-from index.rows import Row, text_key
+from index.calibration.pairs import is_same, second_text
+from index.data.rows import Row, text_key
 from training.review import Fault, refuse
 
 CLASS = "class"

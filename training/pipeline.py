@@ -17,9 +17,9 @@ from torch import nn
 from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from index.encoder_files import RECORD
-from index.rows import Row
-from index.terminal import Terminal, styled
+from index.data.rows import Row
+from index.encoders.files import RECORD
+from index.verbs.terminal import Terminal, styled
 from training import distributed
 from training.assessment import Embedded, assess
 from training.averaging import copied, mix

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from rich.console import Console
 
-from index.encoder_files import modality_of
+from index.data.rows import Row
+from index.encoders.files import modality_of
+from index.encoders.pictures import read_content
 from index.errors import SettingsError
-from index.pictures import read_content
-from index.rows import Row
-from index.terminal import styled
+from index.verbs.terminal import styled
 from training.config import TrainSettings
 from training.data import Split, check_classes, choose_unseen, label_of, split_rows
 from training.evaluation import Classes

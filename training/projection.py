@@ -18,13 +18,13 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense
 from torch import nn
 
-from index.encoder_files import SFACE, modality_of, module_kinds
-from index.encoders import encoder_folder, load_encoder
+from index.data.rows import Row
+from index.encoders.by_name import encoder_folder, load_encoder
+from index.encoders.files import SFACE, modality_of, module_kinds
+from index.encoders.image_encoder import ImageEncoder, image_encoder
+from index.encoders.pictures import picture_of
+from index.encoders.projection import ProjectedEncoder, add_projection
 from index.errors import DataError
-from index.image_encoder import ImageEncoder, image_encoder
-from index.pictures import picture_of
-from index.projection import ProjectedEncoder, add_projection
-from index.rows import Row
 
 Vector = NDArray[np.float32]
 

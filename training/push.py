@@ -15,7 +15,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
     LocalTokenNotFoundError,
 )
 
-from index.encoder_files import RECORD, TRAINED_ROWS, encoder_files
+from index.encoders.files import RECORD, TRAINED_ROWS, encoder_files
 from index.errors import EncoderError, SettingsError
 from training.card import CARD
 from training.folder import EVALUATION, REPORT, read_record

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from index.data.rows import Row, text_key
+from index.encoders.pictures import cannot_be_used
 from index.errors import DataError
-from index.pictures import cannot_be_used
-from index.rows import Row, text_key
 
 Kind = Literal[
     "empty text",

@@ -12,7 +12,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from index.errors import DiskFull
-from index.snapshot import NO_ROOM
+from index.storage.snapshot import NO_ROOM
 
 NONE_LEFT = 2**20
 """Bytes free where something could not be written that make the reason plain."""

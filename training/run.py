@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from index.errors import SettingsError
-from index.settings import Settings
+from index.verbs.settings import Settings
 from training.config import TrainSettings
 from training.folder import check_target
 from training.run_lock import LOCK, RunLock, check_alone

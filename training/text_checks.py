@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from sentence_transformers import SentenceTransformer
 
+from index.data.rows import Row
 from index.errors import DataError
-from index.rows import Row
 from training.config import Kind
 from training.static import unreadable
 

@@ -25,8 +25,8 @@ from torch.utils.data import BatchSampler
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from index.console import note_progress, noted
 from index.errors import DataError, SettingsError
+from index.verbs.console import note_progress, noted
 from training import distributed
 from training.checkpoints import ObjectiveCheckpoint
 from training.config import Kind, Recipe, TrainSettings

@@ -16,7 +16,7 @@ from index.metrics import line_at_far
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two pictures by their names (`index.picture.Picture.name`), and whether they show one identity."""
+    """Two pictures by their names (`index.data.picture.Picture.name`), and whether they show one identity."""
 
     first: str
     second: str

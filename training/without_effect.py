@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from index.errors import SettingsError
-from index.reading import folders_are_labels
+from index.verbs.reading import folders_are_labels
 from training.config import Kind, Recipe, TrainSettings
 from training.objectives import OBJECTIVES
 

@@ -14,8 +14,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from index.encoder_files import TRAINED_ROWS
-from index.rows import Row
+from index.data.rows import Row
+from index.encoders.files import TRAINED_ROWS
 from training.data import trained_row_keys
 from training.heads import save_head
 from training.objectives import Objective

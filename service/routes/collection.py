@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
-from index.gallery import Gallery
+from index.items.gallery import Gallery
 from index.metrics import risk_coverage
 from service.problems import documented
 from service.routes.state import json_response, serving_of

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.convertors import PathConvertor, register_url_convertor
 
 from index.collection import Receipt
-from index.gallery import Gallery
+from index.items.gallery import Gallery
 from index.strict_json import parsed
 from service.item_schemas import (
     DeletedReply,

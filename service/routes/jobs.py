@@ -12,10 +12,10 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
 from index.collection import Collection
-from index.collection_folder import ITEMS
 from index.errors import Displaced, SurematchError
-from index.items import ItemStore
-from index.place import resolved
+from index.items.store import ItemStore
+from index.storage.folder import ITEMS
+from index.storage.place import resolved
 from service.job_schemas import JobReply, JobRequest, JobsReply, PromoteRequest, RecalibrateJob
 from service.jobs import ENDED, QUEUE, Job, Jobs, new_id
 from service.problems import Problem, documented

@@ -11,9 +11,9 @@ from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from index.conformal import CoverageFor
-from index.filters import spares_some
-from index.outcome import TAYLOR_ORDER
+from index.calibration.conformal import CoverageFor
+from index.calibration.outcome import TAYLOR_ORDER
+from index.items.filters import spares_some
 from service.problems import Fault, Problem, documented, from_validation
 from service.routes.state import JSON_BODY, audit_of, json_body, json_response, media_type, serving_of
 from service.schemas import VISIBLE, SearchReply, SearchRequest

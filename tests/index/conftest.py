@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from index.build import build_collection
+from index.calibration.sources import Held
 from index.collection import Collection
-from index.rows import Row, read_rows
-from index.sources import Held
+from index.data.rows import Row, read_rows
 from tests.index.helpers import sentences, write_static
 
 KNOWN, OTHER = ("card", "travel", "food"), ("weather", "music")

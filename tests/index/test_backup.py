@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from index import backup as module
-from index import cli_items
 from index.backup import copy_collection
 from index.collection import Collection, NewItem
 from index.errors import CollectionError, Damaged, DataError, DiskFull, SettingsError
-from index.items import Item, ItemStore
+from index.items.store import Item, ItemStore
+from index.verbs import cli_items
 from tests.index.conftest import write_csv
 from tests.index.helpers import unit
 
@@ -219,7 +219,7 @@ def test_the_verbs_end_to_end(copied: Path, tmp_path: Path, capsys: pytest.Captu
 def test_a_write_that_ends_the_probabilities_says_so(
     copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("index.maintenance.Maintenance.poke", lambda *_: None)
+    monkeypatch.setattr("index.upkeep.maintenance.Maintenance.poke", lambda *_: None)
     data = write_csv(tmp_path / "new.csv", [("my bank card", "card")], ("text", "label"))
     more = write_csv(tmp_path / "more.csv", [("the storm", "weather")], ("text", "label"))
     gone = json.dumps({"$label": "weather"})

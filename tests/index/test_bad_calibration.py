@@ -14,21 +14,21 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from index import cli, console
 from index.build import build_collection
-from index.calibrate import calibrate
-from index.calibration import NO_MATCH
-from index.calibrators import CALIBRATORS
+from index.calibration.calibrate import calibrate
+from index.calibration.calibrators import CALIBRATORS
+from index.calibration.conditional_logit import NO_MATCH
+from index.calibration.evidence import Evidence
+from index.calibration.examples import Examples, Queries, examples
+from index.calibration.pairs import cross_fitted
+from index.calibration.sources import Held
+from index.calibration.staleness import Seen
+from index.calibration.thresholds import from_fpir, from_precision
 from index.collection import Collection
+from index.data.rows import Row
 from index.errors import CalibrationError, DataError
 from index.evaluate import evaluate
-from index.evidence import Evidence
-from index.examples import Examples, Queries, examples
-from index.pairs import cross_fitted
-from index.rows import Row
-from index.sources import Held
-from index.staleness import Seen
-from index.thresholds import from_fpir, from_precision
+from index.verbs import cli, console
 from tests.index.conftest import World, write_csv
 from tests.index.helpers import unit
 from tests.index.test_calibrators import evidence_of

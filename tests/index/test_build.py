@@ -13,11 +13,11 @@ import pytest
 
 from index import build as module
 from index.build import build_collection
+from index.calibration.sources import Held
 from index.collection import Collection
+from index.data.rows import Row, text_key
 from index.errors import CollectionError, DataError, EncoderError, SurematchError, WriterBusy
-from index.new_items import NewItem
-from index.rows import Row, text_key
-from index.sources import Held
+from index.items.new_items import NewItem
 from tests.index.conftest import World
 from tests.index.helpers import sentences
 
@@ -289,7 +289,7 @@ def test_texts_longer_than_the_encoder_reads_are_named(
     tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = world.rows(world.items)
-    monkeypatch.setattr("index.text_encoders.StaticEncoder.too_long", lambda self, texts: [1, 3])
+    monkeypatch.setattr("index.encoders.text_encoders.StaticEncoder.too_long", lambda self, texts: [1, 3])
     described = build_collection(str(world.encoder), rows, tmp_path / "C")
     (said,) = [warning for warning in described["warnings"] if "their ends are ignored" in warning]
     assert f"{rows[1].file} line {rows[1].line}, {rows[3].file} line {rows[3].line}" in said

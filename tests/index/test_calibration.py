@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import approx_fprime, minimize
 
-from index import calibration as module
 from index import metrics
 from index.build import build_collection
-from index.calibrate import Calibration, calibrate
-from index.calibration import NO_MATCH, ConditionalLogit, fit
+from index.calibration import conditional_logit as module
+from index.calibration.calibrate import Calibration, calibrate
+from index.calibration.conditional_logit import NO_MATCH, ConditionalLogit, fit
+from index.calibration.evidence import Evidence, gather
+from index.calibration.examples import examples
+from index.calibration.outcome import column, distribution, table
+from index.calibration.sources import Held
+from index.calibration.staleness import Seen
 from index.collection import Collection
 from index.errors import CalibrationError
-from index.evidence import Evidence, gather
-from index.examples import examples
-from index.outcome import column, distribution, table
-from index.sources import Held
-from index.staleness import Seen
 from tests.index.conftest import World
 from tests.index.test_evidence import world as queries_of
 

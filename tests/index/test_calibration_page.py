@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index import cli, metrics
-from index.calibration_page import _MARGIN, _SIZE, Measured, page
+from index import metrics
+from index.calibration.page import _MARGIN, _SIZE, Measured, page
 from index.errors import CalibrationError, SettingsError
+from index.verbs import cli
 from tests.index.conftest import World
 
 

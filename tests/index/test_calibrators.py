@@ -15,15 +15,15 @@ from sklearn.linear_model import LogisticRegression
 from venn_abers import VennAbers
 
 from index import metrics
-from index.calibrate import calibrate
-from index.calibration import NO_MATCH
-from index.calibrators import CALIBRATORS, BestCosine, Calibrator, Temperature, calibrator_from_json
-from index.conformal import nonconformity
+from index.calibration.calibrate import calibrate
+from index.calibration.calibrators import CALIBRATORS, BestCosine, Calibrator, Temperature, calibrator_from_json
+from index.calibration.conditional_logit import NO_MATCH
+from index.calibration.conformal import nonconformity
+from index.calibration.evidence import Evidence
+from index.calibration.examples import Examples, concatenate, select
+from index.calibration.outcome import distribution, table
+from index.calibration.staleness import Seen
 from index.errors import CalibrationError
-from index.evidence import Evidence
-from index.examples import Examples, concatenate, select
-from index.outcome import distribution, table
-from index.staleness import Seen
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

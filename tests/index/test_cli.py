@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from index import cli
-from index.cli import evaluate
 from index.collection import Collection
 from index.errors import SurematchError
+from index.verbs import cli
+from index.verbs.cli import evaluate
 from tests.index.conftest import World, write_csv
 from tests.index.helpers import TOPICS
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 # the verb alone, so that it runs from a source tree that is not installed; tests/service has the command itself
 COMMAND = """
 import sys
-from index import cli
+from index.verbs import cli
 from index.errors import SurematchError
 try:
     sys.exit(getattr(cli, sys.argv[1])(sys.argv[2:]))
@@ -238,7 +238,7 @@ class Blocked(importlib.abc.MetaPathFinder):
         if name.split(".")[0] in ("torch", "sentence_transformers", "transformers"):
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Blocked())
-from index.cli import search
+from index.verbs.cli import search
 sys.exit(search(sys.argv[1:]))
 """
 

@@ -13,9 +13,9 @@ import pytest
 
 from index.answer import Answer, LabelProbability
 from index.collection import Collection
-from index.encoders import load_encoder
+from index.encoders.by_name import load_encoder
 from index.errors import CollectionError, DataError, SurematchError
-from index.items import Item, ItemStore
+from index.items.store import Item, ItemStore
 from tests.index.conftest import World
 from tests.index.helpers import write_static
 
@@ -219,7 +219,7 @@ def test_a_failed_open_leaves_no_open_file(copied: Path, monkeypatch: pytest.Mon
     closed = []
     real = ItemStore.close
     monkeypatch.setattr(ItemStore, "close", lambda self: (closed.append(1), real(self))[1])
-    monkeypatch.setattr("index.loading.read_snapshot", lambda root: 1 / 0)
+    monkeypatch.setattr("index.storage.loading.read_snapshot", lambda root: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         Collection.open(copied)
     assert closed == [1]

@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from index import cli
 from index.build import build_collection
-from index.calibrate import Calibration, HeldOut
-from index.calibration import ConditionalLogit
+from index.calibration.calibrate import Calibration, HeldOut
+from index.calibration.conditional_logit import ConditionalLogit
+from index.calibration.conformal import Kind, most, threshold
+from index.calibration.sources import Held
+from index.calibration.staleness import Seen
+from index.calibration.worth import Worth
 from index.collection import Collection
-from index.conformal import Kind, most, threshold
+from index.data.rows import Row, text_key
 from index.errors import CalibrationError, DataError
 from index.evaluate import evaluate
-from index.rows import Row, text_key
-from index.sources import Held
-from index.staleness import Seen
-from index.worth import Worth
+from index.verbs import cli
 from tests.index.conftest import World
 
 Floats = NDArray[np.float64]

@@ -12,14 +12,14 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from index.cli_items import add
 from index.collection import Collection, NewItem
-from index.consent import Expiry, check_consent
+from index.data.rows import Row, read_rows
 from index.errors import DataError
 from index.evaluate import evaluate
 from index.intake import metadata_of
-from index.items import Item, ItemStore
-from index.rows import Row, read_rows
+from index.items.consent import Expiry, check_consent
+from index.items.store import Item, ItemStore
+from index.verbs.cli_items import add
 from tests.service.gallery import build
 
 PASSED = datetime(2020, 1, 31)

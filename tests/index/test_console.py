@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from index import console
+from index.verbs import console
 
 
 @pytest.mark.parametrize("noted", [False, True])

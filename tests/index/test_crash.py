@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from index.collection import Collection
-from index.snapshot import read_snapshot
+from index.storage.snapshot import read_snapshot
 from tests.index import crash_writer
 from tests.index.crash_writer import vector_of
 from tests.index.helpers import unit

@@ -12,16 +12,16 @@ import pytest
 
 from index import metrics
 from index.build import build_collection
-from index.calibration import MIN_QUERIES
+from index.calibration.conditional_logit import MIN_QUERIES
+from index.calibration.distinct import NEARLY, _Own, distinct, repeated
+from index.calibration.examples import Queries
+from index.calibration.sources import Held
+from index.calibration.thresholds import from_fpir
 from index.collection import Collection, NewItem
-from index.distinct import NEARLY, _Own, distinct, repeated
-from index.encoders import encoder_folder, load_encoder
+from index.data.rows import read_rows, text_key
+from index.encoders.by_name import encoder_folder, load_encoder
 from index.errors import CalibrationError
 from index.evaluate import evaluate
-from index.examples import Queries
-from index.rows import read_rows, text_key
-from index.sources import Held
-from index.thresholds import from_fpir
 from tests.index.conftest import World
 from tests.index.helpers import Vectors, sentences, unit
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
-from index.calibrate import Calibration
+from index.calibration.calibrate import Calibration
+from index.calibration.drift import LEAST, Drift, Reference
+from index.calibration.evidence import Floats
 from index.collection import Collection
-from index.drift import LEAST, Drift, Reference
 from index.errors import CalibrationError
-from index.evidence import Floats
 from tests.index.conftest import World
 
 

@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from index import eight_bits, faiss_engine
 from index.collection import Collection
-from index.eight_bits import EightBits
-from index.engine import Selection
-from index.faiss_engine import FaissFlat
-from index.native_faiss import faiss
+from index.engines import eight_bits, faiss_engine
+from index.engines.eight_bits import EightBits
+from index.engines.engine import Selection
+from index.engines.faiss_engine import FaissFlat
+from index.engines.native_faiss import faiss
 from tests.index.conftest import World
 
 USABLE = eight_bits.usable()

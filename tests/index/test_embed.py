@@ -12,14 +12,14 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from index import embed as module
-from index.embed import EmbedSettings, embed, reader_of
-from index.encoders import load_encoder
+from index.calibration.sources import Progress
+from index.data.picture import Picture
+from index.data.rows import Row
+from index.encoders.by_name import load_encoder
 from index.errors import CollectionError, DataError
-from index.picture import Picture
-from index.place import BuildBegun
-from index.rows import Row
-from index.sources import Progress
+from index.storage.place import BuildBegun
+from index.verbs import embed as module
+from index.verbs.embed import EmbedSettings, embed, reader_of
 from tests.index.conftest import World
 
 
@@ -33,7 +33,7 @@ def embed_rows(settings: EmbedSettings, progress: Progress) -> None:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PART", 32)
-    monkeypatch.setattr("index.encode.BATCH", 16)
+    monkeypatch.setattr("index.encoders.encode.BATCH", 16)
 
 
 def test_every_row_with_its_columns_and_vector(world: World, tmp_path: Path, small_parts: None) -> None:

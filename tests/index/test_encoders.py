@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from index import encoder_files
-from index.encoder_files import copy_encoder, fingerprint, open_sentence_transformer
-from index.encoder_files import encoder_files as files_of
-from index.encoders import check_encoder, load_encoder
+from index.encoders import files as encoder_files
+from index.encoders.by_name import check_encoder, load_encoder
+from index.encoders.files import copy_encoder, fingerprint, open_sentence_transformer
+from index.encoders.files import encoder_files as files_of
+from index.encoders.text_encoders import SentenceEncoder, StaticEncoder
 from index.errors import DataError, EncoderError
-from index.text_encoders import SentenceEncoder, StaticEncoder
 from tests.index.helpers import FILLERS, TOPICS, write_static
 
 WORDS = [*FILLERS, *(word for topic in TOPICS.values() for word in topic), "Unheard", "ofé", "!"]
@@ -214,7 +214,7 @@ class Blocked(importlib.abc.MetaPathFinder):
         if name.split(".")[0] in ("torch", "sentence_transformers", "transformers"):
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Blocked())
-from index.encoders import load_encoder
+from index.encoders.by_name import load_encoder
 print(load_encoder(Path(sys.argv[1])).encode(["card bank"])[0].tolist())
 """
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from index.build import build_collection
-from index.cli import index
+from index.calibration.sources import Held
 from index.collection import Collection
-from index.engines import ENGINES, FAISS
+from index.engines.choice import ENGINES, FAISS
 from index.errors import SettingsError
-from index.new_items import NewItem
-from index.sources import Held
+from index.items.new_items import NewItem
+from index.verbs.cli import index
 from tests.index.conftest import World
 
 
@@ -93,7 +93,7 @@ def test_large_files_are_mapped_after_their_checksum(
             opened.close()
 
     read, _, _ = ask()
-    monkeypatch.setattr("index.snapshot.MAPPED", 1)
+    monkeypatch.setattr("index.storage.snapshot.MAPPED", 1)
     mapped, warnings, maps = ask()
     assert (mapped, warnings) == (read, [])
     assert f"{out}/snapshots/" in maps

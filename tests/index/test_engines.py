@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from index import engines, exact
-from index.engine import Engine, Selection
-from index.engines import ENGINES, FAISS, make_engine
+from index.engines import choice as engines
+from index.engines import exact
+from index.engines.choice import ENGINES, FAISS, make_engine
+from index.engines.engine import Engine, Selection
+from index.engines.faiss_engine import FaissEngine, FaissFlat
+from index.engines.faiss_file import flat_part
+from index.engines.milvus_engine import MilvusEngine
 from index.errors import CollectionError, SettingsError
-from index.faiss_engine import FaissEngine, FaissFlat
-from index.faiss_file import flat_part
-from index.filters import says_something
-from index.milvus_engine import MilvusEngine
+from index.items.filters import says_something
 from tests.index.helpers import Vectors, unit
 
 SIZE, DIMENSION = 3000, 16
@@ -74,8 +75,8 @@ def test_search_agrees_with_brute_force(
 ) -> None:
     check(engine, QUERIES[:queries], k, selection)
     if isinstance(engine, FaissEngine):  # a gallery this small then takes the path of a large one
-        monkeypatch.setattr("index.faiss_engine._FEW", 0)
-        monkeypatch.setattr("index.faiss_engine.SMALL", 0)
+        monkeypatch.setattr("index.engines.faiss_engine._FEW", 0)
+        monkeypatch.setattr("index.engines.faiss_engine.SMALL", 0)
         check(engine, QUERIES[:queries], k, selection)
 
 
@@ -114,9 +115,11 @@ def test_batches_of_a_large_flat_gallery_go_to_faiss_the_rest_to_numpy(
 ) -> None:
     calls: list[int] = []
     top = exact.top
-    monkeypatch.setattr("index.faiss_engine.SMALL", 0)
-    monkeypatch.setattr("index.faiss_engine._FEW", 0)
-    monkeypatch.setattr("index.faiss_engine.exact.top", lambda *given: calls.append(len(given[0])) or top(*given))
+    monkeypatch.setattr("index.engines.faiss_engine.SMALL", 0)
+    monkeypatch.setattr("index.engines.faiss_engine._FEW", 0)
+    monkeypatch.setattr(
+        "index.engines.faiss_engine.exact.top", lambda *given: calls.append(len(given[0])) or top(*given)
+    )
     make_engine("flat", VECTORS, ROWS).search(QUERIES[:count], 10, HALF if filtered else None)
     assert bool(calls) == by_numpy
 
@@ -186,7 +189,7 @@ def test_bad_vectors_are_refused(kind: str, vectors: Vectors, rows: NDArray[np.i
 
 def test_checks_hold_under_optimisation() -> None:
     code = (
-        "import numpy as np; from index.engines import FAISS\n"
+        "import numpy as np; from index.engines.choice import FAISS\n"
         "v = np.eye(8, dtype=np.float32)\n"
         "for kind in FAISS.values():\n"
         "    e = kind.build(v, np.arange(8))\n"

@@ -13,8 +13,8 @@ import pytest
 
 from index.build import build_collection
 from index.collection import Collection
-from index.items import Item, ItemStore
-from index.new_items import NewItem
+from index.items.new_items import NewItem
+from index.items.store import Item, ItemStore
 from tests.index.conftest import World
 from tests.index.helpers import unit
 

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from index.calibrate import HeldOut, calibrate
+from index.calibration.calibrate import HeldOut, calibrate
+from index.calibration.evidence import SHARPNESS, TOP_K, exact_top, gather
+from index.calibration.examples import ENOUGH, NEAR_COPY, Queries, concatenate, examples, join, select
+from index.calibration.staleness import Seen
 from index.errors import CalibrationError
-from index.evidence import SHARPNESS, TOP_K, exact_top, gather
-from index.examples import ENOUGH, NEAR_COPY, Queries, concatenate, examples, join, select
-from index.staleness import Seen
 from tests.index.helpers import unit
 
 
@@ -92,7 +92,7 @@ def test_a_query_without_hits_is_refused() -> None:
 @pytest.mark.parametrize("hide", [False, True])
 @pytest.mark.parametrize("k", [1, 10, 300])
 def test_exact_top_sorts_like_numpy(monkeypatch: pytest.MonkeyPatch, block: int, hide: bool, k: int) -> None:
-    monkeypatch.setattr("index.evidence._BLOCK_BYTES", block)
+    monkeypatch.setattr("index.calibration.evidence._BLOCK_BYTES", block)
     queries, gallery = unit(30, 8), unit(120, 8, seed=1)
     mask = np.random.default_rng(0).random((30, 120)) < 0.5
     scores, positions = exact_top(queries, gallery, k, (lambda part: mask[part]) if hide else None)

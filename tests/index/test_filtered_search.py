@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from index.build import build_collection
-from index.cli import search
+from index.calibration.sources import Held
 from index.collection import Collection
 from index.errors import DataError
-from index.new_items import NewItem
-from index.sources import Held
+from index.items.new_items import NewItem
+from index.verbs.cli import search
 from tests.index.conftest import World
 
 QUERY = "my card about a bank"
@@ -61,7 +61,7 @@ def test_labels_keep_their_probabilities_and_the_rest_is_no_match(live: Collecti
 def test_what_passes_beyond_the_top_is_found_and_its_label_answered(
     live: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("index.finding.TOP_K", 12)
+    monkeypatch.setattr("index.search.finding.TOP_K", 12)
     whole = live.search([QUERY], k=12)[0]
     assert {hit.label for hit in whole.hits} == {"card"}
     far = live.search([QUERY], k=5, filter={"not": {"$label": "card"}})[0]
@@ -78,7 +78,7 @@ def test_what_passes_beyond_the_top_is_found_and_its_label_answered(
 def test_labels_that_a_filter_lets_join_move_no_others_against_each_other(
     live: Collection, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("index.finding.TOP_K", 12)
+    monkeypatch.setattr("index.search.finding.TOP_K", 12)
     odds = []
     for condition in (None, {"or": [{"new": True}, {"$label": "food"}]}):
         (answer,) = live.search([QUERY], map=name, filter=condition)
@@ -91,7 +91,7 @@ def test_labels_that_a_filter_lets_join_move_no_others_against_each_other(
 
 @pytest.mark.parametrize("top", [100, 12])
 def test_hits_are_the_nearest_of_those_that_pass(live: Collection, monkeypatch: pytest.MonkeyPatch, top: int) -> None:
-    monkeypatch.setattr("index.finding.TOP_K", top)
+    monkeypatch.setattr("index.search.finding.TOP_K", top)
     state = live.state
     every = state.search(live.encoder.encode([QUERY]), len(state))
     items = live._store.get(every[1][0].tolist())
@@ -135,7 +135,9 @@ def test_delete_where(live: Collection) -> None:
 
 
 def test_an_item_without_label_that_passes_is_named(live: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("index.calibrate.Calibration.stale", lambda *_: None)  # a fourth label is a third more
+    monkeypatch.setattr(
+        "index.calibration.calibrate.Calibration.stale", lambda *_: None
+    )  # a fourth label is a third more
     live.upsert([NewItem("alone", None, text="my bank card", metadata={"alone": True})])
     answer = live.search([QUERY], filter={"alone": True})[0]
     assert [hit.id for hit in answer.hits] == ["alone"]

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from index.errors import DataError
-from index.filters import MAX_CONDITIONS, MAX_DEPTH, MAX_VALUES, Filter, read_filter
-from index.items import Item, ItemStore
+from index.items.filters import MAX_CONDITIONS, MAX_DEPTH, MAX_VALUES, Filter, read_filter
+from index.items.store import Item, ItemStore
 
 ABSENT = object()
 RANGES = {"gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": operator.le}

@@ -10,8 +10,8 @@ import pytest
 
 datasets = pytest.importorskip("datasets", reason="the package datasets is not installed: no data set was read")
 
+from index.data.rows import read_rows  # noqa: E402
 from index.errors import DataError  # noqa: E402
-from index.rows import read_rows  # noqa: E402
 
 TEXTS = ["a card", "the rain", "a bank", "no label"]
 LABEL = {"name": "label", "dtype": {"class_label": {"names": {"0": "rain", "1": "weather"}}}}

@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from index.build import build_collection
 from index.collection import Collection
-from index.encoder_files import fingerprint, modality_of, open_sentence_transformer
-from index.encoders import load_encoder
+from index.data.picture import Picture
+from index.encoders.by_name import load_encoder
+from index.encoders.files import fingerprint, modality_of, open_sentence_transformer
+from index.encoders.image_encoder import image_encoder
+from index.encoders.image_network import ImageNetwork, standardised
+from index.encoders.pictures import read_pictures
 from index.errors import DataError, EncoderError
-from index.image_encoder import image_encoder
-from index.image_network import ImageNetwork, standardised
-from index.picture import Picture
-from index.pictures import read_pictures
 from tests.index.helpers import write_static
 from tests.pictures import digit, packed, write_digits
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from index.data.images import Limits, decode, read_image
 from index.errors import DataError
-from index.images import Limits, decode, read_image
 from tests.pictures import FILE_FORMATS, digit, mutations, packed
 
 

@@ -18,10 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from index.data.rows import text_key
 from index.errors import CollectionError, Damaged, DataError
-from index.filters import Filter
-from index.items import MAX_ID_BYTES, NO_CONTENT, Item, ItemStore, KeptQueries, ReadItems
-from index.rows import text_key
+from index.items.filters import Filter
+from index.items.store import MAX_ID_BYTES, NO_CONTENT, Item, ItemStore, KeptQueries, ReadItems
 from tests.index.helpers import unit
 
 D = 4
@@ -284,7 +284,7 @@ def test_changes_are_known_beyond_an_erasure_as_long_as_the_tombstones_last(
         assert changes is not None
         assert sorted(changes.died.tolist()) == died
     assert store.rows_where(Filter.parse({"x": 1}), 1) is None
-    monkeypatch.setattr("index.items.TOMBSTONES", 2)
+    monkeypatch.setattr("index.items.store.TOMBSTONES", 2)
     store.delete(["d"])
     store.purge(5)
     assert store.changes(2) is None, "the tombstones of write 3 and before are gone"
@@ -396,7 +396,7 @@ def test_a_read_only_folder_with_unmerged_writes_is_refused(tmp_path: Path, monk
 WRITER = """
 import sys
 from pathlib import Path
-from index.items import Item, ItemStore
+from index.items.store import Item, ItemStore
 from tests.index.helpers import unit
 store, vectors = ItemStore(Path(sys.argv[1]), 4), unit(64, 4)
 start = store.sequence

@@ -13,16 +13,16 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from index.cli_items import add
+from index.calibration.sources import check_labels
 from index.collection import Collection, NewItem
+from index.data.label import earlier_spellings, plain_label, whole_number
+from index.data.rows import Row, read_rows
+from index.encoders.pictures import read_pictures
 from index.errors import DataError
 from index.evaluate import evaluate
 from index.intake import item_id, metadata_of, take_in
-from index.items import Item
-from index.label import earlier_spellings, plain_label, whole_number
-from index.pictures import read_pictures
-from index.rows import Row, read_rows
-from index.sources import check_labels
+from index.items.store import Item
+from index.verbs.cli_items import add
 from tests.pictures import digit, packed
 
 CAFE = "café"

@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from index import gallery as gallery_module
-from index import maintenance
-from index import profile as profile_module
 from index.backup import copy_collection
 from index.collection import Collection, NewItem, Receipt
 from index.errors import CollectionError, Damaged, DataError, ReadOnly, WriterBusy
-from index.gallery import Gallery
-from index.items import ItemStore
-from index.items_schema import VERSION
-from index.profile import LabelProfile
+from index.items import gallery as gallery_module
+from index.items import profile as profile_module
+from index.items.gallery import Gallery
+from index.items.profile import LabelProfile
+from index.items.schema import VERSION
+from index.items.store import ItemStore
+from index.upkeep import maintenance
 from tests.index.conftest import World
 from tests.index.helpers import sentences, unit, write_static
 
@@ -323,7 +323,7 @@ def test_without_deletions_the_older_snapshot_stays(live: Collection) -> None:
 
 
 def test_enough_changes_start_a_compaction_by_themselves(live: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("index.compaction.COMPACT_LEAST", 10)
+    monkeypatch.setattr("index.upkeep.compaction.COMPACT_LEAST", 10)
     first = live.snapshot_id
     live.upsert([NewItem(f"{at}", "card", "bank") for at in range(10)])
     assert live.snapshot_id == first, "not yet"
@@ -353,7 +353,7 @@ def test_a_reader_tries_a_damaged_new_snapshot_once(live: Collection, monkeypatc
     assert reader.refresh()
     assert any(str(file) in warning for warning in reader.warnings)
     assert reader.search(["bank"])[0].hits[0].score == pytest.approx(1)
-    monkeypatch.setattr("index.live.load_state", lambda *arguments: pytest.fail("loaded again"))
+    monkeypatch.setattr("index.storage.live.load_state", lambda *arguments: pytest.fail("loaded again"))
     assert not reader.refresh()
     live.upsert([NewItem("n2", "card", "my bank card chip")])
     assert reader.refresh()
@@ -370,8 +370,8 @@ def test_a_failed_compaction_says_so_and_is_not_tried_again_at_once(
         tried.append(1)
         raise CollectionError("the disk is full")
 
-    monkeypatch.setattr("index.compaction.write_snapshot", full)
-    monkeypatch.setattr("index.compaction.COMPACT_LEAST", 0)
+    monkeypatch.setattr("index.upkeep.compaction.write_snapshot", full)
+    monkeypatch.setattr("index.upkeep.compaction.COMPACT_LEAST", 0)
     first = live.snapshot_id
     for at in range(15):
         live.upsert([NewItem(f"{at}", "card", "bank")])
@@ -383,7 +383,7 @@ def test_a_failed_compaction_says_so_and_is_not_tried_again_at_once(
     assert live.search(["bank"])[0].hits[0].score == pytest.approx(1)
     monkeypatch.undo()
     monkeypatch.setattr(maintenance, "monotonic", lambda: 1e12)
-    monkeypatch.setattr("index.compaction.COMPACT_LEAST", 0)
+    monkeypatch.setattr("index.upkeep.compaction.COMPACT_LEAST", 0)
     live.upsert([NewItem("again", "card", "bank")])
     live.maintenance._thread.join()  # type: ignore[union-attr]
     assert live.snapshot_id != first
@@ -399,7 +399,7 @@ def test_closing_stops_a_compaction_at_its_next_step(live: Collection, monkeypat
         return real()
 
     monkeypatch.setattr(live._store, "everything", slow)
-    monkeypatch.setattr("index.compaction.COMPACT_LEAST", 0)
+    monkeypatch.setattr("index.upkeep.compaction.COMPACT_LEAST", 0)
     first = snapshots(live.path)
     live.upsert([NewItem(f"{at}", "card", "bank") for at in range(10)])
     assert begun.wait(20)
@@ -623,7 +623,7 @@ def test_a_migration_that_is_cut_short_leaves_version_1(copied: Path, monkeypatc
     def cut(*arguments: Any) -> None:
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr("index.items_schema._first_state", cut)
+    monkeypatch.setattr("index.items.schema._first_state", cut)
     with pytest.raises(CollectionError, match="cannot be opened"):
         ItemStore(copied / "items.sqlite", 16)
     connection = sqlite3.connect(copied / "items.sqlite")

@@ -14,7 +14,7 @@ from pymilvus import MilvusClient
 from index.backup import copy_collection
 from index.build import build_collection
 from index.collection import Collection
-from index.new_items import NewItem
+from index.items.new_items import NewItem
 from tests.index.conftest import World
 
 

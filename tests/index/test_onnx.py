@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index import onnx_export
 from index.build import build_collection
 from index.collection import Collection
-from index.encoder_files import fingerprint
-from index.encoders import load_encoder
+from index.data.rows import Row
+from index.encoders import onnx_export
+from index.encoders.by_name import load_encoder
+from index.encoders.files import fingerprint
+from index.encoders.onnx_encoder import OnnxEncoder, inference_session
+from index.encoders.onnx_export import install_encoder
+from index.encoders.text_encoders import SentenceEncoder, StaticEncoder
 from index.errors import CollectionError, DataError, EncoderError
-from index.onnx_encoder import OnnxEncoder, inference_session
-from index.onnx_export import install_encoder
-from index.rows import Row
-from index.text_encoders import SentenceEncoder, StaticEncoder
 from tests.index.conftest import World
 from tests.index.helpers import sentences
 
@@ -203,7 +203,9 @@ def test_a_collection_serves_without_torch(source: Path, exported: Path, tmp_pat
 
 
 def test_onnx_runtime_tells_nobody(tmp_path: Path) -> None:
-    words = "import index.onnx_encoder, onnxruntime; onnxruntime.SessionOptions(); print(onnxruntime.__version__)"
+    words = (
+        "import index.encoders.onnx_encoder, onnxruntime; onnxruntime.SessionOptions(); print(onnxruntime.__version__)"
+    )
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("ORT_", "XDG_"))}
     done = subprocess.run(
         [sys.executable, "-c", words],

@@ -14,11 +14,11 @@ onnx = pytest.importorskip("onnx", reason="onnx is not installed: encoders given
 
 from PIL import Image  # noqa: E402
 
-from index import cli  # noqa: E402
-from index.encoder_files import modality_of  # noqa: E402
-from index.encoders import encoder_folder, load_encoder  # noqa: E402
+from index.encoders.by_name import encoder_folder, load_encoder  # noqa: E402
+from index.encoders.files import modality_of  # noqa: E402
+from index.encoders.onnx_pictures import CONFIG, MODEL, MODULE, OnnxPictureEncoder, write_onnx_pictures  # noqa: E402
 from index.errors import DataError, EncoderError  # noqa: E402
-from index.onnx_pictures import CONFIG, MODEL, MODULE, OnnxPictureEncoder, write_onnx_pictures  # noqa: E402
+from index.verbs import cli  # noqa: E402
 from tests.pictures import digit, packed, write_digits  # noqa: E402
 
 SIZE, DIMENSION = 16, 8

@@ -12,12 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from index.calibration.conformal import Kind, nonconformity, threshold
+from index.calibration.evidence import SHARPNESS, Evidence, gather
+from index.calibration.outcome import distribution, fit_temperature, interpolated, map_name, table
 from index.collection import Collection
-from index.conformal import Kind, nonconformity, threshold
+from index.engines.faiss_engine import FaissFlat
 from index.errors import CalibrationError
-from index.evidence import SHARPNESS, Evidence, gather
-from index.faiss_engine import FaissFlat
-from index.outcome import distribution, fit_temperature, interpolated, map_name, table
 from tests.index.conftest import World
 
 gaps = st.lists(st.integers(-400, 400).map(lambda n: n / 16), min_size=1, max_size=9)

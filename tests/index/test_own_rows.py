@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import index.own_rows as own
+import index.calibration.own_rows as own
+from index.calibration.examples import NEAR_COPY, Queries, examples
+from index.calibration.own_rows import own_rows
 from index.errors import CalibrationError
-from index.examples import NEAR_COPY, Queries, examples
-from index.gallery import Gallery
-from index.items import NO_CONTENT
-from index.own_rows import own_rows
+from index.items.gallery import Gallery
+from index.items.store import NO_CONTENT
 
 NONE = Queries(np.empty((0, 2), np.float32), np.empty(0, np.int64), np.empty(0, np.int64), "")
 

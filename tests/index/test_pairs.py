@@ -11,12 +11,12 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from index import cli
-from index.encoder_files import copy_encoder
-from index.encoders import encoder_folder, load_encoder
+from index.calibration.pairs import FOLDS, cross_fitted, evaluate_pairs, seconds_of
+from index.data.rows import read_rows, text_key
+from index.encoders.by_name import encoder_folder, load_encoder
+from index.encoders.files import copy_encoder
 from index.errors import CalibrationError, DataError, EncoderError, SettingsError
-from index.pairs import FOLDS, cross_fitted, evaluate_pairs, seconds_of
-from index.rows import read_rows, text_key
+from index.verbs import cli
 from tests.index.conftest import World, write_csv
 from tests.index.helpers import sentences
 

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from index.collection import Collection, NewItem
-from index.engine import Selection
+from index.engines.engine import Selection
 from index.errors import DataError
-from index.filters import Filter
-from index.passing import ENTRY, Passing
+from index.items.filters import Filter
+from index.search.passing import ENTRY, Passing
 from tests.index.helpers import unit
 
 FILTERS: tuple[dict[str, Any], ...] = (

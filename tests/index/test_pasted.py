@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from index.backup import copy_collection
-from index.cli_items import delete
 from index.collection import Collection
 from index.errors import CollectionError
+from index.verbs.cli_items import delete
 
 
 def lost(path: Path) -> None:

@@ -17,14 +17,14 @@ import torch
 from pyarrow import parquet
 from sklearn.metrics import roc_curve
 
-from index import cli, cli_items
 from index.collection import Collection
-from index.embed import embed
-from index.encoders import load_encoder
+from index.encoders.by_name import load_encoder
+from index.encoders.image_encoder import NetworkEncoder, Source, image_encoder
+from index.encoders.image_network import ImageNetwork
+from index.encoders.pictures import picture_of, read_pictures
 from index.errors import CollectionError, DataError, EncoderError, SettingsError
-from index.image_encoder import NetworkEncoder, Source, image_encoder
-from index.image_network import ImageNetwork
-from index.pictures import picture_of, read_pictures
+from index.verbs import cli, cli_items
+from index.verbs.embed import embed
 from tests.index.conftest import World
 from tests.pictures import digit, packed, write_digits
 
@@ -252,7 +252,7 @@ def test_faulty_pictures_are_not_added_or_left_out(
 def test_batches_of_pictures_are_added_whole_or_not_at_all(
     gallery: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, picky: None
 ) -> None:
-    monkeypatch.setattr("index.encode.BATCH", 4)
+    monkeypatch.setattr("index.encoders.encode.BATCH", 4)
     new = write_digits(tmp_path / "new", range(1, 3), range(5, 11))
     words = r"d2/005\.png: no face found.*--skip-faulty\. The first 4 of 12 items were written before"
     with pytest.raises(DataError, match=words):

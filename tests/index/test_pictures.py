@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from index.confined import BELOW
+from index.data.confined import BELOW
+from index.data.rows import Row
+from index.encoders.pictures import picture_of, read_pictures
 from index.errors import DataError, NoLabelColumn
-from index.pictures import picture_of, read_pictures
-from index.rows import Row
 from tests.pictures import digit, packed, write_digits
 
 HOW = {"text": "text", "label": "label"}

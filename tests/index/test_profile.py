@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from index import profile
 from index.errors import CollectionError
-from index.profile import LabelProfile
+from index.items import profile
+from index.items.profile import LabelProfile
 from tests.index.helpers import unit
 
 

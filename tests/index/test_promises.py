@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index.calibrate import calibrate
-from index.encoders import encoder_folder, load_encoder
-from index.evidence import TOP_K, exact_top, gather
-from index.examples import Queries, examples
-from index.gallery import Gallery
-from index.outcome import distribution, table
-from index.own_rows import own_rows
-from index.rows import read_rows
-from index.staleness import Seen
-from index.thresholds import from_fpir, from_precision
+from index.calibration.calibrate import calibrate
+from index.calibration.evidence import TOP_K, exact_top, gather
+from index.calibration.examples import Queries, examples
+from index.calibration.outcome import distribution, table
+from index.calibration.own_rows import own_rows
+from index.calibration.staleness import Seen
+from index.calibration.thresholds import from_fpir, from_precision
+from index.data.rows import read_rows
+from index.encoders.by_name import encoder_folder, load_encoder
+from index.items.gallery import Gallery
 
 NO_QUERIES = Queries(np.empty((0, 256), np.float32), np.empty(0, np.int64), np.empty(0, np.int64), "")
 

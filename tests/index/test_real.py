@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from index.build import build_collection
-from index.cli import evaluate, index
-from index.rows import read_rows
-from index.sources import Held
+from index.calibration.sources import Held
+from index.data.rows import read_rows
+from index.verbs.cli import evaluate, index
 
 
 def report(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:

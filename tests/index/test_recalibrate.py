@@ -15,14 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from index import cli_calibrations, recalibrate, snapshot, versions
 from index.backup import copy_collection
 from index.build import build_collection
+from index.calibration.evidence import gather
+from index.calibration.outcome import distribution, table
 from index.collection import Collection, NewItem
+from index.data.rows import text_key
 from index.errors import CalibrationError, CollectionError, DataError, DiskFull, NotFound, ReadOnly
-from index.evidence import gather
-from index.outcome import distribution, table
-from index.rows import text_key
+from index.storage import snapshot, versions
+from index.upkeep import recalibrate
+from index.verbs import cli_calibrations
 from tests.index.conftest import KNOWN, OTHER, World
 from tests.index.helpers import sentences
 
@@ -287,7 +289,7 @@ def test_feedback_beside_a_trained_encoders_own_items_is_said_with_them(
     world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: bool
 ) -> None:
     """It was trained on other rows: the gallery's own ask beside the feedback, and neither is forgotten."""
-    monkeypatch.setattr("index.own_rows.ASKING", 100 if left_out else 3)
+    monkeypatch.setattr("index.calibration.own_rows.ASKING", 100 if left_out else 3)
     encoder = Path(shutil.copytree(world.encoder, tmp_path / "encoder"))
     np.save(encoder / "trained_rows.npy", np.array([1, 2], np.uint64))
     described = build_collection(str(encoder), world.rows(world.items), tmp_path / "c")

@@ -18,16 +18,17 @@ import psutil
 import pytest
 
 from index import build as module
-from index import cli, encode
 from index.build import build_collection
 from index.collection import Collection
-from index.encode import encode_stream
-from index.encoders import load_encoder
+from index.data.rows import Row, RowFiles
+from index.encoders import encode
+from index.encoders.by_name import load_encoder
+from index.encoders.encode import encode_stream
 from index.errors import CollectionError, DataError, EncoderError, WorkerError
 from index.intake import take_in
-from index.items import ItemStore
-from index.place import BuildBegun, building
-from index.rows import Row, RowFiles
+from index.items.store import ItemStore
+from index.storage.place import BuildBegun, building
+from index.verbs import cli
 from tests.index.conftest import KNOWN, World, write_csv
 from tests.index.helpers import sentences
 
@@ -142,9 +143,10 @@ def test_other_data_or_another_encoder_is_not_continued(
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from index import build, encode
-from index.items import ItemStore
-from index.rows import RowFiles
+from index import build
+from index.encoders import encode
+from index.items.store import ItemStore
+from index.data.rows import RowFiles
 
 encode.BATCH, build._CHUNK = 16, 2
 real, left = ItemStore.upsert, [3]

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from index.data.label import plain_label
+from index.data.rows import MAX_FIELD, Row, read_rows, text_key
 from index.errors import DataError
-from index.label import plain_label
-from index.rows import MAX_FIELD, Row, read_rows, text_key
 
 Pair = tuple[str, str]
 cells = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1).filter(

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 
-from index.cli import EvaluateSettings, IndexSettings, SearchSettings
 from index.errors import SettingsError
-from index.settings import parse
+from index.verbs.cli import EvaluateSettings, IndexSettings, SearchSettings
+from index.verbs.settings import parse
 from service.settings import ServeSettings
 
 PLAIN = ["model", "rows.csv", "--out", "c"]

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from index import side_by_side
-from index.faiss_engine import FaissFlat
-from index.native_faiss import faiss
+from index.engines import side_by_side
+from index.engines.faiss_engine import FaissFlat
+from index.engines.native_faiss import faiss
 
 RNG = np.random.default_rng(5)
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from index.cli_items import compact
 from index.collection import Collection
 from index.errors import CollectionError, SettingsError
-from index.new_items import NewItem
-from index.signing import KEY
-from index.snapshot import sign
+from index.items.new_items import NewItem
+from index.storage.signing import KEY
+from index.storage.snapshot import sign
+from index.verbs.cli_items import compact
 
 SIGNATURE = "manifest.sig"
 

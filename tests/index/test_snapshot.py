@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from index import snapshot as module
 from index.errors import CollectionError
-from index.snapshot import read_snapshot, write_snapshot
+from index.storage import snapshot as module
+from index.storage.snapshot import read_snapshot, write_snapshot
 
 FILES = {"vectors.faiss": bytes(range(256)) * 40, "rows.i64": bytes(800), "calibration.json": b'{"a": 1}' * 30}
 

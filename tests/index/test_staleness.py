@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from index.calibration.staleness import Seen
 from index.collection import Collection, NewItem
-from index.gallery import Gallery
-from index.staleness import Seen
+from index.items.gallery import Gallery
 from tests.index.conftest import World
 from tests.index.helpers import sentences, unit
 

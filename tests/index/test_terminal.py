@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from index.cli import index, search
-from index.cli_items import delete
 from index.collection import Collection
-from index.new_items import NewItem
+from index.items.new_items import NewItem
+from index.verbs.cli import index, search
+from index.verbs.cli_items import delete
 from tests.index.conftest import World
 
 

@@ -14,13 +14,13 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from index import cli
 from index.build import build_collection
-from index.calibrate import HeldOut
+from index.calibration.calibrate import HeldOut
+from index.calibration.sources import Held
+from index.calibration.thresholds import IMITATED, Threshold, from_costs, from_fpir, from_precision
 from index.collection import Collection
 from index.errors import CalibrationError, SettingsError
-from index.sources import Held
-from index.thresholds import IMITATED, Threshold, from_costs, from_fpir, from_precision
+from index.verbs import cli
 from tests.index.conftest import World
 
 Floats = NDArray[np.float64]

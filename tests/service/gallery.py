@@ -19,7 +19,7 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import Whitespace
 
 from index.build import Held, build_collection
-from index.rows import Row
+from index.data.rows import Row
 
 DIMENSION = 32
 TOPICS = {

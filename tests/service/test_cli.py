@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from index.errors import DataError
-from index.settings import Settings, parse
+from index.verbs.settings import Settings, parse
 from service import cli
 from tests.service.conftest import ROOT, Server, serving
 

@@ -16,7 +16,7 @@ import pytest
 
 from index.collection import Collection
 from index.errors import DataError, SettingsError, SurematchError
-from index.new_items import NewItem
+from index.items.new_items import NewItem
 from service import client as module
 from service.client import AsyncClient, Call, Calls, Client, ServiceProblem
 from tests.service.conftest import Server, serving

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from index.settings import parse
+from index.verbs.settings import parse
 from service.access import OPEN, scope_needed
 from service.metrics import Metrics
 from service.settings import ServeSettings

@@ -12,8 +12,8 @@ import numpy as np
 import openai
 import pytest
 
+from index.calibration.drift import CHANGED, LEAST
 from index.collection import Collection
-from index.drift import CHANGED, LEAST
 from service.schemas import EmbeddingsReply, ModelsReply
 from tests.service.conftest import Server
 from tests.service.gallery import KNOWN, UNKNOWN

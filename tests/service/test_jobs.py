@@ -24,9 +24,9 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from index.collection import Collection
-from index.encoder_files import RECORD
+from index.encoders.files import RECORD
+from index.encoders.image_network import ImageNetwork
 from index.errors import DiskFull, ReadOnly, SettingsError
-from index.image_network import ImageNetwork
 from service import job_folder, keys
 from service import jobs as module
 from service.client import Calls, Client, ServiceProblem

@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from playwright.sync_api import Browser, Page, Request, Response, Route, expect, sync_playwright
 
-from index.items import ItemStore
+from index.items.store import ItemStore
 from service import keys
 from tests.service.conftest import Server, serving
 from tests.service.gallery import KNOWN, UNKNOWN, XSS_LABEL, XSS_TEXT

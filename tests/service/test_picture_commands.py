@@ -12,13 +12,13 @@ from typing import Any
 import httpx2
 import pytest
 
-from index import cli, cli_items
 from index.collection import Collection, NewItem
+from index.data.rows import text_key
+from index.encoders.image_encoder import NetworkEncoder
+from index.encoders.pictures import digest
 from index.errors import DataError, SettingsError
-from index.image_encoder import NetworkEncoder
-from index.items import ItemStore
-from index.pictures import digest
-from index.rows import text_key
+from index.items.store import ItemStore
+from index.verbs import cli, cli_items
 from tests.pictures import digit, packed, write_digits
 from tests.service.conftest import serving
 from training.cli import train

@@ -17,9 +17,9 @@ import torch
 from playwright.sync_api import Browser, expect, sync_playwright
 
 from index.build import Held, build_collection
-from index.image_network import ImageNetwork
-from index.pictures import read_pictures
-from index.rows import Row
+from index.data.rows import Row
+from index.encoders.image_network import ImageNetwork
+from index.encoders.pictures import read_pictures
 from service.client import Client
 from tests.pictures import digit, mutations, packed, write_digits
 from tests.service.conftest import Server, serving

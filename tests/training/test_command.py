@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from index.settings import parse
+from index.verbs.settings import parse
 from tests.training.conftest import Write, sentences
 from training.compare import _plan
 from training.compare_settings import CompareSettings

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from index.data.rows import Row, text_key
 from index.errors import DataError
-from index.rows import Row, text_key
 from training.data import check_classes, data_fingerprint, split_rows, trained_row_keys
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from index.collection import Collection
+from index.data.rows import read_rows, text_key
 from index.errors import SettingsError
-from index.rows import read_rows, text_key
-from index.settings import parse
+from index.verbs.settings import parse
 from service.settings import ServeSettings
 from training import cli
 from training.cli import demo

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from index.rows import text_key
+from index.data.rows import text_key
 from training.demo_data import (
     CALIBRATION_UNKNOWN,
     LEFT_OUT,

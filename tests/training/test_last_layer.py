@@ -13,12 +13,12 @@ from rich.console import Console
 from sentence_transformers import SentenceTransformer
 
 import training.learner
-from index.encoder_files import modality_of, module_kinds
-from index.encoders import load_encoder
+from index.encoders.by_name import load_encoder
+from index.encoders.files import modality_of, module_kinds
+from index.encoders.image_encoder import image_encoder
+from index.encoders.image_network import ImageNetwork
+from index.encoders.pictures import read_pictures
 from index.errors import DataError, EncoderError
-from index.image_encoder import image_encoder
-from index.image_network import ImageNetwork
-from index.pictures import read_pictures
 from tests.pictures import write_digits
 from tests.training.test_run_control import interrupt_at, weights_of
 from training.config import TrainSettings

@@ -13,8 +13,8 @@ from PIL import Image
 from rich.console import Console
 
 import training.imprint
+from index.encoders.image_network import ImageNetwork
 from index.errors import SettingsError
-from index.image_network import ImageNetwork
 from tests.pictures import digit, write_digits
 from training.config import TrainSettings
 from training.heads import load_head

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from index.build import build_collection
 from index.collection import Collection
+from index.data.rows import read_rows
 from index.evaluate import evaluate
-from index.rows import read_rows
 from training.cli import train
 
 

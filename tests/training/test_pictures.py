@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from index.encoders import load_encoder
+from index.calibration.sources import trained_rows
+from index.data.rows import text_key
+from index.encoders.by_name import load_encoder
+from index.encoders.image_encoder import image_encoder
+from index.encoders.pictures import read_pictures
 from index.errors import DataError, SettingsError
-from index.image_encoder import image_encoder
-from index.pictures import read_pictures
-from index.rows import text_key
-from index.sources import trained_rows
 from tests.pictures import digit, packed, write_digits
 from training.augment import AUGMENTATIONS, Changes, augment
 from training.config import TrainSettings

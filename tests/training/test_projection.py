@@ -15,13 +15,13 @@ from safetensors.numpy import load_file, save_file
 
 pytest.importorskip("onnx", reason="onnx is not installed: projections on ONNX encoders were not tested")
 
-from index import cli
-from index.encoder_files import modality_of
-from index.encoders import encoder_folder, load_encoder
+from index.encoders.by_name import encoder_folder, load_encoder
+from index.encoders.files import modality_of
+from index.encoders.image_encoder import image_encoder
+from index.encoders.pictures import read_pictures
+from index.encoders.projection import KEY, MODULE, WEIGHTS, ProjectedEncoder
 from index.errors import DataError, EncoderError, SettingsError
-from index.image_encoder import image_encoder
-from index.pictures import read_pictures
-from index.projection import KEY, MODULE, WEIGHTS, ProjectedEncoder
+from index.verbs import cli
 from tests.index.test_onnx_pictures import SIZE, given, network
 from tests.pictures import write_digits
 from training.config import TrainSettings

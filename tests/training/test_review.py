@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from index.data.rows import Row, read_rows
 from index.errors import DataError, EncoderError
-from index.rows import Row, read_rows
 from tests.training.conftest import sentences
 from training.cli import train
 from training.pairs import rows_of_pairs

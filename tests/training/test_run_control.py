@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 
 import training.pipeline
 import training.trainer
-from index.cli import index
 from index.errors import DataError, SettingsError
+from index.verbs.cli import index
 from tests.pictures import write_digits
 from tests.training.conftest import FILLERS, TOPICS, Write, sentences
 from training.cli import train

@@ -12,8 +12,8 @@ from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 
 import training.writing
+from index.data.rows import text_key
 from index.errors import DataError, EncoderError, SettingsError, SurematchError
-from index.rows import text_key
 from tests.training.conftest import TOPICS, Write, sentences
 from training.averaging import copied, mix
 from training.cli import compare, train

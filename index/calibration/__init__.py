@@ -1,0 +1,1 @@
+"""From what the nearest items say to probabilities, lines and sets that hold."""

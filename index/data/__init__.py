@@ -1,0 +1,1 @@
+"""Labelled rows and pictures as they come in."""

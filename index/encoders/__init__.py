@@ -1,0 +1,1 @@
+"""From texts and pictures to unit vectors."""

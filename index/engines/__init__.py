@@ -1,0 +1,1 @@
+"""Vectors searched: exactly, by FAISS, by Milvus."""

@@ -1,0 +1,1 @@
+"""The items of a collection, and what is known of its labels."""

@@ -1,0 +1,1 @@
+"""One search: what was asked, found and answered."""

@@ -1,0 +1,1 @@
+"""A collection on disk, and the state that is searched."""

@@ -1,0 +1,252 @@
+"""Every calibration a collection has had, kept beside its snapshots, and which of them was chosen.
+
+    calibrations/<id>-<digest>.json    two lines: what it is (`Version`), and the calibration itself
+    calibrations/CURRENT               {"snapshot": ..., "calibration": id}: the choice made under that snapshot
+                                       (of none: not made yet)
+
+An id is the digest of the calibration's own bytes, so the one inside a snapshot has it too. The choice holds for the
+snapshot it was made under: a compaction fits anew, and what it fits is served. `CURRENT` is there before the first
+version that is fitted for a choice, so where such a one is and it is not, it was lost. Files are written beside their
+place, fsynced and renamed; their name carries the SHA-256 of all their bytes, or where a key is set their signature
+(`index.storage.signing`), which is checked before any is believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import shutil
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from index.calibration.calibrate import Calibration
+from index.errors import CalibrationError, CollectionError, Damaged, NotFound, ReadOnly
+from index.storage import signing
+from index.storage.snapshot import make_folder, replace_durably, storing
+
+CALIBRATIONS = "calibrations"
+KEPT = 20
+"""Versions that are kept; of more the oldest go, never the one in use."""
+BUILT = "build or compaction"
+"""Why a snapshot's own calibration was made; the others were made to be chosen."""
+_CURRENT = "CURRENT"
+_ID, _DIGEST = 12, 16
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One calibration: when it was made, under which snapshot and write, and why: "build or compaction", "feedback" or
+    "refit". `change` is what it changed, see `index.upkeep.recalibrate`."""
+
+    id: str
+    made: str
+    cause: str
+    snapshot: str
+    sequence: int
+    queries: dict[str, Any] = field(default_factory=dict)
+    ece: float | None = None
+    change: dict[str, Any] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        calibration: Calibration,
+        id: str,
+        made: str,
+        cause: str,
+        snapshot: str,
+        sequence: int,
+        change: dict[str, Any] | None,
+    ) -> Version:
+        """With what the calibration's own report says."""
+        report = calibration.report
+        return cls(id, made, cause, snapshot, sequence, report.get("queries", {}), report.get("ece"), change)
+
+
+def dump(calibration: Calibration) -> bytes:
+    """A calibration's bytes, in snapshots and here."""
+    return json.dumps(calibration.to_json(), allow_nan=False).encode()
+
+
+def id_of(content: bytes) -> str:
+    """The id of the calibration with these bytes."""
+    return hashlib.sha256(content).hexdigest()[:_ID]
+
+
+class Versions:
+    """The calibrations of one collection. One process writes, any number read."""
+
+    def __init__(self, collection: Path) -> None:
+        self.folder = collection / CALIBRATIONS
+
+    def listed(self) -> tuple[list[Version], list[str]]:
+        """Oldest first, and what is wrong with files that are damaged. Raises `CollectionError` for the folder."""
+        found, faults = [], []
+        for path in self._files():
+            try:
+                about, _ = _read(path)
+                found.append(Version(**about))
+            except (CollectionError, TypeError) as error:
+                faults.append(str(error))
+        return sorted(found, key=lambda version: (version.made, version.id)), faults
+
+    def load(self, id: str) -> Calibration:
+        """Raises `NotFound` for an unknown id, `CollectionError` for damage, `CalibrationError` for an old form."""
+        for path in self._files():
+            if path.name.partition("-")[0] == id:
+                return Calibration.from_json(json.loads(_read(path)[1]))
+        raise NotFound(f"{self.folder}: has no calibration {id[:40]!r}. `surematch calibrations` lists them.")
+
+    def keep(self, about: Version, content: bytes) -> None:
+        """Adds a version, unless it is there. Raises `DiskFull` or another `CollectionError`; nothing is left then."""
+        if any(path.name.startswith(f"{about.id}-") for path in self._files()):
+            return
+        whole = json.dumps(asdict(about), allow_nan=False).encode() + b"\n" + content
+        digest = signing.seal(whole)[:_DIGEST]
+        with storing(self.folder, "calibration"):
+            make_folder(self.folder)
+            replace_durably(self.folder / f"{about.id}-{digest}.json", whole)
+
+    def prune(self, used: set[str | None]) -> None:
+        """Removes the oldest beyond `KEPT`, and what is damaged; those `used` stay.
+
+        For after a choice or a compaction: a choice that is damaged is an older one, and goes too.
+        """
+        versions, _ = self.listed()
+        kept = {version.id for version in versions[-KEPT:]} | used
+        with storing(self.folder, "calibration"):
+            for path in self._files():
+                if path.name.partition("-")[0] not in kept:
+                    path.unlink()
+            try:
+                self.chosen("")
+            except Damaged:
+                (self.folder / _CURRENT).unlink()
+            except CollectionError:  # it may be whole
+                pass
+
+    def check_writable(self) -> None:
+        """Raises `ReadOnly` where what a compaction fits could not be kept."""
+        place = self.folder if self.folder.exists() else self.folder.parent
+        if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
+            raise ReadOnly(
+                f"{place}: cannot be written to, so the new calibration could not be kept. Nothing was compacted. "
+                "Repair its permissions, then compact again."
+            )
+
+    def choose(self, snapshot: str, id: str) -> None:
+        """Makes the version `id` the one that is served with this snapshot. Raises as `keep` does."""
+        content = json.dumps({"snapshot": snapshot, "calibration": id}).encode()
+        with storing(self.folder, "choice of a calibration"):
+            make_folder(self.folder)
+            replace_durably(self.folder / _CURRENT, content)
+
+    def expect(self) -> None:
+        """Notes that a choice is coming, unless one was made: from now on its loss is told. Raises as `keep` does."""
+        with storing(self.folder, "choice of a calibration"):
+            made = (self.folder / _CURRENT).exists()
+        if not made:
+            self.choose("", "")
+
+    def chosen(self, snapshot: str) -> str | None:
+        """The id chosen under this snapshot; None: the snapshot's own, or it is lost, see `check_not_lost`.
+
+        Raises `CollectionError` when it cannot be read, `Damaged` when it says nothing.
+        """
+        path = self.folder / _CURRENT
+        try:
+            told = json.loads(path.read_bytes())
+            under, id = told["snapshot"], told["calibration"]
+            if not (isinstance(under, str) and isinstance(id, str)):
+                raise ValueError(f"{under!r} or {id!r} is no name")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise CollectionError(f"{path}: cannot be read ({error.strerror}){self._unknown(repair=True)}") from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise Damaged(f"{path}: is damaged{self._unknown()}") from error
+        return id if under == snapshot else None
+
+    def check_not_lost(self, snapshot: str) -> None:
+        """Raises `Damaged` where there is no choice at all, though a version was fitted for one under it."""
+        path = self.folder / _CURRENT
+        if path.exists():
+            return
+        fitted = [version for version in self.listed()[0] if version.snapshot == snapshot and version.cause != BUILT]
+        if fitted and not path.exists():  # else another process chose meanwhile, its first
+            raise Damaged(
+                f"{path}: is missing, though calibration {fitted[-1].id} was fitted since the last compaction"
+                f"{self._unknown()}"
+            )
+
+    def _unknown(self, *, repair: bool = False) -> str:
+        first = "Repair its permissions, or choose" if repair else "Choose"
+        return (
+            ", so which calibration was chosen is not known. "
+            f"{first} one: surematch calibrations {shlex.quote(str(self.folder.parent))} --use ID."
+        )
+
+    def clean(self) -> None:
+        """Removes what a killed writer left half written. For the writer only."""
+        with storing(self.folder, "calibrations"):
+            for path in self.folder.glob(".*"):
+                path.unlink()
+
+    def _files(self) -> list[Path]:
+        """Raises `CollectionError` where the folder cannot be listed; `glob` would find nothing in it."""
+        try:
+            found = sorted(self.folder.iterdir())
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise CollectionError(
+                f"{self.folder}: cannot be read ({error.strerror}). Repair its permissions, or restore it."
+            ) from error
+        return [path for path in found if path.match(f"{'?' * _ID}-{'?' * _DIGEST}.json")]
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copies the calibrations of the collection `source` to the folder of another, while they may be added to.
+
+    The choice goes before what it names, which was written before it and is never pruned. Where none was made yet, what
+    was fitted since stays behind: without its choice it would look like one whose choice was lost.
+    """
+    there = Versions(source)
+    if there.folder.exists():
+        (target / CALIBRATIONS).mkdir(exist_ok=True)
+        files = there._files()
+        with suppress(FileNotFoundError):  # no choice was made
+            shutil.copy2(there.folder / _CURRENT, target / CALIBRATIONS / _CURRENT)
+            files = there._files()
+        for path in files:
+            with suppress(FileNotFoundError):  # pruned meanwhile
+                shutil.copy2(path, target / CALIBRATIONS / path.name)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], bytes]:
+    """What a file says of its calibration, and the calibration's bytes, verified. Raises `CollectionError`."""
+    try:
+        whole = path.read_bytes()
+    except OSError as error:
+        raise CollectionError(f"{path}: cannot be read ({error.strerror}).") from error
+    head, _, content = whole.partition(b"\n")
+    id, _, digest = path.stem.partition("-")
+    if signing.seal(whole)[:_DIGEST] != digest or id_of(content) != id:
+        raise CollectionError(f"{path}: is damaged: it does not match the digest in its name. Remove it.")
+    about: dict[str, Any] = json.loads(head)
+    return about, content
+
+
+def chosen_calibration(versions: Versions, snapshot: str) -> tuple[Calibration | None, str | None, list[str]]:
+    """The calibration chosen under a snapshot with its id, or (None, None); and what is wrong with the choice."""
+    try:
+        id = versions.chosen(snapshot)
+        if id is None:
+            versions.check_not_lost(snapshot)
+        return None if id is None else versions.load(id), id, []
+    except (CollectionError, CalibrationError) as error:
+        return None, None, [str(error)]
