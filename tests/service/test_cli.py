@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import tomllib
+from collections import defaultdict
 from collections.abc import Callable
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, packages_distributions
 from pathlib import Path
 
 import pytest
@@ -113,6 +116,33 @@ def test_what_goes_wrong_is_one_paragraph(
     error = capsys.readouterr().err
     assert says in error
     assert error.count("\n") == (1 if says else 0)
+
+
+@pytest.mark.parametrize(
+    ("verb", "extra"), [("train", "train"), ("compare", "train"), ("push", "train"), ("demo", "demo")]
+)
+def test_the_extra_named_is_all_that_the_verb_needs(
+    verbs: Callable[..., None], capsys: pytest.CaptureFixture[str], verb: str, extra: str
+) -> None:
+    verbs(**{verb: "without_torch"})
+    assert cli.main([verb]) == 2
+    assert f"pip install 'surematch[{extra}]'" in capsys.readouterr().err
+
+
+def test_every_package_of_an_extra_is_known() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    imported = defaultdict(list)
+    for package, distributions in packages_distributions().items():
+        for distribution in distributions:
+            imported[_canonical(distribution)].append(package)
+    for extra in extras.keys() - {"test"}:
+        needed = {_canonical(re.split(r"[^\w-]", line)[0]) for line in extras[extra]} - {"surematch"}
+        for name in needed:
+            assert {name.replace("-", "_"), *imported[name]} & set(cli.EXTRAS[extra]), f"{extra}: {name}"
+
+
+def _canonical(distribution: str) -> str:
+    return distribution.lower().replace("_", "-")
 
 
 def test_a_fault_of_ours_keeps_its_traceback(verbs: Callable[..., None]) -> None:
