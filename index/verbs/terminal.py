@@ -35,6 +35,10 @@ class Terminal(Console):
     def __init__(self, *, stderr: bool = False, quiet: bool = False) -> None:
         super().__init__(stderr=stderr, quiet=quiet, soft_wrap=True, markup=False, emoji=False, highlight=False)
 
+    def on_broken_pipe(self) -> None:
+        """Called in place of what was raised, which the command turns into its exit code; rich would exit with 1."""
+        raise BrokenPipeError
+
     def render_str(self, text: str, **how: Any) -> Text:
         return super().render_str(visible(text), **how)
 

@@ -19,6 +19,7 @@ import pytest
 
 from index.errors import DataError
 from index.verbs.settings import Settings, parse
+from index.verbs.terminal import Terminal
 from service import cli
 from tests.service.conftest import ROOT, Server, serving
 
@@ -162,6 +163,7 @@ sys.exit(cli.main(["verb"]))
 
 OUTPUTS = [
     pytest.param([sys.executable, "-c", TALK], "verb", id="a verb"),
+    pytest.param([sys.executable, "-c", TALK.replace(":talk", ":print_table")], "verb", id="a verb that prints"),
     pytest.param([sys.executable, "-m", "service.cli", "--help"], "--help", id="help"),
     pytest.param([sys.executable, "-m", "service.cli", "--version"], "--version", id="version"),
     pytest.param([sys.executable, "-c", TALK.replace(":talk", ":long_help")], "verb", id="help of a verb"),
@@ -236,6 +238,11 @@ class Told(Settings):
 
 def long_help(words: list[str]) -> int:
     parse(Told, ["--help"])
+    return 0
+
+
+def print_table(words: list[str]) -> int:
+    Terminal().print("a table of results")
     return 0
 
 
