@@ -35,7 +35,8 @@ _METRIC = "IP"
 
 
 def address() -> str:
-    """Where the server is. Raises `SettingsError` when that is not said."""
+    """Where the server is. Raises `SettingsError` when that is not said, or nothing here speaks to it."""
+    _milvus()
     uri = os.environ.get(URI, "")
     if not uri:
         raise SettingsError(f"--engine milvus: set {URI} to the server (http://host:19530) or to a file.db.")
@@ -254,8 +255,9 @@ def _milvus() -> Any:
 @functools.cache
 def _client(uri: str) -> Any:
     """One client for each server, shared by the engines of this process."""
+    milvus = _milvus()
     try:
-        return _milvus().MilvusClient(uri, token=os.environ.get(TOKEN, ""))
+        return milvus.MilvusClient(uri, token=os.environ.get(TOKEN, ""))
     except Exception as error:  # pymilvus raises its own, grpc's and its Lite server's
         raise CollectionError(f"{uri}: Milvus does not answer ({error}). Start it, or correct {URI}.") from error
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from index.engines import choice as engines
 from index.engines import exact
-from index.engines.choice import ENGINES, FAISS, make_engine
+from index.engines.choice import ENGINES, FAISS, check_name, make_engine
 from index.engines.engine import Engine, Selection
 from index.engines.faiss_engine import FaissEngine, FaissFlat
 from index.engines.faiss_file import flat_part
@@ -378,6 +378,14 @@ def test_milvus_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         make_engine("milvus", VECTORS, ROWS)
     with pytest.raises(ValueError, match="at most 16384"):
         MilvusEngine("x.db", "x", DIMENSION, np.arange(20_000), None).search(QUERIES, 17_000)
+
+
+def test_a_missing_pymilvus_is_not_taken_for_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUREMATCH_MILVUS_URI", "http://127.0.0.1:9")
+    monkeypatch.setitem(sys.modules, "pymilvus", None)
+    for asked in (lambda: check_name("milvus"), lambda: MilvusEngine.build(VECTORS[:300], ROWS[:300])):
+        with pytest.raises(SettingsError, match=r"surematch\[milvus\]"):
+            asked()
 
 
 def test_milvus_compares_itself_where_its_index_gives_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
