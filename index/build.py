@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.calibration.calibrate import DEFAULT
-from index.calibration.calibrators import CALIBRATORS
+from index.calibration.calibrators import check_calibrator
 from index.calibration.sources import NO_QUERIES, Held, Progress, calibration_queries
 from index.collection import Collection
 from index.data.rows import SHOWN, Row, text_key
@@ -31,7 +31,7 @@ from index.encoders.encoder import Encoder
 from index.encoders.files import fingerprint, training_settings
 from index.encoders.onnx_export import LEAST_AGREEMENT, Backend, install_encoder
 from index.engines.choice import check_name, make_engine
-from index.errors import CalibrationError, CollectionError, SettingsError
+from index.errors import CalibrationError, CollectionError
 from index.intake import item_id, metadata_of, take_in
 from index.items.gallery import Gallery
 from index.items.store import Changes, Item, ItemStore
@@ -87,8 +87,7 @@ def build_collection(
     without one and says why; other faults raise `DataError`, `EncoderError` or `CollectionError`; `WriterBusy` while a
     collection that would be replaced is written to.
     """
-    if calibrator not in CALIBRATORS:
-        raise SettingsError(f"--calibrator {calibrator}: there is none of this name. Use {', '.join(CALIBRATORS)}.")
+    check_calibrator(calibrator)
     check_name(engine)
     check = partial(check_out, out, overwrite)
     check()

@@ -272,8 +272,9 @@ class Collection:
     def snapshot(self, progress: Progress | None = None) -> str:
         """Compacts: a new base index, the calibration fitted again, deleted items erased. Returns the snapshot's name.
 
-        Reads and writes go on meanwhile. Raises `ReadOnly`, `DiskFull`, `CollectionError`; the old state then stays,
-        unless only the new calibration could not be kept for later.
+        Reads and writes go on meanwhile. Raises `ReadOnly`, `DiskFull`, `CollectionError`, and `SettingsError` where
+        the calibrator's package is missing; the old state then stays, unless only the new calibration could not be kept
+        for later.
         """
         self._must_write()
         snapshots = self.path / SNAPSHOTS

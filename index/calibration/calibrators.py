@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from index.calibration import conditional_logit
 from index.calibration.conditional_logit import ConditionalLogit
 from index.calibration.evidence import Evidence, Floats, Ints
-from index.errors import CalibrationError
+from index.errors import CalibrationError, SettingsError
 
 _POOLED = 2
 """The feature the temperature softmax works on: evidence pooled at the sharper of the two."""
@@ -140,13 +141,8 @@ def fit_venn_abers(evidence: Evidence, target: Ints, weight: Floats) -> BestCosi
 
     The package knows no weights, so examples are drawn in proportion to theirs, with a fixed seed.
     """
-    try:
-        from venn_abers import VennAbers
-    except ImportError as error:
-        raise CalibrationError(
-            "The calibrator venn-abers needs the package venn-abers. Install it with: pip install "
-            "'surematch[calibrators]', or choose another --calibrator."
-        ) from error
+    from venn_abers import VennAbers
+
     best, right = _best(evidence, target)
     keep = np.random.default_rng(0).random(len(best)) < weight / weight.max()
     with warnings.catch_warnings():
@@ -189,6 +185,17 @@ CALIBRATORS: dict[str, Fit] = {
     "isotonic": fit_isotonic,
     "venn-abers": fit_venn_abers,
 }
+
+
+def check_calibrator(name: str) -> None:
+    """Raises `SettingsError` for one that there is not, or whose package is missing: before the work, not after."""
+    if name not in CALIBRATORS:
+        raise SettingsError(f"--calibrator {name}: there is none of this name. Use {', '.join(CALIBRATORS)}.")
+    if name == "venn-abers" and find_spec("venn_abers") is None:
+        raise SettingsError(
+            "The calibrator venn-abers needs the package venn-abers. Install it with: pip install "
+            "'surematch[calibrators]', or index with another --calibrator."
+        )
 
 
 def calibrator_from_json(value: dict[str, Any]) -> Calibrator:

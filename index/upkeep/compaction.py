@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.calibration.calibrate import DEFAULT, Calibration, calibrate
+from index.calibration.calibrators import check_calibrator
 from index.calibration.conditional_logit import FEW_QUERIES
 from index.calibration.examples import Examples, Queries, examples
 from index.calibration.sources import Progress, saying, stored_queries
@@ -61,7 +62,11 @@ class Fitting:
         )
 
     def queries(self, folder: Path, store: ItemStore, now: Changes, gallery: Gallery) -> tuple[Queries, list[str]]:
-        """See `index.calibration.sources.stored_queries`; users' feedback is among them where this fitting uses it."""
+        """See `index.calibration.sources.stored_queries`; users' feedback is among them where this fitting uses it.
+
+        Raises `SettingsError` where the calibrator cannot be fitted here: the calibration in use stays.
+        """
+        check_calibrator(self.calibrator)
         fed = store.feedback().distinct() if self.feedback else None
         return stored_queries(folder, store, now, gallery, self.unknown_share, self.seed, fed)
 
@@ -108,7 +113,8 @@ def compact(
 ) -> State:
     """Writes a snapshot of what the store holds now; returns the state it makes, without what was written meanwhile.
 
-    Without an honest calibration the snapshot says why it has none. Raises `CollectionError`; then nothing has changed.
+    Without an honest calibration the snapshot says why it has none. Raises `CollectionError`, and `SettingsError`
+    where the calibrator's package is missing; then nothing has changed.
     """
     progress("reading items", 0, 1)
     now = store.everything()

@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 
 from index.backup import copy_collection
+from index.build import build_collection
+from index.calibration.sources import Held
 from index.collection import Collection, NewItem, Receipt
-from index.errors import CollectionError, Damaged, DataError, ReadOnly, WriterBusy
+from index.errors import CollectionError, Damaged, DataError, ReadOnly, SettingsError, WriterBusy
 from index.items import gallery as gallery_module
 from index.items import profile as profile_module
 from index.items.gallery import Gallery
@@ -359,6 +361,36 @@ def test_a_reader_tries_a_damaged_new_snapshot_once(live: Collection, monkeypatc
     assert reader.refresh()
     assert reader.search(["my bank card chip"])[0].hits[0].id == "n2"
     reader.close()
+
+
+def test_without_the_calibrators_package_the_calibration_in_use_stays(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "topics"
+    held = Held(world.rows(world.held), world.rows(world.held_unknown))
+    build_collection(str(world.encoder), world.rows(world.items), out, held=held, calibrator="venn-abers")
+    monkeypatch.setitem(sys.modules, "venn_abers", None)
+    monkeypatch.setattr("index.upkeep.compaction.COMPACT_LEAST", 0)
+    live = Collection.open(out, writable=True)
+    try:
+        snapshot, calibration = live.snapshot_id, live.calibration
+        assert calibration is not None
+        for work in (live.snapshot, live.recalibrate):
+            with pytest.raises(SettingsError, match="calibrators"):
+                work()
+        live.upsert([NewItem(f"{at}", "card", "bank") for at in range(15)])
+        live.maintenance._thread.join()  # type: ignore[union-attr]
+        assert "calibrators" in live.describe()["compaction"]["error"]
+        assert (live.snapshot_id, live.calibration) == (snapshot, calibration)
+    finally:
+        live.close()
+
+
+def test_nothing_is_built_without_the_calibrators_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "venn_abers", None)
+    with pytest.raises(SettingsError, match="calibrators"):
+        build_collection("no such encoder", [], tmp_path / "topics", calibrator="venn-abers")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_compaction_says_so_and_is_not_tried_again_at_once(
