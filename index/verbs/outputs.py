@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +16,8 @@ def check_output(flag: str, path: Path | None, kind: str, inputs: Iterable[Path]
     if path.is_dir() or not path.parent.is_dir():
         what = "is a folder" if path.is_dir() else f"the folder {path.parent} does not exist"
         raise SettingsError(f"{flag} {path}: {what}. Name {kind} in an existing folder.")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise SettingsError(f"{flag} {path}: cannot be written. Name {kind} in a folder that you may write to.")
     for given in inputs:
         if path.resolve().is_relative_to(given.resolve()):
             same = path.resolve() == given.resolve()

@@ -59,7 +59,9 @@ def test_it_stands_alone_and_names_are_escaped() -> None:
     assert page("one kind", only_known, {}).count("<svg") == 4
 
 
-def test_the_verbs_write_it(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verbs_write_it(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, fit, measured = tmp_path / "c", tmp_path / "fit.html", tmp_path / "measured.html"
     asked = ["--calibrate", str(world.held), "--unknown", str(world.held_unknown), "--label", "label", "--json"]
     assert cli.index([str(world.encoder), str(world.items), "--out", str(out), *asked, "--report", str(fit)]) == 0
@@ -74,6 +76,10 @@ def test_the_verbs_write_it(world: World, tmp_path: Path, capsys: pytest.Capture
     assert f"{report['queries']['known']} known and" in measured.read_text()
     with pytest.raises(SettingsError, match="does not exist"):
         cli.evaluate([str(out), str(world.test), *flags, "--report", str(tmp_path / "none" / "x.html")])
+    with monkeypatch.context() as patch:
+        patch.setattr("os.access", lambda path, mode: False)  # whoever tests may be root, who writes everywhere
+        with pytest.raises(SettingsError, match=r"x.html: cannot be written"):  # before the collection is looked for
+            cli.evaluate([str(tmp_path / "none"), str(world.test), *flags, "--report", str(tmp_path / "x.html")])
     with pytest.raises(SettingsError, match="is a folder"):
         cli.evaluate([str(out), str(world.test), *flags, "--report", str(tmp_path)])
 
