@@ -50,6 +50,16 @@ def test_prometheus_asks_where_the_metrics_are() -> None:
     assert job["authorization"]["credentials_file"] in str(COMPOSE["services"]["prometheus"]["volumes"])
 
 
+def test_kubernetes_names_no_scrape_that_would_be_refused_and_says_how_to_give_a_key() -> None:
+    assert "annotations" not in KUBERNETES[0]["spec"]["template"]["metadata"]
+    said = (DEPLOY / "kubernetes.yaml").read_text().partition("<<END\n")[2].partition("#   END\n")[0]
+    monitor = yaml.safe_load(said.replace("#   ", ""))["spec"]
+    assert monitor["selector"] == KUBERNETES[0]["spec"]["selector"]
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    assert endpoint["port"] == POD["containers"][0]["ports"][0]["name"]
+    assert endpoint["authorization"]["credentials"]["key"] == "prometheus.key"
+
+
 def test_probes_need_no_key_and_the_drain_fits_into_the_grace_period() -> None:
     (container,) = POD["containers"]
     paths = [container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "readiness", "liveness")]
