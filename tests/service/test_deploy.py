@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,35 @@ def test_kubernetes_names_no_scrape_that_would_be_refused_and_says_how_to_give_a
     (endpoint,) = monitor["podMetricsEndpoints"]
     assert endpoint["port"] == POD["containers"][0]["ports"][0]["name"]
     assert endpoint["authorization"]["credentials"]["key"] == "prometheus.key"
+
+
+SECRETS = sorted(
+    {
+        file
+        for page in [*DEPLOY.glob("*.yaml"), ROOT / "docs" / "api.md"]
+        for line in page.read_text(encoding="utf-8").splitlines()
+        if "surematch keys add" in line
+        for file in re.findall(r"(?:--file|>) (\S+)", line)
+    }
+)
+"""What the documented steps write keys to."""
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no git here")
+def test_git_does_not_take_the_keys_that_the_documented_steps_write() -> None:
+    assert len(SECRETS) >= 4
+    told = subprocess.run(["git", "check-ignore", "--no-index", *SECRETS], cwd=ROOT, capture_output=True, text=True)
+    assert told.stdout.split() == SECRETS
+
+
+def test_a_source_distribution_takes_no_keys_and_no_collections(tmp_path: Path) -> None:
+    sdist = pytest.importorskip("hatchling.builders.sdist", reason="hatchling is not installed")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for name in (*SECRETS, "runs/demo/items.sqlite", "deploy/compose.yaml", "index/build.py", "service/web/app.js"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    taken = {file.distribution_path for file in sdist.SdistBuilder(str(tmp_path)).recurse_included_files()}
+    assert taken == {"deploy/compose.yaml", "index/build.py", "service/web/app.js"}
 
 
 def test_probes_need_no_key_and_the_drain_fits_into_the_grace_period() -> None:
