@@ -42,12 +42,14 @@ ENV PATH=/opt/surematch/bin:/opt/venv/bin:$PATH \
     PYTHONPATH=/opt/surematch \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
-    HF_HUB_OFFLINE=1
+    HF_HUB_OFFLINE=1 \
+    SUREMATCH_PORT=8000
 USER 10001:10001
 EXPOSE 8000
+# Never through a proxy that the environment names. The port is a variable, so that both sides know another.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
-  CMD ["python3", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/readyz', timeout=2).read()"]
+  CMD ["python3", "-c", "import os, urllib.request as u; u.build_opener(u.ProxyHandler({})).open('http://127.0.0.1:' + os.environ['SUREMATCH_PORT'] + '/readyz', timeout=2).read()"]
 ENTRYPOINT ["surematch"]
 # The container is the boundary here, so all of its interfaces are listened on; publish the port to loopback or behind
 # a proxy that authenticates.
-CMD ["serve", "/collection", "--host", "0.0.0.0", "--port", "8000", "--public"]
+CMD ["serve", "/collection", "--host", "0.0.0.0", "--public"]

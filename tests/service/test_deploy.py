@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from index.verbs.settings import parse
 from service.access import OPEN, scope_needed
 from service.metrics import Metrics
 from service.settings import ServeSettings
-from tests.service.conftest import ROOT
+from tests.service.conftest import ROOT, Server
 
 DEPLOY = ROOT / "deploy"
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
@@ -89,6 +91,25 @@ def test_a_source_distribution_takes_no_keys_and_no_collections(tmp_path: Path) 
         (tmp_path / name).touch()
     taken = {file.distribution_path for file in sdist.SdistBuilder(str(tmp_path)).recurse_included_files()}
     assert taken == {"deploy/compose.yaml", "index/build.py", "service/web/app.js"}
+
+
+def test_the_image_asks_itself_whether_it_is_ready(server: Server) -> None:
+    """Whatever the proxy, and the port that it was told to listen on."""
+    image = (ROOT / "Dockerfile").read_text()
+    asks = json.loads(re.search(r"^HEALTHCHECK .*\\\n  CMD (\[.*\])$", image, re.M)[1])  # type: ignore[index]
+    port = server.url.rpartition(":")[2]
+    for asked, code in ((port, 0), ("9", 1)):
+        environment = {**os.environ, "http_proxy": "http://127.0.0.1:9", "SUREMATCH_PORT": asked}
+        done = subprocess.run([sys.executable, *asks[1:]], env=environment, capture_output=True, check=False)
+        assert done.returncode == code, done.stderr
+
+
+def test_the_image_listens_where_its_port_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = (ROOT / "Dockerfile").read_text()
+    words = json.loads(re.search(r"^CMD (\[.*\])$", image, re.M)[1])  # type: ignore[index]
+    assert "SUREMATCH_PORT=8000" in image
+    monkeypatch.setenv("SUREMATCH_PORT", "9000")
+    assert parse(ServeSettings, words[1:]).port == 9000
 
 
 def test_probes_need_no_key_and_the_drain_fits_into_the_grace_period() -> None:
