@@ -6,10 +6,10 @@ The items are copied by SQLite's backup API, at one moment; the snapshot is one 
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
 import shutil
 import sqlite3
-import tempfile
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +50,8 @@ def copy_collection(source: Path, destination: Path, progress: Progress) -> Copi
         raise SettingsError(f"{destination}: lies in the collection that it would be a copy of. Choose another place.")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{destination.name}-copying-", dir=destination.parent))
+        folder = destination.parent / f".{destination.name}-copying-{secrets.token_hex(4)}"
+        folder.mkdir()
     except OSError as error:
         raise CollectionError(f"{destination}: cannot be created ({error.strerror}). Choose another place.") from error
     try:
@@ -63,7 +64,6 @@ def copy_collection(source: Path, destination: Path, progress: Progress) -> Copi
         _writable(folder)
         copied = _verified(folder, source, int(config["dimension"]))
         progress("copying", 3, 4)
-        folder.chmod(0o755)
         _sync(folder)
         folder.rename(destination)
         progress("copying", 4, 4)

@@ -49,7 +49,9 @@ def new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    temporary.chmod(0o755)
+    mask = os.umask(0o077)  # it can only be read by setting it
+    os.umask(mask)
+    temporary.chmod(0o777 & ~mask)
     try:
         yield temporary
     except BaseException:

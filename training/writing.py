@@ -50,9 +50,10 @@ def write_encoder(
 
 
 def settle(folder: Path) -> None:
-    """Makes every file readable to others, and sure to be on the disk."""
+    """Makes every file as readable as `folder` is, and sure to be on the disk."""
+    mode = folder.stat().st_mode & 0o777
     for path in folder.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)  # weights are saved as 0600; a container's user must read them
+        path.chmod(mode if path.is_dir() else mode & 0o666)  # weights are saved as 0600, whatever the umask allows
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())

@@ -69,6 +69,8 @@ def read_config(path: Path) -> dict[str, Any]:
             raise ValueError("name or encoder is no text")
         if not isinstance(config["dimension"], int) or config["dimension"] < 1:
             raise ValueError(f"dimension is {config['dimension']!r}")
+    except PermissionError as error:
+        raise CollectionError(f"{file}: cannot be read ({error.strerror}). Check its permissions.") from error
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CollectionError(f"{file}: not readable ({error}). Restore it from a backup, or build again.") from error
     if newer:

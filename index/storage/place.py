@@ -41,7 +41,6 @@ def building(out: Path, check: Callable[[], None] = lambda: None) -> Iterator[Pa
     folder, old = beside(out, "building"), beside(out, "old")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o755)
         lock = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise CollectionError(f"{out}: cannot be created ({error.strerror}). Choose another --out.") from error

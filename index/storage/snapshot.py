@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -117,11 +116,11 @@ def _write(root: Path, about: dict[str, Any], files: dict[str, bytes], leaving: 
     text = json.dumps(manifest, indent=2).encode()
     name = f"{about['sequence']:012d}-{hashlib.sha256(text).hexdigest()[:8]}"
     signature = {_SIGNATURE: signing.seal(text).encode()} if signing.signing() else {}
-    temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=root))
+    temporary = root / f"{_TEMPORARY}{name}"
+    temporary.mkdir()
     try:
         for file, content in {**files, _MANIFEST: text, **signature}.items():
             _write_durably(temporary / file, content)
-        temporary.chmod(0o755)
         _sync(temporary)
         temporary.rename(root / name)
         _sync(root)  # the snapshot must be there before anything names it

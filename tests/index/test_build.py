@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from index import build as module
+from index.backup import copy_collection
 from index.build import build_collection
 from index.calibration.sources import Held
 from index.collection import Collection
@@ -317,3 +319,19 @@ def test_a_collection_that_is_written_to_is_not_replaced(world: World, copied: P
     replaced = Collection.open(copied, writable=True)
     assert replaced.item("kept") is None
     replaced.close()
+
+
+def test_a_collection_and_its_copies_are_as_readable_as_the_umask_lets_them_be(world: World, tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        build_collection(str(world.encoder), world.rows(world.items), tmp_path / "topics")
+        opened = Collection.open(tmp_path / "topics", writable=True)
+        opened.upsert([NewItem("new", "card", "bank card")])
+        opened.snapshot()
+        opened.close()
+        copy_collection(tmp_path / "topics", tmp_path / "copy", lambda what, done, of: None)
+    finally:
+        os.umask(before)
+    made = [path for name in ("topics", "copy") for path in (tmp_path / name, *(tmp_path / name).rglob("*"))]
+    open_to_others = [path for path in made if stat.S_IMODE(path.stat().st_mode) & 0o077]
+    assert not open_to_others

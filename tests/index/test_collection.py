@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -147,6 +148,15 @@ def test_a_broken_collection_is_refused_and_left_as_it_is(
     with pytest.raises(SurematchError, match=said):
         Collection.open(copied)
     assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+
+
+def test_what_may_not_be_read_is_not_called_damaged(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path, *how: Any, **named: Any) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refused)  # whoever tests may be root, who reads everything
+    with pytest.raises(CollectionError, match=r"collection.json: cannot be read \(Permission denied\). Check its perm"):
+        Collection.open(copied)
 
 
 @pytest.mark.parametrize("name", ["vectors.faiss", "rows.i64", "calibration.json", "manifest.json"])

@@ -21,6 +21,7 @@ from training.cli import train
 from training.folder import FORMAT, new_folder
 from training.run import Run
 from training.run_lock import LOCK, RunLock
+from training.writing import settle
 
 PROGRAM = "import sys; from training.cli import train; sys.exit(train(sys.argv[1:]))"
 
@@ -194,3 +195,19 @@ def test_a_refused_resume_leaves_nothing(tmp_path: Path) -> None:
     ):
         pass
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("mask", "others"), [(0o077, 0), (0o022, 0o055)])
+def test_a_trained_folder_is_as_readable_as_the_umask_lets_it_be(tmp_path: Path, mask: int, others: int) -> None:
+    before = os.umask(mask)
+    try:
+        with new_folder(tmp_path / "m", overwrite=False) as folder:
+            (folder / "1_Pooling").mkdir()
+            for name in ("report.html", "1_Pooling/config.json"):
+                (folder / name).touch()
+            (folder / "model.safetensors").touch(0o600)
+            settle(folder)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o077 for path in (tmp_path / "m", *(tmp_path / "m").rglob("*"))}
+    assert modes == {name: others if name in ("m", "1_Pooling") else others & 0o066 for name in modes}
