@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_overloads, get_type_hints
 
 import numpy as np
 import pytest
@@ -63,6 +63,12 @@ def with_target(cosines: np.ndarray, labels: np.ndarray, change) -> np.ndarray:
 def test_the_flag_offers_what_the_registry_has() -> None:
     assert list(get_args(Loss)) == list(OBJECTIVES)
     assert all(entry.summary for entry in OBJECTIVES.values())
+
+
+def test_a_type_checker_knows_which_objectives_have_class_weights() -> None:
+    with_weights, _ = (get_type_hints(signature) for signature in get_overloads(make_objective))
+    assert get_args(with_weights["name"]) == tuple(n for n, entry in OBJECTIVES.items() if entry.shape == "labelled")
+    assert with_weights["return"] is Objective
 
 
 # --- formulas ---------------------------------------------------------------------------------------------------------

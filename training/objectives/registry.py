@@ -6,13 +6,14 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, overload
 
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
 from index.errors import SettingsError
 from training.objectives import adaptive, contrastive, huge, maps, margins
+from training.objectives.base import Objective
 from training.objectives.contrastive import Shape
 
 
@@ -68,6 +69,18 @@ OBJECTIVES: Mapping[str, Entry] = {
 }
 
 
+WithClassWeights = Literal[
+    "am-softmax", "arcface", "sphereface", "combined", "sub-center", "adaface", "magface", "curricularface", "adacos",
+    "normalised-softmax", "softmax", "taylor", "entmax", "sparsemax", "sparse-softmax", "smooth-accuracy", "exact",
+    "partial-fc", "exact-sparse",
+]  # fmt: skip
+"""The names of those that are an `Objective`, for the checkers of types."""
+
+
+@overload
+def make_objective(name: WithClassWeights, model: SentenceTransformer, classes: int, **options: Any) -> Objective: ...
+@overload
+def make_objective(name: str, model: SentenceTransformer, classes: int, **options: Any) -> nn.Module: ...
 def make_objective(name: str, model: SentenceTransformer, classes: int, **options: Any) -> nn.Module:
     """The objective `name` over `model` for `classes` classes. An option that is None is left at its default.
 
