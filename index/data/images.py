@@ -12,7 +12,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from index.data.confined import open_confined
 from index.errors import DataError
@@ -25,6 +25,16 @@ SUFFIXES = frozenset(
 """Names a picture file may end with."""
 _GREY_MODES = frozenset({"1", "L", "LA", "La"})
 _DEEP_MODES = frozenset({"I", "I;16", "I;16L", "I;16B"})
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture upright, by its EXIF orientation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +67,7 @@ def decode(content: bytes, limits: Limits = LIMITS) -> Image.Image:
             with Image.open(BytesIO(content), formats=FORMATS) as image:
                 _check_header(image, limits)
                 image.load()
-                return _flat(ImageOps.exif_transpose(image))
+                return _flat(_upright(image))
     except DataError:
         raise
     except MemoryError as error:
@@ -114,6 +124,17 @@ def _check_header(image: Image.Image, limits: Limits) -> None:
         raise DataError(
             f"The picture has {frames} frames or pages; which of them is meant is not said. Give a file of one picture."
         )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture as its camera meant it. `ImageOps.exif_transpose` would write all metadata anew, and fail at an odd
+    field that has nothing to do with the picture.
+    """
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged metadata, of which Pillow complains in many types
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def _flat(image: Image.Image) -> Image.Image:

@@ -104,6 +104,14 @@ def test_photographs_stand_upright_as_their_camera_meant(orientation: int) -> No
     assert seen.sum() == 255
 
 
+def test_an_odd_field_beside_the_orientation_does_not_matter() -> None:
+    """A resolution as text and one below zero: no picture viewer minds, and `ImageOps.exif_transpose` fails."""
+    for kind, value in ((2, b"72\0\0"), (9, struct.pack("<i", -1))):
+        fields = [struct.pack("<HHIHH", 0x112, 3, 1, 6, 0), struct.pack("<HHI", 0x11A, kind, len(value)) + value]
+        exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(fields)) + b"".join(fields) + bytes(4)
+        assert decode(packed(Image.new("RGB", (20, 10)), "JPEG", exif=exif)).size == (10, 20)
+
+
 def test_numbers_without_a_range_are_refused() -> None:
     with pytest.raises(DataError, match="floating-point"):
         decode(packed(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"))
