@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 from index.data.confined import open_confined
 from index.errors import DataError
@@ -118,6 +119,12 @@ def _check_header(image: Image.Image, limits: Limits) -> None:
         raise DataError("The picture holds floating-point numbers of no known range. Save it with 8 bits a value.")
     if image.mode == "I" and image.format == "TIFF":  # of others, "I" is Pillow's word for sixteen bits
         raise DataError("The picture holds 32 bits a value, of no known range. Save it with 8 or 16 bits a value.")
+    if isinstance(image, TiffImageFile) and image.mode in _DEEP_MODES:
+        tags = image.tag_v2  # Pillow takes every such picture for one of all sixteen bits with black as 0
+        if tags.get(BITSPERSAMPLE) != (16,) or tags.get(PHOTOMETRIC_INTERPRETATION) != 1:
+            raise DataError(
+                "The picture holds 12 bits a value, or 16 with white as 0. Save it with black as 0 and 8 or 16 bits."
+            )
     # MPO: a JPEG as some phones write it, with a preview or a depth map behind the picture that is meant
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if frames != 1:

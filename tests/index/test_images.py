@@ -70,12 +70,21 @@ def test_thirty_two_bits_have_no_known_range() -> None:
         decode(buffer.getvalue())
 
 
-def deep_tiff(values: np.ndarray, order: str, orientation: int) -> bytes:
+def test_deep_pictures_that_would_be_negatives_or_nearly_black_are_refused() -> None:
+    values = np.zeros((4, 4), np.uint16)
+    for odd in ({"white_is_zero": True}, {"bits": 12}):
+        with pytest.raises(DataError, match="12 bits a value, or 16 with white as 0"):
+            decode(deep_tiff(values, "<", 1, **odd))
+
+
+def deep_tiff(
+    values: np.ndarray, order: str, orientation: int, *, bits: int = 16, white_is_zero: bool = False
+) -> bytes:
     """A TIFF of 16 bits a value, as one strip: Pillow writes only one of the two byte orders."""
     content = values.astype(f"{order}u2").tobytes()
     height, width = values.shape
-    tags = [(256, width), (257, height), (258, 16), (259, 1), (262, 1), (273, 8), (274, orientation)]
-    tags += [(277, 1), (278, height), (279, len(content))]
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, int(not white_is_zero)), (273, 8)]
+    tags += [(274, orientation), (277, 1), (278, height), (279, len(content))]
     entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags)
     entries = struct.pack(f"{order}H", len(tags)) + entries + struct.pack(f"{order}I", 0)
     return (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8 + len(content)) + content + entries
