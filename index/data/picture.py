@@ -36,4 +36,12 @@ class Picture:
 @functools.lru_cache(maxsize=4)
 def _opened(path: Path, changed: int) -> zipfile.ZipFile:
     """The zip, kept open: its directory is read once, not once a picture. `changed` makes a new file a new zip."""
-    return zipfile.ZipFile(path)
+    return open_zip(path)
+
+
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """Names are in UTF-8, as macOS and Linux write them, mostly without saying so: Python would take them for DOS's.
+
+    Raises what `zipfile` does, and `UnicodeDecodeError` for other names.
+    """
+    return zipfile.ZipFile(path, metadata_encoding="utf-8")

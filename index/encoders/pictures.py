@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from index.data.images import LIMITS, SUFFIXES, decode
-from index.data.picture import Picture
+from index.data.picture import Picture, open_zip
 from index.data.rows import SHOWN, Row, read_records, read_rows
 from index.encoders.files import Modality
 from index.errors import DataError
@@ -178,8 +178,13 @@ def _cannot_be_listed(error: OSError) -> None:
 
 def _zip(path: Path) -> Iterator[Row]:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             everything = archive.infolist()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: holds names that are not in UTF-8, so which letters are meant is not known. Make it again with "
+            "names in UTF-8 (in 7-Zip: the parameter cu=on), or give the folder itself."
+        ) from error
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise DataError(f"{path}: not readable as a zip ({error}). Make it again.") from error
     shown = [name for name in (PurePosixPath(one.filename) for one in everything) if not any(map(_ignored, name.parts))]

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import stat
+import unicodedata
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,34 @@ def test_a_person_without_a_picture_is_told_of(prefix: str, tmp_path: Path) -> N
         faulty: list[Row] = []
         assert len(read_pictures([path], text="text", label="label", faulty=faulty)) == 4
         assert [row.label for row in faulty] == ["anna", "bob/young"]
+
+
+class _Unmarked(zipfile.ZipInfo):
+    """A member whose name is in `encoding`, with nothing said about it: as macOS and Linux write UTF-8."""
+
+    encoding = "utf-8"
+
+    def _encodeFilenameFlags(self) -> tuple[bytes, int]:
+        return self.filename.encode(self.encoding), self.flag_bits
+
+
+def test_names_in_a_zip_are_read_as_macos_and_linux_write_them(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "people.zip", "w") as archive:
+        for at, person in enumerate(("Zoë", unicodedata.normalize("NFD", "Müller"))):
+            archive.writestr(_Unmarked(f"{person}/é.png"), packed(digit(at, 0)))
+        archive.writestr("Günther/é.png", packed(digit(2, 0)))  # marked as UTF-8
+    rows = read(tmp_path / "people.zip")
+    assert {row.label for row in rows} == {"Zoë", "Müller", "Günther"}
+    assert all(row.image.read() for row in rows)
+
+
+def test_names_in_another_encoding_are_refused(tmp_path: Path) -> None:
+    member = _Unmarked("Zoë/0.png")
+    member.encoding = "cp437"
+    with zipfile.ZipFile(tmp_path / "people.zip", "w") as archive:
+        archive.writestr(member, packed(digit(0, 0)))
+    with pytest.raises(DataError, match="not in UTF-8"):
+        read(tmp_path / "people.zip")
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
