@@ -110,7 +110,7 @@ class FaceEncoder(PicturesOnly):
             picture = np.asarray(opened(images, at).convert("RGB"), np.uint8)[:, :, ::-1]
             with blaming(images, at), self._lock:
                 vectors[at] = self._encode(self._align(np.ascontiguousarray(picture)))
-        return unit(vectors)
+        return unit(vectors, images)
 
     def _encode(self, face: Pixels) -> NDArray[np.float32]:
         """SFace on an aligned face (112, 112, 3) BGR, with the input its authors give: RGB, values 0 to 255."""

@@ -65,6 +65,8 @@ class NetworkEncoder(PicturesOnly):
             raise
         except Exception as error:  # safetensors, json and torch raise many unrelated types for damaged folders
             raise EncoderError(f"{folder}: the encoder cannot be loaded ({error}). Train or copy it again.") from error
+        if not all(weights.isfinite().all() for weights in self._model.state_dict().values()):
+            raise EncoderError(f"{folder}: weights hold NaN or infinity. Train the encoder again.")
         self._model.eval()
         self.dimension = int(self._model.get_embedding_dimension() or 0)
 
@@ -77,7 +79,7 @@ class NetworkEncoder(PicturesOnly):
             vectors[start:end] = self._model.encode(
                 squares, batch_size=BATCH, convert_to_numpy=True, show_progress_bar=False
             )
-        return unit(vectors)
+        return unit(vectors, images)
 
 
 def opened(images: Sequence[Source], at: int) -> Image.Image:
@@ -106,10 +108,15 @@ def blaming(images: Sequence[Source], at: int) -> Iterator[None]:
         raise
 
 
-def unit(vectors: Vectors) -> Vectors:
-    """Rows (n, d) scaled to norm 1. Raises `EncoderError` for one that is no number or nothing."""
+def unit(vectors: Vectors, images: Sequence[Source]) -> Vectors:
+    """The vectors (n, d) of these pictures at norm 1. Raises `DataError` naming one that has no direction."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    if not np.isfinite(norms).all() or (norms == 0).any():
-        raise EncoderError("The encoder produced an unusable vector. Its weights are damaged: train or copy it again.")
+    empty = np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))
+    if len(empty):
+        with blaming(images, int(empty[0])):
+            raise DataError(
+                "The encoder finds nothing to see in the picture, as where it is all of one colour. Use another; where "
+                "this is said of every picture, train or copy the encoder again."
+            )
     scaled: Vectors = np.divide(vectors, norms, dtype=np.float32)
     return scaled

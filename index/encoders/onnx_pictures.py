@@ -112,7 +112,7 @@ class OnnxPictureEncoder(PicturesOnly):
             squares = [self._square(images, at) for at in range(start, min(start + BATCH, len(images)))]
             for at, square in enumerate(squares, start):  # many such files take one picture at a time only
                 vectors[at] = self._run(square[None])[0]
-        return unit(vectors)
+        return unit(vectors, images)
 
     def _square(self, images: Sequence[Source], at: int) -> NDArray[np.float32]:
         """One picture as the network takes it, (3, size, size)."""

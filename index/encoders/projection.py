@@ -37,7 +37,7 @@ class ProjectedEncoder(PicturesOnly):
 
     def encode_images(self, images: Sequence[Source]) -> Vectors:
         """(n, d) float32, rows of norm 1. Raises `DataError` for a picture that cannot be used, naming which."""
-        return unit(self.base.encode_images(images) @ self.weight.T)
+        return unit(self.base.encode_images(images) @ self.weight.T, images)
 
 
 def read_projection(folder: Path) -> NDArray[np.float32]:

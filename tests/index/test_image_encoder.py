@@ -101,6 +101,15 @@ def test_damaged_folders_are_encoder_errors(folder: Path, tmp_path: Path) -> Non
         load_encoder(damaged)
 
 
+def test_weights_that_are_no_numbers_are_the_encoders_fault(folder: Path, tmp_path: Path) -> None:
+    spoilt = save(ImageNetwork.load(str(folder)), tmp_path / "spoilt")
+    weights = load_file(spoilt / "model.safetensors")
+    next(some for some in weights.values() if some.is_floating_point()).view(-1)[0] = float("nan")
+    save_file(weights, spoilt / "model.safetensors")
+    with pytest.raises(EncoderError, match="NaN or infinity"):
+        load_encoder(spoilt)
+
+
 def test_a_module_that_a_folder_brings_never_runs(folder: Path, tmp_path: Path) -> None:
     own = save(ImageNetwork.load(str(folder)), tmp_path / "own")
     (own / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass ImageNetwork: ...\n")

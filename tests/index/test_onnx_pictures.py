@@ -69,6 +69,16 @@ def test_pictures_are_prepared_as_said(tmp_path: Path, order: str) -> None:
     assert not np.allclose(found[0], found[1])
 
 
+def test_a_picture_without_a_direction_is_its_own_fault(tmp_path: Path) -> None:
+    """The grey that the preparation makes 0, before a network without biases."""
+    write_onnx_pictures(given(tmp_path / "net.onnx"), tmp_path / "folder")
+    encoder = OnnxPictureEncoder(tmp_path / "folder")
+    blank = packed(Image.new("RGB", (SIZE, SIZE), (100, 100, 100)))
+    with pytest.raises(DataError, match="Picture 2: The encoder finds nothing to see"):
+        encoder.encode_images([packed(colours()), blank])
+    assert encoder.encode_images([packed(colours())]).shape == (1, DIMENSION)
+
+
 def test_the_given_alignment_sees_bgr_and_its_complaint_names_the_picture(tmp_path: Path) -> None:
     write_onnx_pictures(given(tmp_path / "net.onnx"), tmp_path / "folder")
     seen: list[np.ndarray] = []
