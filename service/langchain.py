@@ -30,15 +30,16 @@ class SurematchRetriever(BaseRetriever):
     k: int = 4
     filter: dict[str, Any] | None = None
     keep_no_match: bool = Field(False, description="return the hits also when the decision is that nothing matches")
-    min_probability: float = Field(0.0, ge=0, le=1, description="leave out hits less probable than this")
+    min_probability: float = Field(
+        0.0, ge=0, le=1, description="leave out hits less probable than this, or without a probability"
+    )
 
     def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
         client: Client = self.client
         (answer,) = client.search([query], k=self.k, filter=self.filter).results
         if _nothing(answer) and not self.keep_no_match:
             return []
-        least = self.min_probability if answer.calibrated else 0.0
-        hits = [hit for hit in answer.hits if (hit.probability or 0.0) >= least]
+        hits = [hit for hit in answer.hits if (hit.probability or 0.0) >= self.min_probability]
         return [_document(hit, answer) for hit in hits]
 
 

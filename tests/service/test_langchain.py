@@ -64,6 +64,7 @@ def test_without_a_calibration_there_is_no_probability(uncalibrated: Path) -> No
         (document, *_) = SurematchRetriever(client=other).invoke(KNOWN[0][0])
         assert document.metadata["probability"] is document.metadata["decision"] is None
         assert document.metadata["calibrated"] is False
+        assert SurematchRetriever(client=other, min_probability=0.01).invoke(KNOWN[0][0]) == []
 
 
 def test_a_refusal_is_raised(client: Client) -> None:
