@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
 from starlette.convertors import PathConvertor, register_url_convertor
 
 from index.collection import Receipt
@@ -32,6 +33,7 @@ class _IdConvertor(PathConvertor):
 
 register_url_convertor("id", _IdConvertor())
 router = APIRouter(prefix="/v1", tags=["items"])
+B = TypeVar("B", bound=BaseModel)
 _READ = documented("invalid-request", "not-ready")
 _WRITE = documented("conflict", "busy", "not-ready", "disk-full")
 _WAIT = {
@@ -64,7 +66,7 @@ async def put_items(request: Request) -> Response:
     An item has a text or an image, which are encoded here, or a vector of the collection's model.
     """
     _check_wait(request)
-    asked = validated(request.app.state.put_model, await json_body(request))
+    asked = await _unambiguous(request, request.app.state.put_model)
     items = [item.new() for item in asked.items]
     with (
         serving_of(request) as serving,
@@ -84,10 +86,7 @@ async def put_items(request: Request) -> Response:
 async def delete_items(request: Request) -> Response:
     """Those that exist are not searchable when it is answered; compaction erases them from all files."""
     _check_wait(request)
-    body = await json_body(request)
-    asked = validated(request.app.state.delete_model, body)
-    if asked.filter is not None:
-        _check_once(body)
+    asked = await _unambiguous(request, request.app.state.delete_model)
     with serving_of(request) as serving:
         collection = serving.collection
 
@@ -170,12 +169,16 @@ async def _check_label(label: str | None, query: RecentQuery, gallery: Gallery) 
     raise Problem("invalid-request", f"/label: {why}.", [Fault("/label", why)])
 
 
-def _check_once(body: bytes) -> None:
-    """Raises `Problem` for a member named twice: JSON keeps one of two conditions, and more would be deleted."""
+async def _unambiguous(request: Request, model: type[B]) -> B:
+    """The body. Raises `Problem`, also for a member named twice: JSON keeps one of two, and more would be deleted, or
+    less written, than was said."""
+    body = await json_body(request)
+    asked = validated(model, body)
     try:
         parsed(body)
     except ValueError as error:
         raise Problem("not-json", f"The body cannot be parsed: {error}.") from None
+    return asked
 
 
 def _check_wait(request: Request) -> None:

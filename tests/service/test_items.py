@@ -121,12 +121,26 @@ def test_filters_choose_what_is_shown_and_what_is_deleted(api: httpx2.Client, co
     assert shown({"$id": {"in": ["f0", "f1"]}}) == {"f0", "f1"}
     deleted = api.post("/v1/items:delete", json={"filter": {"lang": {"exists": True}}})
     assert deleted.json()["deleted"] == 3
-    twice = '{"filter": {"size": {"gte": 9}, "size": {"lt": 9}}}'
-    refused = api.post("/v1/items:delete", content=twice, headers={"Content-Type": "application/json"})
-    assert (refused.status_code, refused.json()["type"]) == (422, "/problems/not-json")
-    assert "'size' stands twice" in refused.json()["detail"]
     for wrong in ({"filter": {}}, {"filter": {"a": 1}, "ids": ["a"]}, {}, {"filter": {"a": {"near": 1}}}):
         assert api.post("/v1/items:delete", json=wrong).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "twice", "name"),
+    [
+        ("POST", "/v1/items:delete", '{"filter": {"size": {"gte": 9}, "size": {"lt": 9}}}', "size"),
+        ("POST", "/v1/items:delete", '{"ids": ["stays"], "ids": ["stays"]}', "ids"),
+        ("PUT", "/v1/items", '{"items": [{"id": "half", "text": "lamp", "text": "bulb"}]}', "text"),
+    ],
+)
+def test_a_member_named_twice_changes_nothing(
+    api: httpx2.Client, method: str, path: str, twice: str, name: str
+) -> None:
+    assert put(api, {"id": "stays", "text": "lamp"}).status_code == 200
+    refused = api.request(method, path, content=twice, headers={"Content-Type": "application/json"})
+    assert (refused.status_code, refused.json()["type"]) == (422, "/problems/not-json")
+    assert f"'{name}' stands twice" in refused.json()["detail"]
+    assert [api.get(f"/v1/items/{id}").status_code for id in ("stays", "half")] == [200, 404]
 
 
 GOOD = {"id": "a", "text": "lamp"}
