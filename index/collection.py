@@ -378,11 +378,14 @@ class Collection:
         explain: bool = False,
     ) -> list[Answer]:
         """One answer a row of `vectors` (n, d), unit vectors of this collection's encoder. Raises `DataError`."""
+        return self.answered(vectors, Asked.checked(k, map, coverage, coverage_for, filter, explain))[0]
+
+    def answered(self, vectors: NDArray[np.floating], asked: Asked) -> tuple[list[Answer], State]:
+        """As `search_vectors`, with the state that all of the answers come from."""
         queries = vectors_asked(vectors, self.encoder.dimension, self.model_id)
-        asked = Asked.checked(k, map, coverage, coverage_for, filter, explain)
-        if not len(queries):
-            return []
         before = self.state
+        if not len(queries):
+            return [], before
         try:
             found, state = self._finder.found(queries, asked)
         except CollectionError:  # an index that lies elsewhere (Milvus), and went with a compaction?
@@ -392,11 +395,11 @@ class Collection:
         reason = state.uncalibrated()
         if reason is not None or state.calibration is None:
             told = [warning for warning in state.warnings if warning not in (reason or "")]
-            return respond.without_probabilities(found, asked.k, reason or "", told)
+            return respond.without_probabilities(found, asked.k, reason or "", told), state
         with stage("calibrate"):
             evidence = respond.evidence_of(found)
             self.drift.observe(found.scores[:, 0], evidence.background, state.calibration)
-            return respond.with_probabilities(found, evidence, asked, state.calibration, state.caveats)
+            return respond.with_probabilities(found, evidence, asked, state.calibration, state.caveats), state
 
     def drift_report(self) -> dict[str, Any]:
         """How far recent queries are from the calibration's, see `index.calibration.drift`."""

@@ -20,6 +20,7 @@ from index.encoders.image_encoder import image_encoder
 from index.encoders.text_encoders import StaticEncoder
 from index.engines.engine import SMALL
 from index.errors import DataError, SurematchError
+from index.search.asked import Asked
 from index.stages import measured
 from service.batching import Admission, Batcher
 from service.cache import VectorCache
@@ -228,21 +229,11 @@ class Searcher:
         asked = jobs[0].request
         vectors = np.concatenate([job.vectors for job in jobs])
         try:
-            while True:
-                state = self.collection.state
-                with measured() as stages:
-                    answers = self.collection.search_vectors(
-                        vectors,
-                        k=asked.k,
-                        map=asked.map_spec,
-                        coverage=asked.coverage,
-                        coverage_for=asked.coverage_for,
-                        filter=asked.filter,
-                        explain=asked.explain,
-                    )
-                # all of an answer comes from one state; which one it was is known unless a new snapshot came between
-                if self.collection.snapshot_id == state.snapshot_id:
-                    break
+            how = Asked.checked(
+                asked.k, asked.map_spec, asked.coverage, asked.coverage_for, asked.filter, asked.explain
+            )
+            with measured() as stages:
+                answers, state = self.collection.answered(vectors, how)
         except SurematchError as error:
             return [error] if len(jobs) == 1 else [self._ask([job])[0] for job in jobs]
         seconds = perf_counter() - began

@@ -242,6 +242,24 @@ def test_a_second_writer_is_refused_and_a_reader_follows(folder: Path) -> None:
             pass
 
 
+def test_an_answer_names_the_state_it_comes_from(folder: Path) -> None:
+    """A reader that has not followed yet, and finds erased what a filter looks through, answers from a newer state."""
+    with (
+        serving(folder, *FLAGS) as writing,
+        serving(folder, "--refresh-seconds", "3600") as reading,
+        httpx2.Client(base_url=writing.url, timeout=60) as one,
+        httpx2.Client(base_url=reading.url) as two,
+    ):
+        old = search(two, KNOWN[0][0], k=1)
+        assert one.delete(f"/v1/items/{quote(old['results'][0]['hits'][0]['id'], safe='')}").status_code == 200
+        assert one.post("/v1/admin/snapshot").status_code == 200
+        written = put(one, {"id": "newer", "label": "volume", "text": "mute speaker hall"}).json()["sequence"]
+        asked = {"queries": [{"text": "mute speaker hall"}], "filter": {"$id": "newer"}}
+        answer = two.post("/v1/search", json=asked).json()
+        assert [hit["id"] for hit in answer["results"][0]["hits"]] == ["newer"]
+        assert answer["sequence"] == written > old["sequence"]
+
+
 def test_an_acknowledged_write_survives_a_kill(folder: Path) -> None:
     with serving(folder, *FLAGS) as server, httpx2.Client(base_url=server.url) as api:
         assert put(api, {"id": "kept", "label": "music", "text": "play album bedroom"}).status_code == 200
