@@ -28,6 +28,7 @@ from index.engines.milvus_engine import leave
 from index.errors import CollectionError, DataError, DiskFull, ReadOnly
 from index.items.filters import Filter, says_something
 from index.items.gallery import Gallery as Gallery
+from index.items.item import StoredItem
 from index.items.new_items import NewItem as NewItem
 from index.items.new_items import Receipt as Receipt
 from index.items.new_items import encoded
@@ -145,6 +146,11 @@ class Collection:
     def answerable(self) -> list[str]:
         """The labels that may be answered: some item of theirs is there, and its consent has not ended."""
         return self._finder.answerable()
+
+    def findable(self, ids: Sequence[str]) -> list[StoredItem]:
+        """Those of these items that are not deleted, and whose consent has not ended, as they stand now, in this
+        order."""
+        return self._finder.findable(ids)
 
     def keys(self) -> NDArray[np.uint64]:
         """`index.data.rows.text_key` of what each item was made of, see `ItemStore.keys`."""

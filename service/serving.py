@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from index.calibration.evidence import TOP_K
 from index.collection import Collection
 from index.data.images import blank
 from index.errors import CollectionError, DataError, Displaced, ReadOnly
+from index.items.item import StoredItem
 from index.memory import give_back
 from index.storage.place import resolved
 from service.fleet import Fleet
@@ -38,7 +39,10 @@ class Serving:
 
     collection: Collection
     searcher: Searcher
-    examples: list[str]
+    given: list[str]
+    """Questions to start with, where the settings have some."""
+    nearest: list[str]
+    """Ids of the items that the first query found, whose texts are such questions otherwise."""
     writer: Writer
     name: str
     """What the service calls the collection."""
@@ -76,8 +80,8 @@ class Serving:
         searcher = Searcher(collection, settings, metrics)
         writer = Writer(4 * settings.max_items)
         recent = RecentQueries(collection.encoder.dimension) if settings.writable else None
-        examples = settings.examples or _examples(answer)
-        return cls(collection, searcher, examples, writer, name, recent, folders[name])
+        nearest = [hit.id for hit in answer.hits]
+        return cls(collection, searcher, settings.examples, nearest, writer, name, recent, folders[name])
 
     @classmethod
     def open_all(
@@ -94,6 +98,10 @@ class Serving:
                 serving.close()
             raise
         return opened
+
+    def examples(self) -> list[str]:
+        """Questions to start with: texts of items are looked up each time, for they may have been deleted since."""
+        return self.given or _examples(self.collection.findable(self.nearest))
 
     async def write(self, change: Callable[[], R], size: int = 1) -> R:
         """What `change()` returns, which changes the items. Raises as `check_place`, and as `Writer.run`."""
@@ -278,9 +286,9 @@ class Current:
             await closing.retire()
 
 
-def _examples(answer: Answer) -> list[str]:
+def _examples(items: Sequence[StoredItem]) -> list[str]:
     """Texts of a few items with different labels: questions the page can offer when it was given none."""
-    by_label = {hit.label: hit.text for hit in reversed(answer.hits) if hit.text and len(hit.text) <= 80}
+    by_label = {item.label: item.text for item in reversed(items) if item.text and len(item.text) <= 80}
     return list(by_label.values())[:EXAMPLES]
 
 

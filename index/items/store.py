@@ -293,6 +293,15 @@ class ItemStore(Database):
         label, text, metadata, content = found[0]
         return Item(name, label, text, np.frombuffer(content, "<f4") if vector else _EMPTY_VECTOR, json.loads(metadata))
 
+    def live(self, ids: Sequence[str]) -> dict[int, StoredItem]:
+        """The live items with these ids, by their rows."""
+        found = self._read(
+            "SELECT row, id, label, text, metadata FROM items "
+            "WHERE died IS NULL AND id IN (SELECT value FROM json_each(?))",
+            json.dumps(list(ids)),
+        )
+        return {row: StoredItem(*columns) for row, *columns in found}
+
     def texts_at(self, paths: Sequence[str], mark: str, after: int) -> list[tuple[Any, ...]]:
         """Row and, as text or None, what stands at each JSON path of its metadata: of the rows above `after` in whose
         metadata the text `mark` occurs, which spares reading the others as JSON."""

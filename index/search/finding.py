@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,6 +11,7 @@ from index.calibration.evidence import TOP_K
 from index.engines.engine import Rows, Selection
 from index.errors import Damaged, DataError
 from index.items.consent import Expiry
+from index.items.item import StoredItem
 from index.items.store import ItemStore
 from index.search.asked import Asked
 from index.search.found import Exact, Found, Shown
@@ -51,6 +54,12 @@ class Finder:
         if rows is None:
             return names
         return [names[code] for code in np.unique(state.gallery.codes_of(rows)) if code < len(names)]
+
+    def findable(self, ids: Sequence[str]) -> list[StoredItem]:
+        """See `Collection.findable`."""
+        ended = set(self._expiry.ended(self._store.sequence).tolist())
+        found = {item.id: item for row, item in self._store.live(ids).items() if row not in ended}
+        return [found[id] for id in ids if id in found]
 
     def _unended(self, state: State, rows: Rows | None) -> Rows | None:
         """Those of the rows, None being all, whose consent has not ended."""

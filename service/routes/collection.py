@@ -33,7 +33,7 @@ async def collection(request: Request) -> Response:
                 "model": served.model_id,
                 "snapshot": served.snapshot_id,
                 "dimension": served.encoder.dimension,
-                "examples": serving.examples,
+                "examples": await asyncio.to_thread(serving.examples),
                 "labels_by_size": _by_size(served.gallery),
             }
         )

@@ -260,6 +260,26 @@ def test_an_answer_names_the_state_it_comes_from(folder: Path) -> None:
         assert answer["sequence"] == written > old["sequence"]
 
 
+def test_the_text_of_an_item_that_is_gone_is_no_example_any_more(folder: Path) -> None:
+    """Deleted, or its consent ended: neither the writer shows it, nor a reader that follows."""
+    with (
+        serving(folder, *FLAGS) as writing,
+        serving(folder, "--refresh-seconds", "0.05") as reading,
+        httpx2.Client(base_url=writing.url, timeout=60) as one,
+        httpx2.Client(base_url=reading.url) as two,
+    ):
+        shown = one.get("/v1/collection").json()["examples"]
+        found = {hit["text"]: hit["id"] for text in shown for hit in search(one, text)["results"][0]["hits"]}
+        deleted, ended = shown[:2]
+        assert one.post("/v1/items:delete", json={"ids": [found[deleted]]}).json()["deleted"] == 1
+        consent = {"consent": {"expires": "2020-01-01"}}
+        assert put(one, {"id": found[ended], "text": ended, "metadata": consent}).json()["replaced"] == 1
+        for api in (one, two):
+            left = api.get("/v1/collection").json()["examples"]
+            assert left
+            assert not {deleted, ended} & set(left)
+
+
 def test_an_acknowledged_write_survives_a_kill(folder: Path) -> None:
     with serving(folder, *FLAGS) as server, httpx2.Client(base_url=server.url) as api:
         assert put(api, {"id": "kept", "label": "music", "text": "play album bedroom"}).status_code == 200
