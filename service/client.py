@@ -466,7 +466,8 @@ class Client:
         return self.send(Calls.delete_job(id))
 
     def promote_job(self, id: str, collection: str | None = None) -> JobReply:
-        """Serves what a job made, in place of the default collection or of the one named."""
+        """Serves what a job made: a recalibration in place of the collection it is a copy of, anything else in place of
+        the default one, or of the one named."""
         return self.send(Calls.promote_job(id, collection))
 
     def health(self) -> HealthReply:

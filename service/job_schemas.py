@@ -93,7 +93,11 @@ class JobRequest(RootModel[Annotated[TrainJob | IndexJob | RecalibrateJob, Field
 class PromoteRequest(Body):
     """Where the result is to be served."""
 
-    collection: str | None = Field(None, pattern=f"^{NAME}$", description="a served collection; null: the default one")
+    collection: str | None = Field(
+        None,
+        pattern=f"^{NAME}$",
+        description="a served collection; null: the one that was recalibrated, of other jobs the default one",
+    )
 
 
 class ProgressReply(Reply):

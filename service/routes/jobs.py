@@ -149,12 +149,12 @@ def _check_unserved(request: Request, folder: Path) -> None:
 async def promote_job(request: Request, id: str) -> Response:
     """Points the served collection's link at the job's collection and reloads it: no request fails, and a collection
     that is damaged is refused and the link put back. The collection must be served by a link (`ln -s`), so that a
-    restart serves the same."""
+    restart serves the same. A recalibration goes to the collection it is a copy of."""
     jobs = _jobs(request)
     asked = validated(PromoteRequest, await json_body(request))
     async with jobs.results:
         job = _job(jobs, id)
-        await _promote(request, jobs, job, named(request, asked.collection))
+        await _promote(request, jobs, job, named(request, asked.collection or _recalibrated(job)))
         return json_response((await jobs.promoted(job)).told())
 
 
@@ -180,6 +180,12 @@ async def _promote(request: Request, jobs: Jobs, job: Job, current: Current) -> 
             raise Problem("conflict", f"The new collection is refused and the old one serves on. {error}") from None
 
 
+def _recalibrated(job: Job) -> str | None:
+    """The collection that a recalibration copied, None for the default one, and for other jobs."""
+    name: str | None = job.settings.get("collection") if job.kind == "recalibrate" else None
+    return name
+
+
 def _check_unchanged(jobs: Jobs, job: Job, serving: Serving) -> None:
     """Raises `Problem` when a recalibrated copy lacks what the served collection has had since: writes, feedback, and
     the choice of another calibration."""
@@ -195,6 +201,8 @@ def _check_unchanged(jobs: Jobs, job: Job, serving: Serving) -> None:
                 and _last_feedback(served.path, served) <= _last_feedback(copy, served)
             ):
                 return
+    elif _recalibrated(job) not in (None, serving.name):
+        raise Problem("conflict", f"The job recalibrated {_recalibrated(job)}, not {serving.name}. Promote it there.")
     raise Problem("conflict", "The collection has changed since it was copied. Recalibrate it again.")
 
 

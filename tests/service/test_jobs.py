@@ -221,6 +221,26 @@ def test_feedback_recalibrates_a_copy_that_is_promoted_unless_writes_came_betwee
         assert api.collection().items == 81
 
 
+def test_a_recalibration_is_promoted_to_the_collection_it_is_a_copy_of(
+    folder: Path, link: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(link.resolve(), tmp_path / "other")
+    (tmp_path / "faq").symlink_to(tmp_path / "other")
+    with written(tmp_path / "faq") as opened:
+        for text, label in [*KNOWN, *((text, None) for text in UNKNOWN)]:
+            for asked in (text, f"{text} hall"):
+                opened.feedback(opened.encoder.encode([asked])[0], label)
+    both = (f"shop={link}", f"faq={tmp_path / 'faq'}")
+    with serving(Path(both[0]), both[1], "--jobs", str(folder)) as server, Client(server.url) as api:
+        job = until(api, api.start_job("recalibrate", {"collection": "faq"}).id, ended)
+        assert job.state == "succeeded", job.error
+        with pytest.raises(ServiceProblem, match="recalibrated faq, not shop"):
+            api.promote_job(job.id, "shop")
+        assert api.promote_job(job.id).promoted
+    assert (tmp_path / "faq").resolve().is_relative_to(folder)
+    assert link.resolve() == tmp_path / "home"
+
+
 def test_a_killed_service_takes_its_job_along_and_the_next_one_continues_it(folder: Path, collection: Path) -> None:
     write(folder / "data" / "many.csv", [(f"{text} {at}", label) for at in range(150) for text, label in GALLERY])
     with serving(collection, "--jobs", str(folder)) as server, Client(server.url) as api:
