@@ -5,6 +5,7 @@ The request's content is never repeated: a body of megabytes, a NaN or a lone su
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -91,6 +92,7 @@ DISPLACED = (
     "The collection was moved, removed or replaced, or its link points elsewhere: nothing can be written any more. Put "
     "it back, or start the service anew."
 )
+STOPPING = "The service is about to stop."
 _BY_STATUS = {
     400: "bad-request",
     401: "unauthorized",
@@ -118,6 +120,11 @@ class Problem(Exception):
     detail: str
     faults: list[Fault] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
+
+
+def stopping(outcome: str) -> Problem:
+    """Of a request that a stop of the service does not wait for."""
+    return Problem("not-ready", f"{STOPPING} {outcome}", headers={"Connection": "close"})
 
 
 def response(problem: Problem, path: str) -> Response:
@@ -208,7 +215,8 @@ class Faults:
 
     The framework would answer it outside of all of them, and its own middleware for that (ServerErrorMiddleware) raises
     it again, to be logged without the request's id. One that comes after the answer has begun goes on up, for the
-    server to end the connection.
+    server to end the connection. So does the end of the time that a service which stops gives to requests: the server
+    cancels them, and would answer with a bare 500.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -229,6 +237,11 @@ class Faults:
             await self.app(scope, receive, noting)
         except ClientDisconnect:
             pass  # there is nobody to answer, and nothing is wrong
+        except asyncio.CancelledError:
+            if begun:
+                raise
+            cut_short = stopping("What was asked for may be done or not: read back what you wrote.")
+            await response(cut_short, address(scope))(scope, receive, send)
         except Exception as error:
             if begun:
                 raise

@@ -13,24 +13,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.batching import Admission
+from service.problems import stopping
 
 R = TypeVar("R")
 REMEMBERED_BYTES = 16 * 2**20
 
 
 class Writer:
-    """Runs one write after another; `close` waits for the one under way."""
+    """Runs one write after another; `close` waits for the one under way.
+
+    A write whose request is cancelled (the service stops) is never begun; one that has begun is finished.
+    """
 
     def __init__(self, max_pending: int) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._places = Admission(max_pending)
 
     async def run(self, write: Callable[[], R], size: int = 1) -> R:
-        """What `write()` returns. Raises `Problem` "busy" when writes of too many items wait already."""
+        """What `write()` returns. Raises `Problem` "busy" when writes of too many items wait already, and "not-ready"
+        when it is cancelled before it has begun."""
         self._places.enter(size)
+        work = self._thread.submit(write)
         try:
-            # a write that has begun is finished, whatever becomes of who asked for it
-            return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, write))
+            return await asyncio.wrap_future(work)
+        except asyncio.CancelledError:
+            if work.cancelled():
+                raise stopping("Nothing was written.") from None
+            raise
         finally:
             self._places.leave(size)
 

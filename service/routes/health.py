@@ -7,7 +7,7 @@ import asyncio
 from fastapi import APIRouter, Request, Response
 
 from service.metrics import CONTENT_TYPE
-from service.problems import DISPLACED, Problem, documented
+from service.problems import DISPLACED, STOPPING, Problem, documented
 from service.routes.state import currents_of, json_response, serving_of
 from service.schemas import HealthReply, ReadyReply
 
@@ -30,7 +30,7 @@ async def readyz(request: Request) -> Response:
     a link that points elsewhere now.
     """
     if request.app.state.draining:
-        raise Problem("not-ready", "The service is about to stop.", headers={"Retry-After": "1"})
+        raise Problem("not-ready", STOPPING, headers={"Retry-After": "1"})
     currents = currents_of(request).values()
     if all(current.settings.writable and current.astray for current in currents):
         raise Problem("not-ready", DISPLACED)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import shutil
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 
+from index.collection import Collection, NewItem, Receipt
 from service.app import create_app
 from service.limits import HEADERS
 from service.settings import ServeSettings
@@ -113,3 +116,47 @@ def test_a_client_that_leaves_within_its_body_is_no_fault(collection: Path, path
     assert [line for line in lines if line["level"] == "error"] == []
     assert "Traceback" not in said
     assert [line["status"] for line in lines if line.get("route") == path] == [0] * 3
+
+
+def test_a_stop_answers_writes_that_take_too_long_and_begins_none_that_wait(
+    collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server cancels what is not answered when the time that a stop gives is over."""
+    folder = shutil.copytree(collection, tmp_path / "home")
+    app = create_app(ServeSettings(collection=folder, writable=True))
+    begun, go_on = threading.Event(), threading.Event()
+
+    async def run() -> list[httpx2.Response]:
+        transport = httpx2.ASGITransport(app=app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=ID) as client,
+        ):
+            serving = app.state.currents["home"].serving
+            upsert = serving.collection.upsert
+
+            def slow(items: list[NewItem]) -> Receipt:
+                begun.set()
+                assert go_on.wait(30)
+                return upsert(items)  # type: ignore[no-any-return]
+
+            monkeypatch.setattr(serving.collection, "upsert", slow)
+            bodies = [{"items": [{"id": id, "text": "lamp"}]} for id in ("begun", "waiting")]
+            writes = [asyncio.create_task(client.put("/v1/items", json=body)) for body in bodies]
+            while not begun.is_set() or serving.writer._places.pending < len(writes):
+                await asyncio.sleep(0.01)
+            for write in writes:
+                write.cancel()
+            replies = await asyncio.gather(*writes)
+            go_on.set()
+            return replies
+
+    replies = asyncio.run(run())
+    for reply, said in zip(replies, ("may be done or not", "Nothing was written"), strict=True):
+        assert (reply.status_code, reply.json()["type"]) == (503, "/problems/not-ready")
+        assert said in reply.json()["detail"]
+        assert reply.headers["x-request-id"] == "look-for-me"
+        assert reply.headers["connection"] == "close"
+    opened = Collection.open(folder)
+    assert [opened.item(id) is not None for id in ("begun", "waiting")] == [True, False]
+    opened.close()
