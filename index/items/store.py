@@ -375,9 +375,10 @@ class ItemStore(Database):
         """Number of the last note of feedback there ever was, 0 before the first."""
         return int(self._read("SELECT COALESCE(MAX(seq), 0) FROM sqlite_sequence WHERE name = 'feedback'")[0][0])
 
-    def feedback(self) -> Feedback:
-        """All notes, in the order they came."""
-        found = self._read("SELECT number, label, vector FROM feedback ORDER BY number")
+    def feedback(self, upto: int | None = None) -> Feedback:
+        """All notes, or those up to that number, in the order they came."""
+        last = self.last_feedback if upto is None else upto
+        found = self._read("SELECT number, label, vector FROM feedback WHERE number <= ? ORDER BY number", last)
         return Feedback(
             np.array([number for number, _, _ in found], np.int64),
             [label for _, label, _ in found],

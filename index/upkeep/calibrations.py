@@ -73,7 +73,8 @@ class Calibrations:
     def fit_again(self, *, feedback: bool) -> Version:
         """See `Collection.recalibrate`."""
         state = self._with_snapshot()
-        fitting = replace(Fitting.of(self._config.get("calibrate"), state.calibration), feedback=feedback)
+        upto = self._store.last_feedback if feedback else None
+        fitting = replace(Fitting.of(self._config.get("calibrate"), state.calibration), feedback=upto)
         now = self._store.everything()
         gallery = Gallery.of(now.born, now.labels, now.vectors)
         found, change = recalibrated(self._path / ENCODER, self._store, now, gallery, fitting, state.calibration)

@@ -38,18 +38,21 @@ COMPACT_SHARE, COMPACT_LEAST = 0.05, 1_000
 
 @dataclass(frozen=True, slots=True)
 class Fitting:
-    """How a collection's calibration is fitted, so that it can be fitted again the same way."""
+    """How a collection's calibration is fitted, so that it can be fitted again the same way.
+
+    `feedback`: users' notes up to this number are among its queries; None: none are.
+    """
 
     unknown_share: float = UNKNOWN_SHARE
     calibrator: str = DEFAULT
     seed: int = 0
-    feedback: bool = False
+    feedback: int | None = None
 
     @classmethod
     def of(cls, stored: Any, calibration: Calibration | None) -> Fitting:
         """As `collection.json` has it; collections that did not keep it say most of it in their calibration.
 
-        Feedback is used when the calibration in use was fitted on some: what was rolled back stays out.
+        Feedback is used as far as the calibration in use was fitted on it: what was rolled back stays out.
         """
         report = {} if calibration is None else calibration.report
         told = stored if isinstance(stored, dict) else {}
@@ -58,7 +61,7 @@ class Fitting:
             float(told.get("unknown_share", share)),
             str(told.get("calibrator", report.get("calibrator", DEFAULT))),
             int(told.get("seed", 0)),
-            bool(report.get("queries", {}).get("feedback")),
+            (report.get("queries", {}).get("feedback") or {}).get("upto"),
         )
 
     def queries(self, folder: Path, store: ItemStore, now: Changes, gallery: Gallery) -> tuple[Queries, list[str]]:
@@ -67,7 +70,7 @@ class Fitting:
         Raises `SettingsError` where the calibrator cannot be fitted here: the calibration in use stays.
         """
         check_calibrator(self.calibrator)
-        fed = store.feedback().distinct() if self.feedback else None
+        fed = None if self.feedback is None else store.feedback(self.feedback).distinct()
         return stored_queries(folder, store, now, gallery, self.unknown_share, self.seed, fed)
 
     def calibration(self, queries: Queries, now: Changes, gallery: Gallery, warnings: list[str]) -> Calibration:
@@ -92,7 +95,7 @@ class Fitting:
         if len(queries.feedback):
             found.report["queries"]["feedback"] = {
                 "queries": len(queries.feedback),
-                "upto": int(queries.feedback.max()),
+                "upto": self.feedback,
             }
         return found
 

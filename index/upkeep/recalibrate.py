@@ -40,12 +40,12 @@ def recalibrated(
     """
     queries, notes = fitting.queries(folder, store, now, gallery)
     with saying(notes):
-        if fitting.feedback:
+        if fitting.feedback is not None:
             _check_enough(queries)
         made = fitting.examples(queries, now, gallery)
         found = fitting.fitted(made, queries, gallery, notes)
     fitted_on = np.concatenate([store.calibration_queries().vectors, queries.vectors[queries.rows >= 0]])
-    return found, _change(made, queries, fitted_on, found, served) if fitting.feedback else None
+    return found, _change(made, queries, fitted_on, found, served) if fitting.feedback is not None else None
 
 
 def _check_enough(queries: Queries) -> None:

@@ -261,6 +261,20 @@ def test_a_compaction_fits_anew_and_keeps_using_the_feedback_unless_it_was_rolle
     assert "feedback" not in live.calibration.report["queries"]
 
 
+def test_a_compaction_takes_no_feedback_that_was_rolled_back_or_came_later(live: Collection) -> None:
+    give(live)
+    first = live.recalibrate()
+    give(live, known=20, unknown=20, seed=60)
+    live.recalibrate()
+    live.use_calibration(first.id)
+    before = answers(live)
+    live.snapshot()
+    assert live.calibration is not None
+    assert live.calibration.report["queries"]["feedback"] == first.queries["feedback"]
+    assert answers(live) == before
+    assert live.recalibrate().queries["feedback"]["queries"] == telling(live).sum()
+
+
 def test_without_feedback_the_stored_queries_are_fitted_against_the_items_as_they_are(live: Collection) -> None:
     live.upsert([NewItem(f"new{at}", "card", text) for at, (text, _) in enumerate(sentences(30, ["card"], 9))])
     version = live.recalibrate(feedback=False)
