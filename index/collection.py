@@ -287,7 +287,7 @@ class Collection:
         with self._compacting:
             self._calibrations.versions.check_writable()
             self._calibrations.keep_served()
-            fitting = compaction.Fitting.of(self._config.get("calibrate"), self.calibration)
+            fitting = self._calibrations.fitting()
             made = compaction.compact(
                 snapshots,
                 self._store,

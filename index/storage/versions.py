@@ -1,14 +1,15 @@
 """Every calibration a collection has had, kept beside its snapshots, and which of them was chosen.
 
     calibrations/<id>-<digest>.json    two lines: what it is (`Version`), and the calibration itself
-    calibrations/CURRENT               {"snapshot": ..., "calibration": id}: the choice made under that snapshot
-                                       (of none: not made yet)
+    calibrations/CURRENT               {"snapshot": ..., "calibration": id, "feedback": ...}: the choice made under
+                                       that snapshot (of none: not made yet)
 
 An id is the digest of the calibration's own bytes, so the one inside a snapshot has it too. The choice holds for the
-snapshot it was made under: a compaction fits anew, and what it fits is served. `CURRENT` is there before the first
-version that is fitted for a choice, so where such a one is and it is not, it was lost. Files are written beside their
-place, fsynced and renamed; their name carries the SHA-256 of all their bytes, or where a key is set their signature
-(`index.storage.signing`), which is checked before any is believed.
+snapshot it was made under: a compaction fits anew, and what it fits is served. On which feedback, the choice says: up
+to the note of that number, or on none. `CURRENT` is there before the first version that is fitted for a choice, so
+where such a one is and it is not, it was lost. Files are written beside their place, fsynced and renamed; their name
+carries the SHA-256 of all their bytes, or where a key is set their signature (`index.storage.signing`), which is
+checked before any is believed.
 """
 
 from __future__ import annotations
@@ -94,6 +95,10 @@ class Versions:
                 faults.append(str(error))
         return sorted(found, key=lambda version: (version.made, version.id)), faults
 
+    def fitted(self) -> list[Version]:
+        """Those that were made to be chosen, oldest first. Raises as `listed` does."""
+        return [version for version in self.listed()[0] if version.cause != BUILT]
+
     def load(self, id: str) -> Calibration:
         """Raises `NotFound` for an unknown id, `CollectionError` for damage, `CalibrationError` for an old form."""
         for path in self._files():
@@ -138,9 +143,13 @@ class Versions:
                 "Repair its permissions, then compact again."
             )
 
-    def choose(self, snapshot: str, id: str) -> None:
-        """Makes the version `id` the one that is served with this snapshot. Raises as `keep` does."""
-        content = json.dumps({"snapshot": snapshot, "calibration": id}).encode()
+    def choose(self, snapshot: str, id: str, feedback: int | None) -> None:
+        """Makes the version `id` the one that is served with this snapshot, and later ones to be fitted on `feedback`
+        up to that note (None: on none). Raises as `keep` does."""
+        self._note({"snapshot": snapshot, "calibration": id, "feedback": feedback})
+
+    def _note(self, choice: dict[str, Any]) -> None:
+        content = json.dumps(choice).encode()
         with storing(self.folder, "choice of a calibration"):
             make_folder(self.folder)
             replace_durably(self.folder / _CURRENT, content)
@@ -150,33 +159,38 @@ class Versions:
         with storing(self.folder, "choice of a calibration"):
             made = (self.folder / _CURRENT).exists()
         if not made:
-            self.choose("", "")
+            self._note({"snapshot": "", "calibration": ""})
 
     def chosen(self, snapshot: str) -> str | None:
         """The id chosen under this snapshot; None: the snapshot's own, or it is lost, see `check_not_lost`.
 
         Raises `CollectionError` when it cannot be read, `Damaged` when it says nothing.
         """
+        choice = self.choice()
+        return choice["calibration"] if choice.get("snapshot") == snapshot else None
+
+    def choice(self) -> dict[str, Any]:
+        """What `CURRENT` says, nothing where there is none; earlier builds said no "feedback". Raises as `chosen`."""
         path = self.folder / _CURRENT
         try:
-            told = json.loads(path.read_bytes())
-            under, id = told["snapshot"], told["calibration"]
-            if not (isinstance(under, str) and isinstance(id, str)):
-                raise ValueError(f"{under!r} or {id!r} is no name")
+            told: dict[str, Any] = json.loads(path.read_bytes())
+            under, id, last = told["snapshot"], told["calibration"], told.get("feedback")
+            if not (isinstance(under, str) and isinstance(id, str) and isinstance(last, int | None)):
+                raise ValueError(f"{under!r}, {id!r} or {last!r} is no name or number")
         except FileNotFoundError:
-            return None
+            return {}
         except OSError as error:
             raise CollectionError(f"{path}: cannot be read ({error.strerror}){self._unknown(repair=True)}") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise Damaged(f"{path}: is damaged{self._unknown()}") from error
-        return id if under == snapshot else None
+        return told
 
     def check_not_lost(self, snapshot: str) -> None:
         """Raises `Damaged` where there is no choice at all, though a version was fitted for one under it."""
         path = self.folder / _CURRENT
         if path.exists():
             return
-        fitted = [version for version in self.listed()[0] if version.snapshot == snapshot and version.cause != BUILT]
+        fitted = [version for version in self.fitted() if version.snapshot == snapshot]
         if fitted and not path.exists():  # else another process chose meanwhile, its first
             raise Damaged(
                 f"{path}: is missing, though calibration {fitted[-1].id} was fitted since the last compaction"

@@ -19,7 +19,7 @@ from index.storage.live import LiveState
 from index.storage.snapshot import created
 from index.storage.state import State
 from index.storage.versions import BUILT, Version, Versions, chosen_calibration, dump, id_of
-from index.upkeep.compaction import Fitting
+from index.upkeep.compaction import Fitting, last_note
 from index.upkeep.recalibrate import recalibrated
 
 _GOES_ON = "The calibration that was in use goes on serving."
@@ -70,11 +70,23 @@ class Calibrations:
                 return
         self._live.state = state.choosing(found, id, faults)
 
+    def fitting(self) -> Fitting:
+        """How a compaction fits: on the feedback of the choice made last, whichever calibration serves now, if any."""
+        calibration = self._live.state.calibration
+        found = Fitting.of(self._config.get("calibrate"), calibration)
+        try:
+            choice = self.versions.choice()
+            if "feedback" in choice:
+                return replace(found, feedback=choice["feedback"])
+            lost = (not choice or calibration is None) and bool(self.versions.fitted())
+        except CollectionError:
+            lost = True
+        return replace(found, lost=lost)
+
     def fit_again(self, *, feedback: bool) -> Version:
         """See `Collection.recalibrate`."""
         state = self._with_snapshot()
-        upto = self._store.last_feedback if feedback else None
-        fitting = replace(Fitting.of(self._config.get("calibrate"), state.calibration), feedback=upto)
+        fitting = replace(self.fitting(), feedback=self._store.last_feedback if feedback else None, lost=False)
         now = self._store.everything()
         gallery = Gallery.of(now.born, now.labels, now.vectors)
         found, change = recalibrated(self._path / ENCODER, self._store, now, gallery, fitting, state.calibration)
@@ -105,7 +117,7 @@ class Calibrations:
         return self._live.state
 
     def _choose(self, id: str, found: Calibration) -> None:
-        self.versions.choose(self._live.state.snapshot_id, id)
+        self.versions.choose(self._live.state.snapshot_id, id, last_note(found))
         with self._live.swapping:
             self._live.state = self._live.state.choosing(found, id)
 

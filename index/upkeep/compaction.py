@@ -36,24 +36,36 @@ COMPACT_SHARE, COMPACT_LEAST = 0.05, 1_000
 """Compaction starts by itself when this share of the items, and at least so many rows, have changed since the last."""
 
 
+_LEFT_OUT = (
+    "{} notes of users' feedback are not used: which calibration was chosen is not known, and whether it was fitted on "
+    "them. `surematch recalibrate` takes them in."
+)
+
+
+def last_note(calibration: Calibration | None) -> int | None:
+    """Number of the last note of users' feedback that a calibration was fitted on; None: it was on none."""
+    queries = {} if calibration is None else calibration.report.get("queries", {})
+    last: int | None = (queries.get("feedback") or {}).get("upto")
+    return last
+
+
 @dataclass(frozen=True, slots=True)
 class Fitting:
     """How a collection's calibration is fitted, so that it can be fitted again the same way.
 
-    `feedback`: users' notes up to this number are among its queries; None: none are.
+    `feedback`: users' notes up to this number are among its queries; None: none are, which is said where it is only
+    because a choice was `lost`.
     """
 
     unknown_share: float = UNKNOWN_SHARE
     calibrator: str = DEFAULT
     seed: int = 0
     feedback: int | None = None
+    lost: bool = False
 
     @classmethod
     def of(cls, stored: Any, calibration: Calibration | None) -> Fitting:
-        """As `collection.json` has it; collections that did not keep it say most of it in their calibration.
-
-        Feedback is used as far as the calibration in use was fitted on it: what was rolled back stays out.
-        """
+        """As `collection.json` has it; collections that did not keep it say most of it in their calibration."""
         report = {} if calibration is None else calibration.report
         told = stored if isinstance(stored, dict) else {}
         share = report.get("queries", {}).get("unknown_share", UNKNOWN_SHARE)
@@ -61,7 +73,7 @@ class Fitting:
             float(told.get("unknown_share", share)),
             str(told.get("calibrator", report.get("calibrator", DEFAULT))),
             int(told.get("seed", 0)),
-            (report.get("queries", {}).get("feedback") or {}).get("upto"),
+            last_note(calibration),
         )
 
     def queries(self, folder: Path, store: ItemStore, now: Changes, gallery: Gallery) -> tuple[Queries, list[str]]:
@@ -71,7 +83,9 @@ class Fitting:
         """
         check_calibrator(self.calibrator)
         fed = None if self.feedback is None else store.feedback(self.feedback).distinct()
-        return stored_queries(folder, store, now, gallery, self.unknown_share, self.seed, fed)
+        queries, notes = stored_queries(folder, store, now, gallery, self.unknown_share, self.seed, fed)
+        left_out = len(store.feedback().labels) if self.lost and fed is None else 0
+        return queries, [*notes, *([_LEFT_OUT.format(left_out)] if left_out else [])]
 
     def calibration(self, queries: Queries, now: Changes, gallery: Gallery, warnings: list[str]) -> Calibration:
         """Fitted on `queries` against the gallery of the items `now`. Raises `CalibrationError`, which repeats the
@@ -92,7 +106,7 @@ class Fitting:
             calibrator=self.calibrator,
             seed=self.seed,
         )
-        if len(queries.feedback):
+        if self.feedback is not None:
             found.report["queries"]["feedback"] = {
                 "queries": len(queries.feedback),
                 "upto": self.feedback,

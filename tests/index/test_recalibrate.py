@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -273,6 +274,52 @@ def test_a_compaction_takes_no_feedback_that_was_rolled_back_or_came_later(live:
     assert live.calibration.report["queries"]["feedback"] == first.queries["feedback"]
     assert answers(live) == before
     assert live.recalibrate().queries["feedback"]["queries"] == telling(live).sum()
+
+
+def test_a_compaction_goes_on_using_feedback_though_another_calibration_serves_or_none(live: Collection) -> None:
+    give(live)
+    told = live.recalibrate().queries["feedback"]
+    items = list(live._store.get(live.gallery.rows.tolist()).values())
+    live.delete([item.id for item in items])
+    live.snapshot()
+    assert live.calibration is None
+    live.upsert([NewItem(item.id, item.label, item.text) for item in items])
+    live.snapshot()
+    assert live.calibration is not None
+    assert live.calibration.report["queries"]["feedback"] == told
+    path = live.path
+    live.close()
+    shutil.rmtree(path / "snapshots")
+    with closing(Collection.open(path, writable=True)) as again:
+        again.snapshot()
+        assert again.calibration is not None
+        assert again.calibration.report["queries"]["feedback"] == told
+
+
+def test_a_compaction_says_how_much_feedback_it_leaves_out_where_the_choice_was_lost(live: Collection) -> None:
+    give(live)
+    live.recalibrate()
+    path = live.path
+    live.close()
+    (path / "calibrations" / "CURRENT").write_bytes(b"#")
+    with closing(Collection.open(path, writable=True)) as again:
+        for _ in range(2):
+            again.snapshot()
+            said = " ".join(again.describe()["warnings"])
+            assert f"{5 * FEEDBACK} notes of users' feedback are not used: which calibration was chosen" in said
+        again.recalibrate()
+        again.snapshot()
+        assert "notes of users' feedback" not in " ".join(again.describe()["warnings"])
+
+
+def test_a_choice_of_an_earlier_build_is_followed(live: Collection) -> None:
+    give(live)
+    told = live.recalibrate().queries["feedback"]
+    current = live.path / "calibrations" / "CURRENT"
+    current.write_text(json.dumps({key: json.loads(current.read_text())[key] for key in ("snapshot", "calibration")}))
+    live.snapshot()
+    assert live.calibration is not None
+    assert live.calibration.report["queries"]["feedback"] == told
 
 
 def test_without_feedback_the_stored_queries_are_fitted_against_the_items_as_they_are(live: Collection) -> None:
