@@ -182,6 +182,21 @@ def created(root: Path, name: str) -> str:
         return ""
 
 
+def alike(root: Path, name: str) -> list[str]:
+    """The other snapshots of the same write with the same files, by their manifests: copies that stand in for it."""
+    write = name.partition("-")[0]
+    files = {other: _listed(root / other) for other in _names(root) if other.startswith(f"{write}-")}
+    return sorted(other for other in files if other != name and files[other] == files.get(name))
+
+
+def _listed(folder: Path) -> Any:
+    """The files of a snapshot as its manifest lists them; the folder's own name where it lists none."""
+    try:
+        return json.loads((folder / _MANIFEST).read_bytes())["files"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return folder.name
+
+
 def point_to(root: Path, name: str) -> None:
     """Makes `name` the snapshot that is read first."""
     _switch(root, name)

@@ -1,8 +1,8 @@
 """Every calibration a collection has had, kept beside its snapshots, and which of them was chosen.
 
     calibrations/<id>-<digest>.json    two lines: what it is (`Version`), and the calibration itself
-    calibrations/CURRENT               {"snapshot": ..., "calibration": id, "feedback": ...}: the choice made under
-                                       that snapshot (of none: not made yet)
+    calibrations/CURRENT               {"snapshot": ..., "stand_ins": [...], "calibration": id, "feedback": ...}: the
+                                       choice made under that snapshot (of none: not made yet) and copies of it
 
 An id is the digest of the calibration's own bytes, so the one inside a snapshot has it too. The choice holds for the
 snapshot it was made under: a compaction fits anew, and what it fits is served. On which feedback, the choice says: up
@@ -27,7 +27,8 @@ from typing import Any
 from index.calibration.calibrate import Calibration
 from index.errors import CalibrationError, CollectionError, Damaged, NotFound, ReadOnly
 from index.storage import signing
-from index.storage.snapshot import make_folder, replace_durably, storing
+from index.storage.folder import SNAPSHOTS
+from index.storage.snapshot import alike, current_name, make_folder, replace_durably, storing
 
 CALIBRATIONS = "calibrations"
 KEPT = 20
@@ -83,6 +84,7 @@ class Versions:
 
     def __init__(self, collection: Path) -> None:
         self.folder = collection / CALIBRATIONS
+        self._snapshots = collection / SNAPSHOTS
 
     def listed(self) -> tuple[list[Version], list[str]]:
         """Oldest first, and what is wrong with files that are damaged. Raises `CollectionError` for the folder."""
@@ -128,7 +130,7 @@ class Versions:
                 if path.name.partition("-")[0] not in kept:
                     path.unlink()
             try:
-                self.chosen("")
+                self.choice()
             except Damaged:
                 (self.folder / _CURRENT).unlink()
             except CollectionError:  # it may be whole
@@ -146,7 +148,8 @@ class Versions:
     def choose(self, snapshot: str, id: str, feedback: int | None) -> None:
         """Makes the version `id` the one that is served with this snapshot, and later ones to be fitted on `feedback`
         up to that note (None: on none). Raises as `keep` does."""
-        self._note({"snapshot": snapshot, "calibration": id, "feedback": feedback})
+        stand_ins = alike(self._snapshots, snapshot)
+        self._note({"snapshot": snapshot, "stand_ins": stand_ins, "calibration": id, "feedback": feedback})
 
     def _note(self, choice: dict[str, Any]) -> None:
         content = json.dumps(choice).encode()
@@ -164,19 +167,32 @@ class Versions:
     def chosen(self, snapshot: str) -> str | None:
         """The id chosen under this snapshot; None: the snapshot's own, or it is lost, see `check_not_lost`.
 
-        Raises `CollectionError` when it cannot be read, `Damaged` when it says nothing.
+        Raises `CollectionError` when it cannot be read or is of a newer snapshot, which does not serve, `Damaged` when
+        it says nothing.
         """
         choice = self.choice()
-        return choice["calibration"] if choice.get("snapshot") == snapshot else None
+        under, id = choice.get("snapshot"), choice.get("calibration")
+        if snapshot == under or snapshot in choice.get("stand_ins", ()):
+            return id
+        if under and under == current_name(self._snapshots):
+            raise CollectionError(
+                f"{self._snapshots / under}: does not serve, and calibration {id} was chosen with it."
+            )
+        return None
 
     def choice(self) -> dict[str, Any]:
-        """What `CURRENT` says, nothing where there is none; earlier builds said no "feedback". Raises as `chosen`."""
+        """What `CURRENT` says, nothing where there is none; earlier builds said no "feedback" and no "stand_ins".
+
+        Raises as `chosen`.
+        """
         path = self.folder / _CURRENT
         try:
             told: dict[str, Any] = json.loads(path.read_bytes())
             under, id, last = told["snapshot"], told["calibration"], told.get("feedback")
             if not (isinstance(under, str) and isinstance(id, str) and isinstance(last, int | None)):
                 raise ValueError(f"{under!r}, {id!r} or {last!r} is no name or number")
+            if not isinstance(told.get("stand_ins", []), list):
+                raise ValueError("stand_ins is no list")
         except FileNotFoundError:
             return {}
         except OSError as error:
@@ -190,7 +206,8 @@ class Versions:
         path = self.folder / _CURRENT
         if path.exists():
             return
-        fitted = [version for version in self.fitted() if version.snapshot == snapshot]
+        under = (snapshot, current_name(self._snapshots))
+        fitted = [version for version in self.fitted() if version.snapshot in under]
         if fitted and not path.exists():  # else another process chose meanwhile, its first
             raise Damaged(
                 f"{path}: is missing, though calibration {fitted[-1].id} was fitted since the last compaction"

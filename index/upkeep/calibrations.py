@@ -51,6 +51,8 @@ class Calibrations:
     def follow(self) -> None:
         """Serves the calibration that another process chose. For whoever holds `LiveState.swapping`."""
         state = self._live.state
+        if state.snapshot_id.startswith("rebuilt-"):  # no choice is of it
+            return
         try:
             id = self.versions.chosen(state.snapshot_id)
         except CollectionError as error:

@@ -312,6 +312,53 @@ def test_a_compaction_says_how_much_feedback_it_leaves_out_where_the_choice_was_
         assert "notes of users' feedback" not in " ".join(again.describe()["warnings"])
 
 
+def damage(path: Path) -> Path:
+    """Cuts a file of the current snapshot short; returns which."""
+    name = (path / "snapshots" / "CURRENT").read_text().strip()
+    file = max((path / "snapshots" / name).iterdir(), key=lambda file: file.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-1])
+    return file
+
+
+def test_a_choice_holds_for_the_copy_that_stands_in_for_its_snapshot(live: Collection) -> None:
+    own = str(live.state.calibration_id)
+    live.delete(["items.csv:3"])
+    live.snapshot()
+    give(live)
+    version = live.recalibrate()
+    before = answers(live)
+    file = damage(live.path)
+    with closing(Collection.open(live.path)) as reader:
+        (warning,) = reader.warnings
+        assert warning.startswith(str(file))
+        assert (reader.state.calibration_id, answers(reader)) == (version.id, before)
+        reader.refresh()
+        assert (reader.state.calibration_id, reader.warnings) == (version.id, [warning])
+    live.use_calibration(own)
+    live.snapshot()
+    with closing(Collection.open(live.path)) as reader:
+        assert reader.state.calibration_id == live.state.calibration_id != own
+
+
+def test_where_an_older_snapshot_serves_the_choice_made_under_the_newer_one_is_told_of(live: Collection) -> None:
+    live.upsert([NewItem("new", "card", "my bank card chip")])
+    live.snapshot()
+    give(live)
+    version = live.recalibrate()
+    path = live.path
+    live.close()
+    damage(path)
+    with closing(Collection.open(path, writable=True)) as opened:
+        assert opened.state.calibration_id != version.id
+        assert f"does not serve, and calibration {version.id} was chosen with it" in opened.warnings[1]
+        opened.refresh()
+        assert len(opened.warnings) == 2
+        opened.use_calibration(version.id)
+        assert len(opened.warnings) == 1
+        opened.snapshot()
+        assert opened.warnings == []
+
+
 def test_a_choice_of_an_earlier_build_is_followed(live: Collection) -> None:
     give(live)
     told = live.recalibrate().queries["feedback"]
