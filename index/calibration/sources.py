@@ -104,9 +104,11 @@ def stored_queries(
 
     `fed` are what users said was right, and join them; where there is nothing but items left out one by one, enough
     feedback takes their place, and they become its prior. Labels are looked up anew: an unknown query whose label has
-    come into the gallery is a known one now. Raises `CalibrationError` when no honest query is left.
+    come into the gallery is a known one now, and the store remembers that for the time after it has left. Raises
+    `CalibrationError` when no honest query is left.
     """
     trained = trained_rows(encoder_folder)
+    store.note_queries_of_labels_that_came()
     kept = store.calibration_queries()
     labels, vectors, was_known = kept.labels, kept.vectors, kept.known
     if fed is not None:

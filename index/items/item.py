@@ -58,7 +58,7 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class KeptQueries:
-    """Calibration queries that are no items: labels, whether each was `known` (n,) when given, vectors (n, d)."""
+    """Calibration queries that are no items: labels, whether each was ever `known` (n,), vectors (n, d)."""
 
     labels: list[str | None]
     known: NDArray[np.bool_]

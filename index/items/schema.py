@@ -53,7 +53,7 @@ CREATE TABLE state (
 CREATE TABLE calibration_queries (
     number INTEGER PRIMARY KEY,
     label TEXT,
-    known INTEGER NOT NULL,       -- whether the label was in the gallery when the query was given
+    known INTEGER NOT NULL,       -- whether the label was in the gallery when the query was given, or has come since
     vector BLOB NOT NULL
 );
 -- what users said the right answer was (label NULL: none of the gallery)

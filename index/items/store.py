@@ -344,15 +344,18 @@ class ItemStore(Database):
             self._matrix(vector for _, _, vector in found),
         )
 
-    def forget_queries_of_labels_that_left(self) -> None:
-        """Deletes kept queries and feedback whose label was in the gallery and has no item any more.
-
-        Dead items that are not purged yet tell of labels that came after the queries.
-        """
-        there = "label IN (SELECT label FROM items WHERE died IS NULL AND label IS NOT NULL)"
-        left = "label IN (SELECT label FROM items WHERE died IS NOT NULL AND label IS NOT NULL)"
+    def note_queries_of_labels_that_came(self) -> None:
+        """From now on kept queries are of a `known` label when an item has it, or had it and is not purged yet."""
         with self._transaction(counts=False) as (cursor, _):
-            cursor.execute(f"DELETE FROM calibration_queries WHERE (known OR {left}) AND NOT {there}")
+            came = "label IN (SELECT label FROM items)"
+            cursor.execute(f"UPDATE calibration_queries SET known = 1 WHERE NOT known AND {came}")
+
+    def forget_queries_of_labels_that_left(self) -> None:
+        """Deletes kept queries and feedback whose label was in the gallery and has no item any more."""
+        self.note_queries_of_labels_that_came()
+        there = "label IN (SELECT label FROM items WHERE died IS NULL AND label IS NOT NULL)"
+        with self._transaction(counts=False) as (cursor, _):
+            cursor.execute(f"DELETE FROM calibration_queries WHERE known AND NOT {there}")
             cursor.execute(f"DELETE FROM feedback WHERE label IS NOT NULL AND NOT {there}")
 
     def add_feedback(self, vector: NDArray[np.float32], label: str | None, query_id: str | None = None) -> int:

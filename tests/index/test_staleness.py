@@ -106,6 +106,22 @@ def test_renamed_labels_end_the_calibration_and_the_next_one_says_what_it_rests_
     assert "items asked for their like, left out one by one" in said, "there is nothing else to ask with"
 
 
+@pytest.mark.parametrize("compacted", [False, True])
+def test_queries_of_a_label_that_came_and_was_renamed_are_not_unknown_again(live: Collection, compacted: bool) -> None:
+    """It came after the calibration, for which its queries were unknown ones."""
+    assert live.calibration is not None
+    before = live.calibration.report["queries"]["known"]
+    texts = [text for text, _ in sentences(20, ["music"], seed=8)]
+    live.upsert([NewItem(f"m{at}", "music", text) for at, text in enumerate(texts)])
+    if compacted:
+        live.snapshot()
+    live.upsert([NewItem(f"m{at}", "songs", text) for at, text in enumerate(texts)])
+    for _ in range(2):
+        live.snapshot()
+        assert live.calibration.report["queries"]["known"] == before
+        assert "has another name there now: not used" in " ".join(live.calibration.warnings)
+
+
 def test_replaced_texts_end_the_calibration_until_it_is_made_again(live: Collection, world: World) -> None:
     before = everything(live, world)
     others = sentences(60, ["card", "travel", "food"], seed=77)
