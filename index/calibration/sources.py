@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from index.calibration.conditional_logit import FEW_QUERIES
 from index.calibration.distinct import distinct, last_word
+from index.calibration.evidence import exact_top
 from index.calibration.examples import Queries, needed_unknown
 from index.calibration.own_rows import own_rows
 from index.data.label import plain_label
@@ -124,9 +125,13 @@ def stored_queries(
         items_untrained=not len(trained),
         feedback=np.empty(0, np.int64) if fed is None else fed.numbers,
     )
-    given, gone = _of_labels_that_left(given, was_known)
-    given, left_out = distinct(last_word(given), now.vectors, gallery.codes)
-    notes = [*gone, *left_out]
+    given, notes = _of_labels_that_left(given, was_known)
+    given = last_word(given)
+    if fed is not None:
+        given, answered = _told_before_their_label_came(given, fed, now.vectors, gallery)
+        notes += answered
+    given, left_out = distinct(given, now.vectors, gallery.codes)
+    notes += left_out
     usable = int((given.codes >= 0).sum()) >= FEW_QUERIES and (kept.known.any() or not len(trained))
     if not usable and (notes or not kept.known.any()):
         keys = np.empty(0, np.uint64)
@@ -148,6 +153,31 @@ def _of_labels_that_left(queries: Queries, was_known: NDArray[np.bool_]) -> tupl
     return queries.only(~gone), [
         f"{gone.sum()} of {len(was_known)} calibration queries carry a label that is not in the gallery, or has "
         "another name there now: not used."
+    ]
+
+
+def _told_before_their_label_came(
+    queries: Queries, fed: Feedback, vectors: NDArray[np.float32], gallery: Gallery
+) -> tuple[Queries, list[str]]:
+    """Without feedback that nothing matches whose nearest label has come since, and what to say of it.
+
+    That label may be what was asked for. Of the gallery the `vectors` (size, d) are needed.
+    """
+    before = len(queries.codes) - len(queries.feedback)
+    nothing = before + np.flatnonzero(queries.codes[before:] < 0)
+    if not len(nothing) or not len(vectors):
+        return queries, []
+    codes, first = np.unique(gallery.codes, return_index=True)
+    nearest = gallery.codes[exact_top(queries.vectors[nothing], vectors, 1)[1][:, 0]]
+    came = gallery.rows[first[np.searchsorted(codes, nearest)]]
+    told = fed.last_rows[np.searchsorted(fed.numbers, queries.feedback[nothing - before])]
+    kept = np.ones(len(queries.codes), np.bool_)
+    kept[nothing[came > told]] = False
+    if kept.all():
+        return queries, []
+    return queries.only(kept), [
+        f"{(~kept).sum()} of {len(nothing)} notes that nothing matches are nearest to a label that has come since, and "
+        "may be about it: not used."
     ]
 
 

@@ -67,17 +67,20 @@ class KeptQueries:
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """What users said was right: numbers (n,) ascending, labels (None: none of the gallery's), query vectors (n, d)."""
+    """What users said was right: numbers (n,) ascending, labels (None: none of the gallery's), query vectors (n, d),
+    and the last row there was when they said so (n,)."""
 
     numbers: NDArray[np.int64]
     labels: list[str | None]
     vectors: NDArray[np.float32]
+    last_rows: NDArray[np.int64]
 
     def distinct(self) -> Feedback:
         """One note a query vector: the last word on it counts, however often it was said."""
         last = {vector.tobytes(): at for at, vector in enumerate(self.vectors)}
         kept = sorted(last.values())
-        return Feedback(self.numbers[kept], [self.labels[at] for at in kept], self.vectors[kept])
+        labels = [self.labels[at] for at in kept]
+        return Feedback(self.numbers[kept], labels, self.vectors[kept], self.last_rows[kept])
 
 
 Record = tuple[str, str | None, str | None, str, bytes, int, int | None]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 import uuid
 
-VERSION = 4
+VERSION = 5
 NEVER = -1
 """`erased` of a store whose earlier deletions were not overwritten."""
 LIVE_AT = "sequence <= :at AND (died IS NULL OR died > :at)"
@@ -62,8 +62,13 @@ CREATE TABLE feedback (
     query_id TEXT,
     label TEXT,
     vector BLOB NOT NULL,
-    at TEXT NOT NULL
+    at TEXT NOT NULL,
+    last_row INTEGER NOT NULL DEFAULT 0     -- the last item there was then, of older notes as of version 5
 );
+"""
+_SINCE_4 = """
+ALTER TABLE feedback ADD COLUMN last_row INTEGER NOT NULL DEFAULT 0;
+UPDATE feedback SET last_row = (SELECT COALESCE(MAX(row), 0) FROM items);
 """
 
 
@@ -103,10 +108,13 @@ def migrate(connection: sqlite3.Connection) -> None:
             # version 2 overwrote deletions, but left copies that rows leave behind when they move between pages
             f"UPDATE state SET forgotten = purged, erased = CASE purged WHEN 0 THEN erased ELSE {NEVER} END;"
             + _TOMBSTONES
+            + _SINCE_4
             + f"PRAGMA user_version = {VERSION}",
         )
     elif _version(connection) == 3:
-        _run(connection, f"ALTER TABLE items ADD COLUMN content INTEGER; PRAGMA user_version = {VERSION}")
+        _run(connection, f"ALTER TABLE items ADD COLUMN content INTEGER;{_SINCE_4}PRAGMA user_version = {VERSION}")
+    elif _version(connection) == 4:
+        _run(connection, f"{_SINCE_4}PRAGMA user_version = {VERSION}")
     connection.execute("COMMIT")
 
 

@@ -363,7 +363,8 @@ class ItemStore(Database):
         now = datetime.now(UTC).isoformat(timespec="seconds")
         with self._transaction(counts=False) as (cursor, _):
             cursor.execute(
-                "INSERT INTO feedback (query_id, label, vector, at) VALUES (?, ?, ?, ?)",
+                "INSERT INTO feedback (query_id, label, vector, at, last_row) "
+                "SELECT ?, ?, ?, ?, COALESCE(MAX(row), 0) FROM items",
                 (query_id, label, _blob(vector), now),
             )
             return int(cursor.lastrowid or 0)
@@ -381,11 +382,12 @@ class ItemStore(Database):
     def feedback(self, upto: int | None = None) -> Feedback:
         """All notes, or those up to that number, in the order they came."""
         last = self.last_feedback if upto is None else upto
-        found = self._read("SELECT number, label, vector FROM feedback WHERE number <= ? ORDER BY number", last)
+        found = self._read("SELECT number, label, vector, last_row FROM feedback WHERE number <= ? ORDER BY number", last)
         return Feedback(
-            np.array([number for number, _, _ in found], np.int64),
-            [label for _, label, _ in found],
-            self._matrix(vector for _, _, vector in found),
+            np.array([number for number, _, _, _ in found], np.int64),
+            [label for _, label, _, _ in found],
+            self._matrix(vector for _, _, vector, _ in found),
+            np.array([last for _, _, _, last in found], np.int64),
         )
 
     def _vectors(

@@ -296,7 +296,12 @@ def test_changes_are_known_beyond_an_erasure_as_long_as_the_tombstones_last(
 def test_a_version_3_store_is_brought_up_to_date(store: ItemStore) -> None:
     store.upsert([item("x", 0), item("p", 1, text=None, content=2**63 + 5)])
     assert store.keys(np.array([1, 2, 9])).tolist() == [text_key("x"), 2**63 + 5, NO_CONTENT]
-    edited(store.path, "ALTER TABLE items DROP COLUMN content", "PRAGMA user_version = 3")
+    edited(
+        store.path,
+        "ALTER TABLE items DROP COLUMN content",
+        "ALTER TABLE feedback DROP COLUMN last_row",
+        "PRAGMA user_version = 3",
+    )
     again = ItemStore(store.path, D)
     assert again.keys(np.array([1, 2])).tolist() == [text_key("x"), NO_CONTENT]
     again.upsert([item("x", 0), item("p", 1, text=None, content=7)])
@@ -306,6 +311,17 @@ def test_a_version_3_store_is_brought_up_to_date(store: ItemStore) -> None:
     assert again.keys(np.array([2])).tolist() == [7], "a vector alone says nothing of the content"
     again.upsert([item("p", 1, text=None, content=8)])
     assert again.labels().keys() == {1, 3}
+    again.close()
+
+
+def test_a_version_4_store_is_brought_up_to_date(store: ItemStore) -> None:
+    store.upsert([item("x", 0), item("y", 1)])
+    store.add_feedback(VECTORS[0], None)
+    edited(store.path, "ALTER TABLE feedback DROP COLUMN last_row", "PRAGMA user_version = 4")
+    again = ItemStore(store.path, D)
+    again.upsert([item("z", 2)])
+    again.add_feedback(VECTORS[1], "a")
+    assert again.feedback().last_rows.tolist() == [2, 3]
     again.close()
 
 
@@ -335,6 +351,7 @@ def test_a_version_2_store_is_brought_up_to_date(store: ItemStore) -> None:
         store.path,
         "ALTER TABLE items DROP COLUMN checksum",
         "ALTER TABLE items DROP COLUMN content",
+        "ALTER TABLE feedback DROP COLUMN last_row",
         "ALTER TABLE state DROP COLUMN forgotten",
         "DROP TABLE tombstones",
         "PRAGMA user_version = 2",

@@ -226,6 +226,20 @@ def test_a_query_counts_once_and_its_last_word_wins(live: Collection) -> None:
     assert live.calibration.report["queries"]["feedback"] == {"queries": telling(live).sum(), "upto": 69}
 
 
+def test_notes_that_nothing_matches_count_no_more_once_the_label_that_was_missing_came(live: Collection) -> None:
+    live.maintenance.close()  # so that this test compacts when it wants to
+    give(live)
+    assert live.recalibrate().queries["feedback"]["queries"] == telling(live).sum()
+    live.upsert([NewItem(f"m{at}", "music", text) for at, (text, _) in enumerate(sentences(20, ["music"], 8))])
+    live.snapshot()
+    assert live.calibration is not None
+    assert live.calibration.report["queries"]["feedback"]["queries"] < telling(live).sum() - FEEDBACK / 2
+    assert f"of {2 * FEEDBACK} notes that nothing matches are nearest to a label that" in str(live.calibration.warnings)
+    give(live)  # said again, with the label there
+    assert live.recalibrate().queries["feedback"]["queries"] > telling(live).sum() - FEEDBACK / 2
+    assert "nearest to a label that has come" not in str(live.calibration.warnings)
+
+
 def test_a_second_time_only_newer_feedback_can_be_compared(live: Collection) -> None:
     give(live)
     live.recalibrate()
