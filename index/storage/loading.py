@@ -63,7 +63,10 @@ def _load_once(snapshots: Path, encoder: str, store: ItemStore, why_not: str | N
             warnings.append(f"{error} The index was rebuilt from the items.")
     else:
         calibration, id = None, None
-        warnings.append("No intact snapshot: the index was rebuilt from the items, and serves without probabilities.")
+        warnings.append(
+            "No intact snapshot: the index was rebuilt from the items, and serves without probabilities until the "
+            "collection is compacted (surematch compact), which a service that writes does by itself."
+        )
     now = store.everything()
     return State.of(
         FaissFlat.build(now.vectors, now.born),
@@ -71,7 +74,6 @@ def _load_once(snapshots: Path, encoder: str, store: ItemStore, why_not: str | N
         calibration,
         f"rebuilt-{now.sequence}",
         now.sequence,
-        why_not=why_not,
         warnings=tuple(warnings),
         calibration_id=id,
     )

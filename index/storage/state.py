@@ -95,10 +95,15 @@ class State:
 
     @cached_property
     def _uncalibrated(self) -> str | None:
-        if self.calibration is None:
-            why = self.why_not or " ".join(self.warnings)
-            return why or "This collection's calibration is missing. Build it again."
-        return self.calibration.stale(self.gallery)
+        if self.calibration is not None:
+            return self.calibration.stale(self.gallery)
+        if self.why_not and self.pending:
+            return (
+                f"At the last compaction: {self.why_not} Since then {self.pending} rows of items have changed. Compact "
+                "the collection (surematch compact, POST /v1/admin/snapshot), which tries to calibrate it again."
+            )
+        why = self.why_not or " ".join(self.warnings)
+        return why or "This collection's calibration is missing. Build it again."
 
     @cached_property
     def caveats(self) -> list[str]:

@@ -174,9 +174,19 @@ def due(state: State) -> bool:
         return False
     rebuilt = state.snapshot_id.startswith("rebuilt-")
     stale = state.calibration is not None and state.pending > 0 and state.uncalibrated() is not None
-    # other items may be calibrated where those of then could not; fewer than a calibration needs change nothing
-    again = state.calibration is None and state.pending >= max(FEW_QUERIES, 0.01 * len(state.engine))
+    # other items may be calibrated where those of then could not; fewer than a calibration needs change little
+    enough = state.pending >= FEW_QUERIES or _label_came(state)
+    again = state.calibration is None and enough and state.pending >= 0.01 * len(state.engine)
     return rebuilt or stale or again or state.pending > max(COMPACT_LEAST, COMPACT_SHARE * len(state.engine))
+
+
+def _label_came(state: State) -> bool:
+    """Whether some label has no item of the last snapshot: where all were of one label, that is what was missing."""
+    if not len(state.delta_rows):
+        return False
+    gallery = state.gallery
+    before = gallery.codes[: np.searchsorted(gallery.rows, state.delta_rows[0])]
+    return bool(np.count_nonzero(np.bincount(before)) < gallery.label_count)
 
 
 def erase(snapshots: Path, store: ItemStore, upto: int) -> bool:

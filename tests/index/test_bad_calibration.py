@@ -6,6 +6,7 @@ Every case for every calibrator, through `calibrate`; and those a user can bring
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from index.calibration.pairs import cross_fitted
 from index.calibration.sources import Held
 from index.calibration.staleness import Seen
 from index.calibration.thresholds import from_fpir, from_precision
-from index.collection import Collection
+from index.collection import Collection, NewItem
 from index.data.rows import Row
 from index.errors import CalibrationError, DataError
 from index.evaluate import evaluate
@@ -252,6 +253,52 @@ def test_an_uncalibrated_collection_says_all_it_has_to_say(
     assert "All items of the gallery have one label" in said
     assert "queries are items of the gallery" in said
     assert "--unknown FILE" not in said, "which would not help"
+
+
+def test_a_reason_from_before_items_came_is_said_as_one_and_names_the_way_out(world: World, tmp_path: Path) -> None:
+    items = world.rows(world.items)
+    build(world, tmp_path, [row for row in items if row.label == "card"], Held()).close()
+    opened = Collection.open(tmp_path / "c", writable=True)
+    before, compaction = str(opened.uncalibrated()), opened.maintenance
+    compaction.close()  # as where nobody serves with --writable
+    assert before.startswith("All items of the gallery have one label")
+    opened.upsert([NewItem(f"{at}", row.label, row.text) for at, row in enumerate(items)])
+    reason = str(opened.uncalibrated())
+    assert reason.startswith(f"At the last compaction: {before} Since then {len(items)} rows of items have changed.")
+    assert "surematch compact" in reason
+    opened.snapshot()
+    assert opened.uncalibrated() is None
+    opened.close()
+
+
+def test_a_collection_of_one_label_is_compacted_when_another_comes(world: World, tmp_path: Path) -> None:
+    asked = world.rows(world.held)
+    held = Held([row for row in asked if row.label == "card"], [row for row in asked if row.label != "card"])
+    build(world, tmp_path, [row for row in world.rows(world.items) if row.label == "card"], held).close()
+    opened = Collection.open(tmp_path / "c", writable=True)
+    opened.upsert([NewItem("a", "card", "a chip again")])
+    assert opened.maintenance._thread is None, "which changes nothing"
+    opened.upsert([NewItem("b", "food", "soup and bread"), NewItem("c", "travel", "a train ticket")])
+    thread = opened.maintenance._thread
+    assert thread is not None
+    thread.join()
+    assert opened.uncalibrated() is None
+    opened.close()
+
+
+def test_the_reason_of_the_build_is_not_that_of_lost_snapshots(world: World, tmp_path: Path) -> None:
+    items = world.rows(world.items)
+    build(world, tmp_path, [row for row in items if row.label == "card"], Held()).close()
+    opened = Collection.open(tmp_path / "c", writable=True)
+    opened.upsert([NewItem(f"{at}", row.label, row.text) for at, row in enumerate(items)])
+    opened.close()
+    shutil.rmtree(tmp_path / "c" / "snapshots")
+    reader = Collection.open(tmp_path / "c")
+    reason = str(reader.uncalibrated())
+    reader.close()
+    assert "No intact snapshot" in reason
+    assert "surematch compact" in reason
+    assert "one label" not in reason
 
 
 def test_what_is_printed_keeps_what_was_asked() -> None:
