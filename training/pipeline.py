@@ -44,7 +44,9 @@ from training.without_effect import check_effect
 from training.writing import config_of, settle, versions, write_encoder
 
 PER_CLASS = 30
-"""Rows of a class that are encoded for its mean and as the gallery of the held-out rows: more change little."""
+"""Rows of a class that are encoded for the mean it starts at: more change little."""
+ASKED = 20_000
+"""Held-out rows that are looked for, drawn where there are more: each is compared with every training row."""
 SHOWN = 5
 
 
@@ -118,15 +120,19 @@ def _train(
 
     sample = _some_of_each(split.train, classes)
     shown, of_shown = [contents[at] for at in sample], classes[sample]
+    asked = _drawn(split.held_out, settings.seed)
+    gallery = split.train if len(asked) else sample
+    of_mean = np.searchsorted(gallery, sample)
     loss = make_objective(
         recipe.loss, learner.model, learned, scale=recipe.scale, margin=recipe.margin, **settings.options
     )
     console.print(f"Training '{settings.encoder}' with {recipe.loss}: {_describe(recipe)}.")
-    before = learner.encode(shown)
-    metrics: dict[str, Any] = {"start": _evaluate(learner, contents, classes, split, before, of_shown)}
+    before = learner.encode([contents[at] for at in gallery])
+    metrics: dict[str, Any] = {"start": _evaluate(learner, contents, classes, asked, gallery, before)}
     if unseen:
         metrics["unseen_start"] = asdict(on_unseen())
-    imprint(settings, learner, loss, labels, learned, shown, of_shown, before)
+    imprint(settings, learner, loss, labels, learned, shown, of_shown, before[of_mean])
+    del before  # as large as all rows, and no more needed
     start = copied(learner.model) if recipe.start_share else {}
     watched = bool(unseen) and (settings.patience is not None or learner.kind == "static")
     train_rows = _training_rows(settings, learner, rows, contents, classes, split, len(labels))
@@ -145,18 +151,18 @@ def _train(
         )
     mix(learner.model, start, recipe.start_share)
     dropped = drop_last_layer(learner.model)
-    after = learner.encode(shown)
-    metrics["held_out"] = _evaluate(learner, contents, classes, split, after, of_shown)
+    after = learner.encode([contents[at] for at in gallery])
+    metrics["held_out"] = _evaluate(learner, contents, classes, asked, gallery, after)
     if unseen:
         metrics["unseen"] = asdict(on_unseen())
     evaluation = assess(
-        _embedded(learner, [rows[at] for at in split.held_out], classes[split.held_out], labels),
-        Embedded([_shown(rows[at]) for at in sample], after, of_shown, labels),
+        _embedded(learner, [rows[at] for at in asked], classes[asked], labels),
+        Embedded([_shown(rows[at]) for at in gallery], after, classes[gallery], labels),
         _embedded(learner, prepared.unseen, unseen_classes, unseen_labels.tolist()),
         np.bincount(classes[split.train], minlength=len(labels)),
         seed=settings.seed,
     )
-    means = means_of(after, of_shown, len(labels), labels) if dropped else None
+    means = means_of(after[of_mean], of_shown, len(labels), labels) if dropped else None
     write_encoder(folder, learner.model, prepared.frozen, loss, labels, [rows[at] for at in split.train], means)
     return _record(settings, recipe, learner, loss, prepared, learned, metrics, warnings), evaluation
 
@@ -254,19 +260,26 @@ def _shown(row: Row) -> str:
 
 
 def _evaluate(
-    learner: Learner, contents: Sequence[Any], classes: Classes, split: Split, gallery: Vectors, of_gallery: Classes
+    learner: Learner, contents: Sequence[Any], classes: Classes, asked: Classes, gallery: Classes, vectors: Vectors
 ) -> dict[str, float] | None:
-    """How the held-out rows find their class among the rows whose vectors are `gallery`."""
-    if not len(split.held_out):
+    """How the rows `asked` find their class among the rows `gallery`, which have `vectors`."""
+    if not len(asked):
         return None
-    queries = learner.encode([contents[at] for at in split.held_out])
-    result = retrieval(queries, classes[split.held_out], gallery, of_gallery)
-    means = nearest_class_mean(queries, classes[split.held_out], gallery, of_gallery)
+    queries = learner.encode([contents[at] for at in asked])
+    result = retrieval(queries, classes[asked], vectors, classes[gallery])
+    means = nearest_class_mean(queries, classes[asked], vectors, classes[gallery])
     return {
         **asdict(result),
         "nearest_class_mean": means,
         "gallery": len(gallery),
     }
+
+
+def _drawn(held_out: Classes, seed: int) -> Classes:
+    """Positions of at most `ASKED` held-out rows, ascending."""
+    if len(held_out) <= ASKED:
+        return held_out
+    return np.sort(np.random.default_rng(seed).choice(held_out, ASKED, replace=False))
 
 
 def _some_of_each(train: Classes, classes: Classes) -> Classes:

@@ -103,12 +103,15 @@ def _measures(record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     for kind in kinds:
         part = evaluation[kind]
         what = "held-out rows" if kind == "seen" else f"{part['classes']} classes never seen"
-        head += [f"{what}<br><small>{part['queries']:,} queries</small>", f"95 % over {part['interval_over']}"]
+        counted = f"{part['queries']:,} queries"
+        if kind == "seen" and part["queries"] < record["held_out"]["rows"]:
+            counted += f" drawn of {record['held_out']['rows']:,}"
+        head += [f"{what}<br><small>{counted}</small>", f"95 % over {part['interval_over']}"]
     rows = [
         [name, *(cell for kind in kinds for cell in _cells(evaluation[kind][key]))] for key, name in MEASURES.items()
     ]
     lead = (
-        "Held-out rows look for their class among the training rows; rows of classes never seen among each other. The "
+        "Held-out rows look for their class among all training rows; rows of classes never seen among each other. The "
         "intervals are bootstrapped: over queries, and for classes never seen over classes, which differ more."
     )
     return section("How good it is", lead, table(head, rows))

@@ -11,13 +11,15 @@ import pytest
 from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 
+import training.pipeline
 import training.writing
-from index.data.rows import text_key
+from index.data.rows import read_rows, text_key
 from index.errors import DataError, EncoderError, SettingsError, SurematchError
 from tests.training.conftest import TOPICS, Write, sentences
 from training.averaging import copied, mix
 from training.cli import compare, train
 from training.config import Recipe, TrainSettings
+from training.data import split_rows
 from training.evaluation import retrieval
 from training.heads import load_head
 
@@ -103,6 +105,30 @@ def test_the_folder_holds_head_record_and_trained_rows(trained) -> None:
     assert record["metrics"]["held_out"]["recall_at_1"] >= record["metrics"]["start"]["recall_at_1"]
     assert not list(folder.rglob("*.bin"))
     assert {path.name for path in folder.parent.iterdir()} == {"rows.csv", "model"}
+
+
+def test_held_out_rows_search_all_rows_that_trained(tiny_encoder: Path, tmp_path: Path, write_csv) -> None:
+    rows = sentences(60)
+    data = write_csv(rows)
+    run(data, tmp_path / "model", tiny_encoder, "--epochs", "0.1", "--seed", "3")
+    measured = json.loads((tmp_path / "model" / "training.json").read_text(encoding="utf-8"))["metrics"]["held_out"]
+    split = split_rows(read_rows([data], text="text", label="label"), 0.15, seed=3)
+    vectors = SentenceTransformer(str(tmp_path / "model"), device="cpu").encode([text for text, _ in rows])
+    codes = np.array([list(TOPICS).index(label) for _, label in rows])
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    expected = retrieval(*(of[at] for at in (split.held_out, split.train) for of in (vectors, codes)))
+    assert measured["gallery"] == len(split.train) == 4 * 51
+    assert measured["map_at_r"] == pytest.approx(expected.map_at_r, abs=1e-6)
+    assert measured["recall_at_1"] == pytest.approx(expected.recall_at_1)
+
+
+def test_very_many_held_out_rows_are_a_sample(tiny_encoder: Path, tmp_path: Path, write_csv, monkeypatch) -> None:
+    monkeypatch.setattr(training.pipeline, "ASKED", 20)
+    run(write_csv(sentences(60)), tmp_path / "model", tiny_encoder, "--epochs", "0.1")
+    record = json.loads((tmp_path / "model" / "training.json").read_text(encoding="utf-8"))
+    assert record["held_out"]["rows"] == 36
+    assert record["metrics"]["held_out"]["queries"] == 20
+    assert "20 queries drawn of 36" in (tmp_path / "model" / "report.html").read_text(encoding="utf-8")
 
 
 def test_every_file_can_be_read_by_another_user(trained) -> None:
