@@ -172,7 +172,8 @@ class TrainSettings(Settings):
     )
     held_out: Annotated[float, Ge(0), Le(0.5)] = Field(
         default=0.15,
-        description="Share of each class kept from training, for calibration. Two rows a class always train.",
+        description="Share of each class kept from training, for calibration; small classes give it together. Two rows "
+        "a class always train.",
     )
     unseen_classes: Annotated[float, Ge(0), Le(0.5)] = Field(
         default=0.0,

@@ -1,14 +1,14 @@
 """Labelled rows made ready for training: what cannot be learned is refused, what calibrates is held out.
 
-The split is stratified (every class gives its share) and keeps equal texts on one side, so that the held-out rows are
-texts the encoder has really never seen.
+The split is stratified (every class gives its share, small ones together) and keeps equal texts on one side, so that
+the held-out rows are texts the encoder has really never seen.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +42,7 @@ def check_classes(rows: Sequence[Row]) -> list[str]:
 
 
 def split_rows(rows: Sequence[Row], share: float, seed: int) -> Split:
-    """Holds out `share` of each class, never so much that fewer than two of its rows are left to train.
+    """Holds out `share` of each class (`_wanted`), never so much that fewer than two of its rows are left to train.
 
     Rows with equal texts (`index.data.rows.text_key`) go to the same side; a text that carries two labels trains.
     """
@@ -52,12 +52,13 @@ def split_rows(rows: Sequence[Row], share: float, seed: int) -> Split:
     for at, (row, key) in enumerate(zip(rows, keys, strict=True)):
         labels_of_key[key].add(label_of(row))
         groups[label_of(row)][key].append(at)
+    wanted_of = _wanted({label: sum(map(len, texts.values())) for label, texts in groups.items()}, share, seed)
     generator = np.random.default_rng(seed)
     held_out: list[int] = []
     for label in sorted(groups):
         texts = groups[label]
         left = sum(map(len, texts.values()))
-        wanted = round(share * left)
+        wanted = wanted_of[label]
         candidates = [key for key in texts if len(labels_of_key[key]) == 1]
         for at in generator.permutation(len(candidates)):
             positions = texts[candidates[at]]
@@ -68,6 +69,19 @@ def split_rows(rows: Sequence[Row], share: float, seed: int) -> Split:
     mask = np.zeros(len(rows), dtype=bool)
     mask[held_out] = True
     return Split(train=np.flatnonzero(~mask), held_out=np.flatnonzero(mask))
+
+
+def _wanted(sizes: Mapping[str, int], share: float, seed: int) -> dict[str, int]:
+    """Rows that each class is to give, of classes so large.
+
+    Classes that are to give less than half a row, and have one to give, give `share` of their rows together: one each
+    of some that are drawn.
+    """
+    wanted = {label: round(share * size) for label, size in sizes.items()}
+    small = sorted(label for label, size in sizes.items() if not wanted[label] and size > LEAST_TO_TRAIN)
+    drawn = [small[at] for at in np.random.default_rng(seed).permutation(len(small))]
+    due = np.cumsum([share * sizes[label] for label in drawn]).round().astype(int)
+    return wanted | dict(zip(drawn, np.diff(due, prepend=0).tolist(), strict=True))
 
 
 def choose_unseen(labels: Sequence[str], share: float, seed: int) -> frozenset[str]:

@@ -75,15 +75,16 @@ def _tiles(record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
         pairs = found["genuine_pairs"] + found["impostor_pairs"]
         tiles.append(tile(f"equal error rate, {where}", _percent(found["eer"], 1), f"over {pairs:,} pairs"))
     if not tiles:
-        return _nothing_measured()
+        return _nothing_measured(record)
     return '<div class="tiles">' + "".join(tiles) + "</div>"
 
 
-def _nothing_measured() -> str:
-    return (
-        '<section><p class="warning">No rows were held out, so nothing was measured. Train with --held-out 0.15 and '
-        "--unseen-classes 0.2 to know how good the encoder is.</p></section>"
-    )
+def _nothing_measured(record: Mapping[str, Any]) -> str:
+    if record["held_out"]["share_wanted"]:
+        why = "No class has three different rows, two to train and one to hold out, so nothing was measured. Train with"
+    else:
+        why = "No rows were held out, so nothing was measured. Train with --held-out 0.15 and"
+    return f'<section><p class="warning">{why} --unseen-classes 0.2 to know how good the encoder is.</p></section>'
 
 
 def _tile(what: str, measure: Mapping[str, Any], before: float | None) -> str:

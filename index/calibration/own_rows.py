@@ -134,5 +134,5 @@ def _none_of_its_own(trained: bool, fresh: bool, unclear: bool) -> str:
     )
     return (
         f"{used}, so none can say how sure a match is. Give labelled queries with --calibrate FILE, or hold some rows "
-        "out: surematch train --held-out 0.15."
+        "out: surematch train --held-out 0.15, or --unseen-classes 0.2 where labels have two rows."
     )

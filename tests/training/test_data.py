@@ -53,6 +53,15 @@ def test_small_classes_keep_two_rows_to_train() -> None:
     assert Counter(rows[at].label for at in split.train) == {"x": 2, "y": 2}
 
 
+@pytest.mark.parametrize(("each", "share"), [(3, 0.15), (3, 0.05), (9, 0.05)])
+def test_classes_too_small_to_give_a_row_each_give_their_share_together(each: int, share: float) -> None:
+    rows = balanced(classes=100, each=each)
+    given = Counter(rows[at].label for at in split_rows(rows, share, seed=0).held_out)
+    assert given.total() == round(share * len(rows))
+    assert set(given.values()) == {1}
+    assert set(given) != {rows[at].label for at in split_rows(rows, share, seed=1).held_out}
+
+
 @given(
     st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from("xyz")), min_size=1, max_size=60),
     st.floats(0, 0.5),
@@ -66,7 +75,7 @@ def test_equal_texts_stay_on_one_side(pairs: list[tuple[str, str]], share: float
     kept = Counter(rows[at].label for at in split.train)
     for label, size in Counter(row.label for row in rows).items():
         assert kept[label] >= min(2, size)
-        assert size - kept[label] <= round(share * size)
+        assert size - kept[label] <= max(round(share * size), share > 0)
 
 
 def test_trained_keys_are_sorted_distinct_and_blind_to_case_and_space() -> None:

@@ -154,6 +154,16 @@ def test_without_held_out_rows_the_report_says_that_nothing_was_measured(tiny_en
     assert "nothing was measured" in (tmp_path / "m" / "README.md").read_text()
 
 
+def test_classes_of_two_rows_are_not_told_to_hold_out_what_they_cannot(tiny_encoder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "rows.csv"
+    data.write_text("text,label\n" + "\n".join(f"{text},{label}" for text, label in sentences(2)), encoding="utf-8")
+    assert train([str(data), "--encoder", str(tiny_encoder), "--epochs", "1", "--out", str(tmp_path / "m")]) == 0
+    report = (tmp_path / "m" / REPORT).read_text(encoding="utf-8")
+    assert "No class has three different rows" in report
+    assert "--unseen-classes 0.2" in report
+    assert "Train with --held-out" not in report
+
+
 def test_the_map_is_the_plane_of_most_variance(model: Path) -> None:
     content = json.loads((model / EVALUATION).read_text())["map"]
     from sentence_transformers import SentenceTransformer
