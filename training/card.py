@@ -10,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from index.calibration.conditional_logit import FEW_QUERIES
 from training.report import MEASURES
 
 CARD = "README.md"
@@ -81,7 +82,7 @@ and was trained with the objective `{record["objective"]["name"]}`.
 print(vectors @ vectors.T)  # cosines
 ```
 
-`surematch index {_code(shlex.quote(name))} {data}` makes a collection of it that answers with calibrated probabilities.
+`surematch index {_code(shlex.quote(name))} {data}` makes a collection of it. {_calibrated(record)}
 
 ## How good it is
 
@@ -95,6 +96,21 @@ print(vectors @ vectors.T)  # cosines
 
 {_versions(record)}
 """
+
+
+def can_calibrate(record: Mapping[str, Any]) -> bool:
+    """Whether the training left enough of its rows aside to calibrate a collection of them."""
+    aside: int = record["held_out"]["rows"] + record["unseen"]["rows"]
+    return aside >= FEW_QUERIES
+
+
+def _calibrated(record: Mapping[str, Any]) -> str:
+    if can_calibrate(record):
+        return "Calibrated on the rows\nthat did not train, it answers with probabilities."
+    return (
+        "Too few rows were kept\nfrom training to calibrate it: for probabilities give it labelled queries of yours "
+        "(`--calibrate queries.csv`)."
+    )
 
 
 def _further(record: Mapping[str, Any]) -> str:

@@ -125,6 +125,8 @@ def _become(command: list[str]) -> NoReturn:
 
 
 def _summarise(settings: TrainSettings, record: dict[str, Any]) -> None:
+    from training.card import can_calibrate
+
     console = Terminal()
     before, after = record["metrics"]["start"], record["metrics"]["held_out"]
     console.print(f"Trained in {record['seconds']:.0f} s. The encoder is in {settings.out}.")
@@ -142,6 +144,11 @@ def _summarise(settings: TrainSettings, record: dict[str, Any]) -> None:
         )
     if {fault["kind"] for fault in record["data"]["report"]} & {"empty text", "empty label"}:
         console.print("Before it can be indexed: fill or delete the rows without a text or a label, named above.")
+    if settings.pair_text is None and not can_calibrate(record):
+        console.print(
+            "Too few rows were kept from training to calibrate a collection of them. For probabilities train with "
+            "--unseen-classes 0.2, or give index 50 labelled queries or more with --calibrate FILE."
+        )
     console.print(f"Next: {_following(settings, record)}")
 
 

@@ -326,7 +326,8 @@ def _able(queries: Queries, known: Ints, view: _View) -> Flags:
     if able.sum() < FEW_QUERIES:
         raise CalibrationError(
             f"Of {len(known)} items only {able.sum()} have another of their label that is no near copy, so items "
-            "cannot ask for their like. Give labelled queries with --calibrate FILE."
+            "cannot ask for their like. Give labelled queries with --calibrate FILE, or, where the encoder was trained "
+            "on the other items, train it with --unseen-classes 0.2."
         )
     return able
 

@@ -164,6 +164,20 @@ def test_classes_of_two_rows_are_not_told_to_hold_out_what_they_cannot(tiny_enco
     assert "Train with --held-out" not in report
 
 
+@pytest.mark.parametrize(("rows", "enough"), [(2, False), (30, False), (40, True)])
+def test_rows_that_are_too_few_to_calibrate_with_are_told(
+    tiny_encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: int, enough: bool
+) -> None:
+    data = tmp_path / "rows.csv"
+    data.write_text("text,label\n" + "\n".join(f"{text},{label}" for text, label in sentences(rows)), encoding="utf-8")
+    assert train([str(data), "--encoder", str(tiny_encoder), "--epochs", "1", "--out", str(tmp_path / "m")]) == 0
+    card = " ".join((tmp_path / "m" / "README.md").read_text(encoding="utf-8").split())
+    assert ("it answers with probabilities" in card) is enough
+    assert ("--calibrate" in card) is not enough
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("train with --unseen-classes 0.2, or give index 50 labelled queries" in said) is not enough
+
+
 def test_the_map_is_the_plane_of_most_variance(model: Path) -> None:
     content = json.loads((model / EVALUATION).read_text())["map"]
     from sentence_transformers import SentenceTransformer
