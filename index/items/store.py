@@ -382,7 +382,8 @@ class ItemStore(Database):
     def feedback(self, upto: int | None = None) -> Feedback:
         """All notes, or those up to that number, in the order they came."""
         last = self.last_feedback if upto is None else upto
-        found = self._read("SELECT number, label, vector, last_row FROM feedback WHERE number <= ? ORDER BY number", last)
+        read = "SELECT number, label, vector, last_row FROM feedback WHERE number <= ? ORDER BY number"
+        found = self._read(read, last)
         return Feedback(
             np.array([number for number, _, _, _ in found], np.int64),
             [label for _, label, _, _ in found],
