@@ -44,7 +44,7 @@ class OnnxEncoder:
         record, content = _read(folder)
         try:
             self._session = inference_session(content)
-            self._tokenizer = Tokenizer.from_file(str(module_paths(folder)[0] / "tokenizer.json"))
+            self._tokenizer = Tokenizer.from_buffer((module_paths(folder)[0] / "tokenizer.json").read_bytes())
             self._inputs = [str(name) for name in record["inputs"]]
             self._pad, self._limit = int(record["pad"]), int(record["max_tokens"])
             self.dimension = int(record["dimension"])

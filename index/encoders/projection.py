@@ -42,11 +42,11 @@ class ProjectedEncoder(PicturesOnly):
 
 def read_projection(folder: Path) -> NDArray[np.float32]:
     """The matrix (d, base dimension) of the projection in `folder`. Raises `EncoderError`."""
-    from safetensors.numpy import load_file
+    from safetensors.numpy import load
 
     path = module_paths(folder)[-1] / WEIGHTS
     try:
-        weight: NDArray[np.float32] = load_file(path)[KEY]
+        weight: NDArray[np.float32] = load(path.read_bytes())[KEY]
     except Exception as error:  # safetensors raises its own bare type for damaged files
         raise EncoderError(f"{path}: the projection cannot be read ({error}). Train or copy it again.") from error
     if weight.ndim != 2 or weight.dtype != np.float32 or not np.isfinite(weight).all():

@@ -19,14 +19,15 @@ class StaticEncoder:
     modality: Literal["text"] = "text"
 
     def __init__(self, folder: Path) -> None:
-        from safetensors.numpy import load_file
+        from safetensors.numpy import load
         from tokenizers import Tokenizer
 
         self.fingerprint = fingerprint(folder)
         module = module_paths(folder)[0]
-        try:
-            self._weights: Vectors = load_file(module / "model.safetensors")["embedding.weight"].astype(np.float32)
-            self._tokenizer = Tokenizer.from_file(str(module / "tokenizer.json"))
+        try:  # from their bytes: of a path, both take UTF-8 alone
+            weights = load((module / "model.safetensors").read_bytes())["embedding.weight"]
+            self._weights: Vectors = weights.astype(np.float32, copy=False)
+            self._tokenizer = Tokenizer.from_buffer((module / "tokenizer.json").read_bytes())
         except Exception as error:  # both loaders raise bare Exceptions for damaged files
             raise EncoderError(f"{folder}: the encoder cannot be loaded ({error}). Train or copy it again.") from error
         if not np.isfinite(self._weights).all():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -111,6 +112,12 @@ def test_what_moves_no_vector_keeps_the_fingerprint(copy: Path, change: Callable
     before = fingerprint(copy)
     change(copy)
     assert fingerprint(copy) == before
+
+
+def test_a_folder_whose_name_is_no_utf8_is_read_as_any_other(folder: Path, tmp_path: Path) -> None:
+    moved = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(folder, moved)
+    np.testing.assert_array_equal(load_encoder(moved).encode(["card bank"]), load_encoder(folder).encode(["card bank"]))
 
 
 def test_a_copy_elsewhere_is_the_same_encoder(folder: Path, tmp_path: Path) -> None:

@@ -65,6 +65,12 @@ def test_float_export_gives_torchs_vectors(source: Path, exported: Path, torch_v
     assert not list(exported.glob("*.safetensors"))
 
 
+def test_a_folder_whose_name_is_no_utf8_is_read_as_any_other(exported: Path, tmp_path: Path) -> None:
+    moved = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(exported, moved)
+    np.testing.assert_array_equal(load_encoder(moved).encode(TEXTS[:2]), load_encoder(exported).encode(TEXTS[:2]))
+
+
 def test_attention_is_one_operator(exported: Path) -> None:
     onnx = pytest.importorskip("onnx", reason="the package onnx is not installed")
     operators = [node.op_type for node in onnx.load(exported / "model.onnx").graph.node]
