@@ -21,6 +21,10 @@ class EncoderError(SurematchError):
     """An encoder that cannot be found, is damaged, or produced unusable vectors."""
 
 
+class RuntimeMissing(EncoderError):
+    """An encoder whose folder may be whole, and for which a package is not installed here."""
+
+
 class WorkerError(EncoderError):
     """An encoding process died. What was encoded before is kept."""
 

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from index.encoders.files import Modality
-from index.errors import DataError, EncoderError
+from index.encoders.files import Modality, fingerprint, modality_of
+from index.errors import DataError, EncoderError, RuntimeMissing
 
 Vectors = NDArray[np.float32]
 FEW_TEXTS = 4
@@ -36,6 +36,26 @@ class Encoder(Protocol):
     def too_long(self, texts: Sequence[str]) -> list[int]:
         """Positions of texts longer than the encoder reads; their ends do not reach the vector."""
         ...
+
+
+class WithoutRuntime:
+    """An encoder that cannot run here, in the hands of what encodes nothing: a deletion, a compaction, a back-up."""
+
+    def __init__(self, folder: Path, dimension: int, missing: str) -> None:
+        self.fingerprint, self.modality, self.dimension = fingerprint(folder), modality_of(str(folder)), dimension
+        self._missing = missing
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """Raises `RuntimeMissing`."""
+        raise RuntimeMissing(self._missing)
+
+    def encode_images(self, images: Sequence[Any]) -> Vectors:
+        """Raises `RuntimeMissing`."""
+        raise RuntimeMissing(self._missing)
+
+    def too_long(self, texts: Sequence[str]) -> list[int]:
+        """Raises `RuntimeMissing`."""
+        raise RuntimeMissing(self._missing)
 
 
 def checked_texts(texts: Sequence[str]) -> Sequence[str]:

@@ -24,7 +24,7 @@ from PIL import Image, ImageOps
 from index.encoders.encoder import Vectors
 from index.encoders.files import fingerprint
 from index.encoders.image_encoder import PicturesOnly, Source, blaming, opened, unit
-from index.errors import DataError, EncoderError
+from index.errors import DataError, EncoderError, RuntimeMissing
 
 SFACE_FILE = "face_recognition_sface_2021dec_int8bq.onnx"
 YUNET_FILE = "face_detection_yunet_2023mar_int8bq.onnx"
@@ -202,12 +202,12 @@ def _opencv() -> Any:
     try:
         import cv2
     except ImportError as error:
-        raise EncoderError(
+        raise RuntimeMissing(
             "The encoder 'sface' runs on OpenCV, which is not installed. Install it with: "
             "pip install 'surematch[faces]'"
         ) from error
     if int(cv2.__version__.partition(".")[0]) > 4:
-        raise EncoderError(
+        raise RuntimeMissing(
             f"The encoder 'sface' needs OpenCV 4; {cv2.__version__} cannot run its face detector. Install it with: "
             "pip install 'opencv-python-headless<5'"
         )

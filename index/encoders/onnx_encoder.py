@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from index.encoders.encoder import checked_texts, default_prompt, tokenized, unit
 from index.encoders.files import ONNX_MODEL, ONNX_RECORD, fingerprint, module_paths
-from index.errors import EncoderError
+from index.errors import EncoderError, RuntimeMissing
 
 # ONNX Runtime 1.32 tells its maker about its use, and keeps a file of it in the user's cache, unless this stands in the
 # environment before it is loaded
@@ -113,7 +113,7 @@ def inference_session(content: bytes, constants: Mapping[str, NDArray[Any]] | No
 def need_onnxruntime() -> None:
     """Raises `EncoderError` with the remedy when ONNX Runtime is not installed."""
     if find_spec("onnxruntime") is None:
-        raise EncoderError(
+        raise RuntimeMissing(
             "This encoder runs on ONNX Runtime, which is not installed. Install it with: pip install 'surematch[onnx]'"
         )
 

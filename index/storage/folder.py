@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from index.encoders.by_name import load_encoder
-from index.encoders.encoder import Encoder
-from index.errors import CollectionError
+from index.encoders.encoder import Encoder, WithoutRuntime
+from index.errors import CollectionError, RuntimeMissing
 from index.storage.place import beside
 
 FORMAT = 1
@@ -25,9 +25,11 @@ CONFIG, ENCODER, ITEMS, SNAPSHOTS = "collection.json", "encoder", "items.sqlite"
 
 
 def checked_encoder(path: Path, config: dict[str, Any]) -> Encoder:
-    """The collection's encoder. Raises `CollectionError` when it is another one."""
+    """The collection's encoder, which need not be able to run. Raises `CollectionError` when it is another one."""
     try:
         encoder = load_encoder(path / ENCODER)
+    except RuntimeMissing as error:
+        encoder = WithoutRuntime(path / ENCODER, config["dimension"], str(error))
     except OSError as error:
         raise CollectionError(f"{path / ENCODER}: cannot be read ({error}). Check its permissions.") from error
     if encoder.fingerprint != config["encoder"]:

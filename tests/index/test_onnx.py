@@ -22,6 +22,8 @@ from index.encoders.onnx_encoder import OnnxEncoder, inference_session
 from index.encoders.onnx_export import install_encoder
 from index.encoders.text_encoders import SentenceEncoder, StaticEncoder
 from index.errors import CollectionError, DataError, EncoderError
+from index.verbs import cli, cli_items
+from index.verbs.cli_calibrations import calibrations
 from tests.index.conftest import World
 from tests.index.helpers import sentences
 
@@ -178,6 +180,24 @@ def test_an_export_that_fails_keeps_torch_unless_it_was_asked_for(
     assert fingerprint(tmp_path / "auto") == fingerprint(source)
     monkeypatch.setattr(onnx_export, "find_spec", lambda name: None)
     assert install_encoder(source, tmp_path / "without", "auto", TEXTS) == []
+
+
+def test_what_encodes_nothing_needs_no_runtime(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [Row(text, label, "x.csv", at + 2) for at, (text, label) in enumerate(sentences(10))]
+    out = tmp_path / "c"
+    build_collection(str(exported), rows, out, workers=1)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert calibrations([str(out)]) == 0
+    assert cli_items.delete([str(out), "x.csv:2"]) == 0
+    assert cli_items.compact([str(out)]) == 0
+    assert cli_items.backup([str(out), str(tmp_path / "copy")]) == 0
+    with pytest.raises(EncoderError, match=r"surematch\[onnx\]"):
+        cli.search([str(out), "bank card"])
+    (out / "encoder" / "tokenizer.json").write_text("{}")
+    with pytest.raises(CollectionError, match="is not the one the collection was built with"):
+        Collection.open(out)
 
 
 _SERVE = """

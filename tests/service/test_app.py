@@ -16,7 +16,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from index.collection import Collection
-from index.errors import CollectionError
+from index.encoders.encoder import Encoder
+from index.errors import CollectionError, RuntimeMissing
 from service.app import create_app
 from service.problems import KINDS, Problem
 from service.schemas import SearchRequest, TextQuery
@@ -243,3 +244,12 @@ def test_the_openapi_document_states_the_limits_and_every_reference_resolves(col
     assert found
     assert {ref.removeprefix("#/components/schemas/") for ref in found} <= set(schemas)
     assert all("422" not in path for path in document["paths"])
+
+
+def test_a_service_whose_encoder_cannot_run_does_not_start(collection: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(folder: Path) -> Encoder:
+        raise RuntimeMissing("ONNX Runtime is not installed")
+
+    monkeypatch.setattr("index.storage.folder.load_encoder", missing)
+    with pytest.raises(RuntimeMissing, match="ONNX Runtime"):
+        Serving.open(settings(collection))
