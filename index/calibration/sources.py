@@ -208,10 +208,10 @@ def _notes(queries: Queries, gallery: Gallery, trained: NDArray[np.uint64], unkn
         able &= count[np.minimum(queries.codes, labels - 1)] > 1
     real, needed = int((queries.codes < 0).sum()), needed_unknown(int(able.sum()), unknown_share)
     if labels > 1 and real < needed and count.max(initial=0) > count.sum() / 2:
-        warnings.append(
-            f"The label {gallery.names[int(count.argmax())]!r} has {count.max() / count.sum():.0%} of the items. With "
-            "it hidden, as an unknown query is imitated, little is left to be mistaken: real unknown queries may get "
-            "in far more often. Give some with --unknown FILE."
+        warnings.append(  # without the label's name: the calibration may be kept for longer than its items
+            f"One label has {count.max() / count.sum():.0%} of the items. With it hidden, as an unknown query is "
+            "imitated, little is left to be mistaken: real unknown queries may get in far more often. Give some with "
+            "--unknown FILE."
         )
     if len(trained) and real < needed:
         beside = f"Beside the {real} given, unknown" if real else "Unknown"

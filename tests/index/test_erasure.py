@@ -6,6 +6,7 @@ import random
 import re
 import sqlite3
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,22 @@ def test_an_older_snapshot_that_holds_what_was_deleted_goes(copied: Path, monkey
     assert {path.name for path in (copied / "snapshots").iterdir()} == {newer, "CURRENT"}
     assert older != newer
     assert not any(vector.tobytes() in path.read_bytes() for path in copied.rglob("*") if path.is_file())
+
+
+def test_no_calibration_that_is_kept_names_a_label_that_was_deleted(world: World, tmp_path: Path) -> None:
+    """Not even one that a warning is about: half of the items and more have it."""
+    rows = [row for at, row in enumerate(world.rows(world.items)) if row.label == "card" or at % 3 == 0]
+    rows = [replace(row, label="Zacharias") if row.label == "card" else row for row in rows]
+    build_collection(str(world.encoder), rows, tmp_path / "people")
+    live = Collection.open(tmp_path / "people", writable=True)
+    assert live.calibration is not None
+    assert any("One label has 60% of the items" in said for said in live.calibration.warnings)
+    live.recalibrate(feedback=False)
+    live.delete(f"items.csv:{row.line}" for row in rows if row.label == "Zacharias")
+    live.snapshot()
+    live.close()
+    assert list((tmp_path / "people" / "calibrations").glob("*.json"))
+    assert not any(b"Zacharias" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
 @pytest.mark.parametrize("seed", [0, 2])
