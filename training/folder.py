@@ -1,4 +1,4 @@
-"""A model folder appears whole or not at all: written beside its place, then renamed into it."""
+"""A model folder appears whole or not at all: written in its run folder, then renamed into its place."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from index.encoders.files import RECORD
 from index.errors import SettingsError
 
 FORMAT = "surematch model 1"
+ENCODER = "encoder"
+"""Where in a run folder the encoder is written."""
 EVALUATION, REPORT = "evaluation.json", "report.html"
 """Everything that was measured, and the page that shows it."""
 log = logging.getLogger("surematch.training")
@@ -41,17 +44,16 @@ def check_target(out: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder beside `out` that takes its place when the block ends well, and is removed when it does not.
+def new_folder(out: Path, overwrite: bool, work: Path) -> Iterator[Path]:
+    """A folder in `work`, this process's alone, that takes the place of `out` when the block ends well, and is removed
+    when it does not; what a killed process left there goes.
 
     A model already at `out` stays until the new one is complete. Raises `SettingsError` where `out` is not free any
     more, which says where the finished folder is then: what took hours is not thrown away.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    mask = os.umask(0o077)  # it can only be read by setting it
-    os.umask(mask)
-    temporary.chmod(0o777 & ~mask)
+    temporary = work / ENCODER
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
     try:
         yield temporary
     except BaseException:
@@ -60,9 +62,10 @@ def new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     try:
         _take_place(temporary, out, overwrite)
     except OSError as error:
+        kept = temporary.rename(out.with_name(f".{out.name}.{uuid4().hex[:8]}"))  # `work` goes with the training
         raise SettingsError(
-            f"{out}: {error.strerror or error}, so it is left as it is. The trained encoder is whole, in {temporary}. "
-            f"Give it another name: mv {shlex.quote(str(temporary))} NAME"
+            f"{out}: {error.strerror or error}, so it is left as it is. The trained encoder is whole, in {kept}. "
+            f"Give it another name: mv {shlex.quote(str(kept))} NAME"
         ) from error
 
 

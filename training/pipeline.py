@@ -70,7 +70,7 @@ def _train_encoder(settings: TrainSettings, console: Console) -> dict[str, Any]:
     prepared = prepare(settings, console)
     run = Run(settings.out, {"data": data_fingerprint([*prepared.rows, *prepared.unseen]), **settings.shaping()})
     begun = run.begun(resume=settings.resume, overwrite=settings.overwrite)
-    with begun as checkpoint, new_folder(settings.out, settings.overwrite) as folder:
+    with begun as checkpoint, new_folder(settings.out, settings.overwrite, run.folder) as folder:
         write_config(settings, run.folder)
         record, evaluation = _train(settings, prepared, run.checkpoints, checkpoint, console, folder)
         record["seconds"] = round(time.perf_counter() - started, 1)

@@ -97,7 +97,7 @@ def test_a_model_that_is_replaced_and_cannot_be_removed_is_told_of(
 ) -> None:
     out = tmp_path / "m"
     for version in ("old", "new"):
-        with monkeypatch.context() as patch, new_folder(out, overwrite=True) as folder:
+        with monkeypatch.context() as patch, new_folder(out, True, tmp_path) as folder:
             (folder / "training.json").write_text(json.dumps({"format": FORMAT, "version": version}))
             patch.setattr(
                 "training.folder.shutil.rmtree", lambda path, **how: None
@@ -118,6 +118,7 @@ def test_one_training_at_a_time_into_a_place(command: list[str], tmp_path: Path)
     assert (run / "run.json").is_file()
     process.kill()
     assert process.wait() == -signal.SIGKILL
+    assert not list(tmp_path.glob(".*")), "what it leaves lies in the run folder"
     with pytest.raises(SettingsError, match="holds an interrupted run"):
         train([*command, "--epochs", "9999"])
     with pytest.raises(SettingsError, match=r"epochs was 9999\.0, is 1\.0"):
