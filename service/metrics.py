@@ -5,10 +5,12 @@ With several workers each writes its values into files of `PROMETHEUS_MULTIPROC_
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterable
 from copy import copy
+from itertools import product
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -105,10 +107,11 @@ class Metrics:
         )
         self.drift = Gauge(
             "surematch_drift",
-            "How far recent queries are from the calibration's own: PSI and KS of best cosine and background",
+            "How far recent queries are from the calibration's own: PSI and KS of best cosine and background, NaN "
+            "while there are too few; with several workers, of the one that answers",
             ("collection", "of", "measure"),
             registry=registry,
-            multiprocess_mode="livemax",
+            multiprocess_mode="livemostrecent",  # a KS beside the limit of another worker says nothing
         )
 
         self._count_under(collection)
@@ -138,13 +141,9 @@ class Metrics:
             self._probability[self.collection].observe(1 - answer.no_match)
 
     def drifted(self, report: dict[str, Any]) -> None:
-        """`Collection.drift_report`; nothing is shown while there are too few queries to say."""
-        if not self._shared:  # with several processes a gauge stays until it is set again
-            self.drift.remove_by_labels({"collection": self.collection})
-        for of, measures in report.items():
-            if isinstance(measures, dict):
-                for measure, value in measures.items():
-                    self.drift.labels(self.collection, of, measure).set(value)
+        """`Collection.drift_report`. All are set each time: what another version or worker had does not stay."""
+        for of, measure in product(("best_cosine", "background"), ("psi", "ks", "ks_limit")):
+            self.drift.labels(self.collection, of, measure).set(report.get(of, {}).get(measure, math.nan))
 
     def text(self) -> bytes:
         """The exposition of all workers."""

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import math
 import os
 import re
 import shutil
@@ -21,10 +22,11 @@ import httpx2
 import psutil
 import pytest
 
+from index.calibration.drift import CHANGED
 from index.collection import Collection
 from service.counters import PREFIX, counters_folder
 from tests.service.conftest import ROOT, Server, serving, until
-from tests.service.gallery import KNOWN
+from tests.service.gallery import KNOWN, UNKNOWN
 from tests.service.test_cli import run
 from tests.service.test_reload import QUERIES, Crowd, point
 
@@ -81,6 +83,21 @@ def test_both_answer_metrics_tell_who_and_sum_up_and_a_killed_one_is_replaced(co
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(30) == 0
         assert not any(worker.is_running() for worker in kept)
+
+
+def test_drift_of_a_version_that_was_replaced_is_not_shown(collection: Path) -> None:
+    strangers = {"queries": [{"text": text} for text in UNKNOWN[:8]]}
+
+    def drift() -> list[float]:
+        return [float(value) for value in re.findall(r"^surematch_drift{.*} (\S+)", _metrics(server), re.MULTILINE)]
+
+    with fleet(collection) as server:
+        assert all(math.isnan(value) for value in drift())
+        while not any(value > CHANGED for value in drift()):
+            for _ in range(10):  # each on a new connection, which either worker may take
+                assert httpx2.post(f"{server.url}/v1/search", json=strangers).status_code == 200
+        assert httpx2.post(f"{server.url}/v1/admin/reload").status_code == 200
+        assert all(math.isnan(value) for value in drift())
 
 
 def test_a_stop_answers_on_every_connection_it_has(collection: Path) -> None:
