@@ -45,6 +45,9 @@ def _closed(items: list[T]) -> Sequence[R | Exception]:
 def _unseen(size: int) -> None: ...
 
 
+def _uncounted() -> None: ...
+
+
 class Batcher(Generic[T, R]):
     """Runs `call(items)` in up to `lanes` threads at a time, or in the event loop where `quick(items)` says so.
 
@@ -167,17 +170,23 @@ def _settle(answer: asyncio.Future[R], result: R | Exception) -> None:
 
 
 class Admission:
-    """A bound on the queries that wait or run. One request alone is always admitted, however large."""
+    """A bound on how many of `what` wait or run. One request alone is always admitted, however large.
 
-    def __init__(self, limit: int) -> None:
+    `refused` is called for every request that is not.
+    """
+
+    def __init__(self, limit: int, what: str = "queries", refused: Callable[[], object] = _uncounted) -> None:
         self.limit = limit
         self.pending = 0
+        self._what = what
+        self._refused = refused
 
-    def enter(self, queries: int) -> None:
+    def enter(self, size: int) -> None:
         """Raises `Problem` "busy" when there is no room; else call `leave` with the same number afterwards."""
-        if self.pending and self.pending + queries > self.limit:
-            raise Problem("busy", f"{self.pending} queries wait or run already.", headers={"Retry-After": "1"})
-        self.pending += queries
+        if self.pending and self.pending + size > self.limit:
+            self._refused()
+            raise Problem("busy", f"{self.pending} {self._what} wait or run already.", headers={"Retry-After": "1"})
+        self.pending += size
 
-    def leave(self, queries: int) -> None:
-        self.pending -= queries
+    def leave(self, size: int) -> None:
+        self.pending -= size

@@ -77,7 +77,9 @@ class Metrics:
         self.pending = Gauge(
             "surematch_pending_queries", "Queries that wait or run", registry=registry, multiprocess_mode="livesum"
         )
-        self.refused = Counter("surematch_refused", "Requests refused because too many waited", registry=registry)
+        self.refused = Counter(
+            "surematch_refused", "Searches, writes and jobs refused because too many waited", registry=registry
+        )
         self.late = Counter("surematch_late", "Requests given up at their deadline", registry=registry)
         self.cache = Counter(
             "surematch_cache", "Texts looked up in the cache of vectors", ("found",), registry=registry

@@ -80,7 +80,7 @@ KINDS = {
         Kind("unknown-host", 421, "This service has another name", "Call it 127.0.0.1, or add --allowed-hosts NAME."),
         Kind("not-json", 422, "The body is not valid JSON", "Send one JSON object in UTF-8, without NaN or Infinity."),
         Kind("invalid-request", 422, "The request is not valid", "Correct what `errors` names; /docs has the schema."),
-        Kind("busy", 503, "Too many searches are waiting", "Try again after the time of the Retry-After header."),
+        Kind("busy", 503, "Too much is waiting", "Try again after the time of the Retry-After header."),
         Kind("too-slow", 503, "The search took too long", "Try again later, with fewer queries a request."),
         Kind("not-ready", 503, "The service is not ready", "Wait until /readyz answers 200."),
         Kind("unavailable", 503, "The collection cannot answer", "The service's log names the fault and the remedy."),

@@ -75,7 +75,7 @@ class Searcher:
         self.metrics = metrics
         self.cache = VectorCache(settings.cache_bytes)
         self._deadline = settings.deadline_seconds
-        self._places = Admission(settings.max_pending)
+        self._places = Admission(settings.max_pending, "queries", metrics.refused.inc)
         self._took = float("inf")
         self._encoding: Batcher[list[str], tuple[Vectors, float]] = Batcher(
             self._encode,
@@ -276,11 +276,7 @@ class _Place:
         self._timeout = asyncio.timeout(deadline)
 
     async def __aenter__(self) -> None:
-        try:
-            self.places.enter(self.size)
-        except Problem:
-            self.metrics.refused.inc()
-            raise
+        self.places.enter(self.size)
         self.metrics.pending.set(self.places.pending)
         await self._timeout.__aenter__()
 

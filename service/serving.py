@@ -78,7 +78,7 @@ class Serving:
         metrics = (metrics or Metrics()).named(name)
         metrics.items.labels(name).set(collection.size)
         searcher = Searcher(collection, settings, metrics)
-        writer = Writer(4 * settings.max_items)
+        writer = Writer(4 * settings.max_items, metrics.refused.inc)
         recent = RecentQueries(collection.encoder.dimension) if settings.writable else None
         nearest = [hit.id for hit in answer.hits]
         return cls(collection, searcher, settings.examples, nearest, writer, name, recent, folders[name])

@@ -25,9 +25,10 @@ class Writer:
     A write whose request is cancelled (the service stops) is never begun; one that has begun is finished.
     """
 
-    def __init__(self, max_pending: int) -> None:
+    def __init__(self, max_pending: int, refused: Callable[[], object]) -> None:
+        """`refused` is called for every write that is, see `run`."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
-        self._places = Admission(max_pending)
+        self._places = Admission(max_pending, "items to write", refused)
 
     async def run(self, write: Callable[[], R], size: int = 1) -> R:
         """What `write()` returns. Raises `Problem` "busy" when writes of too many items wait already, and "not-ready"

@@ -42,6 +42,7 @@ async def start_job(request: Request) -> Response:
     jobs = _jobs(request)
     asked = validated(JobRequest, await json_body(request)).root
     if jobs.waiting() >= QUEUE:
+        request.app.state.metrics.refused.inc()
         raise Problem("busy", f"{QUEUE} jobs wait already.", headers={"Retry-After": "60"})
     source, name, id = None, None, new_id()
     if isinstance(asked, RecalibrateJob):

@@ -189,6 +189,28 @@ def test_the_queue_is_bounded_and_recovers(collection: Path, monkeypatch: pytest
         serving.close()
 
 
+def test_a_write_that_is_refused_says_that_writes_wait_and_is_counted(collection: Path) -> None:
+    serving = Serving.open(settings(collection, max_items=1))
+    release = threading.Event()
+
+    async def run() -> Problem:
+        waiting = asyncio.create_task(serving.write(lambda: release.wait(30), 4))
+        await asyncio.sleep(0)
+        with pytest.raises(Problem) as refused:
+            await serving.write(lambda: None)
+        release.set()
+        assert await waiting
+        return refused.value
+
+    try:
+        problem = asyncio.run(run())
+    finally:
+        serving.close()
+    assert problem.slug == "busy"
+    assert "4 items to write wait" in problem.detail
+    assert b"surematch_refused_total 1.0" in serving.searcher.metrics.text()
+
+
 def test_a_search_past_its_deadline_is_given_up_and_leaves_its_place(
     collection: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
