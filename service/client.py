@@ -64,6 +64,9 @@ class ServiceProblem(SurematchError):
         self.slug = reply.type.rpartition("/")[2]
         self.request_id = request_id
 
+    def __reduce__(self) -> tuple[Any, ...]:  # made of its message alone otherwise, as exceptions are when unpickled
+        return ServiceProblem, (self.status, self.reply, self.request_id)
+
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[R]):
@@ -75,6 +78,8 @@ class Call(Generic[R]):
     json: Any = None
     content: bytes | None = None
     params: dict[str, str] = field(default_factory=dict)
+    vectors: int | None = None
+    """Rows of `content`, which the service cuts by its own dimension."""
 
     def of(self, collection: str | None) -> str:
         """The path, of the default collection or of one by its name."""
@@ -92,10 +97,13 @@ class Call(Generic[R]):
         return {"content": content, "params": self.params, "headers": headers}
 
     def read(self, response: httpx2.Response) -> R:
-        """Raises `ServiceProblem`; `SurematchError` for an answer that is none of this service's."""
+        """Raises `ServiceProblem`; `SurematchError` for an answer that is none of this service's, `DataError` for one
+        to other vectors than were sent."""
         try:
             if response.is_success:
-                return self.reply.model_validate_json(response.content)
+                reply = self.reply.model_validate_json(response.content)
+                self._check_count(reply)
+                return reply
             problem = ProblemReply.model_validate_json(response.content)
         except ValidationError as error:
             raise SurematchError(
@@ -103,6 +111,13 @@ class Call(Generic[R]):
                 f"service ({error.error_count()} faults). Check the address, and that both sides are of one version."
             ) from None
         raise ServiceProblem(response.status_code, problem, response.headers.get("x-request-id"))
+
+    def _check_count(self, reply: BaseModel) -> None:
+        if self.vectors is not None and isinstance(reply, SearchReply) and len(reply.results) != self.vectors:
+            raise DataError(
+                f"{self.vectors} vectors were sent and {len(reply.results)} answered: they are not of the collection's "
+                "dimension. Make them with its model."
+            )
 
 
 class Calls:
@@ -140,7 +155,8 @@ class Calls:
         params = {"k": str(k), "map": spec, "coverage_for": coverage_for}
         if coverage is not None:
             params["coverage"] = repr(float(coverage))
-        return Call("POST", "/v1/search", SearchReply, content=_floats(vectors), params=params)
+        rows = _rows(vectors)
+        return Call("POST", "/v1/search", SearchReply, content=rows.tobytes(), params=params, vectors=len(rows))
 
     @staticmethod
     def search_text(text: str, *, k: int = 10) -> Call[SearchReply]:
@@ -278,15 +294,18 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"it holds a {type(value).__name__}")
 
 
-def _floats(vectors: Any) -> bytes:
-    """Vectors as the service reads them. Raises `DataError`."""
+def _rows(vectors: Any) -> NDArray[np.float32]:
+    """Vectors (n, d) as the service reads them. Raises `DataError`."""
     try:
         given = np.asarray(vectors)
         if np.iscomplexobj(given):
             raise ValueError("they are complex")
-        return np.ascontiguousarray(given, "<f4").tobytes()
+        rows = np.ascontiguousarray(given, "<f4")
     except (TypeError, ValueError) as error:
         raise DataError(f"The query vectors are no array of numbers ({error}). Send rows of float32.") from error
+    if given.ndim != 2:
+        raise DataError(f"The query vectors have the shape {given.shape}, expected (n, d): a row for each.")
+    return rows
 
 
 def _item(at: int, item: Any) -> dict[str, Any]:

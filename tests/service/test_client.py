@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import pickle
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -168,6 +169,7 @@ def test_vectors_are_taken_as_numpy_has_them(api: Client, server: Server) -> Non
         (lambda: Calls.search(["x"], filter={"a": object()}).arguments(), "not JSON (it holds a object)"),
         (lambda: Calls.search_vectors(np.array(["x"])), "The query vectors are no array of numbers"),
         (lambda: Calls.search_vectors(np.array([1j])), "no array of numbers (they are complex)"),
+        (lambda: Calls.search_vectors(np.ones(32)), "The query vectors have the shape (32,), expected (n, d)"),
         (lambda: Calls.item("a\ud800"), "The id holds half of a surrogate pair"),
         (lambda: Calls.job("a\ud800"), "The id holds half of a surrogate pair"),
         (lambda: Calls.search_text("a\ud800"), "The text holds half of a surrogate pair"),
@@ -176,6 +178,20 @@ def test_vectors_are_taken_as_numpy_has_them(api: Client, server: Server) -> Non
 def test_what_cannot_be_sent_is_said(call: Callable[[], object], said: str) -> None:
     with pytest.raises(DataError, match=re.escape(said)):
         call()
+
+
+def test_vectors_of_another_dimension_are_no_query_even_where_their_bytes_are_one(api: Client) -> None:
+    halves = api.embeddings(["mute speaker"], "home").reshape(2, -1)
+    with pytest.raises(DataError, match="2 vectors were sent and 1 answered"):
+        api.search_vectors(halves)
+
+
+def test_a_refusal_comes_whole_from_another_process(api: Client) -> None:
+    with pytest.raises(ServiceProblem) as refused:
+        api.item("never was")
+    copy = pickle.loads(pickle.dumps(refused.value))
+    assert (str(copy), copy.status, copy.slug) == (str(refused.value), 404, "no-such-item")
+    assert (copy.reply, copy.request_id) == (refused.value.reply, refused.value.request_id)
 
 
 @pytest.mark.parametrize("client", [Client, AsyncClient])
