@@ -8,39 +8,41 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from fastapi import APIRouter, FastAPI
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import JSONResponse
 from starlette.staticfiles import StaticFiles
 
 from service.problems import KINDS, Problem
 
 WEB = Path(__file__).parent.parent / "web"
 router = APIRouter(include_in_schema=False)
+_web = StaticFiles(directory=WEB)
+"""Answers 304 to who has a file already."""
 
 
 @router.get("/")
-async def page() -> FileResponse:
-    return FileResponse(WEB / "index.html")
+async def page(request: Request) -> Response:
+    return await _web.get_response("index.html", request.scope)
 
 
 @router.get("/calibration")
-async def calibration() -> FileResponse:
-    return FileResponse(WEB / "calibration.html")
+async def calibration(request: Request) -> Response:
+    return await _web.get_response("calibration.html", request.scope)
 
 
 @router.get("/collection")
-async def collection() -> FileResponse:
-    return FileResponse(WEB / "collection.html")
+async def collection(request: Request) -> Response:
+    return await _web.get_response("collection.html", request.scope)
 
 
 @router.get("/docs")
-async def docs() -> FileResponse:
-    return FileResponse(WEB / "docs.html")
+async def docs(request: Request) -> Response:
+    return await _web.get_response("docs.html", request.scope)
 
 
 @router.get("/favicon.ico")
-async def favicon() -> FileResponse:
-    return FileResponse(WEB / "icon.svg", media_type="image/svg+xml")
+async def favicon(request: Request) -> Response:
+    return await _web.get_response("icon.svg", request.scope)
 
 
 @router.get("/problems/{slug}")
@@ -55,4 +57,4 @@ async def problem(slug: str) -> JSONResponse:
 def mount(app: FastAPI) -> None:
     swagger = Path(str(files("fastapi_swagger.resources")))
     app.mount("/web/swagger", StaticFiles(directory=swagger), name="swagger")
-    app.mount("/web", StaticFiles(directory=WEB), name="web")
+    app.mount("/web", _web, name="web")

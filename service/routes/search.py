@@ -20,7 +20,7 @@ from service.schemas import VISIBLE, SearchReply, SearchRequest
 from service.tracing import search_spans
 
 router = APIRouter(prefix="/v1", tags=["search"])
-_PROBLEMS = documented("busy", "too-slow", "not-ready")
+_PROBLEMS = documented("busy", "too-slow", "not-ready", "disk-full")  # the last where an audit log is kept
 OCTETS = "application/octet-stream"
 _BODY = {
     "required": True,

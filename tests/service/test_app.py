@@ -108,6 +108,21 @@ def test_every_problem_type_has_its_page(collection: Path) -> None:
     assert [reply.json()["type"] for reply in replies] == [f"/problems/{slug}" for slug in KINDS]
 
 
+def test_a_page_that_a_browser_has_is_not_sent_again(collection: Path) -> None:
+    app = create_app(settings(collection))
+    paths = ("/", "/docs", "/calibration", "/collection", "/favicon.ico", "/web/app.js")
+    whole = call(app, *(("GET", path) for path in paths))
+
+    async def again() -> list[httpx2.Response]:
+        transport = httpx2.ASGITransport(app=app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            tags = [{"If-None-Match": reply.headers["etag"]} for reply in whole]
+            return [await client.get(path, headers=tag) for path, tag in zip(paths, tags, strict=True)]
+
+    assert [reply.status_code for reply in whole] == [200] * len(paths)
+    assert [(reply.status_code, reply.content) for reply in asyncio.run(again())] == [(304, b"")] * len(paths)
+
+
 def test_examples_given_are_the_examples_shown(collection: Path) -> None:
     app = create_app(settings(collection, examples=["is it warm", "sing"]))
     (reply,) = call(app, ("GET", "/v1/collection"))

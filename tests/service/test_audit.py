@@ -127,6 +127,8 @@ def test_what_cannot_be_logged_is_refused(collection: Path, tmp_path: Path) -> N
             api.post("/v1/admin/snapshot"),
         ):
             assert refused.status_code in (404, 507), refused.text
+        paths = api.get("/openapi.json").json()["paths"]
+        assert "507" in paths["/v1/search"]["post"]["responses"]
         assert api.get("/v1/items/new").status_code == 404
 
 
