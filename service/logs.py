@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 import orjson
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.headers import header
@@ -99,5 +100,10 @@ def _fields(scope: Scope, request_id: str, status: int, seconds: float) -> dict[
 
 
 def route_of(scope: Scope) -> str:
-    """The template of the route that answered, "-" for none: of bounded number, and without the caller's words."""
-    return str(getattr(scope.get("route"), "path", "-"))
+    """The template of the route that answered, or would have, had the request not been refused before it came there;
+    "-" for none: of bounded number, and without the caller's words."""
+    route = scope.get("route")
+    if route is None:
+        known = scope["app"].state.routes
+        route = next((one for one in known if one.matches(dict(scope))[0] is Match.FULL), None)
+    return str(getattr(route, "path", "-"))

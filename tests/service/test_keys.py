@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -279,3 +280,20 @@ def test_a_log_line_is_one_line_of_json() -> None:
 def test_the_environment_can_name_the_file(made: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "SUREMATCH_KEYS", made["file"])
     assert ServeSettings(collection=Path("x")).keys == Path(made["file"])
+
+
+def test_what_is_refused_is_counted_under_the_route_it_asked_for(locked: Server, made: dict[str, str]) -> None:
+    with httpx2.Client(base_url=locked.url, timeout=30) as api:
+        assert api.put("/v1/collections/home/items", json={"items": []}).status_code == 401
+        assert api.delete("/v1/items/an/id", headers=bearer(made["search"])).status_code == 403
+        large = {"queries": [{"text": "x" * 9_000_000}]}
+        assert api.post("/v1/search", json=large, headers=bearer(made["search"])).status_code == 413
+        assert api.get("/v1/nothing", headers=bearer(made["admin"])).status_code == 404
+        said = api.get("/metrics", headers=bearer(made["search"])).text
+    counted = re.findall(r'^surematch_requests_total{method="(\w+)",route="(.+)",status="(40[134]|413)"}', said, re.M)
+    assert {
+        ("PUT", "/v1/items", "401"),
+        ("DELETE", "/v1/items/{id:id}", "403"),
+        ("POST", "/v1/search", "413"),
+        ("GET", "-", "404"),
+    } <= set(counted)
