@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,7 +57,30 @@ def test_other_labels_count_though_their_number_stays(others: int, stale: bool) 
     now = gallery(3 * others + np.arange(60), three_each([*names]))
     found = then.stale_for(now)
     assert (found is not None) is stale
-    assert not stale or f"{20 - others} still have an item of then" in str(found)
+    assert not stale or f"{20 - others} still have a third of their items of then" in str(found)
+
+
+@pytest.mark.parametrize(("thinned", "left", "stale"), [(3, 1, True), (2, 1, False), (3, 5, False)])
+def test_a_label_counts_as_gone_before_its_last_item_is(thinned: int, left: int, stale: bool) -> None:
+    """20 labels of 5 to 24 items; of those of 12 and more some keep so few of these."""
+    sizes = range(5, 25)
+    names = [name for name, size in zip(LABELS, sizes, strict=True) for _ in range(size)]
+    then = Seen.from_json(json.loads(json.dumps(Seen.of(gallery(np.arange(len(names)), [*names])).to_json())))
+    thin = LABELS[7 : 7 + thinned]
+    kept = [at for at, name in enumerate(names) if name not in thin or at < names.index(name) + left]
+    found = then.stale_for(gallery(np.array(kept), [names[at] for at in kept]))
+    assert (found is not None) is stale
+    assert not stale or f"{20 - thinned} still have a third of their items of then" in str(found)
+
+
+@pytest.mark.parametrize("each", [1, 2, 3, 4, 5, 10])
+def test_a_third_of_the_items_may_go_wherever_they_are(each: int) -> None:
+    names = [f"l{at // each:03d}" for at in range(200 * each)]
+    then = Seen.of(gallery(np.arange(len(names)), [*names]))
+    kept = np.sort(np.random.default_rng(each).permutation(len(names))[: int(len(names) * 0.7)])
+    if each == 1:  # every item that goes is a label
+        kept = np.arange(20, 200)
+    assert then.stale_for(gallery(kept, [names[at] for at in kept])) is None
 
 
 def test_items_without_a_label_are_each_a_label_of_their_own() -> None:
