@@ -113,7 +113,8 @@ def _measures(record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     ]
     lead = (
         "Held-out rows look for their class among all training rows; rows of classes never seen among each other. The "
-        "intervals are bootstrapped: over queries, and for classes never seen over classes, which differ more."
+        "intervals are over queries, and for classes never seen over classes, which differ more: exact ones of rates "
+        "over queries, otherwise bootstrapped, and none of what is the same everywhere."
     )
     return section("How good it is", lead, table(head, rows))
 

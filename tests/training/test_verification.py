@@ -111,3 +111,17 @@ def test_whole_classes_make_the_interval_as_wide_as_classes_differ() -> None:
 def test_one_value_or_class_has_no_interval() -> None:
     assert interval([1.0]) is None
     assert interval([1.0, 0.0], np.array([3, 3])) is None
+
+
+def test_what_is_always_right_is_not_certain() -> None:
+    from scipy.stats import binomtest
+
+    exact = binomtest(12, 12).proportion_ci(0.95)
+    assert interval(np.ones(12, bool)) == pytest.approx((exact.low, exact.high))
+    assert interval(np.zeros(12, bool)) == pytest.approx((1 - exact.high, 1 - exact.low))
+    assert interval(np.ones(60, bool), np.arange(60) // 5) == pytest.approx((exact.low, exact.high))  # twelve classes
+    half = binomtest(6, 12).proportion_ci(0.95)
+    assert interval(np.arange(12) % 2 == 0) == pytest.approx((half.low, half.high))
+    assert interval(np.full(12, 0.7)) is None
+    assert interval(np.full(60, 0.7), np.arange(60) // 5) is None
+    assert interval(np.arange(60) % 2 == 0, np.arange(60) // 6) is None  # every class half right
