@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from index.calibration.conditional_logit import FEW_QUERIES
-from training.report import MEASURES
+from training.report import CHOSEN, MEASURES
 
 CARD = "README.md"
 
@@ -86,7 +86,7 @@ print(vectors @ vectors.T)  # cosines
 
 ## How good it is
 
-{_figures(evaluation)}
+{_figures(record, evaluation)}
 
 ## How it was made
 
@@ -122,7 +122,7 @@ def _further(record: Mapping[str, Any]) -> str:
     return ""
 
 
-def _figures(evaluation: Mapping[str, Any]) -> str:
+def _figures(record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     kinds = [kind for kind in ("seen", "unseen") if kind in evaluation]
     if not kinds:
         return "No rows were held out, so nothing was measured."
@@ -137,7 +137,8 @@ def _figures(evaluation: Mapping[str, Any]) -> str:
             cells.append(shown + (f" ({bounds[0]:.3f} – {bounds[1]:.3f})" if bounds else ""))
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     counted = ", ".join(f"{evaluation[kind]['queries']:,} queries of {names[kind]}" for kind in kinds)
-    return "\n".join([*lines, "", f"Measured with {counted}. `report.html` shows more."])
+    chosen = f" {CHOSEN}" if record["unseen"].get("chose_the_weights") else ""
+    return "\n".join([*lines, "", f"Measured with {counted}.{chosen} `report.html` shows more."])
 
 
 def _versions(record: Mapping[str, Any]) -> str:

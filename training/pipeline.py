@@ -238,7 +238,11 @@ def _record(
             "share_wanted": settings.held_out,
             "per_class_at_least": 2,
         },
-        "unseen": {"rows": len(prepared.unseen), "labels": sorted({label_of(row) for row in prepared.unseen})},
+        "unseen": {
+            "rows": len(prepared.unseen),
+            "labels": sorted({label_of(row) for row in prepared.unseen}),
+            "chose_the_weights": settings.patience is not None,
+        },
         "labels": prepared.labels,
         "seed": settings.seed,
         "versions": versions(),

@@ -97,3 +97,13 @@ def test_a_resume_of_a_training_whose_end_was_decided_ends_it(
     assert train([*command, "--out", str(tmp_path / "m"), "--resume"]) == 0
     assert weights_of(tmp_path / "m") == weights_of(tmp_path / "undisturbed")
     assert curve_of(tmp_path / "m") == curve_of(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("patient", [True, False])
+def test_classes_that_chose_the_weights_are_said_to_have(command: list[str], tmp_path: Path, patient: bool) -> None:
+    words = command if patient else command[: -len(PATIENCE)]
+    assert train([*words, "--epochs", "1", "--out", str(tmp_path / "m")]) == 0
+    record = json.loads((tmp_path / "m" / "training.json").read_text())
+    assert record["unseen"]["chose_the_weights"] is patient
+    for name in ("report.html", "README.md"):
+        assert ("also chose the weights" in (tmp_path / "m" / name).read_text(encoding="utf-8")) is patient
