@@ -179,7 +179,8 @@ def _map(content: Mapping[str, Any], *, held_out: bool) -> str:
         lead += " Coloured: the classes confused most."
     if any(point["unseen"] for point in points):
         lead += " Rings are rows of classes never seen."
-    return section("The embedding", lead, scatter(dots, names, title="map of the embedding"))
+    drawn = scatter(dots, names, title="map of the embedding")
+    return section("The embedding", lead, f'<div class="scroll">{drawn}</div>')
 
 
 def _confusions(title: str, of: str, found: Sequence[Mapping[str, Any]]) -> str:

@@ -332,6 +332,7 @@ def test_the_collection_page_says_what_is_served(page: Page, server: Server) -> 
     assert page.evaluate("window.stolen") is None
     page.set_viewport_size({"width": 360, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth <= 360")
+    assert page.locator("#facts dt").first.bounding_box()["width"] > 60  # type: ignore[index]
 
 
 def test_without_calibration_its_page_says_why(browser: Browser, uncalibrated: Path) -> None:

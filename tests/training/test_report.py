@@ -82,6 +82,9 @@ def test_a_browser_shows_it_without_running_a_text(model: Path) -> None:
             page.goto((model / REPORT).as_uri())
             assert page.evaluate("document.documentElement.scrollWidth") <= 390
             assert page.locator("svg").count() >= 4
+            for cell in page.locator("td:first-child:visible").all():  # names are read in words, not in letters
+                assert cell.bounding_box()["width"] >= 120  # type: ignore[index]
+            assert page.locator(".chart").first.bounding_box()["width"] >= 400  # type: ignore[index]
             paper.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
         browser.close()
     assert faults == []
