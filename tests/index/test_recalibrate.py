@@ -705,7 +705,7 @@ def test_a_killed_writer_leaves_a_whole_calibration(copied: Path, tmp_path: Path
     for nth in range(0, 12, 2):
         path = Path(shutil.copytree(copied, tmp_path / f"killed-{nth}"))
         code = (
-            "import os, signal, sys; from pathlib import Path; from index import snapshot\n"
+            "import os, signal, sys; from pathlib import Path; from index.storage import snapshot\n"
             "from index.collection import Collection\n"
             "real, left = snapshot._sync, [int(sys.argv[2])]\n"
             "def dying(folder):\n"
