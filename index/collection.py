@@ -57,7 +57,13 @@ class Collection:
     """Open with `Collection.open`; everything is safe from several threads."""
 
     def __init__(
-        self, path: Path, config: dict[str, Any], encoder: Encoder, store: ItemStore, lock: WriterLock | None
+        self,
+        path: Path,
+        config: dict[str, Any],
+        encoder: Encoder,
+        store: ItemStore,
+        lock: WriterLock | None,
+        compacts: bool,
     ) -> None:
         self.path = path
         self.name: str = config["name"]
@@ -70,16 +76,18 @@ class Collection:
         self._finder = Finder(self._live, store)
         self._calibrations = Calibrations(path, config, store, self._live)
         self._lock = lock
+        self._compacts = compacts
         self._closed = False
         self._compacting = threading.Lock()
         self.maintenance = Maintenance(self.snapshot, self._due)
 
     @classmethod
-    def open(cls, path: Path, *, writable: bool = False) -> Collection:
+    def open(cls, path: Path, *, writable: bool = False, compacts: bool = True) -> Collection:
         """Verifies every checksum, then loads. A damaged snapshot gives way to an older one, then to a rebuild.
 
-        `writable` takes the one writer's place, until `close` or the process's death. Raises `CollectionError` when the
-        folder is no collection, or its encoder is not the one it was built with; `WriterBusy` and `ReadOnly`.
+        `writable` takes the one writer's place, until `close` or the process's death; then it `compacts` by itself.
+        Raises `CollectionError` when the folder is no collection, or its encoder is not the one it was built with;
+        `WriterBusy` and `ReadOnly`.
         """
         path = Path(path)
         config = read_config(path)
@@ -93,7 +101,7 @@ class Collection:
             _release(lock)
             raise
         try:
-            found = cls(path, config, encoder, store, lock)
+            found = cls(path, config, encoder, store, lock, compacts)
             if writable:
                 found._tidy()
         except BaseException:
@@ -181,6 +189,10 @@ class Collection:
     def size(self) -> int:
         """Items that can be found."""
         return len(self.state)
+
+    def compaction_due(self) -> bool:
+        """Whether so much has changed that a writer compacts by itself."""
+        return compaction.due(self.state)
 
     def uncalibrated(self) -> str | None:
         """Why no probability can be shown, or None."""
@@ -334,7 +346,7 @@ class Collection:
             self._calibrations.use(id)
 
     def _due(self) -> bool:
-        return self.writable and compaction.due(self.state)
+        return self.writable and self._compacts and self.compaction_due()
 
     def _must_write(self) -> None:
         if self._closed:

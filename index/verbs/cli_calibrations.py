@@ -44,7 +44,7 @@ class RecalibrateSettings(Settings):
 def calibrations(argv: Sequence[str]) -> int:
     """`surematch calibrations COLLECTION [--use ID]`"""
     settings = parse(CalibrationsSettings, argv)
-    with closing(Collection.open(settings.collection, writable=settings.use is not None)) as collection:
+    with closing(Collection.open(settings.collection, writable=settings.use is not None, compacts=False)) as collection:
         if settings.use is not None:
             collection.use_calibration(settings.use)
         listed, used = collection.calibrations(), collection.state.calibration_id
@@ -57,7 +57,7 @@ def calibrations(argv: Sequence[str]) -> int:
 def recalibrate(argv: Sequence[str]) -> int:
     """`surematch recalibrate COLLECTION`"""
     settings = parse(RecalibrateSettings, argv)
-    with closing(Collection.open(settings.collection, writable=True)) as collection:
+    with closing(Collection.open(settings.collection, writable=True, compacts=False)) as collection:
         replaced = collection.state.calibration_id
         version = collection.recalibrate(feedback=settings.feedback)
         warnings = [] if collection.calibration is None else collection.calibration.warnings

@@ -116,7 +116,7 @@ def add(argv: Sequence[str]) -> int:
     if settings.label == "":
         rows = [replace(row, label=None) for row in rows]  # those of pictures in folders have one all the same
     with (
-        closing(Collection.open(settings.collection, writable=True)) as collection,
+        closing(Collection.open(settings.collection, writable=True, compacts=False)) as collection,
         console.progress(quiet=settings.json_) as progress,
     ):
         if reader.skips:
@@ -128,7 +128,8 @@ def add(argv: Sequence[str]) -> int:
         told = asdict(_add(collection, rows, settings.id, progress)) | _state(collection) | reader.as_json()
     if not settings.json_:
         reader.tell()
-    words = f"{told['written']} items written, {told['replaced']} of them replaced.{_reason(told)}"
+    words = f"{told['written']} items written, {told['replaced']} of them replaced."
+    words += _advice(told, settings.collection)
     return tell(told, words, settings.json_)
 
 
@@ -198,7 +199,7 @@ def delete(argv: Sequence[str]) -> int:
     settings = parse(DeleteSettings, argv)
     if bool(settings.ids) == (settings.where is not None):
         raise SettingsError("Name the items to delete: their ids, or --where FILTER.")
-    with closing(Collection.open(settings.collection, writable=True)) as collection:
+    with closing(Collection.open(settings.collection, writable=True, compacts=False)) as collection:
         missing = [name for name in settings.ids if collection.item(name) is None]
         if settings.where is None:
             receipt = collection.delete(settings.ids)
@@ -213,7 +214,7 @@ def delete(argv: Sequence[str]) -> int:
     if missing and receipt.deleted:
         more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
         words += f" No item has the id {', '.join(map(repr, missing[:SHOWN]))}{more}."
-    return tell(told, f"{words}{_reason(told)}", settings.json_)
+    return tell(told, f"{words}{_advice(told, settings.collection)}", settings.json_)
 
 
 def compact(argv: Sequence[str]) -> int:
@@ -222,7 +223,7 @@ def compact(argv: Sequence[str]) -> int:
     if settings.sign:
         _sign(settings.collection)
     with (
-        closing(Collection.open(settings.collection, writable=True)) as collection,
+        closing(Collection.open(settings.collection, writable=True, compacts=False)) as collection,
         console.progress(quiet=settings.json_) as progress,
     ):
         name = collection.snapshot(progress)
@@ -230,7 +231,7 @@ def compact(argv: Sequence[str]) -> int:
         told = {"snapshot": name, "erased": erased} | _state(collection)
     words = f"Snapshot {name} of {told['items']} items. "
     words += f"What was deleted up to write {erased['sequence']} is in no file any more." if erased["at"] else ""
-    return tell(told, f"{words}{_reason(told)}", settings.json_)
+    return tell(told, f"{words}{_advice(told, settings.collection)}", settings.json_)
 
 
 def _sign(path: Path) -> None:
@@ -264,12 +265,14 @@ def _copy(source: Path, destination: Path, as_json: bool) -> int:
 
 
 def _state(collection: Collection) -> dict[str, Any]:
-    reason = collection.uncalibrated()
-    return {"items": collection.size, "calibrated": reason is None, "reason": reason}
+    reason, due = collection.uncalibrated(), collection.compaction_due()
+    return {"items": collection.size, "calibrated": reason is None, "reason": reason, "compaction_due": due}
 
 
-def _reason(told: dict[str, Any]) -> str:
-    return "" if told["reason"] is None else f" Without probabilities: {told['reason']}"
+def _advice(told: dict[str, Any], path: Path) -> str:
+    """Why there are no probabilities, which says what to do, or that compaction is due: no verb does it by the way."""
+    due = f" Compaction is due: surematch compact {shlex.quote(str(path))}" if told["compaction_due"] else ""
+    return due if told["reason"] is None else f" Without probabilities: {told['reason']}"
 
 
 def tell(told: dict[str, Any], words: str, as_json: bool) -> int:

@@ -25,8 +25,8 @@ from index.data.rows import text_key
 from index.errors import CalibrationError, CollectionError, DataError, DiskFull, NotFound, ReadOnly
 from index.storage import snapshot, versions
 from index.upkeep import recalibrate
-from index.verbs import cli_calibrations
-from tests.index.conftest import KNOWN, OTHER, World
+from index.verbs import cli_calibrations, cli_items
+from tests.index.conftest import KNOWN, OTHER, World, write_csv
 from tests.index.helpers import sentences
 
 FEEDBACK = 40
@@ -745,6 +745,30 @@ def test_the_verbs(live: Collection, capsys: pytest.CaptureFixture[str]) -> None
     assert [entry["id"] for entry in listed["calibrations"]] == [own, told["id"]]
     assert cli_calibrations.recalibrate([str(live.path), "--no-feedback"]) == 0
     assert "fitted again" in capsys.readouterr().out
+
+
+def test_the_verbs_compact_nothing_by_the_way(
+    live: Collection, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("index.upkeep.compaction.COMPACT_LEAST", 10)
+    compacted: list[Any] = []
+    monkeypatch.setattr(Collection, "snapshot", lambda *arguments: compacted.append(arguments))
+    give(live)
+    own, snapshot_id, path = str(live.state.calibration_id), live.snapshot_id, str(live.path)
+    live.close()
+    more = write_csv(tmp_path / "more.csv", sentences(20, ["card"], 9))
+    assert cli_items.add([path, str(more), "--label", "label"]) == 0
+    assert "Compaction is due: surematch compact" in " ".join(capsys.readouterr().out.split())
+    assert cli_calibrations.recalibrate([path, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["replaced"], told["snapshot"]) == (own, snapshot_id)
+    assert cli_items.delete([path, "--where", '{"$label": "card"}', "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["compaction_due"]
+    with pytest.raises(CalibrationError, match="not put in use"):
+        cli_calibrations.calibrations([path, "--use", own])
+    with closing(Collection.open(Path(path))) as reader:
+        assert (reader.snapshot_id, reader.state.calibration_id) == (snapshot_id, told["id"])
+    assert not compacted
 
 
 def test_the_interval_of_a_change_is_that_of_paired_draws() -> None:
