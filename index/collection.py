@@ -336,6 +336,11 @@ class Collection:
         """
         return self._calibrations.listed()
 
+    def stale_calibrations(self) -> dict[str, str]:
+        """Of `calibrations` those that do not fit the gallery as it is now, which `use_calibration` refuses: id to
+        reason."""
+        return self._calibrations.stale()
+
     def use_calibration(self, id: str) -> None:
         """Serves the calibration of this id, until another is chosen or a compaction fits a new one.
 

@@ -429,6 +429,10 @@ class VersionsReply(Reply):
     """Oldest first."""
 
     in_use: str | None = Field(description="null when the collection is not calibrated")
+    reason: str | None = Field(description="why no probability can be shown, also where one is in use")
+    stale: list[str] = Field(
+        description="ids of those that do not fit the items as they are now: they are refused, and show no probability"
+    )
     calibrations: list[VersionReply]
 
 

@@ -41,6 +41,19 @@ class Calibrations:
         served = self._served(self._live.state)
         return found if served is None or served.id in {version.id for version in found} else [*found, served]
 
+    def stale(self) -> dict[str, str]:
+        """See `Collection.stale_calibrations`."""
+        state, found = self._live.state, dict[str, str]()
+        for version in self.listed():
+            try:
+                served = state.calibration if version.id == state.calibration_id else None
+                why = (served or self.versions.load(version.id)).stale(state.gallery)
+            except (CalibrationError, CollectionError) as error:
+                why = str(error)
+            if why is not None:
+                found[version.id] = why
+        return found
+
     def keep_served(self) -> None:
         """The calibration inside the snapshot joins the others, so that there is a way back to it."""
         state = self._live.state

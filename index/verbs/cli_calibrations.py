@@ -18,7 +18,8 @@ from index.verbs.settings import Settings, parse
 
 
 class CalibrationsSettings(Settings):
-    """List the calibrations a collection has had, oldest first, and which is in use; or go to another with --use."""
+    """List the calibrations a collection has had, oldest first, which is in use and which do not fit any more; or go to
+    another with --use."""
 
     model_config = SettingsConfigDict(cli_prog_name="surematch calibrations")
 
@@ -48,10 +49,19 @@ def calibrations(argv: Sequence[str]) -> int:
         if settings.use is not None:
             collection.use_calibration(settings.use)
         listed, used = collection.calibrations(), collection.state.calibration_id
-        warnings = collection.warnings
-    told = {"in_use": used, "calibrations": [asdict(version) for version in listed], "warnings": warnings}
-    lines = [_line(version, version.id == used) for version in listed] or ["This collection has no calibration."]
-    return tell(told, "\n".join([*lines, *warnings]), settings.json_)
+        stale, reason, warnings = list(collection.stale_calibrations()), collection.uncalibrated(), collection.warnings
+    told = {
+        "in_use": used,
+        "reason": reason,
+        "stale": stale,
+        "calibrations": [asdict(version) for version in listed],
+        "warnings": warnings,
+    }
+    lines = [_line(version, used, stale) for version in listed] or ["This collection has no calibration."]
+    if reason is not None:
+        lines.append(f"Without probabilities: {reason}")
+    said = [warning for warning in warnings if warning not in (reason or "")]
+    return tell(told, "\n".join([*lines, *said]), settings.json_)
 
 
 def recalibrate(argv: Sequence[str]) -> int:
@@ -66,10 +76,11 @@ def recalibrate(argv: Sequence[str]) -> int:
     return tell(told, "\n".join([words, *warnings]), settings.json_)
 
 
-def _line(version: Version, used: bool) -> str:
+def _line(version: Version, used: str | None, stale: Sequence[str]) -> str:
     ece = "" if version.ece is None else f", ECE {version.ece:.4f}"
-    mark = "*" if used else " "
-    return f"{mark} {version.id}  {version.made[:19]}  {version.cause}: {_queries(version)}{ece}"
+    mark = "*" if version.id == used else " "
+    fits = " (does not fit the items as they are now)" if version.id in stale else ""
+    return f"{mark} {version.id}  {version.made[:19]}  {version.cause}: {_queries(version)}{ece}{fits}"
 
 
 def _queries(version: Version) -> str:

@@ -85,10 +85,13 @@ async def recalibrate(request: Request) -> Response:
     responses=documented("not-ready"),
 )
 async def calibrations(request: Request) -> Response:
-    """The last twenty, oldest first, and which is in use."""
+    """The last twenty, oldest first, which is in use, and which do not fit the items as they are now."""
     with serving_of(request) as serving:
-        listed = await asyncio.to_thread(serving.collection.calibrations)
-        return json_response({"in_use": serving.collection.state.calibration_id, "calibrations": listed})
+        collection = serving.collection
+        listed = await asyncio.to_thread(collection.calibrations)
+        stale = list(await asyncio.to_thread(collection.stale_calibrations))
+        told = {"in_use": collection.state.calibration_id, "reason": collection.uncalibrated(), "stale": stale}
+        return json_response({**told, "calibrations": listed})
 
 
 @router.put(

@@ -771,6 +771,29 @@ def test_the_verbs_compact_nothing_by_the_way(
     assert not compacted
 
 
+def test_the_list_marks_what_does_not_fit_any_more_and_says_why_there_is_no_probability(
+    live: Collection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    live.maintenance.close()
+    own, fits = str(live.state.calibration_id), live.recalibrate(feedback=False).id
+    path, mark = str(live.path), "does not fit the items as they are now"
+    assert live.stale_calibrations() == {}
+    assert cli_calibrations.calibrations([path]) == 0
+    assert mark not in capsys.readouterr().out
+    live.upsert([NewItem(f"m{at}", "music", text) for at, (text, _) in enumerate(sentences(20, ["music"], 8))])
+    reason = str(live.uncalibrated())
+    assert cli_calibrations.calibrations([path, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["in_use"], told["reason"], told["stale"]) == (fits, reason, [own, fits])
+    assert cli_calibrations.calibrations([path]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count(mark) == 2
+    assert f"Without probabilities: {reason}" in said
+    live.snapshot()
+    assert live.state.calibration_id not in live.stale_calibrations()
+    assert set(live.stale_calibrations()) == {own, fits}
+
+
 def test_the_interval_of_a_change_is_that_of_paired_draws() -> None:
     random = np.random.default_rng(0)
     right = random.random(400) < 0.7

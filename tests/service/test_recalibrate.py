@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from index.collection import Collection, NewItem
 from service.client import Client, ServiceProblem
 from service.schemas import VersionReply
 from tests.service.conftest import serving
@@ -65,6 +66,19 @@ def test_feedback_over_http_makes_a_calibration_and_the_way_back(api: Client, fo
     with pytest.raises(ServiceProblem) as nobody:
         api.use_calibration("nobody")
     assert nobody.value.slug == "no-such-calibration"
+
+
+def test_a_calibration_in_use_that_does_not_fit_any_more_is_listed_as_such(folder: Path) -> None:
+    opened = Collection.open(folder, writable=True)
+    opened.maintenance.close()
+    opened.upsert([NewItem(f"{at}", f"label {at}", "a hall") for at in range(20)])
+    own = str(opened.state.calibration_id)
+    opened.close()
+    with serving(folder) as server, Client(server.url) as api:
+        listed = api.calibrations()
+        assert (listed.in_use, listed.stale) == (own, [own])
+        assert listed.reason == api.calibration().reason
+        assert "The calibration was made for" in str(listed.reason)
 
 
 def test_the_replies_are_the_documents(folder: Path) -> None:
