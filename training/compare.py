@@ -28,7 +28,7 @@ from training.config import TrainSettings
 from training.data import data_fingerprint
 from training.folder import EVALUATION, REPORT
 from training.objectives import check_options
-from training.run import can_resume, command_of, given, positional
+from training.run import START, can_resume, command_of, given, positional, start_of
 from training.without_effect import check_effect_of_loss
 
 RESULTS, PAGE = "compare.json", "compare.html"
@@ -130,7 +130,7 @@ def _plan(settings: CompareSettings, loss: str, seed: int) -> TrainSettings:
 
 
 def _identity(settings: CompareSettings, plan: TrainSettings) -> dict[str, Any]:
-    """What every run shares: the data, of pictures their content, and the settings but for loss and seed. `plan` has
+    """What every run shares: data and encoder by their content, and the settings but for loss and seed. `plan` has
     none of a loss's own.
     """
     faulty: list[Row] = []  # each training refuses them, or names and skips them
@@ -140,7 +140,7 @@ def _identity(settings: CompareSettings, plan: TrainSettings) -> dict[str, Any]:
         for name, value in plan.shaping().items()
         if name not in ("loss", "seed", "config") and (name != "options" or value)
     }
-    content = {"data": data_fingerprint(rows), **shared}
+    content = {"data": data_fingerprint(rows), **start_of(plan.encoder), **shared}
     return dict(json.loads(json.dumps(content)))
 
 
@@ -153,7 +153,7 @@ def _earlier(settings: CompareSettings, identity: dict[str, Any]) -> dict[str, A
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        before, runs = content["identity"], content["runs"]
+        before, runs = {START: identity.get(START), **content["identity"]}, content["runs"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         if not path.exists() and all(_is_ours(folder) for folder in settings.out.iterdir()):
             return {}  # stopped in its first training

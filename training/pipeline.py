@@ -36,7 +36,7 @@ from training.more_classes import check_further, learned_classes, origin, with_t
 from training.objectives import check_options, make_objective
 from training.preparation import Prepared, prepare
 from training.report import render_report
-from training.run import Run, check_place, command_of, write_config
+from training.run import Run, check_place, command_of, start_of, write_config
 from training.static import only_used_tokens
 from training.text_checks import check_readable, cut_texts
 from training.trainer import Rows, fit
@@ -68,7 +68,8 @@ def _train_encoder(settings: TrainSettings, console: Console) -> dict[str, Any]:
     started = time.perf_counter()
     check_place(settings.out, settings.overwrite)
     prepared = prepare(settings, console)
-    run = Run(settings.out, {"data": data_fingerprint([*prepared.rows, *prepared.unseen]), **settings.shaping()})
+    data = data_fingerprint([*prepared.rows, *prepared.unseen])
+    run = Run(settings.out, {"data": data, **start_of(settings.encoder), **settings.shaping()})
     begun = run.begun(resume=settings.resume, overwrite=settings.overwrite)
     with begun as checkpoint, new_folder(settings.out, settings.overwrite, run.folder) as folder:
         write_config(settings, run.folder)

@@ -1,8 +1,8 @@
 """The run folder beside `--out`: checkpoints of a training that is not done yet, and what it was started with.
 
-`OUT.run/run.json` holds the settings and the data's fingerprint; a resume with others is refused, because it would
-continue something else. It is one process's at a time (`training.run_lock`). The folder goes when training is done, or
-was stopped before the first checkpoint.
+`OUT.run/run.json` holds the settings and the fingerprints of the data and of the encoder; a resume with others is
+refused, because it would continue something else. It is one process's at a time (`training.run_lock`). The folder goes
+when training is done, or was stopped before the first checkpoint.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from index.encoders.by_name import encoder_folder
+from index.encoders.files import fingerprint
 from index.errors import SettingsError
 from index.verbs.settings import Settings
 from training.config import TrainSettings
@@ -24,6 +26,7 @@ from training.run_lock import LOCK, RunLock, check_alone
 
 RECORD = "run.json"
 CONFIG = "training.toml"
+START = "encoder_fingerprint"
 WHOLE = "checkpoint-*/objective.safetensors"
 _ESCAPED_IN_TOML = re.compile(r"[\x7f\ud800-\udfff]")
 """What JSON leaves as it is and TOML or UTF-8 does not take. Half a character, of a path that is no Unicode, cannot be
@@ -112,6 +115,7 @@ class Run:
 
     def _check_same(self) -> None:
         before = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
+        before.setdefault(START, self._identity.get(START))  # earlier versions did not record it
         for name in self._identity.keys() - before.keys():  # a setting that the version before did not have
             if name in TrainSettings.model_fields:
                 before[name] = TrainSettings.model_fields[name].get_default(call_default_factory=True)
@@ -123,6 +127,14 @@ class Run:
                 f"The interrupted run in {self.folder} was started differently: {shown}. Continue with the same "
                 "data, settings and version of surematch, or start afresh with --overwrite."
             )
+
+
+def start_of(encoder: str) -> dict[str, str]:
+    """What lies at a path that is trained on, for an identity: another encoder may lie there one day."""
+    if not (Path(encoder).is_dir() or encoder.endswith(".onnx")):
+        return {}
+    with encoder_folder(encoder) as folder:
+        return {START: fingerprint(folder)}
 
 
 def check_place(out: Path, overwrite: bool) -> None:

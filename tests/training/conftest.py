@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -39,6 +40,12 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=weights), Normalize()])
     model.save_pretrained(str(folder), create_model_card=False)
     return folder
+
+
+def change_weights(encoder: Path) -> None:
+    """Another encoder at the same path."""
+    (path,) = encoder.rglob("model.safetensors")
+    save_file({name: weights + 1 for name, weights in load_file(path).items()}, path)
 
 
 def sentences(count: int, seed: int = 0) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ import pytest
 import training.pipeline
 from index.errors import DataError, SettingsError
 from tests.pictures import digit, packed, write_digits
-from tests.training.conftest import Write, sentences
+from tests.training.conftest import Write, change_weights, sentences
 from training.cli import compare
 from training.compare import summarise
 
@@ -149,6 +149,20 @@ def test_a_folder_of_something_else_is_left_alone(command: list[str], tmp_path: 
     with pytest.raises(SettingsError, match="is not a comparison"):
         compare([*command, "--losses", LOSSES])
     assert (tmp_path / "c" / "thesis.tex").read_text() == "mine"
+
+
+def test_encoders_that_lay_at_one_path_are_not_compared(command: list[str], tiny_encoder: Path, tmp_path: Path) -> None:
+    encoder = Path(shutil.copytree(tiny_encoder, tmp_path / "encoder"))
+    command[command.index("--encoder") + 1] = str(encoder)
+    assert compare([*command, "--losses", LOSSES, "--seeds", "1"]) == 0
+    change_weights(encoder)
+    with pytest.raises(SettingsError, match="other data or settings: encoder_fingerprint was"):
+        compare([*command, "--losses", LOSSES])
+    record = tmp_path / "c" / "compare.json"
+    before = json.loads(record.read_text())
+    del before["identity"]["encoder_fingerprint"]  # as earlier versions wrote it
+    record.write_text(json.dumps(before))
+    assert compare([*command, "--losses", LOSSES, "--seeds", "1"]) == 0
 
 
 def test_comparisons_of_texts_that_were_made_before_go_on(command: list[str], tmp_path: Path) -> None:

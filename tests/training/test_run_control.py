@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ import training.trainer
 from index.errors import DataError, SettingsError
 from index.verbs.cli import index
 from tests.pictures import write_digits
-from tests.training.conftest import FILLERS, TOPICS, Write, sentences
+from tests.training.conftest import FILLERS, TOPICS, Write, change_weights, sentences
 from training.cli import train
 from training.interrupt import StopOnSignal
 
@@ -135,6 +136,24 @@ def test_a_killed_run_resumes_to_the_very_same_weights(
     assert train([*command, "--out", str(out), "--resume"]) == 0
     assert weights_of(out) == weights_of(tmp_path / "undisturbed")
     assert not (tmp_path / "killed.run").exists()
+
+
+def test_a_run_does_not_go_on_from_another_encoder_at_the_same_path(
+    tiny_encoder: Path, tmp_path: Path, write_csv: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = Path(shutil.copytree(tiny_encoder, tmp_path / "encoder"))
+    command = [str(write_csv(sentences(20))), "--encoder", str(encoder), *RECIPE, "--out", str(tmp_path / "out")]
+    with monkeypatch.context() as patch:
+        interrupt_at(5, patch)
+        assert train(command) == 130
+    change_weights(encoder)
+    with pytest.raises(SettingsError, match="encoder_fingerprint was"):
+        train([*command, "--resume"])
+    record = tmp_path / "out.run" / "run.json"
+    before = json.loads(record.read_text())
+    del before["encoder_fingerprint"]  # as earlier versions wrote it
+    record.write_text(json.dumps(before))
+    assert train([*command, "--resume"]) == 0
 
 
 @pytest.mark.parametrize(
