@@ -1,8 +1,8 @@
 """Labelled pictures: a folder per identity, a zip of such folders, or a table of paths and labels.
 
-They become the same `Row`s as texts. In place of the text stands the picture's SHA-256, so that duplicates, conflicting
-labels and rows an encoder was trained on are recognised wherever the files lie; the bytes stay where they are and are
-read when needed.
+They become the same `Row`s as texts. In place of the text stands the SHA-256 of the picture's file, so that duplicates,
+conflicting labels and rows an encoder was trained on are recognised wherever the files lie, though not in copies that
+were saved anew; the bytes stay where they are and are read when needed.
 """
 
 from __future__ import annotations
