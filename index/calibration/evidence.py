@@ -10,7 +10,7 @@ Two more features come from what is known of the label beforehand: its centroid'
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -143,6 +143,13 @@ Hidden = Callable[[slice], NDArray[np.bool_]]
 """For a slice of queries, which gallery items each must not see: (queries, gallery) bool."""
 
 
+def blocks(count: int, size: int) -> Iterator[slice]:
+    """Slices of `count` queries, whose products with `size` items do not take too much memory at once."""
+    block = max(1, _BLOCK_BYTES // (4 * max(size, 1)))
+    for start in range(0, count, block):
+        yield slice(start, min(start + block, count))
+
+
 def exact_top(
     queries: NDArray[np.float32], gallery: NDArray[np.float32], k: int, hidden: Hidden | None = None
 ) -> tuple[NDArray[np.float32], Ints]:
@@ -154,9 +161,7 @@ def exact_top(
     k = min(k, size)
     scores = np.empty((n, k), np.float32)
     positions = np.empty((n, k), np.int64)
-    block = max(1, _BLOCK_BYTES // (4 * max(size, 1)))
-    for start in range(0, n, block):
-        part = slice(start, min(start + block, n))
+    for part in blocks(n, size):
         cosines = queries[part] @ gallery.T
         if hidden is not None:
             cosines[hidden(part)] = -np.inf

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.calibration.conditional_logit import FEW_QUERIES, MIN_QUERIES, NO_MATCH
-from index.calibration.evidence import TOP_K, Evidence, Floats, Ints, exact_top, gather
+from index.calibration.evidence import TOP_K, Evidence, Floats, Ints, blocks, exact_top, gather
 from index.errors import CalibrationError
 from index.items.profile import LabelProfile
 
@@ -276,11 +276,11 @@ def _evidence(queries: Queries, part: Ints, view: _View, hidden: str, wanted: st
     return evidence
 
 
-def _left_out(queries: Queries, part: Ints, view: _View) -> Flags:
-    """(n, size): the item a query is, and its near copies. Queries that are no items see everything."""
-    items = queries.rows[part] >= 0
-    near = queries.vectors[part] @ view.vectors.T >= queries.near_copy
-    hidden: Flags = (near & items[:, None]) | (queries.rows[part][:, None] == view.positions[None])
+def _left_out(queries: Queries, part: Ints, view: _View, items: Ints | slice = slice(None)) -> Flags:
+    """(n, m): the item a query is, and its near copies, among `items`. Queries that are no items see everything."""
+    asking = queries.rows[part] >= 0
+    near = queries.vectors[part] @ view.vectors[items].T >= queries.near_copy
+    hidden: Flags = (near & asking[:, None]) | (queries.rows[part][:, None] == view.positions[None, items])
     return hidden
 
 
@@ -295,34 +295,41 @@ def _around(vectors: Vectors, view: _View) -> Flags:
     return hidden[:, np.minimum(view.codes, labels)]
 
 
-def _fellows(queries: Queries, at: int, view: _View) -> Ints:
-    """Positions in `view` of the items of a left-out query's label that it still sees."""
-    mine = np.flatnonzero(view.codes == queries.codes[at])
-    return mine[~_left_out_of(queries, at, view, mine)]
+def _fellows(queries: Queries, at: Ints, view: _View) -> tuple[Ints, Floats]:
+    """Of the items of its label that each left-out query at `at` (n,) still sees, the number (n,) and sum (n, d).
 
-
-def _left_out_of(queries: Queries, at: int, view: _View, items: Ints) -> Flags:
-    left_out: Flags = view.positions[items] == queries.rows[at]
-    if queries.rows[at] >= 0:
-        left_out |= view.vectors[items] @ queries.vectors[at] >= queries.near_copy
-    return left_out
+    The label's sum less what is left out, so that a large label is not summed anew for each query.
+    """
+    count, total = np.zeros(len(at), np.int64), np.zeros((len(at), view.vectors.shape[1]))
+    codes = queries.codes[at]
+    for code in np.unique(codes):
+        mine, asking = np.flatnonzero(view.codes == code), np.flatnonzero(codes == code)
+        vectors = view.vectors[mine]
+        whole = vectors.sum(axis=0, dtype=np.float64)
+        for block in blocks(len(asking), len(mine)):
+            part = asking[block]
+            hidden = _left_out(queries, at[part], view, mine)
+            count[part] = len(mine) - hidden.sum(axis=1)
+            total[part] = [whole - vectors[gone].sum(axis=0, dtype=np.float64) for gone in hidden]
+    return count, total
 
 
 def _correct_centroids(evidence: Evidence, queries: Queries, part: Ints, view: _View) -> None:
     """A left-out query must not see itself in its label's centroid: the cosine is to the fellows it still sees."""
     target = evidence.candidate(queries.codes[part])
-    for at, found in zip(part, target, strict=True):
-        if found >= 0 and queries.rows[at] >= 0:
-            centroid = view.vectors[_fellows(queries, at, view)].sum(axis=0, dtype=np.float64)
-            length = float(np.linalg.norm(centroid))
-            evidence.features[found, 3] = float(queries.vectors[at] @ centroid) / length if length else 0.0
+    items = (target >= 0) & (queries.rows[part] >= 0)
+    count, centroid = _fellows(queries, part[items], view)
+    length = np.linalg.norm(centroid, axis=1)
+    cosine = np.einsum("nd,nd->n", queries.vectors[part[items]], centroid)
+    some = (count > 0) & (length > 0)
+    evidence.features[target[items], 3] = np.divide(cosine, length, out=np.zeros(len(cosine)), where=some)
 
 
 def _able(queries: Queries, known: Ints, view: _View) -> Flags:
     """(n,) whether each known query sees an item of its label, as one left out may not. Raises `CalibrationError`."""
     if not queries.leave_one_out:
         return np.ones(len(known), np.bool_)
-    able = np.array([len(_fellows(queries, at, view)) > 0 for at in known], np.bool_)
+    able: Flags = _fellows(queries, known, view)[0] > 0
     if able.sum() < FEW_QUERIES:
         raise CalibrationError(
             f"Of {len(known)} items only {able.sum()} have another of their label that is no near copy, so items "

@@ -29,6 +29,7 @@ from index.storage.loading import CALIBRATION, PROFILE
 from index.storage.snapshot import clean, write_snapshot
 from index.storage.state import State
 from index.storage.versions import dump, id_of
+from index.upkeep.maintenance import WRITING
 
 UNKNOWN_SHARE = 0.2
 """Share of queries expected to match nothing, unless the user knows better."""
@@ -149,7 +150,7 @@ def compact(
     progress("building the index", 0, 1)
     built = make_engine(engine, now.vectors, now.born, queries=asked, seed=fitting.seed)
     files |= built.dump()
-    progress("writing", 0, 1)
+    progress(WRITING, 0, 1)
     # older snapshots hold what died, and will be erased: a copy then stands in should the new one be damaged
     for _ in range(2 if store.deaths(now.sequence) else 1):
         name = write_snapshot(
@@ -161,7 +162,7 @@ def compact(
             about={"store": store.id, "uncalibrated": why_not},
             leaving=leave,
         )
-    progress("writing", 1, 1)
+    progress(WRITING, 1, 1)
     if encoder.modality == "image":  # with the last picture of a person goes everything that shows them
         store.forget_queries_of_labels_that_left()
     id = id_of(files[CALIBRATION]) if calibration is not None else None

@@ -14,6 +14,10 @@ from index.errors import SurematchError
 
 _WAIT_AFTER_FAILURE = 60.0
 """Seconds before what failed (a full disk, say) is tried again."""
+_PATIENCE = 5.0
+"""Seconds that closing waits for a step that may be dropped: a large gallery's calibration or index takes minutes."""
+WRITING = "writing"
+"""The step in which files change: it is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +65,17 @@ class Maintenance:
             self._thread.start()
 
     def close(self) -> None:
-        """Asks what runs to stop at its next step, and waits for it."""
+        """Asks what runs to stop at its next step, and waits for it, long only where it writes.
+
+        What is left behind ends at its next step, before it writes.
+        """
         self._stop = True
         with self._lock:
             thread = self._thread
         if thread is not None:
-            thread.join()
+            thread.join(_PATIENCE)
+            if self.status.what == WRITING:
+                thread.join()
         # its owner's methods: without them both are freed at once, not when the collector of cycles comes round
         self._work, self._due = _nothing, _never
 
@@ -83,7 +92,8 @@ class Maintenance:
             error = str(failure)
         except Exception as failure:  # a fault of ours must be seen, and must not end the writer
             error = f"{type(failure).__name__}: {failure}"
-            raise
+            if not self._stop:  # else the store was closed under it
+                raise
         finally:
             if error is not None:
                 self._not_before = monotonic() + _WAIT_AFTER_FAILURE

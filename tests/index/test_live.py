@@ -26,7 +26,7 @@ from index.items.gallery import Gallery
 from index.items.profile import LabelProfile
 from index.items.schema import VERSION
 from index.items.store import ItemStore
-from index.upkeep import maintenance
+from index.upkeep import compaction, maintenance
 from tests.index.conftest import World
 from tests.index.helpers import sentences, unit, write_static
 
@@ -447,6 +447,59 @@ def test_closing_stops_a_compaction_at_its_next_step(live: Collection, monkeypat
     again = Collection.open(live.path)
     assert again.item("meanwhile") is not None
     again.close()
+
+
+def test_closing_waits_no_longer_than_bearable_for_a_step_of_minutes(
+    live: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go = threading.Event(), threading.Event()
+    real = live._store.calibration_queries
+
+    def slow() -> Any:
+        begun.set()
+        go.wait(20)
+        return real()
+
+    monkeypatch.setattr(maintenance, "_PATIENCE", 0.01)
+    monkeypatch.setattr(live._store, "calibration_queries", slow)
+    monkeypatch.setattr("index.upkeep.compaction.COMPACT_LEAST", 0)
+    first = snapshots(live.path)
+    live.upsert([NewItem(f"{at}", "card", "bank") for at in range(10)])
+    assert begun.wait(20)
+    thread = live.maintenance._thread
+    assert thread is not None
+    live.close()
+    assert thread.is_alive()
+    again = Collection.open(live.path, writable=True, compacts=False)
+    go.set()
+    thread.join()
+    assert again.item("9") is not None
+    again.close()
+    assert snapshots(live.path) == first
+
+
+def test_closing_waits_for_a_snapshot_that_is_being_written(live: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go = threading.Event(), threading.Event()
+    real = compaction.write_snapshot
+
+    def slow(*arguments: Any, **options: Any) -> str:
+        begun.set()
+        go.wait(20)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(maintenance, "_PATIENCE", 0.01)
+    monkeypatch.setattr(compaction, "write_snapshot", slow)
+    monkeypatch.setattr("index.upkeep.compaction.COMPACT_LEAST", 0)
+    first = snapshots(live.path)
+    live.upsert([NewItem(f"{at}", "card", "bank") for at in range(10)])
+    assert begun.wait(20)
+    closing = threading.Thread(target=live.close)
+    closing.start()
+    closing.join(0.2)
+    assert closing.is_alive()
+    go.set()
+    closing.join()
+    assert snapshots(live.path) > first
 
 
 def test_a_reader_follows_another_processs_writes_and_snapshots(live: Collection) -> None:
