@@ -12,6 +12,9 @@ const VERDICTS = {
   much: "No: they have changed since the calibration, so its promise is about other questions. Collect feedback and recalibrate.",
 };
 
+const ITEMS_CHANGED = "No: the questions or the items have changed since the calibration, so its promise is about others. "
+  + "Compact the collection first (POST /v1/admin/snapshot), which calibrates it for the items as they are.";
+
 function facts(place, pairs) {
   place.replaceChildren(...pairs.filter(([, value]) => value !== null && value !== undefined).flatMap(([name, value]) => [
     Object.assign(document.createElement("dt"), { textContent: name }),
@@ -60,7 +63,7 @@ async function show() {
     ["Calibration", served.calibration_id],
   ]);
   const { drift } = served;
-  $("drift").textContent = VERDICTS[drift.verdict];
+  $("drift").textContent = drift.verdict === "much" && served.pending ? ITEMS_CHANGED : VERDICTS[drift.verdict];
   facts($("measures"), [
     ["Questions watched", number(drift.queries)],
     ...[["best_cosine", "Closest item"], ["background", "Background"]].filter(([name]) => drift[name]).flatMap(([name, said]) => [

@@ -338,6 +338,15 @@ def test_enough_changes_start_a_compaction_by_themselves(live: Collection, monke
     assert compaction["ended"] is not None
 
 
+def test_in_a_small_collection_a_fifth_is_enough(live: Collection) -> None:
+    limit = max(50, len(live.engine) // 5)
+    live.upsert([NewItem(f"{at}", "card", "bank") for at in range(limit)])
+    assert live.maintenance._thread is None, "not yet"
+    live.upsert([NewItem("one more", "card", "bank")])
+    live.maintenance._thread.join()  # type: ignore[union-attr]
+    assert live.state.pending == 0
+
+
 def test_a_calibration_that_the_gallery_has_outgrown_is_fitted_again_by_itself(live: Collection) -> None:
     live.upsert([NewItem(f"m{at}", "music", text) for at, (text, _) in enumerate(sentences(20, ["music"], seed=8))])
     thread = live.maintenance._thread

@@ -335,6 +335,17 @@ def test_the_collection_page_says_what_is_served(page: Page, server: Server) -> 
     assert page.locator("#facts dt").first.bounding_box()["width"] > 60  # type: ignore[index]
 
 
+@pytest.mark.parametrize(("pending", "way_out"), [(0, "Collect feedback"), (3, "POST /v1/admin/snapshot")])
+def test_what_to_do_about_other_questions_depends_on_whether_items_have_changed(
+    page: Page, server: Server, pending: int, way_out: str
+) -> None:
+    served = httpx2.get(f"{server.url}/v1/collection").json()
+    told = served | {"pending": pending, "drift": {"queries": 500, "verdict": "much"}}
+    page.route("**/v1/collection", lambda route: route.fulfill(json=told))
+    page.goto("/collection")
+    expect(page.locator("#drift")).to_contain_text(way_out)
+
+
 def test_without_calibration_its_page_says_why(browser: Browser, uncalibrated: Path) -> None:
     with serving(uncalibrated) as server:
         context = browser.new_context(base_url=server.url)
