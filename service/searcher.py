@@ -55,6 +55,7 @@ class Found:
     answers: list[Answer]
     vectors: Vectors
     snapshot: str
+    calibration_id: str | None
     sequence: int
     seconds: float
     calibrating: float
@@ -246,6 +247,7 @@ class Searcher:
                     answers[start:end],
                     job.vectors,
                     state.snapshot_id,
+                    state.calibration_id,
                     state.sequence,
                     seconds,
                     stages.get("calibrate", 0.0),

@@ -356,8 +356,9 @@ def threshold(argv: Sequence[str]) -> int:
         found = thresholds.from_precision(sample, settings.precision)
     else:
         found = thresholds.from_fpir(sample, settings.fpir or 0.0)
+    id = collection.state.calibration_id
     if settings.json_:
-        print_json({**asdict(found), "warnings": warnings})
+        print_json({**asdict(found), "calibration_id": id, "warnings": warnings})
     else:
-        console.show_threshold(Terminal(), found, warnings)
+        console.show_threshold(Terminal(), found, id, warnings)
     return 0

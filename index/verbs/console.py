@@ -173,8 +173,8 @@ def show_collection(out: Terminal, built: dict[str, Any], path: Path) -> None:
     out.print(f"Ask it:   surematch search {name} {asked}\nServe it: surematch serve {name}")
 
 
-def show_threshold(out: Terminal, found: Threshold, warnings: Sequence[str]) -> None:
-    """A threshold and what it rests on, in plain words, with the calibration's `warnings`."""
+def show_threshold(out: Terminal, found: Threshold, calibration: str | None, warnings: Sequence[str]) -> None:
+    """A threshold and what it rests on, in plain words, with the id of the `calibration` and its `warnings`."""
     out.print(
         "Call the first hit a match when its probability is at least ",
         styled(at_least(found.probability), "bold"),
@@ -190,6 +190,7 @@ def show_threshold(out: Terminal, found: Threshold, warnings: Sequence[str]) -> 
     if found.precision is not None:
         called = f"{found.accepted:.1%} of queries are called a match, {found.precision:.2%} of them rightly"
     out.print(f"{called}; {found.miss_rate:.2%} of known queries are missed, {fpir} of unknown ones let in.")
+    out.print(f"It is a line of calibration {calibration}: draw it again after a compaction or a recalibration.")
     if found.assumes is not None:
         out.print(styled("Mind:", "yellow"), found.assumes)
     for warning in warnings:

@@ -144,6 +144,7 @@ async def _answer(request: Request, asked: SearchRequest, vectors: NDArray[np.fl
             "collection": serving.name,
             "model": serving.collection.model_id,
             "snapshot": found.snapshot,
+            "calibration_id": found.calibration_id,
             "sequence": found.sequence,
             "timings": timings,
         }

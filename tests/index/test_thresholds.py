@@ -359,10 +359,13 @@ def test_the_verb(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(capsys.readouterr().out)
     assert found["fpir"] <= 0.8
     with contextlib.closing(Collection.open(built)) as opened:
-        (answer,) = opened.search(["my card"])
+        (answer,), id = opened.search(["my card"]), opened.state.calibration_id
+    assert found["calibration_id"] == id
     assert found["warnings"] == answer.warnings != [], "what holds for a probability holds for a line drawn through it"
     assert cli.threshold([str(built), "--precision", "0.9"]) == 0
-    assert "Call the first hit a match when its probability is at least" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Call the first hit a match when its probability is at least" in said
+    assert f"It is a line of calibration {id}: draw it again after a compaction or a recalibration." in said
     assert cli.threshold([str(built), "--false-match-cost", "1e9", "--miss-cost", "1e-9"]) == 0
     assert "No query is called a match; 100.00% of known queries are missed" in " ".join(
         capsys.readouterr().out.split()

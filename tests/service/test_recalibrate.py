@@ -51,6 +51,7 @@ def test_feedback_over_http_makes_a_calibration_and_the_way_back(api: Client, fo
     assert made.change["after"]["ece"] >= 0
     now = api.calibration()
     assert now.version == made.id != before.version
+    assert api.search(["hall"]).calibration_id == made.id
     listed = api.calibrations()
     assert (listed.in_use, [entry.id for entry in listed.calibrations]) == (made.id, [before.version, made.id])
     with serving(folder, "--refresh-seconds", "0.05") as reader, Client(reader.url) as other:
