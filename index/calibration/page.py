@@ -20,17 +20,27 @@ from index.errors import SettingsError
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
-_SIZE, _MARGIN, _FOOT, _BINS = 300, 46, 60, 20
+_SIZE, _MARGIN, _FOOT, _BINS = 300, 56, 60, 20
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24;
-       background: #fff; }
+:root { color-scheme: light dark; --paper: #fff; --ink: #12161d; --soft: #566070; --line: #9aa4b4; --one: #2563b0;
+        --two: #b4560f; --warn: #7a4b00; }
+@media (prefers-color-scheme: dark) { :root { --paper: #0e1116; --ink: #e9edf3; --soft: #98a3b3; --line: #566173;
+        --one: #7db4f5; --two: #f0a060; --warn: #f5cf86; } }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: var(--ink);
+       background: var(--paper); }
+.scroll { overflow-x: auto; }
 table { border-collapse: collapse; } td, th { padding: .2rem .8rem .2rem 0; text-align: left; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
-.pictures { display: flex; flex-wrap: wrap; gap: 1.5rem; } figure { margin: 0; width: 26rem; }
-figcaption { font-size: .9rem; color: #444; } svg { width: 100%; height: auto; }
-.warning { border-left: 4px solid #c77700; padding-left: .8rem; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.pictures { display: flex; flex-wrap: wrap; gap: 1.5rem; } figure { margin: 0; width: min(26rem, 100%); }
+figcaption { font-size: .9rem; color: var(--soft); } svg { width: 100%; height: auto; } svg text { fill: var(--soft); }
+.warning { border-left: 4px solid var(--warn); padding-left: .8rem; overflow-wrap: anywhere; }
 """
+_KNOWN, _UNKNOWN, _LINE = "var(--one)", "var(--two)", "var(--line)"
 _MEASURES = {
+    "recall@1": ("Recall@1", "known queries whose label the best hit has"),
+    "recall@5": ("Recall@5", "known queries whose label one of the five best hits has"),
+    "fpir": ("FPIR", "unknown queries that the decisions let in"),
+    "fnir": ("FNIR", "known queries that the decisions miss"),
     "ece": ("Calibration error (ECE)", "average distance between what was said and what happened"),
     "ece_floor": ("its floor", "what a perfect predictor would show on so many queries, by chance"),
     "brier": ("Brier score", "mean squared distance between the probability and what happened"),
@@ -88,7 +98,7 @@ def page(title: str, points: Points, report: Mapping[str, Any], warnings: Sequen
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style>'
-        f"<h1>{escape(title)}</h1><p>Measured on {counts}.</p>{told}{_table(report)}"
+        f"<h1>{escape(title)}</h1><p>Measured on {counts}.</p>{told}{_table(report)}{_sets(report)}"
         f'<div class="pictures">{figures}</div></html>\n'
     )
 
@@ -103,8 +113,33 @@ def _table(report: Mapping[str, Any]) -> str:
         low_high = intervals.get(name)
         spread = "" if low_high is None else f"{low_high[0]:.4f} to {low_high[1]:.4f}"
         cells = f'<td class="number">{value:.4f}</td><td class="number">{spread}</td><td>{escape(meaning)}</td>'
-        rows.append(f"<tr><th>{escape(short)}</th>{cells}</tr>")
-    return f"<table><tr><th></th><th>measured</th><th>95 % interval</th><th>in words</th></tr>{''.join(rows)}</table>"
+        rows.append(f'<tr><th scope="row">{escape(short)}</th>{cells}</tr>')
+    return _listed(["", "measured", "95 % interval", "in words"], rows)
+
+
+def _sets(report: Mapping[str, Any]) -> str:
+    """What the sets hold beside what they promise, mixed and to known and unknown queries apart."""
+    rows = []
+    for key, kind in (("sets", "all queries"), ("sets_known_unknown", "known and unknown apart")):
+        for promised in report.get(key, []):
+            name = f'<th scope="row">{100 * promised["coverage"]:g} % of {kind}</th>'
+            if "reason" in promised:
+                rows.append(f'<tr>{name}<td colspan="4">{escape(promised["reason"])}</td></tr>')
+                continue
+            shares = "".join(
+                f'<td class="number">{"" if promised[of] is None else f"{promised[of]:.4f}"}</td>'
+                for of in ("measured", "known", "unknown")
+            )
+            rows.append(f'<tr>{name}{shares}<td class="number">{promised["size"]:.2f}</td></tr>')
+    if not rows:
+        return ""
+    head = ["promised to", "held", "of known", "of unknown", "outcomes in it"]
+    return f"<h2>Sets of labels</h2>{_listed(head, rows)}"
+
+
+def _listed(head: Sequence[str], rows: Sequence[str]) -> str:
+    names = "".join(f'<th scope="col">{name}</th>' for name in head)
+    return f'<div class="scroll"><table><tr>{names}</tr>{"".join(rows)}</table></div>'
 
 
 def _reliability(points: Points) -> str:
@@ -112,14 +147,14 @@ def _reliability(points: Points) -> str:
     rows = metrics.reliability(p, points.right, w)
     dots = [(row["probability"], row["frequency"]) for row in rows]
     at = np.minimum((p * _BINS).astype(int), _BINS - 1)
-    drawn = [_line([(0, 0), (1, 1)], "#999", dashed=True), _line(dots, "#1f6feb", dots=True)]
-    return _frame("said", "happened", drawn, _bars(np.bincount(at, w, _BINS).astype(np.float64), "#1f6feb"))
+    drawn = [_line([(0, 0), (1, 1)], _LINE, dashed=True), _line(dots, _KNOWN, dots=True)]
+    return _frame("said", "happened", drawn, _bars(np.bincount(at, w, _BINS).astype(np.float64), _KNOWN))
 
 
 def _histograms(points: Points) -> str:
     at = np.minimum((points.probability * _BINS).astype(int), _BINS - 1)
     drawn = []
-    for part, colour in ((points.known, "#1f6feb"), (~points.known, "#d9730d")):
+    for part, colour in ((points.known, _KNOWN), (~points.known, _UNKNOWN)):
         if part.any():
             share = np.bincount(at[part], points.weight[part], _BINS) / points.weight[part].sum()
             steps = [(edge / _BINS, float(share[bin])) for bin in range(_BINS) for edge in (bin, bin + 1)]
@@ -130,7 +165,7 @@ def _histograms(points: Points) -> str:
 def _risk(points: Points) -> str:
     curve = metrics.risk_coverage(points.probability, points.right, points.weight)
     drawn = [(point["coverage"], point["risk"]) for point in curve]
-    return _frame("share answered", "share of these that is wrong", [_line(drawn, "#1f6feb")])
+    return _frame("share answered", "share of these that is wrong", [_line(drawn, _KNOWN)])
 
 
 def _det(points: Points) -> str:
@@ -141,7 +176,7 @@ def _det(points: Points) -> str:
     let_in = np.cumsum(w * ~known) / (w * ~known).sum()
     missed = 1 - np.cumsum(w * (known & points.right[order])) / (w * known).sum()
     curve = [(0.0, 1.0), *_thinned(let_in, missed)]
-    return _frame("unknown queries let in", "known queries missed", [_line(curve, "#1f6feb")])
+    return _frame("unknown queries let in", "known queries missed", [_line(curve, _KNOWN)])
 
 
 def _thinned(x: Floats, y: Floats, most: int = 400) -> list[tuple[float, float]]:
@@ -156,11 +191,11 @@ def _place(x: float, y: float) -> str:
 def _line(points: Sequence[tuple[float, float]], colour: str, *, dashed: bool = False, dots: bool = False) -> str:
     path = " ".join(_place(x, y) for x, y in points)
     style = ' stroke-dasharray="5 4"' if dashed else ""
-    found = f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"{style}/>'
+    found = f'<polyline points="{path}" style="fill:none;stroke:{colour}" stroke-width="1.8"{style}/>'
     if dots:
         for x, y in points:
             cx, cy = _place(x, y).split(",")
-            found += f'<circle cx="{cx}" cy="{cy}" r="3.5" fill="{colour}"/>'
+            found += f'<circle cx="{cx}" cy="{cy}" r="3.5" style="fill:{colour}"/>'
     return found
 
 
@@ -169,7 +204,7 @@ def _bars(mass: Floats, colour: str) -> str:
     top, width = 10 + _SIZE + 44, _SIZE / len(mass)
     return "".join(
         f'<rect x="{_MARGIN + at * width + 1:.1f}" y="{top + 50 * (1 - share):.1f}" width="{width - 2:.1f}" '
-        f'height="{50 * share:.1f}" fill="{colour}" opacity=".6"/>'
+        f'height="{50 * share:.1f}" style="fill:{colour}" opacity=".6"/>'
         for at, share in enumerate(mass / max(mass.max(), 1e-300))
     )
 
@@ -187,7 +222,7 @@ def _frame(x: str, y: str, drawn: Sequence[str], below: str = "") -> str:
         f'<text x="{_MARGIN + _SIZE / 2}" y="{42 + _SIZE}" text-anchor="middle">{escape(x)}</text>'
         f'<text x="12" y="{middle}" text-anchor="middle" transform="rotate(-90 12 {middle})">{escape(y)}</text>'
     )
-    box = f'<rect x="{_MARGIN}" y="10" width="{_SIZE}" height="{_SIZE}" fill="none" stroke="#bbb"/>'
+    box = f'<rect x="{_MARGIN}" y="10" width="{_SIZE}" height="{_SIZE}" style="fill:none;stroke:{_LINE}"/>'
     return (
         f'<svg viewBox="0 0 {_MARGIN + _SIZE + 12} {height}" role="img" aria-label="{escape(f"{y} against {x}")}" '
         f'font-size="12">{box}{ticks}{names}{"".join(drawn)}{below}</svg>'

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ET
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +61,29 @@ def test_it_stands_alone_and_names_are_escaped() -> None:
     assert page("one kind", only_known, {}).count("<svg") == 4
 
 
+def test_a_phone_shows_it_by_day_and_night(tmp_path: Path) -> None:
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium on this machine: the page was not opened")
+    from playwright.sync_api import sync_playwright
+
+    sets = [{"coverage": 0.9, "measured": 0.91, "known": 0.92, "unknown": None, "size": 2.5}]
+    (tmp_path / "page.html").write_text(page("title", sample(), {"ece": 0.1, "aurc": 0.1, "sets": sets}))
+    paper = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        for scheme in ("light", "dark"):
+            opened = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+            opened.goto((tmp_path / "page.html").as_uri())
+            assert opened.evaluate("document.documentElement.scrollWidth") <= 390
+            paper.append(opened.evaluate("getComputedStyle(document.body).backgroundColor"))
+            tick = opened.locator("svg text", has_text="0.75").nth(1).bounding_box()
+            name = opened.locator("svg text", has_text="happened").bounding_box()
+            assert name["x"] + name["width"] <= tick["x"]  # type: ignore[index]
+        browser.close()
+    assert paper[0] != paper[1]
+
+
 def test_the_verbs_write_it(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,6 +99,11 @@ def test_the_verbs_write_it(
     report = json.loads(capsys.readouterr().out)
     assert f"{report['ece']:.4f}" in measured.read_text()
     assert f"{report['queries']['known']} known and" in measured.read_text()
+    for figure in (report["recall@1"], report["recall@5"], report["fpir"], report["fnir"]):
+        assert f">{figure:.4f}<" in measured.read_text()
+    for promised in [*report["sets"], *report["sets_known_unknown"]]:
+        said = escape(promised["reason"]) if "reason" in promised else f">{promised['measured']:.4f}<"
+        assert said in measured.read_text()
     with pytest.raises(SettingsError, match="does not exist"):
         cli.evaluate([str(out), str(world.test), *flags, "--report", str(tmp_path / "none" / "x.html")])
     with monkeypatch.context() as patch:
