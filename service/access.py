@@ -18,6 +18,7 @@ SEARCH = (
     "/v1/models",
     "/v1/collection",
     "/v1/collections",
+    "/v1/labels",
     "/v1/calibration",
     "/metrics",
 )

@@ -38,6 +38,7 @@ from service.schemas import (
     CollectionsReply,
     EmbeddingsReply,
     HealthReply,
+    LabelsReply,
     ModelsReply,
     ProblemReply,
     ReadyReply,
@@ -204,6 +205,10 @@ class Calls:
     @staticmethod
     def collections() -> Call[CollectionsReply]:
         return Call("GET", "/v1/collections", CollectionsReply)
+
+    @staticmethod
+    def labels(contains: str = "") -> Call[LabelsReply]:
+        return Call("GET", "/v1/labels", LabelsReply, params={"contains": _unicode("text", contains)})
 
     @staticmethod
     def calibration() -> Call[CalibrationReply]:
@@ -443,6 +448,10 @@ class Client:
     def collections(self) -> CollectionsReply:
         """What the service serves; `Client(..., collection=name)` asks one of them."""
         return self.send(Calls.collections())
+
+    def labels(self, contains: str = "") -> LabelsReply:
+        """The labels that contain this text, in whatever case; at most 1,000 of them, and how many there are."""
+        return self.send(Calls.labels(contains))
 
     def calibration(self) -> CalibrationReply:
         return self.send(Calls.calibration())

@@ -464,6 +464,13 @@ class CollectionReply(BaseModel):
     labels_by_size: list[LabelSizeReply] = Field(description="the labels with the most items, largest first")
 
 
+class LabelsReply(Reply):
+    """Labels that a query can be answered with."""
+
+    labels: list[str] = Field(description="at most 1,000: the one that is `contains` first, then by alphabet")
+    total: int = Field(description="how many contain the text")
+
+
 class ServedReply(Reply):
     """One of the collections of a service."""
 

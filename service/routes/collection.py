@@ -1,23 +1,31 @@
-"""`/v1/collection` and `/v1/calibration`: what is served, and how far its probabilities can be trusted."""
+"""`/v1/collection`, `/v1/labels`, `/v1/calibration`: what is served, and how far its probabilities can be trusted."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
+from urllib.parse import parse_qsl
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from index.items.gallery import Gallery
 from index.metrics import risk_coverage
-from service.problems import documented
+from service.problems import Fault, Problem, documented
 from service.routes.state import json_response, serving_of
-from service.schemas import CalibrationReply, CollectionReply
+from service.schemas import CalibrationReply, CollectionReply, LabelsReply
 
 router = APIRouter(prefix="/v1", tags=["collection"], responses=documented("not-ready"))
 
-LARGEST, CURVE = 20, 100
-"""Labels that are listed by their size, and points of the risk-coverage curve."""
+LARGEST, LISTED, CURVE = 20, 1000, 100
+"""Labels that are listed by their size and by their name, and points of the risk-coverage curve."""
+_CONTAINS = {
+    "name": "contains",
+    "in": "query",
+    "required": False,
+    "schema": {"type": "string", "default": ""},
+    "description": "a text that they contain, in whatever case",
+}
 
 
 @router.get("/collection", summary="What is served", response_model=CollectionReply)
@@ -39,6 +47,22 @@ async def collection(request: Request) -> Response:
         )
 
 
+@router.get(
+    "/labels",
+    summary="Labels by name",
+    response_model=LabelsReply,
+    responses=documented("invalid-request"),
+    openapi_extra={"parameters": [_CONTAINS]},
+)
+async def labels(request: Request) -> Response:
+    """Those that contain a text, or all: what /v1/feedback can name. Of more than 1,000 the first are listed."""
+    text = _contained(request.scope["query_string"])
+    with serving_of(request) as serving:
+        names = await asyncio.to_thread(serving.collection.answerable)
+        found = await asyncio.to_thread(_containing, names, text)
+    return json_response({"labels": found[:LISTED], "total": len(found)})
+
+
 @router.get("/calibration", summary="How far the probabilities can be trusted", response_model=CalibrationReply)
 async def calibration(request: Request) -> Response:
     """How the calibrator was fitted, on how many queries, and what it measured on held-out ones."""
@@ -52,6 +76,23 @@ async def calibration(request: Request) -> Response:
     shown = {name: described[name] for name in ("calibrated", "reason", "stale", "drift", "warnings")}
     version = described["calibration_id"]
     return json_response({**(described["calibration"] or {}), **shown, "version": version, "risk_coverage": curve})
+
+
+def _contained(raw: bytes) -> str:
+    """The text of `contains=...`, or none. Raises `Problem`."""
+    try:
+        given = parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=20)
+    except ValueError:
+        raise Problem("invalid-request", "The query string is not percent-encoded UTF-8.") from None
+    if given and [name for name, _ in given] != ["contains"]:
+        fault = Fault("contains", "expected once, and no other parameter")
+        raise Problem("invalid-request", f"{fault.pointer}: {fault.detail}.", [fault])
+    return given[0][1] if given else ""
+
+
+def _containing(names: list[str], text: str) -> list[str]:
+    folded = text.casefold()
+    return sorted((name for name in names if folded in name.casefold()), key=lambda name: (name != text, name))
 
 
 def _by_size(gallery: Gallery) -> list[dict[str, Any]]:

@@ -1,8 +1,6 @@
 // "Was this right?" below an answer. Shown only where the service takes writes, which answers with query ids.
 
-import { call } from "/web/api.js";
-
-const NOTHING = "nothing here matches";
+import { call, read } from "/web/api.js";
 
 let rated = null; // the query that `place` asks about: what comes late about another one is not said there
 
@@ -14,7 +12,7 @@ export function offerFeedback(place, queryId, answer) {
   const decided = answer.decision.label;
   const alone = decided === null && answer.decision.id !== null; // an item without a label: there is no label to name
   const say = async (label) => {
-    for (const control of place.querySelectorAll("button, select")) control.disabled = true; // said once
+    for (const control of place.querySelectorAll("button, input")) control.disabled = true; // said once
     const reply = await call("/v1/feedback", {
       method: "POST",
       headers: { "Content-Type": "application/json" },
@@ -24,20 +22,38 @@ export function offerFeedback(place, queryId, answer) {
     if (rated !== queryId) return;
     place.replaceChildren(reply?.ok ? "Thank you. It is kept for the next calibration." : problem?.detail ?? "It could not be kept.");
   };
-  const right = button("Yes", () => say(decided));
-  const wrong = button("No", () => choose());
-  const choose = () => {
-    const select = document.createElement("select");
-    select.setAttribute("aria-label", "What is right");
-    const names = (answer.labels ?? []).map((entry) => entry.label).filter((name) => name !== null && name !== decided);
-    for (const name of names) select.append(new Option(name, name));
-    if (decided !== null || alone) select.prepend(new Option(NOTHING, ""));
-    if (!select.options.length) return say(null);
-    const send = button("Send", () => say(select.value === "" ? null : select.value));
-    place.replaceChildren("Right would be ", select, send);
-    return select.focus();
+  const ask = () => {
+    const right = button("Yes", () => say(decided));
+    place.replaceChildren("Was this right? ", ...(alone ? [] : [right]), button("No", choose));
   };
-  place.replaceChildren("Was this right? ", ...(alone ? [] : [right]), wrong);
+  const choose = () => {
+    const { input, known, isKnown } = labelInput();
+    const send = button("Send", () => say(input.value));
+    const nothing = button("Nothing here matches", () => say(null));
+    send.disabled = true; // nobody is asked to guess: what is not chosen is not sent
+    input.addEventListener("input", async () => { send.disabled = true; send.disabled = !await isKnown(); });
+    input.addEventListener("keydown", (event) => { if (event.key === "Enter") send.click(); });
+    place.replaceChildren("Right would be ", input, known, send, ...(decided !== null || alone ? [nothing] : []), button("I don't know", ask));
+    input.focus();
+  };
+  ask();
+}
+
+/** A field that offers the collection's labels, of many those that contain what is typed; `isKnown` says whether that is one. */
+function labelInput() {
+  const input = Object.assign(document.createElement("input"), { placeholder: "choose a label…", autocomplete: "off" });
+  const known = Object.assign(document.createElement("datalist"), { id: "known-labels" });
+  input.setAttribute("aria-label", "What is right");
+  input.setAttribute("list", known.id);
+  const isKnown = async () => {
+    const typed = input.value;
+    const found = await read(`/v1/labels?${new URLSearchParams({ contains: typed })}`);
+    if (!found || input.value !== typed) return false; // what comes late is about another text
+    known.replaceChildren(...found.labels.map((label) => new Option(label)));
+    return found.labels.includes(typed);
+  };
+  isKnown();
+  return { input, known, isKnown };
 }
 
 function button(text, act) {

@@ -99,6 +99,7 @@ def test_items_feedback_and_what_is_served(api: Client) -> None:
     assert api.collection().name == "home"
     assert api.calibration().calibrated
     assert api.models().data[0].id == "home"
+    assert api.labels("VOL").labels == ["volume"]
     assert api.ready().status == "ready"
     assert api.health().status == "ok"
     assert api.snapshot().snapshot == api.ready().snapshot

@@ -368,8 +368,7 @@ def test_feedback_reaches_the_store(browser: Browser, collection: Path, tmp_path
         expect(page.locator("#feedback")).to_contain_text("Thank you")
         ask(page, text)
         page.get_by_role("button", name="No", exact=True).click()
-        page.get_by_label("What is right").select_option(label="nothing here matches")
-        page.get_by_role("button", name="Send").click()
+        page.get_by_role("button", name="Nothing here matches").click()
         expect(page.locator("#feedback")).to_contain_text("Thank you")
         context.close()
     store = ItemStore(folder / "items.sqlite", 32)
@@ -378,6 +377,40 @@ def test_feedback_reaches_the_store(browser: Browser, collection: Path, tmp_path
     store.close()
     assert labels == [label, None]
     assert (vectors[0] == vectors[1]).all()
+
+
+def test_feedback_names_any_label_and_nothing_that_was_not_chosen(
+    browser: Browser, collection: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(collection, tmp_path / "home")
+    sent: list[Request] = []
+    with serving(folder, "--writable") as server:
+        asked = httpx2.post(f"{server.url}/v1/search", json={"queries": [{"text": KNOWN[0][0]}]}).json()["results"][0]
+        labels = httpx2.get(f"{server.url}/v1/labels").json()["labels"]
+        page = browser.new_page(base_url=server.url)
+        page.on("request", lambda request: sent.append(request) if request.url.endswith("/v1/feedback") else None)
+        page.goto("/")
+        ask(page, KNOWN[0][0])
+        page.get_by_role("button", name="No", exact=True).click()
+        page.get_by_role("button", name="I don't know").click()
+        page.get_by_role("button", name="No", exact=True).click()
+        right, send = page.get_by_label("What is right"), page.get_by_role("button", name="Send")
+        expect(right).to_have_value("")
+        expect(send).to_be_disabled()
+        expect(page.locator("#known-labels option")).to_have_count(len(labels))
+        right.fill("no such label")
+        expect(page.locator("#known-labels option")).to_have_count(0)
+        right.press("Enter")
+        expect(send).to_be_disabled()
+        assert not sent
+        least = min(labels, key=lambda label: {e["label"]: e["probability"] for e in asked["labels"]}.get(label, 0))
+        right.fill(least)
+        send.click()
+        expect(page.locator("#feedback")).to_contain_text("Thank you")
+        page.close()
+    store = ItemStore(folder / "items.sqlite", 32)
+    assert store.feedback().labels == [least]
+    store.close()
 
 
 def test_feedback_is_sent_once_and_said_under_its_own_answer(

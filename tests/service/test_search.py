@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ import httpx2
 import pytest
 
 from index.collection import Collection
-from service.schemas import CalibrationReply, CollectionReply, ReadyReply, SearchReply
+from service.schemas import CalibrationReply, CollectionReply, LabelsReply, ReadyReply, SearchReply
 from tests.service.conftest import serving
-from tests.service.gallery import KNOWN, UNKNOWN
+from tests.service.gallery import KNOWN, TOPICS, UNKNOWN, XSS_LABEL
 
 MAPS: list[Any] = ["softmax", "sparsemax", "entmax15", "taylor", {"entmax": 1.3}, {"taylor": 6}]
 
@@ -29,6 +30,30 @@ def test_the_answer_is_as_documented(api: httpx2.Client) -> None:
     CollectionReply.model_validate(api.get("/v1/collection").json(), strict=True)
     CalibrationReply.model_validate(api.get("/v1/calibration").json(), strict=True)
     ReadyReply.model_validate(api.get("/readyz").json(), strict=True)
+
+
+def test_labels_are_listed_by_a_text_that_they_contain(api: httpx2.Client) -> None:
+    names = sorted({*TOPICS, XSS_LABEL})
+    assert api.get("/v1/labels").json() == {"labels": names, "total": len(names)}
+    for text, found in (("LU", ["volume"]), ("script", [XSS_LABEL]), ("nowhere", [])):
+        reply = api.get("/v1/labels", params={"contains": text}).json()
+        assert reply == LabelsReply(labels=found, total=len(found)).model_dump()
+    for refused in ("contains=a&contains=b", "limit=5", "contains=%ff"):
+        assert api.get(f"/v1/labels?{refused}").status_code == 422
+
+
+def test_of_many_labels_the_one_that_is_named_is_listed(collection: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(collection, tmp_path / "home")
+    with serving(folder, "--writable") as server, httpx2.Client(base_url=server.url, timeout=30) as api:
+        vector = [1.0] + 31 * [0.0]
+        items = [{"id": f"many{n}", "vector": vector, "label": f"a{n:04} light"} for n in range(1000)]
+        items.append({"id": "one", "vector": vector, "label": "light"})
+        assert api.put("/v1/items", json={"items": items[:501]}).status_code == 200
+        assert api.put("/v1/items", json={"items": items[501:]}).status_code == 200
+        reply = api.get("/v1/labels", params={"contains": "light"}).json()
+        assert reply["total"] == 1002  # light_on, too
+        assert len(reply["labels"]) == 1000
+        assert reply["labels"][:2] == ["light", "a0000 light"]
 
 
 @pytest.mark.parametrize("map_", MAPS, ids=str)
