@@ -24,7 +24,9 @@ from index.storage.folder import ENCODER
 COVERAGES = (0.9, 0.95, 0.99)
 _BLOCK = 512
 CHANCE = 1e-4
-"""How rarely sets that keep their promise miss it by so much that it is told, for each of six promises."""
+"""How rarely what keeps its promise misses it by so much that it is told: each of six sets, and the surest answers."""
+SUREST = 5
+"""One of so many answers is among the surest."""
 
 
 def evaluate(
@@ -75,7 +77,9 @@ def evaluate(
         group = np.unique(keys, return_inverse=True)[1]
         points, honesty = _honesty(answers, truth, is_known, group)
         report |= honesty
-        report["warnings"] = [*report["warnings"], *_mix_warning(collection, float(1 - is_known.mean()))]
+        report["warnings"] = [*report["warnings"], *_mix_warning(collection, points)]
+        if map == "softmax":  # what another map is off by is said above
+            report["warnings"] += _surest_warning(points, group)
         if (copies := len(rows) - len(set(keys))) > MANY * len(rows):
             said = f"{copies} of {len(rows)} queries are copies of others: intervals and floors count each once."
             report["warnings"].append(said)
@@ -107,16 +111,40 @@ def _seen_warning(collection: Collection, rows: Sequence[Row]) -> list[str]:
     return [f"{' and '.join(said)}, so these measures look better than life. Use queries it has never seen."]
 
 
-def _mix_warning(collection: Collection, share: float) -> list[str]:
-    calibration = collection.calibration
+def _mix_warning(collection: Collection, points: Measured) -> list[str]:
+    """Of another share of unknown queries than was expected, and which way the probabilities are off, if they are."""
+    calibration, share = collection.calibration, float(1 - points.known.mean())
     promised = float(calibration.report["queries"]["unknown_share"]) if calibration else share
     if abs(promised - share) <= 0.1:
         return []
-    low, missing = ("low", "Add unknown ones with --unknown FILE") if share < promised else ("high", "Add known ones")
+    missing = "Add unknown ones with --unknown FILE" if share < promised else "Add known ones"
+    p, happened = points.probability, float(points.right.mean())
+    gap, chance = float(p.mean()) - happened, 3 * float(np.sqrt((p * (1 - p)).sum())) / len(p)
+    found = f"too {'high' if gap > 0 else 'low'} here" if abs(gap) > chance else "no further off than by chance"
     return [
         f"{100 * share:.3g}% of these queries are unknown, but the probabilities were calibrated for a mix with "
-        f"{100 * promised:.6g}%, so they look too {low} here. {missing}, or index with "
-        "--unknown-share set to what you expect."
+        f"{100 * promised:.6g}%. On average they said {p.mean():.1%} where {happened:.1%} were right: {found}. "
+        f"{missing}, or index with --unknown-share set to what you expect."
+    ]
+
+
+def _surest_warning(points: Measured, group: NDArray[np.int64]) -> list[str]:
+    """Of more wrong ones among the surest fifth of the answers than chance allows, copies counted once.
+
+    Wrong ones are a sum of rare events, so as a Poisson variable they are no less likely to be many.
+    """
+    from scipy.stats import poisson
+
+    first = np.unique(group, return_index=True)[1]
+    p, right = points.probability[first], points.right[first]
+    surest = np.argsort(-p, kind="stable")[: -(-len(p) // SUREST)]
+    said, happened = p[surest].mean(), right[surest].mean()
+    if poisson.sf(int((~right[surest]).sum()) - 1, float((1 - p[surest]).sum())) >= CHANCE:
+        return []
+    return [
+        f"Of the surest fifth of these answers {happened:.1%} are right, where {said:.1%} was said: too sure. Look at "
+        "these mistakes (--answers FILE lists them); where the labels are right, index with queries like these: "
+        "--calibrate FILE, --unknown FILE."
     ]
 
 

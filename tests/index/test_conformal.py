@@ -317,8 +317,8 @@ def test_hits_that_the_calibrator_does_not_speak_of_have_no_probability(world: W
 @pytest.mark.parametrize(
     ("known", "unknown", "said"),
     [
-        (90, 0, "too low here. Add unknown ones with --unknown FILE"),
-        (10, 60, "too high here. Add known ones, or index"),
+        (90, 0, "no further off than by chance. Add unknown ones with --unknown FILE"),
+        (10, 60, "no further off than by chance. Add known ones, or index"),
     ],
 )
 def test_another_share_of_unknown_queries_is_said_with_what_would_mend_it(
@@ -328,3 +328,22 @@ def test_another_share_of_unknown_queries_is_said_with_what_would_mend_it(
         asked = world.rows(world.test)[:known], world.rows(world.test_unknown)[:unknown]
         report = evaluate(collection, *asked, progress=lambda what, done, of: None)
     assert any(said in warning for warning in report["warnings"])
+
+
+def test_which_way_another_mix_takes_the_probabilities_is_measured_and_surest_answers_that_are_wrong_are_told(
+    world: World, built: Path
+) -> None:
+    known, strange = world.rows(world.test)[:90], world.rows(world.test_unknown)
+    mislabelled = [replace(row, label=known[at - 7].label) for at, row in enumerate(known)]
+    with closing(Collection.open(built)) as collection:
+        nearest = [answer.hits[0].label for answer in collection.search([row.text for row in strange], k=1)]
+        found = [replace(row, label=label) for row, label in zip(strange, nearest, strict=True)]
+        right, wrong, unsure = (
+            " ".join(evaluate(collection, rows, [], progress=lambda what, done, of: None)["warnings"])
+            for rows in (known, mislabelled, found)
+        )
+    assert "surest fifth" not in right
+    assert "too high here" in wrong
+    assert "Of the surest fifth of these answers" in wrong
+    assert "too low here" in unsure
+    assert "surest fifth" not in unsure
