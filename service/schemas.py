@@ -168,8 +168,8 @@ class SearchRequest(Body):
     k: int = Field(10, ge=1, description="hits to return for each query")
     map: Map = Field(
         "softmax",
-        description="from evidence to probabilities: `softmax` is the calibrated distribution; the others give a "
-        "shorter list whose exact zeros are sometimes wrong",
+        description="from evidence to probabilities: `softmax` is the calibrated distribution; `taylor` is "
+        "another; the others give a shorter list whose exact zeros are sometimes wrong",
     )
     coverage: float | None = Field(
         None, gt=0, lt=1, description="ask for the set of labels that holds the truth this often, for example 0.95"

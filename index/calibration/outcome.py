@@ -17,6 +17,7 @@ from simplex import entmax, log_softmax, softmax, taylor_softmax
 
 TAYLOR_ORDER = 6
 NAMED = {"softmax": "softmax", "sparsemax": "entmax:2", "entmax15": "entmax:1.5", "taylor": f"taylor:{TAYLOR_ORDER}"}
+CALLED = {canonical: name for name, canonical in NAMED.items()}
 ALPHAS = (1.25, 1.5, 1.75, 2.0)
 """Entmax alphas whose temperature is fitted; between them it is interpolated, at 1 the map is softmax."""
 

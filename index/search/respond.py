@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from index.calibration.calibrate import Calibration
 from index.calibration.calibrators import Calibrator
 from index.calibration.conformal import nonconformity
 from index.calibration.evidence import SHARPNESS, Evidence, Floats, gather, joined
-from index.calibration.outcome import distribution, interpolated, table, worst_of
+from index.calibration.outcome import CALLED, distribution, interpolated, table, worst_of
 from index.errors import CalibrationError, DataError
 from index.search.asked import Asked
 from index.search.explain import explain
@@ -77,11 +78,24 @@ def _map_warning(calibration: Calibration, name: str) -> list[str]:
     by_map = calibration.report.get("ece_by_map", {})
     if name == "softmax" or "softmax" not in by_map:
         return []
-    measured = f"{by_map[name]:.1%} on average on held-out queries" if name in by_map else "more"
-    return [
-        f"The map {name} makes a short list, not the calibrated distribution: its probabilities are off by {measured} "
-        f"(softmax: {by_map['softmax']:.1%}), and a zero is not a certainty."
-    ]
+    called = f"{CALLED[name]} ({name})" if name in CALLED else name
+    if name.startswith("entmax"):
+        makes, zeros = "makes a short list, not the calibrated distribution", " A zero is not a certainty."
+    else:
+        makes, zeros = "is not the calibrated distribution", ""
+    return [f"The map {called} {makes}: {_measured(by_map, name)}.{zeros}"]
+
+
+def _measured(by_map: Mapping[str, float], name: str) -> str:
+    """By how much the map's probabilities are off; between two alphas that were measured, by how much theirs are."""
+    if name in by_map:
+        said = f"its probabilities are off by {by_map[name]:.1%} on average on held-out queries"
+        return f"{said} (softmax: {by_map['softmax']:.1%})"
+    alphas = {1.0: "softmax"} | {float(other[7:]): other for other in by_map if other.startswith("entmax:")}
+    alpha = float(name[7:])
+    beside = max(at for at in alphas if at < alpha), min(at for at in alphas if at > alpha)
+    said = " and ".join(f"{by_map[alphas[at]]:.1%} ({alphas[at]})" for at in beside)
+    return f"by how much it is off was not measured; its neighbours are off by {said} on average on held-out queries"
 
 
 def _set_thresholds(calibration: Calibration, asked: Asked) -> tuple[float, float] | None:

@@ -175,7 +175,9 @@ function showVerdict(answer) {
 
 /** What the probability promises, in plain words; only softmax's distribution is fitted to keep the promise. */
 function promise(p, matched) {
-  if ($("map").value !== "softmax") return "A shorter list than softmax gives, and not as well calibrated: a zero is not a certainty.";
+  const only = "only softmax is fitted to be right as often as it says";
+  if ($("map").value === "taylor") return `Another distribution than softmax gives, and ${only}.`;
+  if ($("map").value !== "softmax") return `A shorter list than softmax gives, and ${only}: a zero is not a certainty.`;
   const hundred = Math.round(p * 100);
   const share = `about ${Math.min(hundred, 99)}`; // no calibration sample shows that 100 in 100 are right
   return `Of ${matched ? "matches" : "“no match” answers"} this sure, ${share} in 100 are right.`;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -289,6 +290,27 @@ def test_few_queries_that_say_nothing_are_refused(always: bool) -> None:
     target = few.evidence.starts[:-1] if always else np.full(len(few.evidence), NO_MATCH)
     with pytest.raises(CalibrationError, match="always right" if always else "never right"):
         calibrate(replace(few, target=target), Seen(200, 5), warnings=[])
+
+
+def test_what_another_map_is_off_by_is_said_of_what_was_measured(built: Path) -> None:
+    with closing(Collection.open(built)) as collection:
+        assert collection.calibration
+        off = {name: f"{ece:.1%}" for name, ece in collection.calibration.report["ece_by_map"].items()}
+        taylor, sparsemax, between, gentle = (
+            collection.search(["bank card"], map=asked)[0].warnings[-1]
+            for asked in ("taylor", "sparsemax", {"entmax": 1.3}, "entmax:1.1")
+        )
+    assert taylor.startswith(
+        f"The map taylor (taylor:6) is not the calibrated distribution: its probabilities are off by {off['taylor:6']} "
+    )
+    assert "zero" not in taylor
+    assert "list" not in taylor
+    assert sparsemax.startswith("The map sparsemax (entmax:2) makes a short list")
+    assert f"off by {off['entmax:2']} on average on held-out queries (softmax: {off['softmax']})" in sparsemax
+    beside = f"{off['entmax:1.25']} (entmax:1.25) and {off['entmax:1.5']} (entmax:1.5)"
+    assert f"not measured; its neighbours are off by {beside} on average on held-out queries" in between
+    assert f"{off['softmax']} (softmax) and {off['entmax:1.25']} (entmax:1.25)" in gentle
+    assert between.endswith("A zero is not a certainty.")
 
 
 def test_the_warning_travels_to_the_answer(tmp_path: Path, world: World) -> None:

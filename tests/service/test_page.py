@@ -101,6 +101,10 @@ def test_maps_and_coverage_ask_again(page: Page) -> None:
     assert sent.value.post_data_json == {"queries": [{"text": KNOWN[0][0]}], "k": 5, "map": "sparsemax"}
     expect(page.locator("#set")).to_be_hidden()
     expect(page.locator("#hits > li")).to_have_count(5)
+    expect(page.locator("#verdict .why")).to_contain_text("shorter list")
+    page.select_option("#map", "taylor")  # which has no zeros
+    expect(page.locator("#verdict .why")).to_contain_text("Another distribution")
+    expect(page.locator("#verdict .why")).not_to_contain_text("zero")
 
 
 def test_the_keyboard_is_enough(page: Page) -> None:
