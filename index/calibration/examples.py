@@ -47,7 +47,8 @@ class Queries:
     an item, -1 otherwise: those items are hidden from all queries, or, with `leave_one_out`, each from its own query,
     with the items as near to it as `near_copy`. `names` are the labels, as given, of the queries that are no items.
     `items_untrained` says that the encoder was trained on none of the items, so that they may help out as a prior.
-    The last of the queries are users' feedback: `feedback` (f,) gives the numbers of those notes.
+    The last of the queries are users' feedback: `feedback` (f,) gives the numbers of those notes. `caveats` are what a
+    calibration on these queries has to say of itself.
     """
 
     vectors: Vectors
@@ -59,6 +60,7 @@ class Queries:
     names: tuple[str | None, ...] = ()
     items_untrained: bool = False
     feedback: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+    caveats: tuple[str, ...] = ()
 
     def only(self, kept: Flags) -> Queries:
         """Those queries (n,), in their order."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +60,7 @@ def calibration_queries(
     seed: int,
     progress: Progress,
 ) -> tuple[Queries, list[str]]:
-    """The queries to calibrate a gallery with, and warnings that belong to them.
+    """The queries to calibrate a gallery with, and what was left out of them.
 
     Of the gallery's items the texts' `keys` (n,) and the `vectors` (n, d) are given, in the order of `gallery`.
 
@@ -80,7 +80,7 @@ def calibration_queries(
     if not (given.codes >= 0).any():  # too few are refused, and who gave them can give more
         with saying(warnings):
             given = own_rows(given, keys, vectors, gallery, trained, seed)
-    return given, [*warnings, *_notes(given, gallery, trained, unknown_share)]
+    return replace(given, caveats=_caveats(given, gallery, trained, unknown_share)), warnings
 
 
 @contextmanager
@@ -139,7 +139,7 @@ def stored_queries(
             keys = store.keys(now.born)
         with saying(notes):
             given = own_rows(given, keys, now.vectors, gallery, trained, seed)
-    return given, [*notes, *_notes(given, gallery, trained, unknown_share)]
+    return replace(given, caveats=_caveats(given, gallery, trained, unknown_share)), notes
 
 
 def _of_labels_that_left(queries: Queries, was_known: NDArray[np.bool_]) -> tuple[Queries, list[str]]:
@@ -181,7 +181,7 @@ def _told_before_their_label_came(
     ]
 
 
-def _notes(queries: Queries, gallery: Gallery, trained: NDArray[np.uint64], unknown_share: float) -> list[str]:
+def _caveats(queries: Queries, gallery: Gallery, trained: NDArray[np.uint64], unknown_share: float) -> tuple[str, ...]:
     warnings: list[str] = []
     asked, labels = len(np.unique(queries.codes[queries.codes >= 0])), len(gallery.names)
     if 1 < asked < min(FEW_LABELS, labels):
@@ -219,7 +219,7 @@ def _notes(queries: Queries, gallery: Gallery, trained: NDArray[np.uint64], unkn
             f"{beside} queries were imitated by hiding labels. Real ones may come closer, above all where the encoder "
             f"was trained on these labels: give at least {needed} with --unknown FILE."
         )
-    return warnings
+    return tuple(warnings)
 
 
 def trained_rows(encoder_folder: Path) -> NDArray[np.uint64]:

@@ -106,7 +106,7 @@ class Fitting:
         found = calibrate(
             made,
             Seen.of(gallery),
-            warnings=warnings,
+            warnings=[*warnings, *queries.caveats],
             calibrator=self.calibrator,
             seed=self.seed,
         )

@@ -251,6 +251,10 @@ async function showCollection() {
   if (!served) return;
   if (served.encoder?.modality === "image") takePictures();
   limitCoverage(calibration?.max_coverage ?? 0);
+  if (calibration?.calibrated === false) {
+    $("map").disabled = true;
+    $("map").selectedOptions[0].textContent = "not calibrated";
+  }
   $("served").textContent = `${served.name} · ${served.items.toLocaleString("en")} items`;
   document.title = `${served.name} · surematch`;
   for (const text of served.examples) {

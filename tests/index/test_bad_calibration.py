@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -299,6 +300,26 @@ def test_the_reason_of_the_build_is_not_that_of_lost_snapshots(world: World, tmp
     assert "No intact snapshot" in reason
     assert "surematch compact" in reason
     assert "one label" not in reason
+
+
+def test_a_refusal_says_nothing_of_a_calibration_that_there_is_not(world: World, tmp_path: Path) -> None:
+    encoder = shutil.copytree(world.encoder, tmp_path / "encoder")
+    np.save(encoder / "trained_rows.npy", np.zeros(1, np.uint64))
+    alone = [replace(row, label=f"{row.label} {at}") for at, row in enumerate(world.rows(world.items))]
+    reason = build_collection(str(encoder), alone, tmp_path / "alone")["reason"]
+    assert "items cannot ask for their like" in reason
+    assert "imitated" not in reason
+    assert "--unknown" not in reason
+    assert "one by one" not in reason
+    known = build_collection(
+        str(encoder), world.rows(world.items), tmp_path / "known", held=Held(world.rows(world.held))
+    )
+    assert any("imitated" in warning for warning in known["warnings"])
+    with closing(Collection.open(tmp_path / "known", writable=True)) as opened:
+        with pytest.raises(CalibrationError, match="There is feedback on 0 different queries") as refused:
+            opened.recalibrate()
+        assert "--unknown" not in str(refused.value)
+        assert any("imitated" in warning for warning in opened.search(["my card"])[0].warnings)
 
 
 def test_what_is_printed_keeps_what_was_asked() -> None:

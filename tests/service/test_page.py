@@ -240,6 +240,8 @@ def test_the_page_says_when_nothing_is_calibrated(browser: Browser, uncalibrated
     with serving(uncalibrated) as server:
         page = browser.new_page()
         page.goto(server.url)
+        expect(page.locator("#map")).to_be_disabled()
+        expect(page.locator("#map option:checked")).to_have_text("not calibrated")
         ask(page, KNOWN[0][0])
         expect(page.locator("#banner")).to_contain_text("not calibrated")
         expect(page.locator("#hits > li").first).to_contain_text("cosine")
@@ -357,6 +359,7 @@ def test_without_calibration_its_page_says_why(browser: Browser, uncalibrated: P
         page.goto("/calibration")
         expect(page.locator("#banner")).to_be_visible()
         expect(page.locator("#calibration")).to_be_hidden()
+        expect(page.get_by_role("heading", level=1)).to_be_visible()
         context.close()
 
 
