@@ -368,5 +368,6 @@ def _on_near_ones(weight: Floats, removed: int) -> Floats:
 
 def _describe_unknowns(real: int, removed: int) -> str:
     said = [f"{real} real unknown {'query' if real == 1 else 'queries'}"] if real else []
-    said += [f"{2 * removed} class-removed queries (own label, or the labels around it too, hidden)"] if removed else []
+    imitated = "which imitate unknown ones (own label, or the labels around it too, hidden)"
+    said += [f"{2 * removed} class-removed queries, {imitated}"] if removed else []
     return " and ".join(said)

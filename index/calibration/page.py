@@ -85,8 +85,9 @@ def write_page(path: Path, title: str, points: Points, report: Mapping[str, Any]
 
 def page(title: str, points: Points, report: Mapping[str, Any], warnings: Sequence[str] = ()) -> str:
     """The page as HTML. `report` holds the measures by the names of `index.evaluate`, and "intervals" where known."""
-    kinds = points.known, ~points.known
-    counts = f"{int(kinds[0].sum())} known and {int(kinds[1].sum())} unknown queries"
+    counts = f"{int(points.known.sum())} known and {int((~points.known).sum())} unknown queries"
+    if "source" in (queries := report.get("queries", {})):  # a collection's own, of which some may be imitated
+        counts = f"{queries['known']} known queries ({queries['source']}) and {queries['unknowns']}"
     told = "".join(f'<p class="warning">{escape(warning)}</p>' for warning in warnings)
     pictures = [
         (_reliability(points), "Said against happened. On the dashed line the two agree; below, the queries of each."),
@@ -98,7 +99,7 @@ def page(title: str, points: Points, report: Mapping[str, Any], warnings: Sequen
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style>'
-        f"<h1>{escape(title)}</h1><p>Measured on {counts}.</p>{told}{_table(report)}{_sets(report)}"
+        f"<h1>{escape(title)}</h1><p>Measured on {escape(counts)}.</p>{told}{_table(report)}{_sets(report)}"
         f'<div class="pictures">{figures}</div></html>\n'
     )
 

@@ -193,8 +193,8 @@ def _caveats(queries: Queries, gallery: Gallery, trained: NDArray[np.uint64], un
         known = int(((queries.rows < 0) & (queries.codes >= 0)).sum())
         beside = f"Beside the {known} given," if known else "Without queries"
         warnings.append(
-            f"{beside} the gallery's own items asked for their like, left out one by one. Real queries may differ: "
-            "give some with --calibrate FILE."
+            f"{beside} the gallery's own items asked for their like, left out one by one, when the collection was "
+            "calibrated. Real queries may differ: index again with some, `surematch index --calibrate FILE`."
         )
     count = np.bincount(gallery.codes[gallery.codes < labels], minlength=labels)
     alone = int((count == 1).sum())
@@ -210,14 +210,15 @@ def _caveats(queries: Queries, gallery: Gallery, trained: NDArray[np.uint64], un
     if labels > 1 and real < needed and count.max(initial=0) > count.sum() / 2:
         warnings.append(  # without the label's name: the calibration may be kept for longer than its items
             f"One label has {count.max() / count.sum():.0%} of the items. With it hidden, as an unknown query is "
-            "imitated, little is left to be mistaken: real unknown queries may get in far more often. Give some with "
-            "--unknown FILE."
+            "imitated, little is left to be mistaken: real unknown queries may get in far more often. Index again "
+            "with some: `surematch index --unknown FILE`."
         )
     if len(trained) and real < needed:
         beside = f"Beside the {real} given, unknown" if real else "Unknown"
         warnings.append(
-            f"{beside} queries were imitated by hiding labels. Real ones may come closer, above all where the encoder "
-            f"was trained on these labels: give at least {needed} with --unknown FILE."
+            f"{beside} queries were imitated by hiding labels when the collection was calibrated. Real ones may come "
+            "closer, above all where the encoder was trained on these labels: index again with at least "
+            f"{needed}, `surematch index --unknown FILE`."
         )
     return tuple(warnings)
 

@@ -54,7 +54,7 @@ ALL_ALIKE = (
 
 IMITATED = (
     "Unknown queries, or some of them, were imitated by hiding a query's own label. Real ones of another kind may be "
-    "let in more often or less. Give some with --unknown FILE."
+    "let in more often or less. Index again with some: `surematch index --unknown FILE`."
 )
 
 

@@ -94,7 +94,9 @@ async function show() {
   $("banner").hidden = report !== null && !told.length;
   if (!report?.reliability) return;
   const off = Math.max(report.ece, 0);
-  $("summary").textContent = `On ${report.queries?.source ?? "held-out queries"}, probabilities were off by ${percent(off)} on `
+  const { source, unknowns } = report.queries ?? {};
+  const asked = [source ?? "held-out queries", unknowns].filter(Boolean).join(" and ");
+  $("summary").textContent = `On ${asked}, probabilities were off by ${percent(off)} on `
     + `average; a perfectly calibrated service measured on as many would show ${percent(report.ece_floor)}.`;
   $("numbers").replaceChildren(...numbers(report));
   $("diagram").replaceChildren(diagram(report.reliability));

@@ -84,6 +84,25 @@ def test_a_phone_shows_it_by_day_and_night(tmp_path: Path) -> None:
     assert paper[0] != paper[1]
 
 
+def test_imitated_unknown_queries_are_called_so_and_not_taken_for_those_that_were_given(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder, out = shutil.copytree(world.encoder, tmp_path / "encoder"), tmp_path / "c"
+    np.save(encoder / "trained_rows.npy", np.zeros(1, np.uint64))
+    fit, measured = tmp_path / "fit.html", tmp_path / "measured.html"
+    asked = ["--calibrate", str(world.held), "--label", "label"]
+    assert cli.index([str(encoder), str(world.items), "--out", str(out), *asked, "--report", str(fit)]) == 0
+    assert re.search(
+        r"Measured on \d+ known queries .* and \d+ class-removed queries, which imitate unknown", fit.read_text()
+    )
+    given = ["--unknown", str(world.test_unknown), "--label", "label"]
+    assert cli.evaluate([str(out), str(world.test), *given, "--report", str(measured)]) == 0
+    said = measured.read_text()
+    assert "were imitated by hiding labels when the collection was calibrated" in said
+    assert "`surematch index --unknown FILE`" in said
+    assert "class-removed" not in said
+
+
 def test_the_verbs_write_it(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +113,10 @@ def test_the_verbs_write_it(
     low, high = built["calibration"]["intervals"]["ece"]
     assert low <= built["calibration"]["ece"] <= high
     assert f"{low:.4f} to {high:.4f}" in fit.read_text()
+    assert (
+        f"known queries (queries given with --calibrate) and {built['calibration']['queries']['unknowns']}."
+        in fit.read_text()
+    )
     flags = ["--unknown", str(world.test_unknown), "--label", "label", "--json"]
     assert cli.evaluate([str(out), str(world.test), *flags, "--report", str(measured)]) == 0
     report = json.loads(capsys.readouterr().out)

@@ -300,6 +300,7 @@ def test_the_calibration_page_draws_what_was_measured(page: Page, server: Server
     expect(page.locator("#diagram circle")).to_have_count(len(report["reliability"]))
     expect(page.locator("#rows tr")).to_have_count(len(report["reliability"]))
     expect(page.locator("#numbers dt")).to_have_count(11)
+    expect(page.locator("#summary")).to_contain_text(f" and {report['queries']['unknowns']}, probabilities were off")
     expect(page.locator("#banner")).to_contain_text("told apart without one error")  # these topics are
     heights = page.eval_on_selector_all(
         "#diagram circle", "nodes => nodes.map((node) => Number(node.getAttribute('cy')))"
