@@ -65,10 +65,10 @@ class Contribution:
 class LabelEvidence:
     """Why a label has its probability, see `index.search.explain`.
 
-    `evidence` are cosines: best, pooled_8, pooled_32, centroid, cohesion; `terms`, which sum to `logit`, what each adds
-    (None: this calibrator has no such terms). `logit` None: the calibrator cannot speak of this label. `answerable`:
-    some item of it passes the filter, and its consent has not ended; else neither `label` nor `id` is told.
-    `hidden_items` of those that count do not pass.
+    `evidence`: the cosines best, centroid and cohesion; pooled_8 and pooled_32, log-sums that may exceed 1. `terms`,
+    which sum to `logit`: what each adds (None: this calibrator has no such terms). `logit` None: the calibrator cannot
+    speak of this label. `answerable`: some item of it passes the filter, and its consent has not ended; else neither
+    `label` nor `id` is told. `hidden_items` of those that count do not pass.
     """
 
     label: str | None

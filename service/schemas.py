@@ -282,7 +282,10 @@ class LabelEvidenceReply(Reply):
     id: str | None
     probability: float
     logit: float | None = Field(description="null: this calibrator cannot speak of the label")
-    evidence: dict[str, float] = Field(description="cosines: best, pooled_8, pooled_32, centroid, cohesion")
+    evidence: dict[str, float] = Field(
+        description="cosines (best, centroid, cohesion), and of all the label's items together, as a log-sum that may "
+        "exceed 1, pooled_8 and pooled_32"
+    )
     terms: dict[str, float] | None = Field(
         description="what each adds, summing to `logit`; null where the calibrator has no such terms"
     )

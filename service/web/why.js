@@ -46,7 +46,8 @@ function told(why) {
   const rest = why.labels.length - labels.length;
   return [
     text("p", "Each outcome gets a score from how close its items are; the higher the score, the likelier. "
-      + `Scores are divided by ${why.temperature.toFixed(2)} before they become probabilities.`),
+      + `Scores are divided by ${why.temperature.toFixed(2)} before they become probabilities. Values are cosines; of `
+      + "several items together they add up, and may exceed 1."),
     ...[...labels, none].sort((a, b) => (b.logit ?? -Infinity) - (a.logit ?? -Infinity)).map(outcome),
     ...(rest > 0 ? [text("p", `${rest} more labels were considered.`)] : []),
   ];
@@ -69,7 +70,7 @@ function outcome(entry) {
 function table(evidence, terms) {
   const made = document.createElement("table");
   const head = made.createTHead().insertRow();
-  for (const name of ["evidence", "cosine", ...(terms ? ["adds"] : [])]) head.append(text("th", name));
+  for (const name of ["evidence", "value", ...(terms ? ["adds"] : [])]) head.append(text("th", name));
   const body = made.createTBody();
   for (const name of new Set([...Object.keys(terms ?? {}), ...Object.keys(evidence)])) {
     const row = body.insertRow();

@@ -261,6 +261,7 @@ def test_why_shows_the_evidence_behind_the_answer(page: Page, server: Server) ->
     best = why["labels"][0]
     expect(reasons.locator("section").first).to_contain_text(f"{best['evidence']['best']:.3f}")
     expect(reasons.locator("section").first).to_contain_text(best["items"][0]["id"])
+    expect(reasons.locator("section th").nth(1)).to_have_text("value")  # several items together may exceed a cosine
     expect(reasons).to_contain_text(f"no match: score {why['no_match_logit']:.2f}")
     ask(page, UNKNOWN[0])
     expect(reasons).to_be_hidden()
