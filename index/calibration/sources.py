@@ -31,6 +31,8 @@ from index.items.store import Changes, Feedback, ItemStore
 _GIVEN = "queries given with --calibrate"
 FEW_ALONE = 0.1
 """Share of labels with one item from which it is worth a warning that these could not ask."""
+HIDDEN = "queries were imitated by hiding labels"
+"""Said by a caveat of unknown queries that are not real."""
 FEW_LABELS = 5
 """Labels that queries must carry, where the gallery has so many, to go without a warning."""
 
@@ -216,7 +218,7 @@ def _caveats(queries: Queries, gallery: Gallery, trained: NDArray[np.uint64], un
     if len(trained) and real < needed:
         beside = f"Beside the {real} given, unknown" if real else "Unknown"
         warnings.append(
-            f"{beside} queries were imitated by hiding labels when the collection was calibrated. Real ones may come "
+            f"{beside} {HIDDEN} when the collection was calibrated. Real ones may come "
             "closer, above all where the encoder was trained on these labels: index again with at least "
             f"{needed}, `surematch index --unknown FILE`."
         )

@@ -16,8 +16,8 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from index.answer import Answer, Explanation
-from index.calibration.sources import Progress
-from index.calibration.thresholds import Threshold
+from index.calibration.sources import HIDDEN, Progress
+from index.calibration.thresholds import IMITATED, Threshold
 from index.verbs.terminal import Terminal, styled
 
 _BAR = 20
@@ -191,7 +191,8 @@ def show_threshold(out: Terminal, found: Threshold, calibration: str | None, war
         called = f"{found.accepted:.1%} of queries are called a match, {found.precision:.2%} of them rightly"
     out.print(f"{called}; {found.miss_rate:.2%} of known queries are missed, {fpir} of unknown ones let in.")
     out.print(f"It is a line of calibration {calibration}: draw it again after a compaction or a recalibration.")
-    if found.assumes is not None:
+    told = found.assumes == IMITATED and any(HIDDEN in warning for warning in warnings)
+    if found.assumes is not None and not told:
         out.print(styled("Mind:", "yellow"), found.assumes)
     for warning in warnings:
         out.print(warning, style="yellow")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,18 @@ def test_that_unknown_queries_were_imitated_is_said_with_every_line(
         for collection, imitated in ((tmp_path / "c", True), (built, False)):
             assert cli.threshold([str(collection), *line, "--json"]) == 0
             assert (json.loads(capsys.readouterr().out)["assumes"] == IMITATED) == imitated
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_that_unknown_queries_were_imitated_is_printed_once(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], trained: bool
+) -> None:
+    encoder = shutil.copytree(world.encoder, tmp_path / "encoder")
+    if trained:  # then the calibration has a warning of its own
+        np.save(encoder / "trained_rows.npy", np.zeros(1, np.uint64))
+    build_collection(str(encoder), world.rows(world.items), tmp_path / "c", held=Held(world.rows(world.held)))
+    assert cli.threshold([str(tmp_path / "c"), "--precision", "0.8"]) == 0
+    assert capsys.readouterr().out.count("imitated") == 1
 
 
 def strangers(people: int, photographs: int, alike: float, seed: int = 0) -> HeldOut:
