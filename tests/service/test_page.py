@@ -58,6 +58,7 @@ def test_a_question_with_an_answer(page: Page) -> None:
     ask(page, text)
     expect(page.locator("#verdict .kind")).to_have_text("Match")
     expect(page.locator("#verdict h1")).to_have_text(label)
+    expect(page.locator("#verdict .why")).to_have_css("border-top-width", "0px")  # the line is of "Why?" alone
     expect(page.locator("#verdict .percent")).to_have_text(re.compile(r"^[\d.> ]+ %$"))
     expect(page.locator("#hits > li")).to_have_count(10)
     expect(page.locator("#hits .cosine").first).to_have_text(re.compile(r"^cosine -?[01]\.\d{3}$"))
