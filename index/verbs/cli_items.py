@@ -270,9 +270,9 @@ def _state(collection: Collection) -> dict[str, Any]:
 
 
 def _advice(told: dict[str, Any], path: Path) -> str:
-    """Why there are no probabilities, which says what to do, or that compaction is due: no verb does it by the way."""
-    due = f" Compaction is due: surematch compact {shlex.quote(str(path))}" if told["compaction_due"] else ""
-    return due if told["reason"] is None else f" Without probabilities: {told['reason']}"
+    """Why there are no probabilities, and that compaction is due: no verb does it by the way."""
+    why = "" if told["reason"] is None else f" Without probabilities: {told['reason']}"
+    return why + (f" Compaction is due: surematch compact {shlex.quote(str(path))}" if told["compaction_due"] else "")
 
 
 def tell(told: dict[str, Any], words: str, as_json: bool) -> int:

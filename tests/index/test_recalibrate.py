@@ -764,6 +764,10 @@ def test_the_verbs_compact_nothing_by_the_way(
     assert (told["replaced"], told["snapshot"]) == (own, snapshot_id)
     assert cli_items.delete([path, "--where", '{"$label": "card"}', "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["compaction_due"]
+    assert cli_items.delete([path, "items.csv:70"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Without probabilities: " in said
+    assert "Compaction is due: surematch compact" in said
     with pytest.raises(CalibrationError, match="not put in use"):
         cli_calibrations.calibrations([path, "--use", own])
     with closing(Collection.open(Path(path))) as reader:
