@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from index.calibration.conditional_logit import FEW_QUERIES
-from training.report import CHOSEN, MEASURES
+from training.report import CHOSEN, MEASURES, trained_rows
 
 CARD = "README.md"
 
@@ -71,7 +71,7 @@ def _body(name: str, record: Mapping[str, Any], evaluation: Mapping[str, Any]) -
     return f"""# {title}
 
 {maker} that [surematch](#how-it-was-made) trained on
-{record["data"]["rows"]:,} rows in {record["data"]["classes"]:,} classes: {what} of one class become neighbours.
+{trained_rows(record):,} rows in {record["data"]["classes"]:,} classes: {what} of one class become neighbours.
 {_further(record)}It starts from `{_plain(record["settings"]["encoder"])}`
 and was trained with the objective `{record["objective"]["name"]}`.
 

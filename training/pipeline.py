@@ -304,8 +304,9 @@ def _name(rows: Sequence[Row]) -> str:
 def _describe(recipe: Recipe) -> str:
     shape = [f"{name} {value:g}" for name in ("scale", "margin") if (value := getattr(recipe, name)) is not None]
     back = [f"{recipe.start_share:.0%} of the way back to the start"] if recipe.start_share else []
+    epochs = "epoch" if recipe.epochs == 1 else "epochs"
     steps = (
-        f"{recipe.epochs:g} epochs, {recipe.batch_size} rows a step, learning rates {recipe.learning_rate:g} "
+        f"{recipe.epochs:g} {epochs}, {recipe.batch_size} rows a step, learning rates {recipe.learning_rate:g} "
         f"(encoder) and {recipe.head_learning_rate:g} (class weights)"
     )
     return ", ".join([*shape, steps, *back])

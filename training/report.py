@@ -57,10 +57,15 @@ def render_report(record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         '<div class="brand">surematch</div>'
         f"<h1>{text(name)}</h1>"
         f'<p class="lead">{text(record["settings"]["encoder"])} trained with {text(record["objective"]["name"])} on '
-        f"{record['data']['rows']:,} rows in {record['data']['classes']:,} classes, {record['seconds']:.0f} s.</p>"
+        f"{trained_rows(record):,} rows in {record['data']['classes']:,} classes, {record['seconds']:.0f} s.</p>"
     )
     footer = "Every figure on this page is in <code>training.json</code> and <code>evaluation.json</code> beside it."
     return page(f"{name}: training report", header=header, sections=parts, footer=footer)
+
+
+def trained_rows(record: Mapping[str, Any]) -> int:
+    rows: int = record["data"]["rows"] - record["held_out"]["rows"]
+    return rows
 
 
 def _tiles(record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
@@ -136,7 +141,8 @@ def _curves(record: Mapping[str, Any]) -> str:
     figures = []
     if len(loss) > 1:
         drawn = line_chart([Series(loss)], title="loss over the steps", x="step", y="loss")
-        figures.append(figure("Loss, mean of the steps before each point", drawn))
+        moves = "; the scale moves while it learns, so it may rise" if record["objective"].get("dynamic") else ""
+        figures.append(figure(f"Loss, mean of the steps before each point{moves}", drawn))
     unseen = [(point["step"], point["unseen_map_at_r"]) for point in curve if "unseen_map_at_r" in point]
     if "unseen_start" in metrics:
         last = max((step for step, _ in [*loss, *unseen]), default=1.0)
@@ -220,7 +226,7 @@ def _classes(classes: Sequence[Mapping[str, Any]]) -> str:
         for row in classes
     )
     everything = table(["class", "training rows", "queries", "recall@1", "MAP@R"], rows)
-    title = f"The {BARS} hardest classes" if len(classes) > BARS else "Class by class"
+    title = f"The {BARS} hardest of {len(classes):,} classes" if len(classes) > BARS else "Class by class"
     folded = f"<details><summary>All {len(classes):,} classes in a table</summary>{everything}</details>"
     return section(title, "Recall@1 of the held-out rows of each class, the lowest first.", drawn + folded)
 

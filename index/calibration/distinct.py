@@ -59,9 +59,10 @@ def distinct(queries: Queries, gallery: Vectors, codes: Ints) -> tuple[Queries, 
         named[strangers] = exact_top(queries.vectors[strangers], gallery, 1)[0][:, 0] >= 1 - SAME
     said = []
     if items.any():
+        are, find = ("is an item", "finds itself") if items.sum() == 1 else ("are items", "find themselves")
         said.append(
-            f"{items.sum()} of {given.sum()} calibration queries are items of the gallery to this encoder, and find "
-            "themselves: not used. Give queries that are no items with --calibrate FILE."
+            f"{items.sum()} of {given.sum()} calibration queries {are} of the gallery to this encoder, and {find}: "
+            "not used. Give queries that are no items with --calibrate FILE."
         )
     if named.any():
         said.append(

@@ -201,8 +201,9 @@ def _caveats(queries: Queries, gallery: Gallery, trained: NDArray[np.uint64], un
     count = np.bincount(gallery.codes[gallery.codes < labels], minlength=labels)
     alone = int((count == 1).sum())
     if queries.leave_one_out and alone > FEW_ALONE * labels:
+        have = "has" if alone == 1 else "have"
         warnings.append(
-            f"{alone} of the gallery's {labels} labels have one item, which cannot ask for its like: how such labels "
+            f"{alone} of the gallery's {labels} labels {have} one item, which cannot ask for its like: how such labels "
             "are found was not measured, and their probabilities may be too low or too high."
         )
     able = queries.codes >= 0
@@ -273,10 +274,11 @@ def _no_items(rows: Sequence[Row], keys: NDArray[np.uint64], gallery: Gallery, w
     codes = gallery.encode_labels([row.label for row in rows])
     items = set(zip(keys.tolist(), gallery.codes.tolist(), strict=True))
     others = [row for row, code in zip(rows, codes, strict=True) if (text_key(row.text), code) not in items]
-    if len(others) < len(rows):
+    if found := len(rows) - len(others):
+        are, find = ("is an item", "finds itself") if found == 1 else ("are items", "find themselves")
         warnings.append(
-            f"{len(rows) - len(others)} of {len(rows)} calibration queries are items of the gallery, which find "
-            "themselves: not used. Give queries that are no items with --calibrate FILE."
+            f"{found} of {len(rows)} calibration queries {are} of the gallery and {find}: not used. Give queries "
+            "that are no items with --calibrate FILE."
         )
     return others
 

@@ -46,7 +46,7 @@ async function show() {
   $("banner").hidden = !told.length;
   if (!served) return;
   $("served").textContent = `${served.name} · ${number(served.items)} items`;
-  $("summary").textContent = `${number(served.items)} items of ${number(served.labels)} ${served.labels === 1 ? "identity" : "identities"}, `
+  $("summary").textContent = `${number(served.items)} items of ${number(served.labels)} ${served.labels === 1 ? "label" : "labels"}, `
     + `${served.calibrated ? "with calibrated probabilities" : "without probabilities"}.`;
   const recall = served.search?.recall_at_10;
   facts($("facts"), [

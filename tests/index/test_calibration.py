@@ -339,6 +339,8 @@ def test_a_sample_of_the_gallery_is_no_sample_of_queries(world: World, tmp_path:
     held = world.rows(world.held)
     mixed = build_collection(str(world.encoder), items, tmp_path / "d", held=Held([*held, *items[:50]]))
     assert any("50 of 170 calibration queries are items of the gallery" in warning for warning in mixed["warnings"])
+    one = build_collection(str(world.encoder), items, tmp_path / "one", held=Held([*held, items[0]]))
+    assert any("1 of 121 calibration queries is an item of the gallery and finds" in said for said in one["warnings"])
     alone = build_collection(str(world.encoder), items, tmp_path / "f", held=Held(held))
     assert mixed["calibration"]["queries"]["known"] == alone["calibration"]["queries"]["known"]
     other = replace(items[0], label=next(row.label for row in items if row.label != items[0].label))

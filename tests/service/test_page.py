@@ -338,6 +338,7 @@ def test_the_collection_page_says_what_is_served(page: Page, server: Server) -> 
     expect(page.locator("#sizes > li")).to_have_count(len(served["labels_by_size"]))
     expect(page.locator("#sizes > li").first).to_contain_text(served["labels_by_size"][0]["label"])
     expect(page.locator("#drift")).not_to_be_empty()
+    expect(page.locator("#summary")).to_contain_text(f"items of {served['labels']} labels")
     assert page.evaluate("window.stolen") is None
     page.set_viewport_size({"width": 360, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth <= 360")

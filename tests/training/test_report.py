@@ -157,6 +157,22 @@ def test_without_held_out_rows_the_report_says_that_nothing_was_measured(tiny_en
     assert "nothing was measured" in (tmp_path / "m" / "README.md").read_text()
 
 
+def test_the_counts_are_those_of_what_trained(model: Path, tiny_encoder: Path, tmp_path: Path, capsys) -> None:
+    from training.report import render_report
+
+    record, evaluation = (json.loads((model / name).read_text()) for name in ("training.json", EVALUATION))
+    rows = record["data"]["rows"] - record["held_out"]["rows"]
+    assert f"{rows:,} rows in 2 classes" in Elements((model / REPORT).read_text(encoding="utf-8")).words
+    assert f"{rows:,} rows in 2 classes" in (model / "README.md").read_text(encoding="utf-8")
+    assert "hardest of 25 classes" in render_report(record, {**evaluation, "classes": evaluation["classes"][:1] * 25})
+    data = tmp_path / "rows.csv"
+    data.write_text("text,label\n" + "\n".join(f"{text},{label}" for text, label in sentences(70)), encoding="utf-8")
+    flags = ["--encoder", str(tiny_encoder), "--batch-size", "4", "--epochs", "1", "--out", str(tmp_path / "m")]
+    assert train([str(data), *flags]) == 0
+    assert "1 epoch," in capsys.readouterr().err
+    assert "the scale moves while it learns" in (tmp_path / "m" / REPORT).read_text(encoding="utf-8")
+
+
 def test_classes_of_two_rows_are_not_told_to_hold_out_what_they_cannot(tiny_encoder: Path, tmp_path: Path) -> None:
     data = tmp_path / "rows.csv"
     data.write_text("text,label\n" + "\n".join(f"{text},{label}" for text, label in sentences(2)), encoding="utf-8")
