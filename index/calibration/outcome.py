@@ -34,7 +34,8 @@ def map_name(spec: MapSpec) -> str:
     if isinstance(spec, dict) and len(spec) == 1:
         (kind, value), number = next(iter(spec.items())), isinstance(next(iter(spec.values())), int | float)
         if kind == "entmax" and number and 1 <= value <= 2:
-            return "softmax" if value == 1 else f"entmax:{value:g}"
+            name = f"entmax:{value:g}"
+            return "softmax" if name == "entmax:1" else name
         if kind == "taylor" and value in (2, 4, 6, 8, 10):
             return f"taylor:{value:g}"
     raise DataError(

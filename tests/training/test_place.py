@@ -202,7 +202,7 @@ def test_a_refused_resume_leaves_nothing(tmp_path: Path) -> None:
 def test_a_trained_folder_is_as_readable_as_the_umask_lets_it_be(tmp_path: Path, mask: int, others: int) -> None:
     before = os.umask(mask)
     try:
-        with new_folder(tmp_path / "m", overwrite=False) as folder:
+        with new_folder(tmp_path / "m", False, tmp_path) as folder:
             (folder / "1_Pooling").mkdir()
             for name in ("report.html", "1_Pooling/config.json"):
                 (folder / name).touch()
