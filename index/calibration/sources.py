@@ -6,7 +6,7 @@ Rows the encoder was trained on are recognised by `text_key` and never used: the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -130,7 +130,7 @@ def stored_queries(
     given, notes = _of_labels_that_left(given, was_known)
     given = last_word(given)
     if fed is not None:
-        given, answered = _told_before_their_label_came(given, fed, now.vectors, gallery)
+        given, answered = _told_before_their_label_came(given, fed, now.vectors, gallery, store.first_rows())
         notes += answered
     given, left_out = distinct(given, now.vectors, gallery.codes)
     notes += left_out
@@ -159,11 +159,12 @@ def _of_labels_that_left(queries: Queries, was_known: NDArray[np.bool_]) -> tupl
 
 
 def _told_before_their_label_came(
-    queries: Queries, fed: Feedback, vectors: NDArray[np.float32], gallery: Gallery
+    queries: Queries, fed: Feedback, vectors: NDArray[np.float32], gallery: Gallery, since: Mapping[str, int]
 ) -> tuple[Queries, list[str]]:
     """Without feedback that nothing matches whose nearest label has come since, and what to say of it.
 
-    That label may be what was asked for. Of the gallery the `vectors` (size, d) are needed.
+    That label may be what was asked for. Of the gallery the `vectors` (size, d) are needed, and `since` are the first
+    rows of labels where those are gone: items that were replaced make no new label.
     """
     before = len(queries.codes) - len(queries.feedback)
     nothing = before + np.flatnonzero(queries.codes[before:] < 0)
@@ -172,6 +173,8 @@ def _told_before_their_label_came(
     codes, first = np.unique(gallery.codes, return_index=True)
     nearest = gallery.codes[exact_top(queries.vectors[nothing], vectors, 1)[1][:, 0]]
     came = gallery.rows[first[np.searchsorted(codes, nearest)]]
+    named = (gallery.names[code] if code < len(gallery.names) else "" for code in nearest)
+    came = np.minimum(came, [since.get(name, row) for name, row in zip(named, came.tolist(), strict=True)])
     told = fed.last_rows[np.searchsorted(fed.numbers, queries.feedback[nothing - before])]
     kept = np.ones(len(queries.codes), np.bool_)
     kept[nothing[came > told]] = False

@@ -36,8 +36,12 @@ _TOMBSTONES = """
 CREATE TABLE tombstones (row INTEGER PRIMARY KEY, sequence INTEGER NOT NULL, died INTEGER NOT NULL);
 CREATE INDEX tombstones_died ON tombstones (died);
 """
+_FIRST_ROWS = """
+-- of labels that have items, the first row that is erased: they have been there since then at the latest
+CREATE TABLE first_rows (label TEXT PRIMARY KEY, row INTEGER NOT NULL) WITHOUT ROWID;
+"""
 # made after old rows were copied, so that each is sorted once
-_REST = """
+_REST = f"""{_FIRST_ROWS}
 CREATE UNIQUE INDEX items_by_id ON items (id) WHERE died IS NULL;
 CREATE INDEX items_by_sequence ON items (sequence);
 CREATE INDEX items_dead ON items (died) WHERE died IS NOT NULL;
@@ -66,7 +70,7 @@ CREATE TABLE feedback (
     last_row INTEGER NOT NULL DEFAULT 0     -- the last item there was then, of older notes as of version 5
 );
 """
-_SINCE_4 = """
+_SINCE_4 = f"""{_FIRST_ROWS}
 ALTER TABLE feedback ADD COLUMN last_row INTEGER NOT NULL DEFAULT 0;
 UPDATE feedback SET last_row = (SELECT COALESCE(MAX(row), 0) FROM items);
 """

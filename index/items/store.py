@@ -158,6 +158,7 @@ class ItemStore(Database):
         """
         with self._transaction(counts=False) as (cursor, _):
             cursor.execute("INSERT INTO tombstones SELECT row, sequence, died FROM items WHERE died <= ?", (upto,))
+            _keep_first_rows(cursor, upto)
             if cursor.execute("DELETE FROM items WHERE died <= ?", (upto,)).rowcount:
                 cursor.execute("UPDATE state SET purged = ?", (upto,))
                 newest_first = "SELECT died FROM tombstones ORDER BY died DESC LIMIT 1 OFFSET ?"
@@ -358,6 +359,12 @@ class ItemStore(Database):
             cursor.execute(f"DELETE FROM calibration_queries WHERE known AND NOT {there}")
             cursor.execute(f"DELETE FROM feedback WHERE label IS NOT NULL AND NOT {there}")
 
+    def first_rows(self) -> dict[str, int]:
+        """Of labels with rows that are dead or erased the first of those: they have been there that long at least."""
+        dead = "SELECT label, row FROM items WHERE died IS NOT NULL AND label IS NOT NULL"
+        found = self._read(f"SELECT label, MIN(row) FROM ({dead} UNION ALL SELECT * FROM first_rows) GROUP BY label")
+        return dict(found)
+
     def add_feedback(self, vector: NDArray[np.float32], label: str | None, query_id: str | None = None) -> int:
         """Notes what a query's right answer was (None: nothing in the gallery); returns the note's number."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -439,6 +446,17 @@ class ItemStore(Database):
             (sequence, json.dumps(list(ids))),
         )
         return cursor.rowcount
+
+
+def _keep_first_rows(cursor: sqlite3.Cursor, upto: int) -> None:
+    # what is replaced again and again stays as old as it is; of labels that have gone nothing may be left
+    cursor.execute(
+        "INSERT OR IGNORE INTO first_rows SELECT label, MIN(row) FROM items WHERE died <= ? AND label IS NOT NULL "
+        "AND EXISTS (SELECT 1 FROM feedback) GROUP BY label",
+        (upto,),
+    )
+    there = "SELECT label FROM items WHERE died IS NULL AND label IS NOT NULL"
+    cursor.execute(f"DELETE FROM first_rows WHERE label NOT IN ({there})")
 
 
 def _numbers(rows: Iterable[int]) -> str:

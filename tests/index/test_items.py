@@ -300,6 +300,7 @@ def test_a_version_3_store_is_brought_up_to_date(store: ItemStore) -> None:
         store.path,
         "ALTER TABLE items DROP COLUMN content",
         "ALTER TABLE feedback DROP COLUMN last_row",
+        "DROP TABLE first_rows",
         "PRAGMA user_version = 3",
     )
     again = ItemStore(store.path, D)
@@ -317,7 +318,8 @@ def test_a_version_3_store_is_brought_up_to_date(store: ItemStore) -> None:
 def test_a_version_4_store_is_brought_up_to_date(store: ItemStore) -> None:
     store.upsert([item("x", 0), item("y", 1)])
     store.add_feedback(VECTORS[0], None)
-    edited(store.path, "ALTER TABLE feedback DROP COLUMN last_row", "PRAGMA user_version = 4")
+    older = "ALTER TABLE feedback DROP COLUMN last_row", "DROP TABLE first_rows", "PRAGMA user_version = 4"
+    edited(store.path, *older)
     again = ItemStore(store.path, D)
     again.upsert([item("z", 2)])
     again.add_feedback(VECTORS[1], "a")
@@ -352,6 +354,7 @@ def test_a_version_2_store_is_brought_up_to_date(store: ItemStore) -> None:
         "ALTER TABLE items DROP COLUMN checksum",
         "ALTER TABLE items DROP COLUMN content",
         "ALTER TABLE feedback DROP COLUMN last_row",
+        "DROP TABLE first_rows",
         "ALTER TABLE state DROP COLUMN forgotten",
         "DROP TABLE tombstones",
         "PRAGMA user_version = 2",
