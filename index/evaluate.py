@@ -77,9 +77,11 @@ def evaluate(
         group = np.unique(keys, return_inverse=True)[1]
         points, honesty = _honesty(answers, truth, is_known, group)
         report |= honesty
-        report["warnings"] = [*report["warnings"], *_mix_warning(collection, points)]
         if map == "softmax":  # what another map is off by is said above
-            report["warnings"] += _surest_warning(points, group)
+            once = np.unique(group, return_index=True)[1]
+            p, right = points.probability[once], points.right[once]
+            report["warnings"] = [*report["warnings"], *_mix_warning(collection, points.known[once], p, right)]
+            report["warnings"] += _surest_warning(p, right)
         if (copies := len(rows) - len(set(keys))) > MANY * len(rows):
             said = f"{copies} of {len(rows)} queries are copies of others: intervals and floors count each once."
             report["warnings"].append(said)
@@ -111,14 +113,16 @@ def _seen_warning(collection: Collection, rows: Sequence[Row]) -> list[str]:
     return [f"{' and '.join(said)}, so these measures look better than life. Use queries it has never seen."]
 
 
-def _mix_warning(collection: Collection, points: Measured) -> list[str]:
+def _mix_warning(
+    collection: Collection, known: NDArray[np.bool_], p: NDArray[np.float64], right: NDArray[np.bool_]
+) -> list[str]:
     """Of another share of unknown queries than was expected, and which way the probabilities are off, if they are."""
-    calibration, share = collection.calibration, float(1 - points.known.mean())
+    calibration, share = collection.calibration, float(1 - known.mean())
     promised = float(calibration.report["queries"]["unknown_share"]) if calibration else share
     if abs(promised - share) <= 0.1:
         return []
     missing = "Add unknown ones with --unknown FILE" if share < promised else "Add known ones"
-    p, happened = points.probability, float(points.right.mean())
+    happened = float(right.mean())
     gap, chance = float(p.mean()) - happened, 3 * float(np.sqrt((p * (1 - p)).sum())) / len(p)
     found = f"too {'high' if gap > 0 else 'low'} here" if abs(gap) > chance else "no further off than by chance"
     return [
@@ -128,15 +132,13 @@ def _mix_warning(collection: Collection, points: Measured) -> list[str]:
     ]
 
 
-def _surest_warning(points: Measured, group: NDArray[np.int64]) -> list[str]:
-    """Of more wrong ones among the surest fifth of the answers than chance allows, copies counted once.
+def _surest_warning(p: NDArray[np.float64], right: NDArray[np.bool_]) -> list[str]:
+    """Of more wrong ones among the surest fifth of the answers than chance allows.
 
     Wrong ones are a sum of rare events, so as a Poisson variable they are no less likely to be many.
     """
     from scipy.stats import poisson
 
-    first = np.unique(group, return_index=True)[1]
-    p, right = points.probability[first], points.right[first]
     surest = np.argsort(-p, kind="stable")[: -(-len(p) // SUREST)]
     said, happened = p[surest].mean(), right[surest].mean()
     if poisson.sf(int((~right[surest]).sum()) - 1, float((1 - p[surest]).sum())) >= CHANCE:

@@ -66,22 +66,28 @@ class Seen:
 
     def stale_for(self, gallery: Gallery) -> str | None:
         """`stale`, against a gallery as it is now."""
+        now = Seen(len(gallery.rows), gallery.label_count)
         if self.last_row is None:
-            return self.stale(Seen.of(gallery))
+            return self.stale(now)
         items = int(np.searchsorted(gallery.rows, self.last_row, side="right"))
-        return self.stale(Seen.of(gallery), (items, self._labels_left(gallery.codes[:items])))
+        return self.stale(now, (items, self._labels_left(gallery.codes[:items])))
 
     def _labels_left(self, codes: Ints) -> int:
         """How many labels have `LEFT` of their items, of which those with these `codes` are there still.
 
-        Which label had how many is not kept, so the one with the most left is taken for the one that had the most.
+        Which label had how many is not kept, so each is taken for one that had as few as possible: no label whose items
+        are all there ever counts as gone.
         """
         left = np.sort(_sizes(codes))
         if self.sizes is None:
             return len(left)
         sizes, labels = np.array(self.sizes, np.int64).reshape(-1, 2).T
         then = np.repeat(sizes, labels)
-        return int((left >= LEFT * then[len(then) - len(left) :]).sum())
+        # the i-th smallest of those left takes the first size that is free and not below it
+        at = np.searchsorted(then, left)
+        at = np.maximum.accumulate(at - np.arange(len(at))) + np.arange(len(at))
+        at = np.minimum(at, len(then) - 1)
+        return int((left >= LEFT * then[at]).sum())
 
     def to_json(self) -> dict[str, Any]:
         return {"items": self.items, "labels": self.labels, "last_row": self.last_row, "sizes": self.sizes}

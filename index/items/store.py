@@ -349,7 +349,7 @@ class ItemStore(Database):
         """From now on kept queries are of a `known` label when an item has it, or had it and is not purged yet."""
         with self._transaction(counts=False) as (cursor, _):
             came = "label IN (SELECT label FROM items)"
-            cursor.execute(f"UPDATE calibration_queries SET known = 1 WHERE NOT known AND {came}")
+            cursor.execute(f"UPDATE calibration_queries SET known = 1 WHERE NOT known AND label IS NOT NULL AND {came}")
 
     def forget_queries_of_labels_that_left(self) -> None:
         """Deletes kept queries and feedback whose label was in the gallery and has no item any more."""

@@ -99,8 +99,9 @@ class State:
             return self.calibration.stale(self.gallery)
         if self.why_not and self.pending:
             return (
-                f"At the last compaction: {self.why_not} Since then {self.pending} rows of items have changed. Compact "
-                "the collection (surematch compact, POST /v1/admin/snapshot), which tries to calibrate it again."
+                f"When it was last indexed or compacted: {self.why_not} Since then {self.pending} rows of items have "
+                "changed. Compact the collection (surematch compact, POST /v1/admin/snapshot), which tries to "
+                "calibrate it again."
             )
         why = self.why_not or " ".join(self.warnings)
         return why or "This collection's calibration is missing. Build it again."

@@ -96,7 +96,7 @@ class Calibrations:
             lost = (not choice or calibration is None) and bool(self.versions.fitted())
         except CollectionError:
             lost = True
-        return replace(found, lost=lost)
+        return replace(found, feedback=None, lost=True) if lost else found
 
     def fit_again(self, *, feedback: bool) -> Version:
         """See `Collection.recalibrate`."""

@@ -137,6 +137,7 @@ def compact(
     Without an honest calibration the snapshot says why it has none. Raises `CollectionError`, and `SettingsError`
     where the calibrator's package is missing; then nothing has changed.
     """
+    check_calibrator(fitting.calibrator)
     progress("reading items", 0, 1)
     now = store.everything()
     gallery = Gallery.of(now.born, now.labels, now.vectors)
@@ -179,20 +180,20 @@ def due(state: State) -> bool:
     rebuilt = state.snapshot_id.startswith("rebuilt-")
     stale = state.calibration is not None and state.pending > 0 and state.uncalibrated() is not None
     # other items may be calibrated where those of then could not; fewer than a calibration needs change little
-    enough = state.pending >= FEW_QUERIES or _label_came(state)
+    enough = state.pending >= FEW_QUERIES or _second_label_came(state)
     again = state.calibration is None and enough and state.pending >= 0.01 * len(state.engine)
     items = len(state.engine)
     least = min(COMPACT_LEAST, max(SMALL_LEAST, SMALL_SHARE * items))
     return rebuilt or stale or again or state.pending > max(least, COMPACT_SHARE * items)
 
 
-def _label_came(state: State) -> bool:
-    """Whether some label has no item of the last snapshot: where all were of one label, that is what was missing."""
+def _second_label_came(state: State) -> bool:
+    """Whether all items of the last snapshot are of one label, and those since are not: that is what was missing."""
     if not len(state.delta_rows):
         return False
     gallery = state.gallery
-    before = gallery.codes[: np.searchsorted(gallery.rows, state.delta_rows[0])]
-    return bool(np.count_nonzero(np.bincount(before)) < gallery.label_count)
+    before = np.unique(gallery.codes[: np.searchsorted(gallery.rows, state.delta_rows[0])])
+    return len(before) == 1 and before[0] < len(gallery.names) and len(gallery.names) > 1
 
 
 def erase(snapshots: Path, store: ItemStore, upto: int) -> bool:

@@ -56,7 +56,7 @@ def _check_enough(queries: Queries) -> None:
             f"There is feedback on {len(fed)} different queries that can be used, {known} with a label of this "
             f"collection and {len(fed) - known} without; to recalibrate, at least {MIN_QUERIES} are needed, of which "
             f"at least {FEW_QUERIES} with and one without. Collect more (POST /v1/feedback), or fit again without any: "
-            "surematch recalibrate COLLECTION --no-feedback, or POST /v1/admin/snapshot of a service that writes."
+            "surematch recalibrate COLLECTION --no-feedback."
         )
 
 

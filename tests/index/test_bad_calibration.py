@@ -265,7 +265,7 @@ def test_a_reason_from_before_items_came_is_said_as_one_and_names_the_way_out(wo
     assert before.startswith("All items of the gallery have one label")
     opened.upsert([NewItem(f"{at}", row.label, row.text) for at, row in enumerate(items)])
     reason = str(opened.uncalibrated())
-    assert reason.startswith(f"At the last compaction: {before} Since then {len(items)} rows of items have changed.")
+    assert reason.startswith(f"When it was last indexed or compacted: {before} Since then {len(items)} rows of items")
     assert "surematch compact" in reason
     opened.snapshot()
     assert opened.uncalibrated() is None

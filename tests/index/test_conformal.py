@@ -327,7 +327,9 @@ def test_another_share_of_unknown_queries_is_said_with_what_would_mend_it(
     with closing(Collection.open(built)) as collection:
         asked = world.rows(world.test)[:known], world.rows(world.test_unknown)[:unknown]
         report = evaluate(collection, *asked, progress=lambda what, done, of: None)
+        other = evaluate(collection, *asked, map="taylor", progress=lambda what, done, of: None)
     assert any(said in warning for warning in report["warnings"])
+    assert "On average they said" not in " ".join(other["warnings"]), "which the map may be the reason of"
 
 
 def test_which_way_another_mix_takes_the_probabilities_is_measured_and_surest_answers_that_are_wrong_are_told(

@@ -341,6 +341,11 @@ def test_a_compaction_says_how_much_feedback_it_leaves_out_where_the_choice_was_
         again.recalibrate()
         again.snapshot()
         assert "notes of users' feedback" not in " ".join(again.describe()["warnings"])
+        again.use_calibration(again.calibrations()[-1].id)
+    (path / "calibrations" / "CURRENT").write_bytes(b"#")
+    with closing(Collection.open(path, writable=True)) as again:  # the snapshot's own, on feedback, serves again
+        again.snapshot()
+        assert f"{5 * FEEDBACK} notes of users' feedback are not used" in " ".join(again.describe()["warnings"])
 
 
 def damage(path: Path) -> Path:

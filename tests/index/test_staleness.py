@@ -83,6 +83,14 @@ def test_a_third_of_the_items_may_go_wherever_they_are(each: int) -> None:
     assert then.stale_for(gallery(kept, [names[at] for at in kept])) is None
 
 
+def test_labels_that_are_whole_are_there_whatever_went_beside_them() -> None:
+    names = [f"l{at // 10:03d}" for at in range(940)] + [f"large{at // 50}" for at in range(300)]
+    then = Seen.of(gallery(np.arange(len(names)), [*names]))
+    assert then.stale_for(gallery(np.arange(940), names[:940])) is None, "6 of 100 labels have gone"
+    kept = [at for at in range(940) if at % 10 == 0 or at >= 50]
+    assert "of which 89 still have" in str(then.stale_for(gallery(np.array(kept), [names[at] for at in kept])))
+
+
 def test_items_without_a_label_are_each_a_label_of_their_own() -> None:
     then = Seen.of(gallery(np.arange(40), [None] * 40))
     assert then.stale_for(gallery(np.arange(4, 44), [None] * 40)) is None
