@@ -59,8 +59,8 @@ class Seen:
             return _told(f"for {self.items} items, of which {items_left} are left; the others were replaced or deleted")
         if max(self.labels, now.labels) - labels_left > LABELS * self.labels:
             return _told(
-                f"for {self.labels} labels, of which {labels_left} still have a third of their items of then; of those "
-                f"it has now {now.labels - labels_left} have not"
+                f"for {self.labels} labels, of which {labels_left} still have {self._enough()} of then; of those it has "
+                f"now {now.labels - labels_left} have not"
             )
         return None
 
@@ -88,6 +88,9 @@ class Seen:
         at = np.maximum.accumulate(at - np.arange(len(at))) + np.arange(len(at))
         at = np.minimum(at, len(then) - 1)
         return int((left >= LEFT * then[at]).sum())
+
+    def _enough(self) -> str:
+        return "an item" if self.sizes is None else "a third of their items"
 
     def to_json(self) -> dict[str, Any]:
         return {"items": self.items, "labels": self.labels, "last_row": self.last_row, "sizes": self.sizes}
