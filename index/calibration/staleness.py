@@ -59,8 +59,8 @@ class Seen:
             return _told(f"for {self.items} items, of which {items_left} are left; the others were replaced or deleted")
         if max(self.labels, now.labels) - labels_left > LABELS * self.labels:
             return _told(
-                f"for {self.labels} labels, of which {labels_left} still have {self._enough()} of then; of those it has "
-                f"now {now.labels - labels_left} have not"
+                f"for {self.labels} labels, of which {labels_left} still have {self._enough()} of then; of those it "
+                f"has now {now.labels - labels_left} have not"
             )
         return None
 
