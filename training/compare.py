@@ -28,10 +28,12 @@ from training.config import TrainSettings
 from training.data import data_fingerprint
 from training.folder import EVALUATION, REPORT
 from training.objectives import check_options
-from training.run import START, can_resume, command_of, given, positional, start_of
+from training.run import can_resume, command_of, given, positional, start_of
 from training.without_effect import check_effect_of_loss
 
 RESULTS, PAGE = "compare.json", "compare.html"
+MEASURED = "held-out rows, among all that trained"
+"""Earlier versions measured otherwise, so that their figures cannot stand beside ours."""
 MEASURES = ("seen_recall_at_1", "unseen_recall_at_1", "unseen_map_at_r", "seconds")
 
 OWN = ("scale", "margin", "margin-warmup", "scale-start", "lead", "head-learning-rate", "per-class")
@@ -140,7 +142,7 @@ def _identity(settings: CompareSettings, plan: TrainSettings) -> dict[str, Any]:
         for name, value in plan.shaping().items()
         if name not in ("loss", "seed", "config") and (name != "options" or value)
     }
-    content = {"data": data_fingerprint(rows), **start_of(plan.encoder), **shared}
+    content = {"data": data_fingerprint(rows), "measured": MEASURED, **start_of(plan.encoder), **shared}
     return dict(json.loads(json.dumps(content)))
 
 
@@ -153,7 +155,7 @@ def _earlier(settings: CompareSettings, identity: dict[str, Any]) -> dict[str, A
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        before, runs = {START: identity.get(START), **content["identity"]}, content["runs"]
+        before, runs = content["identity"], content["runs"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         if not path.exists() and all(_is_ours(folder) for folder in settings.out.iterdir()):
             return {}  # stopped in its first training

@@ -18,6 +18,9 @@ from index.data.rows import Row, text_key
 from index.errors import DataError
 from training.review import LEAST_TO_TRAIN
 
+SPLIT = "a share of each class, of small ones together"
+"""How rows are held out. A training that began otherwise does not go on: it would be measured on what has trained."""
+
 
 @dataclass(frozen=True, slots=True)
 class Split:

@@ -52,8 +52,12 @@ def new_folder(out: Path, overwrite: bool, work: Path) -> Iterator[Path]:
     more, which says where the finished folder is then: what took hours is not thrown away.
     """
     temporary = work / ENCODER
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    try:
+        if temporary.exists():
+            shutil.rmtree(temporary)
+        temporary.mkdir()
+    except OSError as error:
+        raise SettingsError(f"{temporary}: {error.strerror or error}. Remove it, or name another --out.") from error
     try:
         yield temporary
     except BaseException:
@@ -62,7 +66,11 @@ def new_folder(out: Path, overwrite: bool, work: Path) -> Iterator[Path]:
     try:
         _take_place(temporary, out, overwrite)
     except OSError as error:
-        kept = temporary.rename(out.with_name(f".{out.name}.{uuid4().hex[:8]}"))  # `work` goes with the training
+        kept = out.with_name(f"{out.name}.finished-{uuid4().hex[:8]}")
+        try:
+            temporary.rename(kept)
+        except OSError:  # then the run folder stays with it
+            kept = temporary
         raise SettingsError(
             f"{out}: {error.strerror or error}, so it is left as it is. The trained encoder is whole, in {kept}. "
             f"Give it another name: mv {shlex.quote(str(kept))} NAME"

@@ -26,7 +26,7 @@ from training.averaging import copied, mix
 from training.capacity import centers_of, check_memory, check_processes
 from training.card import CARD, render_card
 from training.config import Recipe, TrainSettings
-from training.data import Split, data_fingerprint, label_of
+from training.data import SPLIT, Split, data_fingerprint, label_of
 from training.evaluation import Classes, Retrieval, Vectors, nearest_class_mean, retrieval
 from training.folder import EVALUATION, FORMAT, REPORT, new_folder
 from training.imprint import imprint, means_of
@@ -69,7 +69,7 @@ def _train_encoder(settings: TrainSettings, console: Console) -> dict[str, Any]:
     check_place(settings.out, settings.overwrite)
     prepared = prepare(settings, console)
     data = data_fingerprint([*prepared.rows, *prepared.unseen])
-    run = Run(settings.out, {"data": data, **start_of(settings.encoder), **settings.shaping()})
+    run = Run(settings.out, {"data": data, "split": SPLIT, **start_of(settings.encoder), **settings.shaping()})
     begun = run.begun(resume=settings.resume, overwrite=settings.overwrite)
     with begun as checkpoint, new_folder(settings.out, settings.overwrite, run.folder) as folder:
         write_config(settings, run.folder)

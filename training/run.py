@@ -1,8 +1,9 @@
 """The run folder beside `--out`: checkpoints of a training that is not done yet, and what it was started with.
 
-`OUT.run/run.json` holds the settings and the fingerprints of the data and of the encoder; a resume with others is
-refused, because it would continue something else. It is one process's at a time (`training.run_lock`). The folder goes
-when training is done, or was stopped before the first checkpoint.
+`OUT.run/run.json` holds the settings, the fingerprints of the data and of the encoder, and how rows are held out; a
+resume with others is refused, because it would continue something else. It is one process's at a time
+(`training.run_lock`). The folder goes when training is done, or was stopped before the first checkpoint; an encoder
+that is trained and cannot be moved to its place stays in it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from index.encoders.files import fingerprint
 from index.errors import SettingsError
 from index.verbs.settings import Settings
 from training.config import TrainSettings
-from training.folder import check_target
+from training.folder import ENCODER, check_target, read_record
 from training.run_lock import LOCK, RunLock, check_alone
 
 RECORD = "run.json"
@@ -60,7 +61,7 @@ class Run:
                 self._begin_afresh(overwrite)
             yield checkpoint
         finally:
-            if self.finished or _last(self.checkpoints) is None:
+            if (self.finished or _last(self.checkpoints) is None) and not (self.folder / ENCODER).exists():
                 self._remove()
             lock.release()
 
@@ -90,6 +91,11 @@ class Run:
         return checkpoint
 
     def _begin_afresh(self, overwrite: bool) -> None:
+        if read_record(self.folder / ENCODER) is not None and not overwrite:
+            raise SettingsError(
+                f"{self.folder / ENCODER} is a trained encoder that did not come to its place. Move it, or drop it "
+                "with --overwrite."
+            )
         if _last(self.checkpoints) is not None and not overwrite:
             raise SettingsError(
                 f"{self.folder} holds an interrupted run. Continue it with --resume, or drop it with --overwrite."
@@ -115,7 +121,6 @@ class Run:
 
     def _check_same(self) -> None:
         before = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
-        before.setdefault(START, self._identity.get(START))  # earlier versions did not record it
         for name in self._identity.keys() - before.keys():  # a setting that the version before did not have
             if name in TrainSettings.model_fields:
                 before[name] = TrainSettings.model_fields[name].get_default(call_default_factory=True)

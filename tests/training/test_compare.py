@@ -158,14 +158,19 @@ def test_encoders_that_lay_at_one_path_are_not_compared(command: list[str], tiny
     change_weights(encoder)
     with pytest.raises(SettingsError, match="other data or settings: encoder_fingerprint was"):
         compare([*command, "--losses", LOSSES])
+
+
+def test_comparisons_that_were_measured_otherwise_do_not_go_on(command: list[str], tmp_path: Path) -> None:
+    assert compare([*command, "--losses", LOSSES, "--seeds", "1"]) == 0
     record = tmp_path / "c" / "compare.json"
     before = json.loads(record.read_text())
-    del before["identity"]["encoder_fingerprint"]  # as earlier versions wrote it
+    del before["identity"]["measured"]  # as earlier versions wrote it
     record.write_text(json.dumps(before))
-    assert compare([*command, "--losses", LOSSES, "--seeds", "1"]) == 0
+    with pytest.raises(SettingsError, match=r"measured was None.*name another folder"):
+        compare([*command, "--losses", LOSSES])
 
 
-def test_comparisons_of_texts_that_were_made_before_go_on(command: list[str], tmp_path: Path) -> None:
+def test_texts_are_known_by_their_content(command: list[str], tmp_path: Path) -> None:
     assert compare([*command, "--losses", LOSSES]) == 0
     identity = json.loads((tmp_path / "c" / "compare.json").read_text())["identity"]
     digest = hashlib.sha256()

@@ -189,6 +189,28 @@ def test_a_run_folder_of_something_else_is_left_alone(command: list[str], tmp_pa
     assert train(command) == 0
 
 
+def test_an_encoder_that_cannot_be_moved_stays_in_the_run_folder(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.rename
+
+    def refuse(path: Path, to: Path) -> Path:
+        if path.name == "encoder":
+            raise PermissionError(13, "Permission denied")
+        return real(path, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.rename", refuse)
+        with pytest.raises(SettingsError, match=r"The trained encoder is whole, in .*m\.run.encoder"):
+            train(command)
+    kept = tmp_path / "m.run" / "encoder"
+    assert (kept / "training.json").is_file()
+    with pytest.raises(SettingsError, match="is a trained encoder that did not come to its place"):
+        train(command)
+    assert train([*command, "--overwrite"]) == 0
+    assert not kept.exists()
+
+
 def test_a_refused_resume_leaves_nothing(tmp_path: Path) -> None:
     with (
         pytest.raises(SettingsError, match="no interrupted run"),

@@ -149,11 +149,21 @@ def test_a_run_does_not_go_on_from_another_encoder_at_the_same_path(
     change_weights(encoder)
     with pytest.raises(SettingsError, match="encoder_fingerprint was"):
         train([*command, "--resume"])
+
+
+def test_a_run_does_not_go_on_with_other_rows_held_out(
+    tmp_path: Path, write_csv: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [str(write_csv(sentences(20))), *RECIPE, "--out", str(tmp_path / "out")]
+    with monkeypatch.context() as patch:
+        interrupt_at(5, patch)
+        assert train(command) == 130
     record = tmp_path / "out.run" / "run.json"
     before = json.loads(record.read_text())
-    del before["encoder_fingerprint"]  # as earlier versions wrote it
+    del before["split"]  # of an earlier version, which may have trained on what would be held out now
     record.write_text(json.dumps(before))
-    assert train([*command, "--resume"]) == 0
+    with pytest.raises(SettingsError, match="split was None"):
+        train([*command, "--resume"])
 
 
 @pytest.mark.parametrize(
