@@ -44,19 +44,25 @@ class Embedded:
 
 
 def assess(
-    held_out: Embedded | None, gallery: Embedded, unseen: Embedded | None, trained: Classes, *, seed: int = 0
+    held_out: Embedded | None,
+    gallery: Embedded,
+    ranking: Ranking | None,
+    unseen: Embedded | None,
+    trained: Classes,
+    *,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Measures an encoder.
 
     Args:
         held_out: rows of the trained classes that it has not seen, None without any.
         gallery: training rows they are looked for in.
+        ranking: what they find there (`rank`), None without any.
         unseen: rows of classes it has not seen, None without any.
         trained: (classes,) training rows of each trained class.
     """
     content: dict[str, Any] = {}
-    if held_out is not None:
-        ranking = rank(held_out.vectors, held_out.classes, gallery.vectors, gallery.classes)
+    if held_out is not None and ranking is not None:
         right_mean = classes_by_mean(held_out.vectors, gallery.vectors, gallery.classes) == held_out.classes
         content["seen"] = _measures(ranking, right_mean[ranking.query], None)
         content["seen"]["verification"] = _verify(held_out, seed)

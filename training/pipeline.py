@@ -27,7 +27,7 @@ from training.capacity import centers_of, check_memory, check_processes
 from training.card import CARD, render_card
 from training.config import Recipe, TrainSettings
 from training.data import SPLIT, Split, data_fingerprint, label_of
-from training.evaluation import Classes, Retrieval, Vectors, nearest_class_mean, retrieval
+from training.evaluation import Classes, Ranking, Retrieval, means, nearest_class_mean, rank, retrieval
 from training.folder import EVALUATION, FORMAT, REPORT, new_folder
 from training.imprint import imprint, means_of
 from training.last_layer import drop_last_layer
@@ -45,8 +45,8 @@ from training.writing import config_of, settle, versions, write_encoder
 
 PER_CLASS = 30
 """Rows of a class that are encoded for the mean it starts at: more change little."""
-ASKED = 20_000
-"""Held-out rows that are looked for, drawn where there are more: each is compared with every training row."""
+COMPARED, ASKED = 200_000_000, 2_000
+"""Held-out rows are compared with every training row: so many comparisons are made, and at least so many rows drawn."""
 SHOWN = 5
 
 
@@ -121,19 +121,25 @@ def _train(
 
     sample = _some_of_each(split.train, classes)
     shown, of_shown = [contents[at] for at in sample], classes[sample]
-    asked = _drawn(split.held_out, settings.seed)
+    asked = _drawn(split, settings.seed)
     gallery = split.train if len(asked) else sample
     of_mean = np.searchsorted(gallery, sample)
+
+    def embedded() -> tuple[Embedded | None, Embedded]:
+        vectors = learner.encode([contents[at] for at in gallery])
+        among = Embedded([_shown(rows[at]) for at in gallery], vectors, classes[gallery], labels)
+        return _embedded(learner, [rows[at] for at in asked], classes[asked], labels), among
+
     loss = make_objective(
         recipe.loss, learner.model, learned, scale=recipe.scale, margin=recipe.margin, **settings.options
     )
     console.print(f"Training '{settings.encoder}' with {recipe.loss}: {_describe(recipe)}.")
-    before = learner.encode([contents[at] for at in gallery])
-    metrics: dict[str, Any] = {"start": _evaluate(learner, contents, classes, asked, gallery, before)}
+    held, among = embedded()
+    metrics: dict[str, Any] = {"start": _evaluate(held, among)[1]}
     if unseen:
         metrics["unseen_start"] = asdict(on_unseen())
-    imprint(settings, learner, loss, labels, learned, shown, of_shown, before[of_mean])
-    del before  # as large as all rows, and no more needed
+    imprint(settings, learner, loss, labels, learned, shown, of_shown, among.vectors[of_mean])
+    del held, among  # as large as all rows, and no more needed
     start = copied(learner.model) if recipe.start_share else {}
     watched = bool(unseen) and (settings.patience is not None or learner.kind == "static")
     train_rows = _training_rows(settings, learner, rows, contents, classes, split, len(labels))
@@ -152,18 +158,19 @@ def _train(
         )
     mix(learner.model, start, recipe.start_share)
     dropped = drop_last_layer(learner.model)
-    after = learner.encode([contents[at] for at in gallery])
-    metrics["held_out"] = _evaluate(learner, contents, classes, asked, gallery, after)
+    held, among = embedded()
+    ranking, metrics["held_out"] = _evaluate(held, among)
     if unseen:
         metrics["unseen"] = asdict(on_unseen())
     evaluation = assess(
-        _embedded(learner, [rows[at] for at in asked], classes[asked], labels),
-        Embedded([_shown(rows[at]) for at in gallery], after, classes[gallery], labels),
+        held,
+        among,
+        ranking,
         _embedded(learner, prepared.unseen, unseen_classes, unseen_labels.tolist()),
         np.bincount(classes[split.train], minlength=len(labels)),
         seed=settings.seed,
     )
-    means = means_of(after[of_mean], of_shown, len(labels), labels) if dropped else None
+    means = means_of(among.vectors[of_mean], of_shown, len(labels), labels) if dropped else None
     write_encoder(folder, learner.model, prepared.frozen, loss, labels, [rows[at] for at in split.train], means)
     return _record(settings, recipe, learner, loss, prepared, learned, metrics, warnings), evaluation
 
@@ -264,27 +271,22 @@ def _shown(row: Row) -> str:
     return row.text if row.image is None else row.image.name
 
 
-def _evaluate(
-    learner: Learner, contents: Sequence[Any], classes: Classes, asked: Classes, gallery: Classes, vectors: Vectors
-) -> dict[str, float] | None:
-    """How the rows `asked` find their class among the rows `gallery`, which have `vectors`."""
-    if not len(asked):
-        return None
-    queries = learner.encode([contents[at] for at in asked])
-    result = retrieval(queries, classes[asked], vectors, classes[gallery])
-    means = nearest_class_mean(queries, classes[asked], vectors, classes[gallery])
-    return {
-        **asdict(result),
-        "nearest_class_mean": means,
-        "gallery": len(gallery),
-    }
+def _evaluate(held: Embedded | None, among: Embedded) -> tuple[Ranking | None, dict[str, float] | None]:
+    """How the rows `held` out find their class `among` others: what each found, and the means."""
+    if held is None:
+        return None, None
+    told = held.vectors, held.classes, among.vectors, among.classes
+    ranking = rank(*told)
+    mean = nearest_class_mean(*told)
+    return ranking, {**asdict(means(ranking)), "nearest_class_mean": mean, "gallery": len(among.vectors)}
 
 
-def _drawn(held_out: Classes, seed: int) -> Classes:
-    """Positions of at most `ASKED` held-out rows, ascending."""
-    if len(held_out) <= ASKED:
-        return held_out
-    return np.sort(np.random.default_rng(seed).choice(held_out, ASKED, replace=False))
+def _drawn(split: Split, seed: int) -> Classes:
+    """Positions of held-out rows, ascending: all, or as many as `COMPARED` and `ASKED` allow."""
+    most = max(ASKED, COMPARED // max(len(split.train), 1))
+    if len(split.held_out) <= most:
+        return split.held_out
+    return np.sort(np.random.default_rng(seed).choice(split.held_out, most, replace=False))
 
 
 def _some_of_each(train: Classes, classes: Classes) -> Classes:

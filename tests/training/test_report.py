@@ -219,7 +219,8 @@ def test_a_sample_of_rows_is_called_one(model: Path, monkeypatch: pytest.MonkeyP
     vectors = generator.normal(size=(50, 4)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     rows = training.assessment.Embedded(["t"] * 50, vectors, np.arange(50) % 2, ["a", "b"])
-    evaluation = training.assessment.assess(rows, rows, None, np.array([25, 25]))
+    ranking = training.evaluation.rank(vectors, rows.classes, vectors, rows.classes)
+    evaluation = training.assessment.assess(rows, rows, ranking, None, np.array([25, 25]))
     assert evaluation["seen"]["verification"]["rows"] == 20
     record = json.loads((model / "training.json").read_text())
     assert "20 <small>drawn of 50</small>" in render_report(record, evaluation)

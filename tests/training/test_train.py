@@ -124,6 +124,7 @@ def test_held_out_rows_search_all_rows_that_trained(tiny_encoder: Path, tmp_path
 
 def test_very_many_held_out_rows_are_a_sample(tiny_encoder: Path, tmp_path: Path, write_csv, monkeypatch) -> None:
     monkeypatch.setattr(training.pipeline, "ASKED", 20)
+    monkeypatch.setattr(training.pipeline, "COMPARED", 204 * 20)
     run(write_csv(sentences(60)), tmp_path / "model", tiny_encoder, "--epochs", "0.1")
     record = json.loads((tmp_path / "model" / "training.json").read_text(encoding="utf-8"))
     assert record["held_out"]["rows"] == 36
