@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +51,8 @@ class Serving:
     """Of a writable collection."""
     folder: Path
     """Where it is served from: the collection's own, or a link to it."""
+    operators: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(thread_name_prefix="operate"))
+    """Its own: what has begun there ends before the collection lets another writer in, whoever still waits for it."""
     users: int = 0
     unused: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -109,7 +112,7 @@ class Serving:
 
     async def operate(self, change: Callable[[], R]) -> R:
         """What `change()` returns, which changes what is made of the items, beside writes. Raises as `check_place`."""
-        return await asyncio.to_thread(self._in_place, change)
+        return await asyncio.get_running_loop().run_in_executor(self.operators, self._in_place, change)
 
     def _in_place(self, change: Callable[[], R]) -> R:
         if self.collection.writable:  # else the collection itself refuses
@@ -148,6 +151,7 @@ class Serving:
     def close(self) -> None:
         self.searcher.close()
         self.writer.close()
+        self.operators.shutdown()
         self.collection.close()
 
 

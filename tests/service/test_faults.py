@@ -160,3 +160,32 @@ def test_a_stop_answers_writes_that_take_too_long_and_begins_none_that_wait(
     opened = Collection.open(folder)
     assert [opened.item(id) is not None for id in ("begun", "waiting")] == [True, False]
     opened.close()
+
+
+def test_a_stop_waits_for_an_operation_that_has_begun_before_another_writer_may(
+    collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = create_app(ServeSettings(collection=shutil.copytree(collection, tmp_path / "home"), writable=True))
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def slow() -> str:
+        begun.set()
+        assert go_on.wait(30)
+        ended.set()
+        return "made"
+
+    async def run() -> bool:
+        transport = httpx2.ASGITransport(app=app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
+        ):
+            monkeypatch.setattr(app.state.currents["home"].serving.collection, "snapshot", slow)
+            asked = asyncio.create_task(client.post("/v1/admin/snapshot"))
+            assert await asyncio.to_thread(begun.wait, 30)
+            asked.cancel()
+            assert (await asked).status_code == 503
+            threading.Timer(0.5, go_on.set).start()
+        return ended.is_set()
+
+    assert asyncio.run(run())
