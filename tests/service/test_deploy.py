@@ -144,3 +144,7 @@ def test_the_dashboard_shows_metrics_that_there_are() -> None:
 
 def _names(expression: str) -> list[str]:
     return re.findall(r"surematch_\w+", expression)
+
+
+def test_kubernetes_sets_no_variable_of_ours_for_the_service_of_that_name() -> None:
+    assert POD["enableServiceLinks"] is False
