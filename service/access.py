@@ -18,11 +18,12 @@ SEARCH = (
     "/v1/models",
     "/v1/collection",
     "/v1/collections",
-    "/v1/labels",
     "/v1/calibration",
     "/metrics",
 )
 WRITE = ("/v1/items", "/v1/items:delete", "/v1/feedback")
+FEEDBACK = "/v1/labels"
+"""What feedback can name: of people these are all their names, which nobody needs for a search."""
 
 
 def scope_needed(method: str, path: str) -> str | None:
@@ -31,6 +32,8 @@ def scope_needed(method: str, path: str) -> str | None:
         return None
     if path in SEARCH:
         return "search"
+    if path == FEEDBACK:
+        return "write"
     if path in WRITE or path.startswith("/v1/items/"):
         return "search" if method in ("GET", "HEAD") else "write"
     return "admin"

@@ -162,7 +162,7 @@ class RequestMetrics:
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
         self.metrics = metrics
-        self._of: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
+        self._of: dict[tuple[str, str, str, bool], tuple[Counter, Histogram]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -180,15 +180,17 @@ class RequestMetrics:
         try:
             await self.app(scope, receive, noting)
         finally:
-            requests, latency = self._counting(scope["method"], route_of(scope), status)
+            requests, latency = self._counting(scope["method"], route_of(scope), status, "route" in scope)
             requests.inc()
             self.metrics.of_worker.inc()
             latency.observe(time.perf_counter() - began)
 
-    def _counting(self, method: str, route: str, status: str) -> tuple[Counter, Histogram]:
-        key = (method if method in _METHODS else "other", route, status)
+    def _counting(self, method: str, route: str, status: str, reached: bool) -> tuple[Counter, Histogram]:
+        """Who is refused before the route is fast: that is no latency of it."""
+        key = (method if method in _METHODS else "other", route, status, reached)
         if key not in self._of:
-            self._of[key] = self.metrics.requests.labels(*key), self.metrics.latency.labels(route)
+            latency = self.metrics.latency.labels(route if reached else "-")
+            self._of[key] = self.metrics.requests.labels(*key[:3]), latency
         return self._of[key]
 
 

@@ -240,7 +240,7 @@ class Faults:
         except asyncio.CancelledError:
             if begun:
                 raise
-            cut_short = stopping("What was asked for may be done or not: read back what you wrote.")
+            cut_short = stopping("What it was to write, if anything, may be done or not: read it back.")
             await response(cut_short, address(scope))(scope, receive, send)
         except Exception as error:
             if begun:

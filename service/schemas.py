@@ -341,7 +341,9 @@ class SearchReply(Reply):
     collection: str
     model: str = Field(description="fingerprint of the encoder")
     snapshot: str = Field(description="the state of the collection that was searched")
-    calibration_id: str | None = Field(description="whose the probabilities are, as in `version` of /v1/calibration")
+    calibration_id: str | None = Field(
+        description="whose the probabilities are, as in `version` of /v1/calibration; null without any"
+    )
     sequence: int = Field(description="number of the last write that was searched")
     timings: TimingsReply
 

@@ -238,6 +238,7 @@ class Searcher:
         except SurematchError as error:
             return [error] if len(jobs) == 1 else [self._ask([job])[0] for job in jobs]
         seconds = perf_counter() - began
+        calibration = state.calibration_id if state.uncalibrated() is None else None
         found: list[Found | Exception] = []
         start = 0
         for job in jobs:
@@ -247,7 +248,7 @@ class Searcher:
                     answers[start:end],
                     job.vectors,
                     state.snapshot_id,
-                    state.calibration_id,
+                    calibration,
                     state.sequence,
                     seconds,
                     stages.get("calibrate", 0.0),

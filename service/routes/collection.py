@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -59,8 +60,8 @@ async def labels(request: Request) -> Response:
     text = _contained(request.scope["query_string"])
     with serving_of(request) as serving:
         names = await asyncio.to_thread(serving.collection.answerable)
-        found = await asyncio.to_thread(_containing, names, text)
-    return json_response({"labels": found[:LISTED], "total": len(found)})
+        first, total = await asyncio.to_thread(_containing, names, text)
+    return json_response({"labels": first, "total": total})
 
 
 @router.get("/calibration", summary="How far the probabilities can be trusted", response_model=CalibrationReply)
@@ -90,9 +91,11 @@ def _contained(raw: bytes) -> str:
     return given[0][1] if given else ""
 
 
-def _containing(names: list[str], text: str) -> list[str]:
+def _containing(names: list[str], text: str) -> tuple[list[str], int]:
+    """The first `LISTED`, and how many there are."""
     folded = text.casefold()
-    return sorted((name for name in names if folded in name.casefold()), key=lambda name: (name != text, name))
+    found = [name for name in names if folded in name.casefold()]
+    return heapq.nsmallest(LISTED, found, key=lambda name: (name != text, name)), len(found)
 
 
 def _by_size(gallery: Gallery) -> list[dict[str, Any]]:

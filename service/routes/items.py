@@ -175,7 +175,7 @@ async def _unambiguous(request: Request, model: type[B]) -> B:
     body = await json_body(request)
     asked = validated(model, body)
     try:
-        parsed(body)
+        await asyncio.to_thread(parsed, body)
     except ValueError as error:
         raise Problem("not-json", f"The body cannot be parsed: {error}.") from None
     return asked

@@ -138,6 +138,7 @@ function showAnswer(reply, body) {
 }
 
 function showBanner(answer) {
+  offerMaps(answer.calibrated);
   const lines = answer.calibrated ? answer.warnings : [answer.reason ?? "", ...answer.warnings];
   const title = answer.calibrated ? "Good to know" : "This collection is not calibrated: no probabilities";
   $("banner").replaceChildren(el("strong", "", title), lines.join(" "));
@@ -251,10 +252,7 @@ async function showCollection() {
   if (!served) return;
   if (served.encoder?.modality === "image") takePictures();
   limitCoverage(calibration?.max_coverage ?? 0);
-  if (calibration?.calibrated === false) {
-    $("map").disabled = true;
-    $("map").selectedOptions[0].textContent = "not calibrated";
-  }
+  offerMaps(calibration?.calibrated ?? true);
   $("served").textContent = `${served.name} · ${served.items.toLocaleString("en")} items`;
   document.title = `${served.name} · surematch`;
   for (const text of served.examples) {
@@ -264,6 +262,14 @@ async function showCollection() {
     $("examples").append(chip);
   }
   $("examples").hidden = served.examples.length === 0;
+}
+
+/** Without probabilities there is no map to choose. */
+function offerMaps(calibrated) {
+  const chosen = $("map").selectedOptions[0];
+  chosen.dataset.name ??= chosen.textContent;
+  chosen.textContent = calibrated ? chosen.dataset.name : "not calibrated";
+  $("map").disabled = !calibrated;
 }
 
 /** Only what the calibration can promise may be chosen; few calibration queries support no high coverage. */

@@ -31,7 +31,16 @@ export function offerFeedback(place, queryId, answer) {
     const send = button("Send", () => say(input.value));
     const nothing = button("Nothing here matches", () => say(null));
     send.disabled = true; // nobody is asked to guess: what is not chosen is not sent
-    input.addEventListener("input", async () => { send.disabled = true; send.disabled = !await isKnown(); });
+    let soon = 0; // no request for each key
+    input.addEventListener("input", () => {
+      send.disabled = true;
+      clearTimeout(soon);
+      soon = setTimeout(async () => {
+        const typed = input.value;
+        const found = await isKnown();
+        if (input.value === typed && !input.disabled) send.disabled = !found; // else late, or sent
+      }, 200);
+    });
     input.addEventListener("keydown", (event) => { if (event.key === "Enter") send.click(); });
     place.replaceChildren("Right would be ", input, known, send, ...(decided !== null || alone ? [nothing] : []), button("I don't know", ask));
     input.focus();
@@ -49,7 +58,7 @@ function labelInput() {
     const typed = input.value;
     const found = await read(`/v1/labels?${new URLSearchParams({ contains: typed })}`);
     if (!found || input.value !== typed) return false; // what comes late is about another text
-    known.replaceChildren(...found.labels.map((label) => new Option(label)));
+    known.replaceChildren(...found.labels.map((label) => new Option(label, label)));
     return found.labels.includes(typed);
   };
   isKnown();

@@ -143,8 +143,9 @@ def test_a_stop_answers_writes_that_take_too_long_and_begins_none_that_wait(
             monkeypatch.setattr(serving.collection, "upsert", slow)
             bodies = [{"items": [{"id": id, "text": "lamp"}]} for id in ("begun", "waiting")]
             writes = [asyncio.create_task(client.put("/v1/items", json=body)) for body in bodies]
-            while not begun.is_set() or serving.writer._places.pending < len(writes):
-                await asyncio.sleep(0.01)
+            async with asyncio.timeout(30):
+                while not begun.is_set() or serving.writer._places.pending < len(writes):
+                    await asyncio.sleep(0.01)
             for write in writes:
                 write.cancel()
             replies = await asyncio.gather(*writes)
