@@ -100,6 +100,6 @@ class Maintenance:
             self.status = Compacting(error=error, ended=datetime.now(UTC).isoformat(timespec="seconds"))
 
     def _progress(self, what: str, done: int, of: int) -> None:
-        if self._stop:
-            raise _Stopped
         self.status = Compacting(True, what, done, of)
+        if self._stop:  # looked at last: `close` either stops this step or sees that it writes
+            raise _Stopped
