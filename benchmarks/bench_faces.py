@@ -39,7 +39,7 @@ from index.encoders.by_name import encoder_folder, load_encoder
 from index.encoders.image_encoder import image_encoder
 from index.errors import CalibrationError, DataError
 from index.verbs import cli
-from training.verification_pairs import read_pairs
+from training.measures.verification_pairs import read_pairs
 
 ENROLLED = 3
 """Photographs a person is enrolled with."""

@@ -36,8 +36,8 @@ def work(head: str, classes: int) -> dict[str, Any]:
     import torch
     from torch import nn
 
+    from training.learning.optimizer import RowAdamW
     from training.objectives import make_objective
-    from training.optimizer import RowAdamW
 
     class Encoder(nn.Module):
         def get_embedding_dimension(self) -> int:

@@ -44,9 +44,9 @@ from index.encoders.by_name import encoder_folder, load_encoder
 from index.encoders.image_encoder import image_encoder
 from index.encoders.pictures import picture_of, read_pictures
 from training.config import TrainSettings
-from training.evaluation import retrieval
+from training.measures.retrieval import retrieval
+from training.measures.verification_pairs import Pair, read_pairs, tar_at_far
 from training.pipeline import train_encoder
-from training.verification_pairs import Pair, read_pairs, tar_at_far
 
 Vectors = NDArray[np.float32]
 FAR = 0.01

@@ -26,8 +26,8 @@ from outcome import SKIPPED, Beside, Cell, Outcome, Table, ended
 from rich.console import Console
 
 from index.verbs.settings import parse
-from training.compare import compare_losses, summarise
-from training.compare_settings import CompareSettings
+from training.comparison.compare import compare_losses, summarise
+from training.comparison.settings import CompareSettings
 from training.demo_data import make_demo_data, write_demo_data
 from training.pipeline import train_encoder
 

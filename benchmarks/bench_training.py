@@ -83,7 +83,7 @@ def unseen_classes(labels: list[str], seed: int) -> set[str]:
 def measure(model: Any, train: Rows, test: Rows, away: set[str]) -> dict[str, float]:
     import numpy as np
 
-    from training.evaluation import retrieval
+    from training.measures.retrieval import retrieval
 
     codes = {label: at for at, label in enumerate(sorted({label for _, label in train}))}
 
@@ -105,7 +105,7 @@ def train_ours(encoder: str, options: dict[str, Any], rows: Rows, seed: int, fol
 
     from training import pipeline
     from training.config import TrainSettings
-    from training.learner import Learner
+    from training.learning.learner import Learner
 
     data, out = folder / f"{seed}.csv", folder / f"model{seed}"
     before, spent = [], []

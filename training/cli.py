@@ -17,10 +17,10 @@ from index.verbs.console import stopped
 from index.verbs.reading import folders_are_labels
 from index.verbs.settings import parse
 from index.verbs.terminal import Terminal, print_json
-from training.compare_settings import CompareSettings
+from training.comparison.settings import CompareSettings
 from training.config import DemoSettings, PushSettings, TrainSettings
 from training.room import room_at
-from training.run import can_resume, given, positional
+from training.runs.run import can_resume, given, positional
 
 
 def train(argv: Sequence[str]) -> int:
@@ -52,8 +52,8 @@ def compare(argv: Sequence[str]) -> int:
     """`surematch compare`: several losses on the same rows and seeds, in one table."""
     settings = parse(CompareSettings, argv)
     console = Terminal(stderr=True)
-    from training.compare import PAGE, compare_losses
-    from training.compare_page import show
+    from training.comparison.compare import PAGE, compare_losses
+    from training.comparison.page import show
     from training.pipeline import train_encoder
 
     try:
@@ -125,7 +125,7 @@ def _become(command: list[str]) -> NoReturn:
 
 
 def _summarise(settings: TrainSettings, record: dict[str, Any]) -> None:
-    from training.card import can_calibrate
+    from training.reports.card import can_calibrate
 
     console = Terminal()
     before, after = record["metrics"]["start"], record["metrics"]["held_out"]

@@ -20,7 +20,7 @@ from index.evaluate import evaluate
 from index.verbs.console import in_percent, progress, verdict
 from index.verbs.terminal import styled
 from training.config import DemoSettings, TrainSettings
-from training.data import data_fingerprint
+from training.data.rows import data_fingerprint
 from training.demo_data import make_demo_data, write_demo_data
 from training.pipeline import train_encoder
 

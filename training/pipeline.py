@@ -21,27 +21,27 @@ from index.data.rows import Row
 from index.encoders.files import RECORD
 from index.verbs.terminal import Terminal, styled
 from training import distributed
-from training.assessment import Embedded, assess
-from training.averaging import copied, mix
-from training.capacity import centers_of, check_memory, check_processes
-from training.card import CARD, render_card
 from training.config import Recipe, TrainSettings
-from training.data import SPLIT, Split, data_fingerprint, label_of
-from training.evaluation import Classes, Ranking, Retrieval, means, nearest_class_mean, rank, retrieval
-from training.folder import EVALUATION, FORMAT, REPORT, new_folder
-from training.imprint import imprint, means_of
-from training.last_layer import drop_last_layer
-from training.learner import Learner
-from training.more_classes import check_further, learned_classes, origin, with_turned_classes
+from training.data.more_classes import check_further, learned_classes, origin, with_turned_classes
+from training.data.preparation import Prepared, prepare
+from training.data.rows import SPLIT, Split, data_fingerprint, label_of
+from training.data.text_checks import check_readable, cut_texts
+from training.learning.averaging import copied, mix
+from training.learning.capacity import centers_of, check_memory, check_processes
+from training.learning.imprint import imprint, means_of
+from training.learning.learner import Learner
+from training.learning.trainer import Rows, fit
+from training.measures.assessment import Embedded, assess
+from training.measures.retrieval import Classes, Ranking, Retrieval, means, nearest_class_mean, rank, retrieval
 from training.objectives import check_options, make_objective
-from training.preparation import Prepared, prepare
-from training.report import render_report
-from training.run import Run, check_place, command_of, start_of, write_config
-from training.static import only_used_tokens
-from training.text_checks import check_readable, cut_texts
-from training.trainer import Rows, fit
-from training.without_effect import check_effect
-from training.writing import config_of, settle, versions, write_encoder
+from training.objectives.without_effect import check_effect
+from training.parts.last_layer import drop_last_layer
+from training.parts.static import only_used_tokens
+from training.reports.card import CARD, render_card
+from training.reports.report import render_report
+from training.runs.folder import EVALUATION, FORMAT, REPORT, new_folder
+from training.runs.run import Run, check_place, command_of, start_of, write_config
+from training.runs.writing import config_of, settle, versions, write_encoder
 
 PER_CLASS = 30
 """Rows of a class that are encoded for the mean it starts at: more change little."""

@@ -17,11 +17,11 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
 
 from index.encoders.files import RECORD, TRAINED_ROWS, encoder_files
 from index.errors import EncoderError, SettingsError
-from training.card import CARD
-from training.folder import EVALUATION, REPORT, read_record
-from training.heads import HEAD
-from training.pairs import is_numbered
-from training.run import CONFIG
+from training.data.pairs import is_numbered
+from training.parts.heads import HEAD
+from training.reports.card import CARD
+from training.runs.folder import EVALUATION, REPORT, read_record
+from training.runs.run import CONFIG
 
 Content = Path | bytes
 

@@ -39,7 +39,7 @@ _IMAGE = (
 )
 """The modules of encoders that take pictures."""
 _WHILE_TRAINING = "LastLayer"
-"""The module that an image network has while it trains, see `training.last_layer`."""
+"""The module that an image network has while it trains, see `training.parts.last_layer`."""
 ONNX_MODEL, ONNX_RECORD = "model.onnx", "onnx.json"
 """The exported model that stands in the place of the weights, and what it is: see `index.encoders.onnx_encoder`."""
 

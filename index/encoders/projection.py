@@ -1,7 +1,7 @@
 """A trained projection on a frozen picture encoder: the encoder's unit vector times a matrix, scaled to norm 1.
 
 The folder holds the frozen encoder as it was, and `1_Projection`: its `config.json` and the matrix as safetensors.
-`training.projection` trains it; numpy applies it, so serving needs no torch.
+`training.parts.projection` trains it; numpy applies it, so serving needs no torch.
 """
 
 from __future__ import annotations

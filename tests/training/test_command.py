@@ -16,11 +16,11 @@ from rich.console import Console
 
 from index.verbs.settings import parse
 from tests.training.conftest import Write, sentences
-from training.compare import _plan
-from training.compare_settings import CompareSettings
+from training.comparison.compare import _plan
+from training.comparison.settings import CompareSettings
 from training.config import TrainSettings
 from training.pipeline import train_encoder
-from training.run import CONFIG, command_of, write_config
+from training.runs.run import CONFIG, command_of, write_config
 
 WORDS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
 FIGURES = st.floats(min_value=1e-9, max_value=1e9)

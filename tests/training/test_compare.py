@@ -17,7 +17,7 @@ from index.errors import DataError, SettingsError
 from tests.pictures import digit, packed, write_digits
 from tests.training.conftest import Write, change_weights, sentences
 from training.cli import compare
-from training.compare import summarise
+from training.comparison.compare import summarise
 
 LOSSES = "softmax,am-softmax:scale=15:margin=0.2"
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from index.data.rows import Row, text_key
 from index.errors import DataError
-from training.data import check_classes, data_fingerprint, split_rows, trained_row_keys
+from training.data.rows import check_classes, data_fingerprint, split_rows, trained_row_keys
 
 
 def rows_of(pairs: list[tuple[str, str]]) -> list[Row]:

@@ -14,9 +14,9 @@ from torch.testing import assert_close
 
 from index.errors import SettingsError
 from tests.training.conftest import Write, sentences
-from training import capacity
 from training.cli import train
 from training.config import Recipe, TrainSettings
+from training.learning import capacity
 
 PROGRAM = """
 import sys

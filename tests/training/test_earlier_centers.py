@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from tests.training.conftest import Write, sentences
 from training.cli import train
-from training.heads import class_means, load_head
+from training.parts.heads import class_means, load_head
 
 STILL = ("--learning-rate", "1e-12", "--head-learning-rate", "1e-12")
 COMMON = ("--held-out", "0", "--epochs", "4", "--batch-size", "16")

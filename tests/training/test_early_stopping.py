@@ -15,7 +15,7 @@ import pytest
 import training.pipeline
 from tests.training.conftest import Write, sentences
 from training.cli import train
-from training.early_stopping import EarlyStopping
+from training.learning.early_stopping import EarlyStopping
 
 FLAGS = ("--batch-size", "16", "--learning-rate", "0.1", "--unseen-classes", "0.5", "--held-out", "0", "--epochs", "8")
 PATIENCE = ("--patience", "2", "--evaluations", "1")

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import training.evaluation
-from training.breakdown import by_size, confusions, per_class
-from training.evaluation import blocks, classes_by_mean_of_others, nearest_class_mean, rank, retrieval
+import training.measures.retrieval
+from training.measures.breakdown import by_size, confusions, per_class
+from training.measures.retrieval import blocks, classes_by_mean_of_others, nearest_class_mean, rank, retrieval
 
 
 def unit(generator: np.random.Generator, n: int, d: int) -> np.ndarray:
@@ -44,7 +44,7 @@ def test_retrieval_agrees_with_its_definition(seed: int, leave_self_out: bool, b
         gallery, gallery_classes = unit(generator, 9, 3), generator.integers(0, 5, 9)
         gallery_classes[0] = query_classes[0]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.evaluation, "BLOCK", block)
+        patch.setattr(training.measures.retrieval, "BLOCK", block)
         arguments = () if leave_self_out else (gallery, gallery_classes)
         result = retrieval(queries, query_classes, *arguments)
     expected = reference(queries, query_classes, gallery, gallery_classes, leave_self_out)
@@ -76,7 +76,7 @@ def test_the_mean_of_the_others_leaves_the_query_out(seed: int, block: int) -> N
     generator = np.random.default_rng(seed)
     vectors, classes = unit(generator, 14, 3), generator.integers(0, 5, 14) * 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.evaluation, "BLOCK", block)
+        patch.setattr(training.measures.retrieval, "BLOCK", block)
         found = classes_by_mean_of_others(vectors, classes)
     for at, vector in enumerate(vectors.astype(np.float64)):
         centres = {}
@@ -106,8 +106,8 @@ def test_blocks_stay_within_the_scores_allowed_and_cover_everything() -> None:
         assert [i for part in found for i in range(part.start, part.stop)] == list(range(count))
         for part in found:
             rows = part.stop - part.start
-            assert rows == 1 or rows * width <= training.evaluation.BLOCK_SCORES
-            assert rows <= training.evaluation.BLOCK
+            assert rows == 1 or rows * width <= training.measures.retrieval.BLOCK_SCORES
+            assert rows <= training.measures.retrieval.BLOCK
 
 
 def test_confusions_by_hand() -> None:

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from index.errors import SettingsError
-from training.capacity import check_memory, head_memory
 from training.config import Loss, Recipe
+from training.learning.capacity import check_memory, head_memory
+from training.learning.optimizer import RowAdamW
 from training.objectives import huge, make_objective
-from training.optimizer import RowAdamW
 
 CLASSES, DIMENSION = 300, 16
 

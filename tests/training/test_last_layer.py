@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 from sentence_transformers import SentenceTransformer
 
-import training.learner
+import training.learning.learner
 from index.encoders.by_name import load_encoder
 from index.encoders.files import modality_of, module_kinds
 from index.encoders.image_encoder import image_encoder
@@ -22,8 +22,8 @@ from index.errors import DataError, EncoderError
 from tests.pictures import write_digits
 from tests.training.test_run_control import interrupt_at, weights_of
 from training.config import TrainSettings
-from training.heads import load_head
-from training.last_layer import LastLayer, behind_last_layer, drop_last_layer
+from training.parts.heads import load_head
+from training.parts.last_layer import LastLayer, behind_last_layer, drop_last_layer
 from training.pipeline import train_encoder
 
 
@@ -97,7 +97,7 @@ def test_an_interrupted_run_resumes_to_the_very_same_weights(
 
     with monkeypatch.context() as then:
         if kept:
-            then.setattr(training.learner, "new_image_model", as_before)
+            then.setattr(training.learning.learner, "new_image_model", as_before)
         train(data, tmp_path / "whole")
         interrupt_at(3, then)
         with pytest.raises(KeyboardInterrupt):

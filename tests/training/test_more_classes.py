@@ -12,15 +12,15 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-import training.imprint
+import training.learning.imprint
 from index.encoders.image_network import ImageNetwork
 from index.errors import SettingsError
 from tests.pictures import digit, write_digits
 from training.config import TrainSettings
-from training.heads import load_head
-from training.image_data import PictureCollator
-from training.last_layer import behind_last_layer
-from training.more_classes import composed, composed_class, composed_means, with_turned_classes
+from training.data.more_classes import composed, composed_class, composed_means, with_turned_classes
+from training.data.pictures import PictureCollator
+from training.parts.heads import load_head
+from training.parts.last_layer import behind_last_layer
 from training.pipeline import train_encoder
 
 
@@ -112,7 +112,7 @@ def test_composed_classes_start_at_their_means_where_classes_do(
         start = str(tmp_path / "trained")
     means: list[torch.Tensor] = []
     monkeypatch.setattr(
-        training.imprint,
+        training.learning.imprint,
         "behind_last_layer",
         lambda model, weight: (means.append(weight), behind_last_layer(model, weight))[1],
     )
@@ -131,7 +131,7 @@ def test_the_same_seed_composes_the_same_pictures(tmp_path: Path) -> None:
 
 def test_that_further_classes_are_too_many_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write_digits(tmp_path / "digits", range(3), range(4))
-    monkeypatch.setattr("training.capacity.SPARE", 1e-9)
+    monkeypatch.setattr("training.learning.capacity.SPARE", 1e-9)
     for further, made in (("turned_classes", "24 classes (3 x 8"), ("composed_classes", "9 classes (3 x 3")):
         with pytest.raises(SettingsError, match=re.escape(f"{made} by --{further.replace('_', '-')}) x 128")):
             train(data, tmp_path / "m", **{further: True})

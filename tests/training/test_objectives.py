@@ -19,12 +19,12 @@ from index.errors import DataError, SettingsError
 from tests.training.conftest import TOPICS, Write, sentences
 from training.cli import train
 from training.config import Loss
-from training.evaluation import retrieval
-from training.heads import HEAD, class_means, load_head, save_head
+from training.measures.retrieval import retrieval
 from training.objectives import OBJECTIVES, Objective, make_objective
 from training.objectives.base import NORM
 from training.objectives.contrastive import reshape
 from training.objectives.maps import FineTuning, taylor_order
+from training.parts.heads import HEAD, class_means, load_head, save_head
 
 CLASSES = 5
 

@@ -19,10 +19,10 @@ from index.encoders.image_encoder import image_encoder
 from index.encoders.pictures import read_pictures
 from index.errors import DataError, SettingsError
 from tests.pictures import digit, packed, write_digits
-from training.augment import AUGMENTATIONS, Changes, augment
 from training.config import TrainSettings
-from training.evaluation import retrieval
-from training.image_data import PictureCollator, new_image_model
+from training.data.augment import AUGMENTATIONS, Changes, augment
+from training.data.pictures import PictureCollator, new_image_model
+from training.measures.retrieval import retrieval
 from training.objectives import Objective
 from training.pipeline import train_encoder
 

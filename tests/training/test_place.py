@@ -18,10 +18,10 @@ import training.pipeline
 from index.errors import SettingsError
 from tests.training.conftest import Write, sentences
 from training.cli import train
-from training.folder import FORMAT, new_folder
-from training.run import Run
-from training.run_lock import LOCK, RunLock
-from training.writing import settle
+from training.runs.folder import FORMAT, new_folder
+from training.runs.lock import LOCK, RunLock
+from training.runs.run import Run
+from training.runs.writing import settle
 
 PROGRAM = "import sys; from training.cli import train; sys.exit(train(sys.argv[1:]))"
 
@@ -100,7 +100,7 @@ def test_a_model_that_is_replaced_and_cannot_be_removed_is_told_of(
         with monkeypatch.context() as patch, new_folder(out, True, tmp_path) as folder:
             (folder / "training.json").write_text(json.dumps({"format": FORMAT, "version": version}))
             patch.setattr(
-                "training.folder.shutil.rmtree", lambda path, **how: None
+                "training.runs.folder.shutil.rmtree", lambda path, **how: None
             )  # as with a folder of another owner
     assert json.loads((out / "training.json").read_text())["version"] == "new"
     (left,) = tmp_path.glob(".m.*")

@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 from index.errors import EncoderError, SettingsError
 from tests.training.conftest import Write, sentences
 from training import distributed
-from training.checkpoints import ObjectiveCheckpoint
+from training.learning.checkpoints import ObjectiveCheckpoint
 from training.objectives import OBJECTIVES, make_objective, objective_state
 
 DOCS = Path(__file__).parents[2] / "docs" / "training.md"

@@ -25,9 +25,9 @@ from index.verbs import cli
 from tests.index.test_onnx_pictures import SIZE, given, network
 from tests.pictures import write_digits
 from training.config import TrainSettings
-from training.evaluation import retrieval
+from training.measures.retrieval import retrieval
+from training.parts.projection import is_frozen
 from training.pipeline import train_encoder
-from training.projection import is_frozen
 
 DIMENSION = 32
 MIXED = np.random.default_rng(0).normal(size=(3 * SIZE * SIZE, DIMENSION)).astype(np.float32)
@@ -108,7 +108,7 @@ def test_an_interrupted_run_goes_on(world: tuple[Path, Path, Path], tmp_path: Pa
     encoder, data, _ = world
     flags = [str(data), "--encoder", str(encoder), "--epochs", "10", "--checkpoint-steps", "5", "--batch-size", "16"]
     program = (
-        "import os, sys; from training.interrupt import StopOnSignal as S; from training.cli import train; "
+        "import os, sys; from training.learning.interrupt import StopOnSignal as S; from training.cli import train; "
         "end = S.on_step_end\n"
         "def stop(self, args, state, control, **rest):\n"
         "    if state.global_step == 17: os._exit(9)\n"

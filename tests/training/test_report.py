@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 
 from tests.training.conftest import TOPICS, sentences
 from training.cli import train
-from training.folder import EVALUATION, REPORT
+from training.runs.folder import EVALUATION, REPORT
 
 HOSTILE = "</title></bdi><script>alert('card')</script><img src=x onerror=alert(1)>"
 ELEMENTS_OF_OURS = {"script", "img", "iframe", "object", "embed", "form", "base", "audio", "video", "source", "use"}
@@ -158,7 +158,7 @@ def test_without_held_out_rows_the_report_says_that_nothing_was_measured(tiny_en
 
 
 def test_the_counts_are_those_of_what_trained(model: Path, tiny_encoder: Path, tmp_path: Path, capsys) -> None:
-    from training.report import render_report
+    from training.reports.report import render_report
 
     record, evaluation = (json.loads((model / name).read_text()) for name in ("training.json", EVALUATION))
     rows = record["data"]["rows"] - record["held_out"]["rows"]
@@ -211,16 +211,16 @@ def test_the_map_is_the_plane_of_most_variance(model: Path) -> None:
 
 
 def test_a_sample_of_rows_is_called_one(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import training.assessment
-    from training.report import render_report
+    import training.measures.assessment
+    from training.reports.report import render_report
 
-    monkeypatch.setattr(training.assessment, "PAIRED", 20)
+    monkeypatch.setattr(training.measures.assessment, "PAIRED", 20)
     generator = np.random.default_rng(0)
     vectors = generator.normal(size=(50, 4)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    rows = training.assessment.Embedded(["t"] * 50, vectors, np.arange(50) % 2, ["a", "b"])
-    ranking = training.evaluation.rank(vectors, rows.classes, vectors, rows.classes)
-    evaluation = training.assessment.assess(rows, rows, ranking, None, np.array([25, 25]))
+    rows = training.measures.assessment.Embedded(["t"] * 50, vectors, np.arange(50) % 2, ["a", "b"])
+    ranking = training.measures.retrieval.rank(vectors, rows.classes, vectors, rows.classes)
+    evaluation = training.measures.assessment.assess(rows, rows, ranking, None, np.array([25, 25]))
     assert evaluation["seen"]["verification"]["rows"] == 20
     record = json.loads((model / "training.json").read_text())
     assert "20 <small>drawn of 50</small>" in render_report(record, evaluation)

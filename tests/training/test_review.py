@@ -17,9 +17,9 @@ from index.data.rows import Row, read_rows
 from index.errors import DataError, EncoderError
 from tests.training.conftest import sentences
 from training.cli import train
-from training.pairs import rows_of_pairs
+from training.data.pairs import rows_of_pairs
+from training.data.review import review, summary
 from training.push import files_to_send
-from training.review import review, summary
 
 
 def rows_of(pairs: list[tuple[str, str]]) -> list[Row]:

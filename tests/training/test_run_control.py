@@ -20,14 +20,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+import training.learning.trainer
 import training.pipeline
-import training.trainer
 from index.errors import DataError, SettingsError
 from index.verbs.cli import index
 from tests.pictures import write_digits
 from tests.training.conftest import FILLERS, TOPICS, Write, change_weights, sentences
 from training.cli import train
-from training.interrupt import StopOnSignal
+from training.learning.interrupt import StopOnSignal
 
 RECIPE = ("--batch-size", "16", "--learning-rate", "0.1", "--checkpoint-steps", "3")
 WEIGHTS = ("model.safetensors", "head.safetensors")
@@ -210,14 +210,14 @@ def test_checkpointed_gradients_train_the_same_encoder_in_deterministic_mode(
     data = str(write_csv(sentences(10)))
     command = [data, "--encoder", str(tiny_transformer), *RECIPE, "--loss", "am-softmax"]
     modes, recomputed = [], []
-    original = training.trainer.EmbeddingTrainer.compute_loss
+    original = training.learning.trainer.EmbeddingTrainer.compute_loss
 
     def compute_loss(self, model, *args, **kwargs):
         modes.append(torch.are_deterministic_algorithms_enabled())
         recomputed.append(model[0].auto_model.is_activation_checkpointing)
         return original(self, model, *args, **kwargs)
 
-    monkeypatch.setattr(training.trainer.EmbeddingTrainer, "compute_loss", compute_loss)
+    monkeypatch.setattr(training.learning.trainer.EmbeddingTrainer, "compute_loss", compute_loss)
     assert train([*command, "--out", str(tmp_path / "plain")]) == 0
     assert not any(modes + recomputed)
     modes.clear(), recomputed.clear()
@@ -292,14 +292,14 @@ def test_a_loss_that_is_no_number_names_the_batch(
 ) -> None:
     rows = sentences(20)
     data = write_csv(rows)
-    original = training.trainer.OBJECTIVES["am-softmax"].build.loss_of
+    original = training.learning.trainer.OBJECTIVES["am-softmax"].build.loss_of
     bad: list[int] = []
 
     def loss_of(self, vectors, labels, norms=None):
         bad.append(len(labels))
         return original(self, vectors * (float("nan") if len(bad) == 3 else 1.0), labels, norms)
 
-    monkeypatch.setattr(training.trainer.OBJECTIVES["am-softmax"].build, "loss_of", loss_of)
+    monkeypatch.setattr(training.learning.trainer.OBJECTIVES["am-softmax"].build, "loss_of", loss_of)
     with pytest.raises(DataError, match=r"became nan at step 3, in the batch of .*line \d+ \('") as caught:
         train(
             [str(data), "--encoder", str(tiny_encoder), *RECIPE, "--loss", "am-softmax", "--out", str(tmp_path / "m")]
@@ -365,7 +365,7 @@ def test_the_config_in_the_folder_makes_the_same_encoder(tiny_encoder: Path, tmp
 def test_per_class_batches_hold_groups_of_a_class_and_every_row(sizes: list[int], per_class: int, seed: int) -> None:
     from datasets import Dataset
 
-    from training.samplers import PerClassSampler
+    from training.learning.samplers import PerClassSampler
 
     labels = [code for code, size in enumerate(sizes) for _ in range(size)]
     sampler = PerClassSampler(Dataset.from_dict({"label": labels}), 8, False, seed=seed, per_class=per_class)

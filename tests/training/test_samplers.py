@@ -14,8 +14,8 @@ from index.errors import SettingsError
 from tests.training.conftest import Write, sentences
 from training.cli import train
 from training.config import PAIRING
+from training.learning.samplers import BalancedSampler
 from training.objectives import OBJECTIVES
-from training.samplers import BalancedSampler
 
 SIZES = [1, 4, 15, 80]
 

@@ -7,7 +7,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch.nn import functional
 
-from training.static import only_used_tokens, unreadable
+from training.parts.static import only_used_tokens, unreadable
 
 TEXTS = ["my card", "the rain again", "soup please", "cash is rain"]
 

@@ -12,16 +12,16 @@ from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 
 import training.pipeline
-import training.writing
+import training.runs.writing
 from index.data.rows import read_rows, text_key
 from index.errors import DataError, EncoderError, SettingsError, SurematchError
 from tests.training.conftest import TOPICS, Write, sentences
-from training.averaging import copied, mix
 from training.cli import compare, train
 from training.config import Recipe, TrainSettings
-from training.data import split_rows
-from training.evaluation import retrieval
-from training.heads import load_head
+from training.data.rows import split_rows
+from training.learning.averaging import copied, mix
+from training.measures.retrieval import retrieval
+from training.parts.heads import load_head
 
 
 def run(data: Path, out: Path, encoder: Path, *flags: str) -> int:
@@ -268,7 +268,7 @@ def test_what_stops_in_the_middle_leaves_the_old_model_alone(
     def stop(*args: object, **kwargs: object) -> None:
         raise fault
 
-    monkeypatch.setattr(training.writing, "save_head", stop)
+    monkeypatch.setattr(training.runs.writing, "save_head", stop)
     if fault is KeyboardInterrupt:
         assert run(data, out, tiny_encoder, "--overwrite") == 130
         assert "add --resume" in " ".join(capsys.readouterr().err.split())

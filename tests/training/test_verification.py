@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_curve
 
-import training.evaluation
-from training.bootstrap import interval
-from training.verification import BINS, Verification, verification
+import training.measures.retrieval
+from training.measures.bootstrap import interval
+from training.measures.verification import BINS, Verification, verification
 
 
 def some(seed: int, n: int = 40, classes: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -34,7 +34,7 @@ def pairs(*bins: int, count: int = 1) -> np.ndarray:
 def test_the_roc_is_that_of_scikit_learn(seed: int, block: int) -> None:
     vectors, codes, binned, same = some(seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.evaluation, "BLOCK", block)
+        patch.setattr(training.measures.retrieval, "BLOCK", block)
         found = verification(vectors, codes)
     assert found is not None
     assert found.pairs == (same.sum(), (~same).sum())

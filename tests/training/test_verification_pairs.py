@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import roc_curve
 
 from index.errors import DataError
-from training.verification_pairs import Pair, read_pairs, tar_at_far
+from training.measures.verification_pairs import Pair, read_pairs, tar_at_far
 
 
 def test_both_formats_say_the_same(tmp_path: Path) -> None:

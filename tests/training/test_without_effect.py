@@ -19,11 +19,11 @@ from tests.training.conftest import Write, sentences
 from tests.training.test_run_control import interrupt_at
 from training.cli import compare, train
 from training.config import Kind, Loss, Recipe, TrainSettings
+from training.learning.schedules import Schedule
 from training.objectives import OBJECTIVES
 from training.objectives.contrastive import triplet
+from training.objectives.without_effect import check_effect
 from training.pipeline import train_encoder
-from training.schedules import Schedule
-from training.without_effect import check_effect
 
 WITHOUT: dict[str, tuple[Kind, dict[str, Any], str]] = {
     "pictures of a text encoder": ("static", {"image_size": 32, "augment": "none"}, "takes texts.*takes texts"),

@@ -2,7 +2,7 @@
 
 The class weights are parameters of the loss, so any `SentenceTransformerTrainer` optimises them; give them a learning
 rate, and with it a parameter group, of their own with `learning_rate_mapping={HEAD_PARAMETERS: 1e-2}`. The library's
-checkpoints hold the encoder alone: `training.checkpoints.ObjectiveCheckpoint` adds what the objective learned.
+checkpoints hold the encoder alone: `training.learning.checkpoints.ObjectiveCheckpoint` adds what the objective learned.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def imprint(self, weight: Tensor) -> None:
-        """Starts the class weights at `weight` (C, d), see `training.heads.class_means`. Raises ValueError for another
-        shape.
+        """Starts the class weights at `weight` (C, d), see `training.parts.heads.class_means`. Raises ValueError for
+        another shape.
 
         Several centers of a class start a little apart: equal ones would stay equal.
         """

@@ -3,7 +3,7 @@
 Both losses have the gradient p - e_t in the logits. With p known, sum (p - e_t) x over the columns where it is not zero
 has the gradients of the loss, so only these columns are computed with a gradient; the value is the loss's own. Given
 `sparse_gradients`, the class weights get a gradient of those rows alone, which wants an optimizer that can take it
-(`training.optimizer.RowAdamW`; `surematch train` sees to both).
+(`training.learning.optimizer.RowAdamW`; `surematch train` sees to both).
 
 Partial FC: An et al., "Partial FC: Training 10 Million Identities on a Single Machine", 2021.
 """

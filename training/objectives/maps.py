@@ -90,7 +90,7 @@ class FenchelYoung(Objective):
 
 
 class FineTuning(Objective):
-    """An objective to finish with. While `leading` is set, AM-Softmax leads there first (see `training.schedules`)."""
+    """An objective to finish with. While `leading` is set, AM-Softmax leads there first: `learning.schedules`."""
 
     fine_tuning = True
 

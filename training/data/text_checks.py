@@ -9,7 +9,7 @@ from sentence_transformers import SentenceTransformer
 from index.data.rows import Row
 from index.errors import DataError
 from training.config import Kind
-from training.static import unreadable
+from training.parts.static import unreadable
 
 SHOWN = 5
 

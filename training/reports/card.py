@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from index.calibration.conditional_logit import FEW_QUERIES
-from training.report import CHOSEN, MEASURES, trained_rows
+from training.reports.report import CHOSEN, MEASURES, trained_rows
 
 CARD = "README.md"
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from index.errors import SettingsError
-from training.augment import AUGMENTATIONS
 from training.config import Kind, TrainSettings
-from training.evaluation import Classes
+from training.data.augment import AUGMENTATIONS
+from training.measures.retrieval import Classes
 from training.objectives import OBJECTIVES
 
 TURNS = 8

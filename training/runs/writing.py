@@ -16,10 +16,10 @@ from torch import Tensor
 
 from index.data.rows import Row
 from index.encoders.files import TRAINED_ROWS
-from training.data import trained_row_keys
-from training.heads import save_head
+from training.data.rows import trained_row_keys
 from training.objectives import Objective
-from training.projection import Frozen
+from training.parts.heads import save_head
+from training.parts.projection import Frozen
 
 _PACKAGES = ("surematch", "torch", "sentence-transformers", "transformers", "tokenizers", "numpy")
 
@@ -44,7 +44,7 @@ def write_encoder(
     if isinstance(loss, Objective) and means is not None:
         save_head(folder, means, labels)
     elif isinstance(loss, Objective):
-        kept = loss.class_weights()[: len(labels) * loss.centers]  # not those of `training.more_classes`
+        kept = loss.class_weights()[: len(labels) * loss.centers]  # not those of `training.data.more_classes`
         save_head(folder, kept, [label for label in labels for _ in range(loss.centers)])
     np.save(folder / TRAINED_ROWS, trained_row_keys(trained), allow_pickle=False)
 

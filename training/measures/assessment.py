@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.bootstrap import interval
-from training.breakdown import by_size, confusions, per_class
-from training.evaluation import (
+from training.measures.bootstrap import interval
+from training.measures.breakdown import by_size, confusions, per_class
+from training.measures.retrieval import (
     DEPTHS,
     Classes,
     Flags,
@@ -25,7 +25,7 @@ from training.evaluation import (
     classes_by_mean_of_others,
     rank,
 )
-from training.verification import verification
+from training.measures.verification import verification
 
 PAIRED = 10_000
 """Rows whose pairs are compared, drawn where there are more: fifty million pairs in about a second."""

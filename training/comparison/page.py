@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from training.drawings import dot_plot
-from training.page import figure, page, section, table
+from training.reports.drawings import dot_plot
+from training.reports.page import figure, page, section, table
 
 
 def render_comparison(comparison: Mapping[str, Any]) -> str:
-    """The page of a comparison, as `training.compare.compare_losses` makes it."""
+    """The page of a comparison, as `training.comparison.compare.compare_losses` makes it."""
     losses: Sequence[Mapping[str, Any]] = comparison["losses"]
     runs: Sequence[Mapping[str, Any]] = comparison["runs"]
     best = max(losses, key=lambda entry: entry["unseen_map_at_r"]["mean"])

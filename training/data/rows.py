@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from index.data.rows import Row, text_key
 from index.errors import DataError
-from training.review import LEAST_TO_TRAIN
+from training.data.review import LEAST_TO_TRAIN
 
 SPLIT = "a share of each class, of small ones together"
 """How rows are held out. A training that began otherwise does not go on: it would be measured on what has trained."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from index.calibration.pairs import is_same, second_text
 from index.data.rows import Row, text_key
-from training.review import Fault, refuse
+from training.data.review import Fault, refuse
 
 CLASS = "class"
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.metrics import LEAST_ERRORS, RATES
-from training.evaluation import Classes, Vectors, blocks
+from training.measures.retrieval import Classes, Vectors, blocks
 
 BINS = 2**15
 """Bins of the cosines from -1 to 1."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.evaluation import Classes, Flags
+from training.measures.retrieval import Classes, Flags
 
 EXAMPLES = 3
 """Pairs of texts shown for each confusion."""

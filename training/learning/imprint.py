@@ -11,12 +11,12 @@ from torch import nn
 
 from index.data.label import plain_label
 from training.config import TrainSettings
-from training.evaluation import Classes, Vectors
-from training.heads import HEAD, class_means, load_head
-from training.last_layer import behind_last_layer
-from training.learner import Learner
-from training.more_classes import composed_means, with_turned_classes
+from training.data.more_classes import composed_means, with_turned_classes
+from training.learning.learner import Learner
+from training.measures.retrieval import Classes, Vectors
 from training.objectives import Objective
+from training.parts.heads import HEAD, class_means, load_head
+from training.parts.last_layer import behind_last_layer
 
 
 def imprint(

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from training.checkpoints import checkpoint_folder
+from training.learning.checkpoints import checkpoint_folder
 
 BEST, STATE = "best.safetensors", "early_stopping.json"
 

@@ -13,11 +13,11 @@ from index.encoders.pictures import read_content
 from index.errors import SettingsError
 from index.verbs.terminal import styled
 from training.config import TrainSettings
-from training.data import Split, check_classes, choose_unseen, label_of, split_rows
-from training.evaluation import Classes
-from training.pairs import rows_of_pairs
-from training.projection import Frozen, is_frozen
-from training.review import Fault, review, summary
+from training.data.pairs import rows_of_pairs
+from training.data.review import Fault, review, summary
+from training.data.rows import Split, check_classes, choose_unseen, label_of, split_rows
+from training.measures.retrieval import Classes
+from training.parts.projection import Frozen, is_frozen
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from index.metrics import RATES
-from training.drawings import Dot, Name, Series, line_chart, roc_chart, scatter
-from training.page import bars, figure, page, section, table, text, tile
+from training.reports.drawings import Dot, Name, Series, line_chart, roc_chart, scatter
+from training.reports.page import bars, figure, page, section, table, text, tile
 
 COLOURED = 8
 """Classes that have a colour and a name on the map."""

@@ -2,7 +2,7 @@
 
 `OUT.run/run.json` holds the settings, the fingerprints of the data and of the encoder, and how rows are held out; a
 resume with others is refused, because it would continue something else. It is one process's at a time
-(`training.run_lock`). The folder goes when training is done, or was stopped before the first checkpoint; an encoder
+(`training.runs.lock`). The folder goes when training is done, or was stopped before the first checkpoint; an encoder
 that is trained and cannot be moved to its place stays in it.
 """
 
@@ -22,8 +22,8 @@ from index.encoders.files import fingerprint
 from index.errors import SettingsError
 from index.verbs.settings import Settings
 from training.config import TrainSettings
-from training.folder import ENCODER, check_target, read_record
-from training.run_lock import LOCK, RunLock, check_alone
+from training.runs.folder import ENCODER, check_target, read_record
+from training.runs.lock import LOCK, RunLock, check_alone
 
 RECORD = "run.json"
 CONFIG = "training.toml"

@@ -13,10 +13,10 @@ from sentence_transformers import SentenceTransformer
 from index.data.rows import Row
 from index.encoders.files import modality_of, open_sentence_transformer
 from training.config import Kind, TrainSettings
-from training.evaluation import Classes, Vectors
-from training.image_data import PictureCollator, canvases, new_image_model
-from training.projection import Frozen, VectorCollator, projected
-from training.static import is_static
+from training.data.pictures import PictureCollator, canvases, new_image_model
+from training.measures.retrieval import Classes, Vectors
+from training.parts.projection import Frozen, VectorCollator, projected
+from training.parts.static import is_static
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,11 @@ from index.data.rows import Row
 from index.encoders.files import module_kinds
 from index.encoders.image_encoder import opened
 from index.encoders.pictures import picture_of
-from training.augment import AUGMENTATIONS, augment
 from training.config import TrainSettings
-from training.evaluation import Classes
-from training.last_layer import DIMENSION, LastLayer
-from training.more_classes import SHARE, composed, composed_class
+from training.data.augment import AUGMENTATIONS, augment
+from training.data.more_classes import SHARE, composed, composed_class
+from training.measures.retrieval import Classes
+from training.parts.last_layer import DIMENSION, LastLayer
 
 SIZE, WIDTH = 64, 24
 """Edge of the square in pixels, and channels of the first stage, of a new network."""
@@ -32,8 +32,8 @@ def new_image_model(
 ) -> SentenceTransformer:
     """An untrained network for the pictures of `rows`: grey if all of them are. Raises `EncoderError`.
 
-    Ours has a layer behind it to train through, see `training.last_layer`; to go on from a `checkpoint` of a version
-    that kept that layer, it has not.
+    Ours has a layer behind it to train through, see `training.parts.last_layer`; to go on from a `checkpoint` of a
+    version that kept that layer, it has not.
     """
     from index.encoders.image_network import ImageNetwork
 

@@ -28,17 +28,17 @@ from transformers.integrations import TensorBoardCallback
 from index.errors import DataError, SettingsError
 from index.verbs.console import note_progress, noted
 from training import distributed
-from training.checkpoints import ObjectiveCheckpoint
 from training.config import Kind, Recipe, TrainSettings
-from training.early_stopping import EarlyStopping
-from training.interrupt import StopOnSignal
+from training.learning.checkpoints import ObjectiveCheckpoint
+from training.learning.early_stopping import EarlyStopping
+from training.learning.interrupt import StopOnSignal
+from training.learning.optimizer import RowAdamW
+from training.learning.samplers import BalancedSampler, LengthBucketedSampler, PerClassSampler
+from training.learning.schedules import Schedule
 from training.objectives import HEAD_PARAMETERS, OBJECTIVES, Objective
 from training.objectives.contrastive import reshape
 from training.objectives.huge import HugeHead
-from training.optimizer import RowAdamW
 from training.room import torch_saves_to
-from training.samplers import BalancedSampler, LengthBucketedSampler, PerClassSampler
-from training.schedules import Schedule
 
 KEPT = 2
 """Checkpoints kept: the newest, and the one before in case the newest is being written when the process dies."""

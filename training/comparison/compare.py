@@ -22,14 +22,14 @@ from index.encoders.pictures import read_content
 from index.errors import SettingsError
 from index.verbs.settings import parse
 from index.verbs.terminal import styled
-from training.compare_page import render_comparison
-from training.compare_settings import CompareSettings
+from training.comparison.page import render_comparison
+from training.comparison.settings import CompareSettings
 from training.config import TrainSettings
-from training.data import data_fingerprint
-from training.folder import EVALUATION, REPORT
+from training.data.rows import data_fingerprint
 from training.objectives import check_options
-from training.run import can_resume, command_of, given, positional, start_of
-from training.without_effect import check_effect_of_loss
+from training.objectives.without_effect import check_effect_of_loss
+from training.runs.folder import EVALUATION, REPORT
+from training.runs.run import can_resume, command_of, given, positional, start_of
 
 RESULTS, PAGE = "compare.json", "compare.html"
 MEASURED = "held-out rows, among all that trained"
