@@ -13,24 +13,24 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 
 from service import problems
-from service.access import Access
-from service.audit import AuditLog
 from service.by_name import ByName
-from service.direct import Direct
-from service.drain import Drain
-from service.fleet import Fleet
-from service.item_schemas import limited_items
-from service.jobs import Jobs
-from service.keys import Keys
-from service.limits import LOOPBACK_NAMES, BodyLimit, KnownHosts, SecurityHeaders
-from service.logs import RequestLog
-from service.metrics import Metrics, RequestMetrics
+from service.http.access import Access
+from service.http.direct import Direct
+from service.http.drain import Drain
+from service.http.keys import Keys
+from service.http.limits import LOOPBACK_NAMES, BodyLimit, KnownHosts, SecurityHeaders
+from service.jobs.runner import Jobs
 from service.openapi import openapi
 from service.routes import admin, collection, collections, embeddings, health, items, jobs, page, search
-from service.schemas import limited
-from service.serving import Current, Serving
+from service.schemas.items import limited_items
+from service.schemas.search import limited
+from service.serving.collection import Current, Serving
+from service.serving.fleet import Fleet
+from service.serving.tracing import NAME, RequestSpans, provider
 from service.settings import ServeSettings
-from service.tracing import NAME, RequestSpans, provider
+from service.telemetry.audit import AuditLog
+from service.telemetry.logs import RequestLog
+from service.telemetry.metrics import Metrics, RequestMetrics
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -76,7 +76,7 @@ def create_app(
         docs_url=None,  # FastAPI's own pages load scripts from elsewhere; service/routes/page.py has ours
         redoc_url=None,
         redirect_slashes=False,  # it would repeat the query to an http:// address made of the Host header
-        # its own spans; service/tracing.py has ours, and to look for theirs costs every request more than routing it
+        # its own spans: `service.serving.tracing` has ours, and to look for theirs costs more than to route
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.settings = settings

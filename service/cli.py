@@ -203,7 +203,7 @@ def serve(argv: Sequence[str]) -> int:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     # Imported late, so that `serve --help` and wrong flags answer at once.
     from service.server import run
-    from service.serving import Serving
+    from service.serving.collection import Serving
 
     if settings.workers > 1 and settings.writable:
         raise SettingsError(

@@ -30,24 +30,23 @@ from index.calibration.conformal import CoverageFor
 from index.errors import DataError, SettingsError, SurematchError
 from index.search.asked import listed
 from service.by_name import ALONE, BELOW
-from service.item_schemas import DeletedReply, FeedbackReply, ItemReply, WrittenReply
-from service.job_schemas import JobReply, JobsReply
-from service.schemas import (
+from service.schemas.base import ProblemReply
+from service.schemas.collection import (
     CalibrationReply,
     CollectionReply,
     CollectionsReply,
-    EmbeddingsReply,
     HealthReply,
     LabelsReply,
-    ModelsReply,
-    ProblemReply,
     ReadyReply,
     ReloadReply,
-    SearchReply,
     SnapshotReply,
     VersionReply,
     VersionsReply,
 )
+from service.schemas.embeddings import EmbeddingsReply, ModelsReply
+from service.schemas.items import DeletedReply, FeedbackReply, ItemReply, WrittenReply
+from service.schemas.jobs import JobReply, JobsReply
+from service.schemas.search import SearchReply
 from service.settings import NAME
 
 R = TypeVar("R", bound=BaseModel)

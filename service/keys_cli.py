@@ -12,8 +12,8 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from index.errors import SettingsError
 from index.verbs.settings import Settings, parse
-from service import keys as stored
-from service.keys import Scope
+from service.http import keys as stored
+from service.http.keys import Scope
 
 
 class KeysSettings(Settings):

@@ -15,7 +15,7 @@ from langchain_core.retrievers import BaseRetriever
 from pydantic import Field
 
 from service.client import Client
-from service.schemas import AnswerReply, HitReply
+from service.schemas.search import AnswerReply, HitReply
 
 
 class SurematchRetriever(BaseRetriever):

@@ -12,12 +12,14 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from index.collection import Collection
-from service.access import scope_needed
 from service.by_name import ALONE
-from service.item_schemas import FeedbackRequest
-from service.job_schemas import JobRequest, PromoteRequest
+from service.http.access import scope_needed
 from service.problems import documented
-from service.schemas import VISIBLE, EmbeddingsRequest, ProblemReply, UseCalibrationRequest
+from service.schemas.base import VISIBLE, ProblemReply
+from service.schemas.collection import UseCalibrationRequest
+from service.schemas.embeddings import EmbeddingsRequest
+from service.schemas.items import FeedbackRequest
+from service.schemas.jobs import JobRequest, PromoteRequest
 from service.settings import ServeSettings
 
 REF = "#/components/schemas/{model}"

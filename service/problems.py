@@ -30,7 +30,7 @@ from index.errors import (
     WriterBusy,
 )
 from service.by_name import address
-from service.schemas import QUERY_TAGS
+from service.schemas.queries import QUERY_TAGS
 
 MEDIA_TYPE = "application/problem+json"
 MAX_FAULTS = 20

@@ -16,11 +16,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from index.errors import SettingsError
-from service import logs
 from service.app import create_app
-from service.protocol import PatientProtocol
-from service.serving import Serving
+from service.http.protocol import PatientProtocol
+from service.serving.collection import Serving
 from service.settings import ServeSettings
+from service.telemetry import logs
 
 DRAIN_SECONDS = 10
 WAITING = 2048
@@ -104,7 +104,7 @@ def run(
         ws="none",
         lifespan="on",
         log_config=logs.configuration(access=settings.access_log),
-        access_log=False,  # service/logs.py writes its own, without the addresses
+        access_log=False,  # service/telemetry/logs.py writes its own, without the addresses
         server_header=False,
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=[str(proxy) for proxy in settings.trusted_proxies],

@@ -35,11 +35,11 @@ from index.errors import CollectionError, SurematchError
 from index.memory import share_arenas
 from index.storage.place import resolved
 from index.verbs.terminal import visible
-from service import logs
-from service.counters import VARIABLE, counters_folder
 from service.server import DRAIN_SECONDS, run
-from service.serving import Serving
+from service.serving.collection import Serving
 from service.settings import ServeSettings
+from service.telemetry import logs
+from service.telemetry.counters import VARIABLE, counters_folder
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PATIENCE = 0.5

@@ -18,7 +18,7 @@ from service.routes.state import (
     serving_of,
     validated,
 )
-from service.schemas import ReloadReply, SnapshotReply, UseCalibrationRequest, VersionReply, VersionsReply
+from service.schemas.collection import ReloadReply, SnapshotReply, UseCalibrationRequest, VersionReply, VersionsReply
 
 router = APIRouter(prefix="/v1/admin", tags=["admin"])
 

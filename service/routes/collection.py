@@ -14,7 +14,7 @@ from index.items.gallery import Gallery
 from index.metrics import risk_coverage
 from service.problems import Fault, Problem, documented
 from service.routes.state import json_response, serving_of
-from service.schemas import CalibrationReply, CollectionReply, LabelsReply
+from service.schemas.collection import CalibrationReply, CollectionReply, LabelsReply
 
 router = APIRouter(prefix="/v1", tags=["collection"], responses=documented("not-ready"))
 

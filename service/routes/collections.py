@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from service.problems import documented
 from service.routes.state import currents_of, json_response
-from service.schemas import CollectionsReply
+from service.schemas.collection import CollectionsReply
 
 router = APIRouter(prefix="/v1", tags=["collection"], responses=documented("not-ready"))
 

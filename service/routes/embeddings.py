@@ -9,8 +9,8 @@ from fastapi import APIRouter, Request, Response
 
 from service.problems import Fault, Problem, documented
 from service.routes.state import JSON_BODY, body_of, json_body, json_response, serving_of, validated
-from service.schemas import EmbeddingsReply, EmbeddingsRequest, ModelsReply
-from service.serving import Serving
+from service.schemas.embeddings import EmbeddingsReply, EmbeddingsRequest, ModelsReply
+from service.serving.collection import Serving
 
 router = APIRouter(prefix="/v1", tags=["embeddings"])
 

@@ -6,10 +6,10 @@ import asyncio
 
 from fastapi import APIRouter, Request, Response
 
-from service.metrics import CONTENT_TYPE
 from service.problems import DISPLACED, STOPPING, Problem, documented
 from service.routes.state import currents_of, json_response, serving_of
-from service.schemas import HealthReply, ReadyReply
+from service.schemas.collection import HealthReply, ReadyReply
+from service.telemetry.metrics import CONTENT_TYPE
 
 router = APIRouter(tags=["health"])
 

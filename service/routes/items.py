@@ -13,16 +13,16 @@ from starlette.convertors import PathConvertor, register_url_convertor
 from index.collection import Receipt
 from index.items.gallery import Gallery
 from index.strict_json import parsed
-from service.item_schemas import (
+from service.problems import Fault, Problem, documented
+from service.routes.state import JSON_BODY, audited, body_of, json_body, json_response, serving_of, validated
+from service.schemas.items import (
     DeletedReply,
     FeedbackReply,
     FeedbackRequest,
     ItemReply,
     WrittenReply,
 )
-from service.problems import Fault, Problem, documented
-from service.routes.state import JSON_BODY, audited, body_of, json_body, json_response, serving_of, validated
-from service.writer import RecentQuery
+from service.serving.writer import RecentQuery
 
 
 class _IdConvertor(PathConvertor):

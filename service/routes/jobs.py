@@ -16,11 +16,11 @@ from index.errors import Displaced, SurematchError
 from index.items.store import ItemStore
 from index.storage.folder import ITEMS
 from index.storage.place import resolved
-from service.job_schemas import JobReply, JobRequest, JobsReply, PromoteRequest, RecalibrateJob
-from service.jobs import ENDED, QUEUE, Job, Jobs, new_id
+from service.jobs.runner import ENDED, QUEUE, Job, Jobs, new_id
 from service.problems import Problem, documented
 from service.routes.state import JSON_BODY, body_of, currents_of, json_body, json_response, named, operated, validated
-from service.serving import Current, Serving
+from service.schemas.jobs import JobReply, JobRequest, JobsReply, PromoteRequest, RecalibrateJob
+from service.serving.collection import Current, Serving
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented("conflict", "not-ready"))
 _BODY = {**JSON_BODY, **documented("disk-full")}

@@ -16,8 +16,9 @@ from index.calibration.outcome import TAYLOR_ORDER
 from index.items.filters import spares_some
 from service.problems import Fault, Problem, documented, from_validation
 from service.routes.state import JSON_BODY, audit_of, json_body, json_response, media_type, serving_of
-from service.schemas import VISIBLE, SearchReply, SearchRequest
-from service.tracing import search_spans
+from service.schemas.base import VISIBLE
+from service.schemas.search import SearchReply, SearchRequest
+from service.serving.tracing import search_spans
 
 router = APIRouter(prefix="/v1", tags=["search"])
 _PROBLEMS = documented("busy", "too-slow", "not-ready", "disk-full")  # the last where an audit log is kept

@@ -11,9 +11,9 @@ import orjson
 from fastapi import Request, Response
 from pydantic import BaseModel, ValidationError
 
-from service.audit import AuditLog, Operation
 from service.problems import Problem, documented, from_validation
-from service.serving import Current, Serving
+from service.serving.collection import Current, Serving
+from service.telemetry.audit import AuditLog, Operation
 
 B = TypeVar("B", bound=BaseModel)
 JSON_BODY = documented("body-too-large", "slow-body", "unsupported-media-type", "invalid-request", "not-json")

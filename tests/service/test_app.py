@@ -20,9 +20,10 @@ from index.encoders.encoder import Encoder
 from index.errors import CollectionError, RuntimeMissing
 from service.app import create_app
 from service.problems import KINDS, Problem
-from service.schemas import SearchRequest, TextQuery
+from service.schemas.queries import TextQuery
+from service.schemas.search import SearchRequest
 from service.server import _Server
-from service.serving import Serving
+from service.serving.collection import Serving
 from service.settings import ServeSettings
 from tests.service.conftest import ROOT
 
@@ -42,7 +43,7 @@ def test_serving_a_static_encoder_loads_no_torch_and_no_scipy(collection: Path) 
     code = f"""
 import sys
 from pathlib import Path
-from service.serving import Serving
+from service.serving.collection import Serving
 from service.settings import ServeSettings
 Serving.open(ServeSettings(collection=Path({str(collection)!r}))).close()
 print(*sys.modules)
@@ -183,7 +184,7 @@ def test_the_queue_is_bounded_and_recovers(collection: Path, monkeypatch: pytest
         return encode(texts)
 
     monkeypatch.setattr(serving.collection.encoder, "encode", slow)
-    monkeypatch.setattr("service.searcher.QUICK_CHARACTERS", 0)  # slow ones have a thread
+    monkeypatch.setattr("service.serving.searcher.QUICK_CHARACTERS", 0)  # slow ones have a thread
     request = SearchRequest(queries=[TextQuery(text="turn on the kitchen light")])
 
     async def run() -> None:
@@ -240,7 +241,7 @@ def test_a_search_past_its_deadline_is_given_up_and_leaves_its_place(
         return encode(texts)
 
     monkeypatch.setattr(serving.collection.encoder, "encode", slow)
-    monkeypatch.setattr("service.searcher.QUICK_CHARACTERS", 0)  # slow ones have a thread
+    monkeypatch.setattr("service.serving.searcher.QUICK_CHARACTERS", 0)  # slow ones have a thread
 
     async def ask(text: str) -> Any:
         return await serving.searcher.search(SearchRequest(queries=[TextQuery(text=text)]))

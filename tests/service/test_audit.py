@@ -13,9 +13,9 @@ import pytest
 from fastapi import Request
 
 from index.errors import DiskFull, SettingsError
-from service import keys
-from service.audit import AuditLog
 from service.client import Client, ServiceProblem
+from service.http import keys
+from service.telemetry.audit import AuditLog
 from tests.service.conftest import serving
 
 
@@ -140,9 +140,9 @@ def test_a_line_that_was_cut_off_spoils_no_other(
     request, real = Request({"type": "http", "headers": []}), os.write
     log.failed(request, "first")
     with monkeypatch.context() as patch:
-        patch.setattr("service.audit.os.write", lambda file, line: real(file, line[:9]))
+        patch.setattr("service.telemetry.audit.os.write", lambda file, line: real(file, line[:9]))
         if not taken_back:
-            patch.setattr("service.audit.os.ftruncate", cannot)
+            patch.setattr("service.telemetry.audit.os.ftruncate", cannot)
         with pytest.raises(DiskFull, match="9 of"):
             log.failed(request, "lost")
     log.failed(request, "second")

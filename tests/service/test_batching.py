@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.batching import Admission, Batcher
-from service.cache import OVERHEAD, VectorCache
 from service.problems import Problem
+from service.serving.batching import Admission, Batcher
+from service.serving.cache import OVERHEAD, VectorCache
 
 
 class Gate:

@@ -13,9 +13,9 @@ import pytest
 
 from index.collection import Collection
 from index.errors import SettingsError
-from service import keys
 from service.client import Client, ServiceProblem
-from service.schemas import CollectionsReply
+from service.http import keys
+from service.schemas.collection import CollectionsReply
 from service.settings import ServeSettings
 from tests.service.conftest import Server, serving
 from tests.service.gallery import KNOWN

@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from index.verbs.settings import parse
-from service.access import OPEN, scope_needed
-from service.metrics import Metrics
+from service.http.access import OPEN, scope_needed
 from service.settings import ServeSettings
+from service.telemetry.metrics import Metrics
 from tests.service.conftest import ROOT, Server
 
 DEPLOY = ROOT / "deploy"

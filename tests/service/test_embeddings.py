@@ -14,7 +14,7 @@ import pytest
 
 from index.calibration.drift import CHANGED, LEAST
 from index.collection import Collection
-from service.schemas import EmbeddingsReply, ModelsReply
+from service.schemas.embeddings import EmbeddingsReply, ModelsReply
 from tests.service.conftest import Server
 from tests.service.gallery import KNOWN, UNKNOWN
 from tests.service.test_hostile import problem

@@ -18,7 +18,7 @@ from fastapi.responses import StreamingResponse
 
 from index.collection import Collection, NewItem, Receipt
 from service.app import create_app
-from service.limits import HEADERS
+from service.http.limits import HEADERS
 from service.settings import ServeSettings
 from tests.service.conftest import serving
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from index.errors import CollectionError
-from service.fleet import Fleet
+from service.serving.fleet import Fleet
 from service.settings import ServeSettings
 from service.workers import Supervisor, _Worker
 

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from index.collection import Collection
-from service.item_schemas import DeletedReply, FeedbackReply, ItemReply, WrittenReply
-from service.schemas import SearchReply, SnapshotReply
-from service.writer import RecentQueries
+from service.schemas.collection import SnapshotReply
+from service.schemas.items import DeletedReply, FeedbackReply, ItemReply, WrittenReply
+from service.schemas.search import SearchReply
+from service.serving.writer import RecentQueries
 from tests.service.conftest import serving
 from tests.service.gallery import KNOWN
 from tests.service.test_hostile import problem

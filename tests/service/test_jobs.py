@@ -27,11 +27,12 @@ from index.collection import Collection
 from index.encoders.files import RECORD
 from index.encoders.image_network import ImageNetwork
 from index.errors import DiskFull, ReadOnly, SettingsError
-from service import job_folder, keys
-from service import jobs as module
 from service.client import Calls, Client, ServiceProblem
-from service.job_schemas import IndexJob, JobReply, RecalibrateJob, TrainSettings
-from service.jobs import ENDED, Jobs
+from service.http import keys
+from service.jobs import folder as job_folder
+from service.jobs import runner as module
+from service.jobs.runner import ENDED, Jobs
+from service.schemas.jobs import IndexJob, JobReply, RecalibrateJob, TrainSettings
 from tests.pictures import write_digits
 from tests.service.conftest import ROOT, Server, serving
 from tests.service.gallery import CALIBRATION, GALLERY, KNOWN, UNKNOWN, write_encoder

@@ -16,13 +16,13 @@ import httpx2
 import pytest
 
 from index.errors import SettingsError
-from service import keys
-from service.access import scope_needed
 from service.app import create_app
-from service.keys import SCOPES, Keys
+from service.http import keys
+from service.http.access import scope_needed
+from service.http.keys import SCOPES, Keys
 from service.keys_cli import keys as command
-from service.logs import JsonLines
 from service.settings import ServeSettings
+from service.telemetry.logs import JsonLines
 from tests.service.conftest import ROOT, Server, serving
 from tests.service.test_cli import SERVE, run
 
@@ -94,7 +94,7 @@ def test_a_name_is_given_once_and_an_unknown_one_cannot_be_removed(tmp_path: Pat
 _ADD_AND_REMOVE = """
 import sys
 from pathlib import Path
-from service import keys
+from service.http import keys
 file, name = Path(sys.argv[1]), sys.argv[2]
 for at in range(20):
     print(keys.add(file, f"{name}-{at}", ["search"]))

@@ -18,10 +18,10 @@ from index import collection as index_collection
 from index import memory
 from index.collection import Collection
 from index.errors import CalibrationError
-from service import serving as service_serving
-from service.metrics import Metrics
-from service.serving import Current, Serving
+from service.serving import collection as service_serving
+from service.serving.collection import Current, Serving
 from service.settings import ServeSettings
+from service.telemetry.metrics import Metrics
 from tests.service.gallery import KNOWN
 
 FREED = """

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Request, Response, Route, expect, sync_playwright
 
 from index.items.store import ItemStore
-from service import keys
+from service.http import keys
 from tests.service.conftest import Server, serving
 from tests.service.gallery import KNOWN, UNKNOWN, XSS_LABEL, XSS_TEXT
 

@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from service.app import create_app
-from service.direct import Direct
-from service.protocol import Joined
+from service.http.direct import Direct
+from service.http.protocol import Joined
 from service.routes import embeddings, items, search
 from service.settings import ServeSettings
 from tests.service.conftest import Server

@@ -11,7 +11,7 @@ import pytest
 
 from index.collection import Collection, NewItem
 from service.client import Client, ServiceProblem
-from service.schemas import VersionReply
+from service.schemas.collection import VersionReply
 from tests.service.conftest import serving
 from tests.service.gallery import KNOWN, UNKNOWN
 from tests.service.test_hostile import problem

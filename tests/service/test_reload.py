@@ -16,8 +16,8 @@ import httpx2
 import pytest
 
 from index.collection import Collection
-from service.schemas import ReloadReply
-from service.serving import Serving
+from service.schemas.collection import ReloadReply
+from service.serving.collection import Serving
 from service.settings import ServeSettings
 from tests.service.conftest import Server, serving, until
 from tests.service.gallery import KNOWN

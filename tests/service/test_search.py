@@ -12,7 +12,8 @@ import httpx2
 import pytest
 
 from index.collection import Collection
-from service.schemas import CalibrationReply, CollectionReply, LabelsReply, ReadyReply, SearchReply
+from service.schemas.collection import CalibrationReply, CollectionReply, LabelsReply, ReadyReply
+from service.schemas.search import SearchReply
 from tests.service.conftest import serving
 from tests.service.gallery import KNOWN, TOPICS, UNKNOWN, XSS_LABEL
 

@@ -24,7 +24,7 @@ import pytest
 
 from index.calibration.drift import CHANGED
 from index.collection import Collection
-from service.counters import PREFIX, counters_folder
+from service.telemetry.counters import PREFIX, counters_folder
 from tests.service.conftest import ROOT, Server, serving, until
 from tests.service.gallery import KNOWN, UNKNOWN
 from tests.service.test_cli import run

@@ -17,7 +17,7 @@ class BodyLimit:
     """Refuses bodies over `limit` bytes with 413: by Content-Length before anything is read, else while counting; and
     with 408 those that take longer than `seconds`.
 
-    `service.drain` sees to it that the client reads the answer.
+    `service.http.drain` sees to it that the client reads the answer.
     """
 
     def __init__(self, app: ASGIApp, limit: int, seconds: float) -> None:

@@ -12,8 +12,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from service.batching import Admission
 from service.problems import stopping
+from service.serving.batching import Admission
 
 R = TypeVar("R")
 REMEMBERED_BYTES = 16 * 2**20

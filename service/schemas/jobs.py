@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, RootModel
 
-from service.schemas import Body, Reply
+from service.schemas.base import Body, Reply
 from service.settings import NAME
 
 Inside = Annotated[

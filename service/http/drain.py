@@ -19,7 +19,7 @@ class Drain:
     """Answers who is refused in the middle of a body at once, and reads on for a while before the answer ends.
 
     Many clients send all of it before they read. A connection that is to be closed (`Connection: close`) would be
-    closed while they do, and they would see a reset in place of the reason. On others `service.protocol` reads on.
+    closed while they do, and they would see a reset in place of the reason. On others `service.http.protocol` reads on.
     """
 
     def __init__(self, app: ASGIApp, seconds: float) -> None:

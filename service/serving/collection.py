@@ -21,11 +21,11 @@ from index.errors import CollectionError, DataError, Displaced, ReadOnly
 from index.items.item import StoredItem
 from index.memory import give_back
 from index.storage.place import resolved
-from service.fleet import Fleet
-from service.metrics import Metrics
-from service.searcher import Searcher
+from service.serving.fleet import Fleet
+from service.serving.searcher import Searcher
+from service.serving.writer import RecentQueries, Writer
 from service.settings import ServeSettings
-from service.writer import RecentQueries, Writer
+from service.telemetry.metrics import Metrics
 
 WARM_UP = "what can you do for me"
 EXAMPLES = 4

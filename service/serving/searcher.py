@@ -22,12 +22,13 @@ from index.engines.engine import SMALL
 from index.errors import DataError, SurematchError
 from index.search.asked import Asked
 from index.stages import measured
-from service.batching import Admission, Batcher
-from service.cache import VectorCache
-from service.metrics import Metrics
 from service.problems import Fault, Problem
-from service.schemas import Base64Query, ImageQuery, SearchRequest, TextQuery, VectorQuery
+from service.schemas.queries import Base64Query, ImageQuery, TextQuery, VectorQuery
+from service.schemas.search import SearchRequest
+from service.serving.batching import Admission, Batcher
+from service.serving.cache import VectorCache
 from service.settings import ServeSettings
+from service.telemetry.metrics import Metrics
 
 Vectors = NDArray[np.float32]
 MAX_BATCH = 256

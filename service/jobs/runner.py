@@ -1,7 +1,7 @@
 """Jobs: training, indexing and recalibration in processes of their own, one after another, beside a service.
 
 DIR/.lock                 held by the one service that runs these jobs
-DIR/<id>/                 one job: its notes, and `out`, the model or collection it makes, see `service.job_folder`
+DIR/<id>/                 one job: its notes, and `out`, the model or collection it makes, see `service.jobs.folder`
 
 A job survives its service: one that was interrupted, by a stop or by a kill, is continued at the next start, from its
 last checkpoint where it has one; one that had finished and could not be noted any more has succeeded.
@@ -30,8 +30,8 @@ from index.encoders.files import training_settings
 from index.errors import DataError, EncoderError, ReadOnly, SettingsError, SurematchError
 from index.storage.folder import CONFIG
 from index.storage.snapshot import replace_durably, storing
-from service import job_folder
-from service.job_schemas import IndexJob, IndexSettings, Ready, RecalibrateJob, Start, TrainJob, TrainSettings
+from service.jobs import folder as job_folder
+from service.schemas.jobs import IndexJob, IndexSettings, Ready, RecalibrateJob, Start, TrainJob, TrainSettings
 
 QUEUE = 100
 """Jobs that may wait."""
@@ -45,7 +45,7 @@ log = logging.getLogger("surematch.service")
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One job as it stands, see `service.job_schemas.JobReply`."""
+    """One job as it stands, see `service.schemas.jobs.JobReply`."""
 
     id: str
     kind: str

@@ -18,8 +18,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from index.answer import Answer
-from service.counters import VARIABLE
-from service.logs import route_of
+from service.telemetry.counters import VARIABLE
+from service.telemetry.logs import route_of
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)

@@ -14,13 +14,13 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from index.errors import SettingsError
-from service.logs import route_of
+from service.telemetry.logs import route_of
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import Tracer
 
-    from service.searcher import Found, Timings
+    from service.serving.searcher import Found, Timings
 
 NAME = "surematch"
 

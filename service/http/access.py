@@ -6,7 +6,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.by_name import address
 from service.headers import header
-from service.keys import Keys
+from service.http.keys import Keys
 from service.problems import Problem, response
 
 OPEN = ("/healthz", "/readyz", "/docs", "/calibration", "/collection", "/openapi.json", "/favicon.ico", "/")

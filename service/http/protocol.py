@@ -17,10 +17,10 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from service.drain import MOST
-from service.limits import HEADERS
-from service.logs import REQUEST_ID
+from service.http.drain import MOST
+from service.http.limits import HEADERS
 from service.problems import Problem, response
+from service.telemetry.logs import REQUEST_ID
 
 LARGEST_HEAD = 64 * 1024
 """Bytes of a head, or of what follows a body, after which no more is read."""

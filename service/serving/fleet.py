@@ -15,7 +15,7 @@ from index.errors import CollectionError
 
 
 class Versioned(Protocol):
-    """A collection of which another version can take the place: `service.serving.Current`."""
+    """A collection of which another version can take the place: `service.serving.collection.Current`."""
 
     async def prepare(self, folder: Path) -> None: ...
 

@@ -1,4 +1,4 @@
-"""The bodies of `/v1/items` and `/v1/feedback`, strict as those in `service.schemas`."""
+"""The bodies of `/v1/items` and `/v1/feedback`, strict as those in `service.schemas.base`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pydantic_core import PydanticCustomError
 from index.collection import NewItem
 from index.data.label import plain_label
 from index.items.item import MAX_ID_BYTES
-from service.schemas import FILTER, VISIBLE, Base64Query, Body, ImageQuery, ItemFilter, Reply
+from service.schemas.base import FILTER, VISIBLE, Body, ItemFilter, Reply
+from service.schemas.queries import Base64Query, ImageQuery
 from service.settings import ServeSettings
 
 MAX_LABEL = 512
