@@ -125,7 +125,7 @@ def _become(command: list[str]) -> NoReturn:
 
 
 def _summarise(settings: TrainSettings, record: dict[str, Any]) -> None:
-    from training.reports.card import can_calibrate
+    from training.reports.card import can_calibrate, unseen_would_calibrate
 
     console = Terminal()
     before, after = record["metrics"]["start"], record["metrics"]["held_out"]
@@ -145,9 +145,10 @@ def _summarise(settings: TrainSettings, record: dict[str, Any]) -> None:
     if {fault["kind"] for fault in record["data"]["report"]} & {"empty text", "empty label"}:
         console.print("Before it can be indexed: fill or delete the rows without a text or a label, named above.")
     if settings.pair_text is None and not can_calibrate(record):
+        again = "train with --unseen-classes 0.2, or " if unseen_would_calibrate(record) else ""
         console.print(
-            "Too few rows were kept from training to calibrate a collection of them. For probabilities train with "
-            "--unseen-classes 0.2, or give index 50 labelled queries or more with --calibrate FILE."
+            f"Too few rows were kept from training to calibrate a collection of them. For probabilities {again}"
+            "give index 50 labelled queries or more with --calibrate FILE."
         )
     console.print(f"Next: {_following(settings, record)}")
 

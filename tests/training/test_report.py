@@ -183,18 +183,37 @@ def test_classes_of_two_rows_are_not_told_to_hold_out_what_they_cannot(tiny_enco
     assert "Train with --held-out" not in report
 
 
-@pytest.mark.parametrize(("rows", "enough"), [(2, False), (30, False), (40, True)])
+@pytest.mark.parametrize(
+    ("rows", "promised", "again"),
+    [
+        pytest.param(2, "Too few rows were kept", False, id="not even whole classes would do"),
+        pytest.param(30, "Too few rows were kept", True, id="whole classes would do"),
+        pytest.param(40, "it answers with rough probabilities, of the best hit alone", False, id="rough"),
+        pytest.param(90, "it answers with probabilities", False, id="enough"),
+    ],
+)
 def test_rows_that_are_too_few_to_calibrate_with_are_told(
-    tiny_encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: int, enough: bool
+    tiny_encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: int, promised: str, again: bool
 ) -> None:
     data = tmp_path / "rows.csv"
     data.write_text("text,label\n" + "\n".join(f"{text},{label}" for text, label in sentences(rows)), encoding="utf-8")
     assert train([str(data), "--encoder", str(tiny_encoder), "--epochs", "1", "--out", str(tmp_path / "m")]) == 0
     card = " ".join((tmp_path / "m" / "README.md").read_text(encoding="utf-8").split())
-    assert ("it answers with probabilities" in card) is enough
-    assert ("--calibrate" in card) is not enough
+    assert promised in card
+    assert ("--calibrate" in card) is (rows < 90)
     said = " ".join(capsys.readouterr().out.split())
-    assert ("train with --unseen-classes 0.2, or give index 50 labelled queries" in said) is not enough
+    assert ("give index 50 labelled queries" in said) is (rows <= 30)
+    assert ("train with --unseen-classes 0.2, or give index" in said) is again
+
+
+def test_shares_that_give_no_row_are_told_from_classes_that_have_none(tiny_encoder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "rows.csv"
+    data.write_text("text,label\n" + "\n".join(f"{text},{label}" for text, label in sentences(10)), encoding="utf-8")
+    flags = ["--encoder", str(tiny_encoder), "--epochs", "1", "--held-out", "0.01", "--out", str(tmp_path / "m")]
+    assert train([str(data), *flags]) == 0
+    report = (tmp_path / "m" / REPORT).read_text(encoding="utf-8")
+    assert "--held-out 0.01 gives no row of so few" in report
+    assert "Train with a larger share and --unseen-classes 0.2" in report
 
 
 def test_the_map_is_the_plane_of_most_variance(model: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from index.calibration.conditional_logit import FEW_QUERIES
+from index.calibration.conditional_logit import FEW_QUERIES, MIN_QUERIES
 from training.reports.report import CHOSEN, MEASURES, trained_rows
 
 CARD = "README.md"
@@ -100,11 +100,26 @@ print(vectors @ vectors.T)  # cosines
 
 def can_calibrate(record: Mapping[str, Any]) -> bool:
     """Whether the training left enough of its rows aside to calibrate a collection of them."""
+    return _aside(record) >= FEW_QUERIES
+
+
+def unseen_would_calibrate(record: Mapping[str, Any]) -> bool:
+    """Whether the same training with `--unseen-classes 0.2` would leave enough aside."""
+    classes, rows = record["data"]["classes"], record["data"]["rows"]
+    return not record["unseen"]["rows"] and classes >= 4 and rows * max(0.2, 2 / classes) >= FEW_QUERIES
+
+
+def _aside(record: Mapping[str, Any]) -> int:
     aside: int = record["held_out"]["rows"] + record["unseen"]["rows"]
-    return aside >= FEW_QUERIES
+    return aside
 
 
 def _calibrated(record: Mapping[str, Any]) -> str:
+    if FEW_QUERIES <= _aside(record) < MIN_QUERIES:
+        return (
+            f"Calibrated on the\n{_aside(record)} rows that did not train, it answers with rough probabilities, of the "
+            f"best hit alone: {MIN_QUERIES} labelled queries of\nyours make better ones (`--calibrate queries.csv`)."
+        )
     if can_calibrate(record):
         return "Calibrated on the rows\nthat did not train, it answers with probabilities."
     return (

@@ -89,8 +89,11 @@ def _tiles(record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
 
 
 def _nothing_measured(record: Mapping[str, Any]) -> str:
-    if record["held_out"]["share_wanted"]:
+    share, data = record["held_out"]["share_wanted"], record["data"]
+    if share and data["rows"] <= 2 * data["classes"]:
         why = "No class has three different rows, two to train and one to hold out, so nothing was measured. Train with"
+    elif share:
+        why = f"--held-out {share:g} gives no row of so few, so nothing was measured. Train with a larger share and"
     else:
         why = "No rows were held out, so nothing was measured. Train with --held-out 0.15 and"
     return f'<section><p class="warning">{why} --unseen-classes 0.2 to know how good the encoder is.</p></section>'
