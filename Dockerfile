@@ -46,7 +46,8 @@ ENV PATH=/opt/surematch/bin:/opt/venv/bin:$PATH \
     SUREMATCH_PORT=8000
 USER 10001:10001
 EXPOSE 8000
-# Never through a proxy that the environment names. The port is a variable, so that both sides know another.
+# Never through a proxy that the environment names. The port is a variable, so that both sides know another
+# (a pod with a Service called surematch needs enableServiceLinks: false, or Kubernetes sets this variable).
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
   CMD ["python3", "-c", "import os, urllib.request as u; u.build_opener(u.ProxyHandler({})).open('http://127.0.0.1:' + os.environ['SUREMATCH_PORT'] + '/readyz', timeout=2).read()"]
 ENTRYPOINT ["surematch"]

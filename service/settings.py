@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field, IPvAnyNetwork
+from pydantic import Field, IPvAnyNetwork, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from index.calibration.evidence import TOP_K
@@ -101,6 +103,17 @@ class ServeSettings(Settings):
     drain_notice_seconds: float = Field(
         2, ge=0, le=60, description="after SIGTERM, seconds of answering still, with /readyz at 503, before the end"
     )
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _is_no_link(cls, port: Any) -> Any:
+        if isinstance(port, str) and port.startswith("tcp://"):
+            raise PydanticCustomError(
+                "link",
+                "Kubernetes put the address of a Service called surematch there (enableServiceLinks: false in the pod "
+                "prevents that)",
+            )
+        return port
 
     @property
     def folders(self) -> dict[str, Path]:

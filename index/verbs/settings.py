@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -161,7 +162,7 @@ def _explain(settings: type[Settings], error: ValidationError, config: Path | No
     faults = []
     for fault in error.errors(include_url=False):
         name = ".".join(str(part) for part in fault["loc"]) or "settings"
-        flag = "--" + name.replace("_", "-")
+        flag = _from_environment(settings, name, fault.get("input")) or "--" + name.replace("_", "-")
         if fault["type"] == "extra_forbidden":
             faults.append(f"there is no setting {flag}")
         elif fault["type"] == "missing":
@@ -170,3 +171,10 @@ def _explain(settings: type[Settings], error: ValidationError, config: Path | No
             faults.append(f"{flag}: {fault['msg']}, got {fault.get('input')!r}")
     where = f" (flags and {config})" if config else ""
     return f"Wrong settings{where}: {'; '.join(faults)}. Run the verb with --help to see every setting."
+
+
+def _from_environment(settings: type[Settings], name: str, value: Any) -> str | None:
+    """The variable that gave this value; None when none did."""
+    prefix = settings.model_config.get("env_prefix") or ""
+    wanted = (prefix + name).lower()
+    return next((key for key, held in os.environ.items() if prefix and key.lower() == wanted and held == value), None)

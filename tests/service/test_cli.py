@@ -17,10 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from index.errors import DataError
+from index.errors import DataError, SettingsError
 from index.verbs.settings import Settings, parse
 from index.verbs.terminal import Terminal
 from service import cli
+from service.settings import ServeSettings
 from tests.service.conftest import ROOT, Server, serving
 
 
@@ -156,6 +157,7 @@ TALK = """
 import sys
 from importlib.metadata import EntryPoint
 from service import cli
+from service.settings import ServeSettings
 cli.entry_points = lambda group: [EntryPoint("verb", "tests.service.test_cli:talk", group)]
 sys.exit(cli.main(["verb"]))
 """
@@ -318,3 +320,21 @@ def test_a_requested_stop_exits_with_zero(collection: Path, number: signal.Signa
 
 def test_the_server_listens_on_loopback_only(server: Server) -> None:
     assert server.address[0] == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("SUREMATCH_WORKERS", "900", "SUREMATCH_WORKERS: Input should be less than or equal to 64, got '900'"),
+        ("SUREMATCH_PORT", "tcp://10.0.0.1:8000", "SUREMATCH_PORT: Kubernetes put the address of a Service"),
+    ],
+)
+def test_a_wrong_setting_of_the_environment_is_named_by_its_variable(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, told: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError, match=re.escape(told)):
+        parse(ServeSettings, ["nowhere"])
+    monkeypatch.delenv(variable)
+    with pytest.raises(SettingsError, match="--workers: "):
+        parse(ServeSettings, ["nowhere", "--workers", "900"])
