@@ -157,7 +157,6 @@ TALK = """
 import sys
 from importlib.metadata import EntryPoint
 from service import cli
-from service.settings import ServeSettings
 cli.entry_points = lambda group: [EntryPoint("verb", "tests.service.test_cli:talk", group)]
 sys.exit(cli.main(["verb"]))
 """
