@@ -88,10 +88,6 @@ class Database:
         while self._readers:
             self._readers.pop().close()
 
-    def _identity(self) -> str:
-        """Whose snapshots are those of this file."""
-        return str(self._read("SELECT store FROM state")[0][0])
-
     def _one(self, statement: str) -> int:
         return int(self._guard(lambda: self._connection.execute(statement).fetchone()[0]))
 

@@ -90,13 +90,16 @@ class ItemStore(Database):
         """
         super().__init__(path, create=create)
         self.dimension = dimension
-        self.id = self._identity()
+
+    @property
+    def id(self) -> str:
+        """Whose snapshots are those of these items. Read each time: another process may `renew` it."""
+        return str(self._read("SELECT store FROM state")[0][0])
 
     def renew(self) -> None:
         """Gives the store another identity, so that no snapshot made until now is taken for its own."""
-        self.id = uuid.uuid4().hex
         with self._transaction(counts=False) as (cursor, _):
-            cursor.execute("UPDATE state SET store = ?", (self.id,))
+            cursor.execute("UPDATE state SET store = ?", (uuid.uuid4().hex,))
 
     @property
     def sequence(self) -> int:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -369,6 +370,18 @@ def test_a_reader_tries_a_damaged_new_snapshot_once(live: Collection, monkeypatc
     live.upsert([NewItem("n2", "card", "my bank card chip")])
     assert reader.refresh()
     assert reader.search(["my bank card chip"])[0].hits[0].id == "n2"
+    reader.close()
+
+
+def test_a_reader_of_what_is_damaged_follows_the_compaction_that_mends_it(copied: Path) -> None:
+    """The writer that compacts gives the items another identity first; who reads them since before learns of it."""
+    next((copied / "snapshots").glob("*/calibration.json")).write_bytes(b"{")
+    reader = Collection.open(copied)
+    assert reader.uncalibrated()
+    with closing(Collection.open(copied, writable=True, compacts=False)) as writer:
+        made = writer.snapshot()
+    assert reader.refresh()
+    assert (reader.snapshot_id, reader.warnings, reader.uncalibrated()) == (made, [], None)
     reader.close()
 
 
