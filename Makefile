@@ -35,12 +35,15 @@ test: $(VENV)/ready  ## the whole test suite, lint and types included
 suite: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
-.PHONY: test-crash test-damage test-concurrency test-optimized
+.PHONY: test-crash test-damage test-life test-concurrency test-optimized
 test-crash: $(VENV)/ready  ## kill -9 a writer 200 times, and run out of disk at every size: nothing lost, nothing half there
 	SUREMATCH_KILLS=$${SUREMATCH_KILLS:-200} $(BIN)/python -m pytest -s tests/index/test_crash.py tests/index/test_faults.py $(ARGS)
 
 test-damage: $(VENV)/ready  ## open a collection with each of 1,200 mutated snapshot files: all refused, no wrong answer
 	SUREMATCH_MUTATIONS=$${SUREMATCH_MUTATIONS:-1200} $(BIN)/python -m pytest tests/index/test_damage.py $(ARGS)
+
+test-life: $(VENV)/ready  ## 300 lives of a collection: writes, feedback, ways back, copies and damage in any order
+	LIVES=$${LIVES:-300} $(BIN)/python -m pytest tests/index/test_life.py $(ARGS)
 
 test-concurrency: $(VENV)/ready  ## readers, writers, deleters and compaction together for two minutes
 	OMP_NUM_THREADS=1 SUREMATCH_SECONDS=120 $(BIN)/python -m pytest tests/index/test_concurrency.py $(ARGS)
