@@ -103,20 +103,23 @@ class Versions:
 
     def load(self, id: str) -> Calibration:
         """Raises `NotFound` for an unknown id, `CollectionError` for damage, `CalibrationError` for an old form."""
-        for path in self._files():
-            if path.name.partition("-")[0] == id:
-                return Calibration.from_json(json.loads(_read(path)[1]))
+        for path in self._files_of(id):
+            return Calibration.from_json(json.loads(_read(path)[1]))
         raise NotFound(f"{self.folder}: has no calibration {id[:40]!r}. `surematch calibrations` lists them.")
 
     def keep(self, about: Version, content: bytes) -> None:
-        """Adds a version, unless it is there. Raises `DiskFull` or another `CollectionError`; nothing is left then."""
-        if any(path.name.startswith(f"{about.id}-") for path in self._files()):
+        """Adds a version, unless it is there whole. Raises `DiskFull` or another `CollectionError`; nothing is left
+        then."""
+        there = self._files_of(about.id)
+        if any(map(_whole, there)):
             return
         whole = json.dumps(asdict(about), allow_nan=False).encode() + b"\n" + content
-        digest = signing.seal(whole)[:_DIGEST]
+        path = self.folder / f"{about.id}-{signing.seal(whole)[:_DIGEST]}.json"
         with storing(self.folder, "calibration"):
             make_folder(self.folder)
-            replace_durably(self.folder / f"{about.id}-{digest}.json", whole)
+            replace_durably(path, whole)
+            for damaged in set(there) - {path}:
+                damaged.unlink()
 
     def prune(self, used: set[str | None]) -> None:
         """Removes the oldest beyond `KEPT`, and what is damaged; those `used` stay.
@@ -227,6 +230,9 @@ class Versions:
             for path in self.folder.glob(".*"):
                 path.unlink()
 
+    def _files_of(self, id: str) -> list[Path]:
+        return [path for path in self._files() if path.name.partition("-")[0] == id]
+
     def _files(self) -> list[Path]:
         """Raises `CollectionError` where the folder cannot be listed; `glob` would find nothing in it."""
         try:
@@ -270,6 +276,14 @@ def _read(path: Path) -> tuple[dict[str, Any], bytes]:
         raise CollectionError(f"{path}: is damaged: it does not match the digest in its name. Remove it.")
     about: dict[str, Any] = json.loads(head)
     return about, content
+
+
+def _whole(path: Path) -> bool:
+    try:
+        _read(path)
+    except CollectionError:
+        return False
+    return True
 
 
 def chosen_calibration(versions: Versions, snapshot: str) -> tuple[Calibration | None, str | None, list[str]]:

@@ -478,6 +478,19 @@ def test_a_damaged_choice_gives_way_to_the_snapshots_own_and_says_so(live: Colle
     reader.close()
 
 
+def test_what_is_fitted_again_is_kept_where_it_lies_damaged(live: Collection) -> None:
+    """An id is the calibration's own, so what is fitted on the same queries again has that of the damaged one."""
+    own, version = live.state.calibration_id, live.recalibrate(feedback=False)
+    live.use_calibration(str(own))
+    (file,) = (live.path / "calibrations").glob(f"{version.id}-*.json")
+    file.write_bytes(file.read_bytes()[:-1])
+    assert live.recalibrate(feedback=False).id == version.id
+    reader = Collection.open(live.path)
+    assert (reader.warnings, reader.state.calibration_id) == ([], version.id)
+    assert len(list((live.path / "calibrations").glob(f"{version.id}-*.json"))) == 1
+    reader.close()
+
+
 def test_a_damaged_choice_that_was_repaired_is_served_without_opening_it_again(live: Collection) -> None:
     give(live)
     following = Collection.open(live.path)
