@@ -77,14 +77,17 @@ class Life(RuleBasedStateMachine):
             unique_by=lambda one: one[0],
         ),
         seed=st.integers(0, 50),
+        consent=st.sampled_from(
+            [{}, {}, {"consent": {"expires": "2020-01-31"}}, {"consent": {"expires": "2999-01-31"}}]
+        ),
     )
-    def put(self, batch: list[tuple[str, str | None]], seed: int) -> None:
+    def put(self, batch: list[tuple[str, str | None]], seed: int, consent: dict[str, Any]) -> None:
         texts = {label: iter(sentences(12, (label or "music",), seed)) for label in LABELS}
         new = []
         for name, label in batch:
             self.words += 1
             text = f"{next(texts[label])[0]} secret{self.words:05d}x"
-            new.append(NewItem(name, label, text, metadata={"seed": seed}))
+            new.append(NewItem(name, label, text, metadata={"seed": seed, **consent}))
         self._forget(name for name, _ in batch)
         receipt = self.writer.upsert(new)
         assert receipt.written == len(new)
@@ -213,9 +216,14 @@ class Life(RuleBasedStateMachine):
     def hits_are_those_of_an_exhaustive_search(self) -> None:
         if not self.items:
             return
-        names, vectors = list(self.items), self._vectors([str(text) for _, text, _ in self.items.values()])
-        scores = self._vectors(ASKED) @ vectors.T
+        names = list(self._shown())
+        scores = (
+            self._vectors(ASKED) @ self._vectors([str(self.items[name][1]) for name in names]).T
+            if names
+            else np.zeros((len(ASKED), 0))
+        )
         for answer, row in zip(self._answers(self.writer), scores, strict=True):
+            assert len(answer.hits) == min(8, len(names))
             np.testing.assert_allclose(
                 [hit.score for hit in answer.hits], np.sort(row)[::-1][: len(answer.hits)], atol=1e-5
             )
@@ -227,7 +235,7 @@ class Life(RuleBasedStateMachine):
     def filters_show_what_passes_and_no_more(self) -> None:
         if not self.items:
             return
-        passing = {name for name, (_, _, metadata) in self.items.items() if metadata.get("seed", 51) <= 25}
+        passing = {name for name in self._shown() if self.items[name][2].get("seed", 51) <= 25}
         found = self.writer.search(ASKED[:3], k=60, filter={"seed": {"lte": 25}})
         for answer in found:
             assert {hit.id for hit in answer.hits} == passing, "the pool of new ids is smaller than k"
@@ -237,7 +245,8 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def probabilities_are_whole_or_not_there(self) -> None:
         reason = self.writer.uncalibrated()
-        here = {label for label, _, _ in self.items.values()}
+        shown = self._shown()
+        here = {self.items[name][0] for name in shown}
         for answer in self._answers(self.writer):
             assert answer.calibrated is (reason is None)
             if not answer.calibrated:
@@ -248,7 +257,7 @@ class Life(RuleBasedStateMachine):
             assert answer.labels is not None
             assert answer.no_match is not None
             assert sum(entry.probability for entry in answer.labels) + answer.no_match == pytest.approx(1, abs=1e-6)
-            assert all(entry.label in here if entry.id is None else entry.id in self.items for entry in answer.labels)
+            assert all(entry.label in here if entry.id is None else entry.id in shown for entry in answer.labels)
 
     @invariant()
     def a_reader_says_what_the_writer_says(self) -> None:
@@ -285,6 +294,12 @@ class Life(RuleBasedStateMachine):
             assert _probabilities(mine) == pytest.approx(_probabilities(given), abs=1e-4)
             assert (mine.calibrated, mine.certified) == (given.calibrated, given.certified)
             assert len(mine.prediction_set or ()) == len(given.prediction_set or ())
+
+    def _shown(self) -> set[str]:
+        """Items whose consent has not ended."""
+        return {
+            name for name, (_, _, told) in self.items.items() if told.get("consent", {}).get("expires", "3") > "2026"
+        }
 
     def _forget(self, names: Any) -> None:
         texts = [str(self.items[name][1]) for name in names if name in self.items]
