@@ -42,8 +42,8 @@ test-crash: $(VENV)/ready  ## kill -9 a writer 200 times, and run out of disk at
 test-damage: $(VENV)/ready  ## open a collection with each of 1,200 mutated snapshot files: all refused, no wrong answer
 	SUREMATCH_MUTATIONS=$${SUREMATCH_MUTATIONS:-1200} $(BIN)/python -m pytest tests/index/test_damage.py $(ARGS)
 
-test-life: $(VENV)/ready  ## 300 lives of a collection: writes, feedback, ways back, copies and damage in any order
-	LIVES=$${LIVES:-300} $(BIN)/python -m pytest tests/index/test_life.py $(ARGS)
+test-life: $(VENV)/ready  ## 300 lives of a collection, 30 of a service: writes, feedback, ways back, copies, damage and kills in any order
+	LIVES=$${LIVES:-300} $(BIN)/python -m pytest tests/index/test_life.py tests/service/test_life.py $(ARGS)
 
 test-concurrency: $(VENV)/ready  ## readers, writers, deleters and compaction together for two minutes
 	OMP_NUM_THREADS=1 SUREMATCH_SECONDS=120 $(BIN)/python -m pytest tests/index/test_concurrency.py $(ARGS)
