@@ -160,6 +160,7 @@ class Keys:
         self._keys = read(path)
         self._seen = self._stamp()
         self._checked = time.monotonic()
+        self._said = ""
         self._lock = Lock()
 
     def find(self, given: str) -> Key | None:
@@ -178,15 +179,18 @@ class Keys:
             stamp = self._stamp()
             if stamp == self._seen:
                 return
-            self._seen = stamp
             try:
                 self._keys = read(self.path)
             except SettingsError as error:  # the keys known so far stay valid; a half-copied file locks nobody out
-                log.error("the keys stay as they were: %s", error)
+                if self._said != str(error):  # it is tried again all the time: what is wrong may not be the file
+                    log.error("the keys stay as they were: %s", error)
+                self._said = str(error)
+            else:
+                self._seen, self._said = stamp, ""
 
-    def _stamp(self) -> tuple[int, int, int] | None:
+    def _stamp(self) -> tuple[int, int, int, int] | None:
         try:
             found = self.path.stat()
         except OSError:
             return None
-        return found.st_mtime_ns, found.st_size, found.st_ino
+        return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino

@@ -188,6 +188,21 @@ def test_a_removed_key_is_refused_without_a_restart_and_damage_locks_nobody_out(
     assert store.find(kept) is not None
 
 
+def test_a_key_that_was_removed_while_the_file_could_not_be_read_is_refused_once_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(keys, "CHECK_EVERY", 0)
+    file = tmp_path / "keys.json"
+    key = keys.add(file, "thief", ["search"])
+    store = Keys(file)
+    keys.remove(file, "thief")
+    file.chmod(0o620)
+    assert [store.find(key) is not None for _ in range(3)] == [True] * 3
+    assert len([said for said in caplog.messages if "chmod 600" in said]) == 1
+    file.chmod(0o600)
+    assert store.find(key) is None
+
+
 def test_every_operation_states_its_scope_and_unknown_ones_need_admin(collection: Path, made: dict[str, str]) -> None:
     app = create_app(ServeSettings(collection=collection, keys=Path(made["file"])))
     for path, operations in app.openapi()["paths"].items():
