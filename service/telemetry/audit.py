@@ -30,8 +30,6 @@ class AuditLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._torn = False
-        """Whether the file ends with a part of a line."""
         try:
             self._file = self._opened()
         except OSError as error:
@@ -74,7 +72,7 @@ class AuditLog:
         os.close(self._file)
 
     def _opened(self) -> int:
-        return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def _follow(self) -> None:
         """Begins the file anew where it was moved or deleted: a line that nobody finds was not logged."""
@@ -84,7 +82,6 @@ class AuditLog:
         fresh = self._opened()
         os.dup2(fresh, self._file, inheritable=False)
         os.close(fresh)
-        self._torn = False
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -96,18 +93,19 @@ class AuditLog:
             fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def _append(self, line: bytes) -> None:
+        line = b"\n" + line if self._is_torn() else line
         written = os.write(self._file, line)
-        self._torn = written != len(line) and not self._taken_back(written)
         if written != len(line):
+            with suppress(
+                OSError
+            ):  # the part of a line that was written; where it stays, the next one is parted from it
+                os.ftruncate(self._file, os.fstat(self._file).st_size - written)
             raise OSError(f"{written} of {len(line)} bytes were written")
 
-    def _taken_back(self, written: int) -> bool:
-        """Whether the part of a line that the file ends with was taken off it."""
-        try:
-            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
-        except OSError:
-            return False
-        return True
+    def _is_torn(self) -> bool:
+        """Whether the file ends with a part of a line: ours, another worker's, or one from before a power cut."""
+        size = os.fstat(self._file).st_size
+        return size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
 
     def _write(self, request: Request, event: str, collection: str | None, **fields: Any) -> None:
         state = request.scope.get("state", {})
@@ -126,7 +124,7 @@ class AuditLog:
         try:
             self._follow()
             with self._alone():
-                self._append(b"\n" + line if self._torn else line)
+                self._append(line)
         except OSError as error:
             raise DiskFull(
                 f"{self.path}: the audit log cannot be written ({error}), so nothing is answered. Make room, or put "

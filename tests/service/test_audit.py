@@ -154,6 +154,21 @@ def test_a_line_that_was_cut_off_spoils_no_other(
     assert len(said) == (3 if taken_back else 4)
 
 
+def test_half_a_line_of_before_a_power_cut_spoils_none_of_after_it(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    path.write_text('{"time": "2026-01-01T00:00:00Z", "event": "sea')
+    one, other = AuditLog(path), AuditLog(path)  # of two workers
+    for log, name in ((one, "first"), (other, "second"), (one, "third")):
+        log.failed(Request({"type": "http", "headers": []}), name)
+    assert [json.loads(line)["collection"] for line in path.read_text().splitlines()[1:]] == [
+        "first",
+        "second",
+        "third",
+    ]
+    for log in (one, other):
+        log.close()
+
+
 def test_a_log_that_was_moved_or_deleted_is_begun_anew(tmp_path: Path) -> None:
     path = tmp_path / "logs" / "audit.jsonl"
     path.parent.mkdir()
