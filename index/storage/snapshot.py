@@ -157,6 +157,24 @@ def refuse_newer(root: Path) -> None:
             raise CollectionError(f"{path}: written by a newer surematch (format {written_by}). Upgrade to write.")
 
 
+def refuse_altered(root: Path) -> None:
+    """Raises `CollectionError` where `collection.json` is not the one the current snapshot was made by: it is written
+    once, when a collection is built, and compaction would make everything anew as it says now."""
+    folder, settings = root / (current_name(root) or ""), root.parent / _COLLECTION
+    try:
+        text = (folder / _MANIFEST).read_bytes()
+        expected = json.loads(text)["collection"]
+        found = _digest_of(settings)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return  # damaged, or of before it was noted
+    if expected != found and _is_named_by(text, folder):
+        raise CollectionError(
+            f"{settings}: is damaged, or was changed: its SHA-256 is not the one in {folder.name}/{_MANIFEST}. Nothing "
+            "is written, for calibration and index would be made as it says. Restore the file from a backup, or build "
+            "the collection again."
+        )
+
+
 def sign(root: Path) -> None:
     """Signs the current snapshot as it lies, once its checksums are verified. Raises `CollectionError`, `DiskFull`."""
     folder = root / (current_name(root) or "CURRENT")
@@ -267,7 +285,7 @@ def _verify(folder: Path, *, signed: bool = True) -> Snapshot:
     path = folder / _MANIFEST
     try:
         text = path.read_bytes()
-        if not folder.name.endswith(f"-{hashlib.sha256(text).hexdigest()[:8]}"):
+        if not _is_named_by(text, folder):
             raise CollectionError(f"{path}: is damaged: it does not match the digest in its folder's name.")
         if signed:
             signing.check(path, text, folder / _SIGNATURE)
@@ -288,6 +306,10 @@ def _verify(folder: Path, *, signed: bool = True) -> Snapshot:
             raise CollectionError(f"{path}: lists {name!r}, which is not a plain file name.")
         files[name] = _read_checked(folder / name, size, digest)
     return Snapshot(folder.name, manifest, files)
+
+
+def _is_named_by(manifest: bytes, folder: Path) -> bool:
+    return folder.name.endswith(f"-{hashlib.sha256(manifest).hexdigest()[:8]}")
 
 
 def _read_checked(path: Path, size: int, digest: str) -> bytes | Path:

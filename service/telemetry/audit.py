@@ -96,9 +96,7 @@ class AuditLog:
         line = b"\n" + line if self._is_torn() else line
         written = os.write(self._file, line)
         if written != len(line):
-            with suppress(
-                OSError
-            ):  # the part of a line that was written; where it stays, the next one is parted from it
+            with suppress(OSError):  # where the part of a line stays, the next one is parted from it
                 os.ftruncate(self._file, os.fstat(self._file).st_size - written)
             raise OSError(f"{written} of {len(line)} bytes were written")
 

@@ -18,11 +18,12 @@ import pytest
 
 from index import backup as module
 from index.backup import copy_collection
+from index.build import build_collection
 from index.collection import Collection, NewItem
 from index.errors import CollectionError, Damaged, DataError, DiskFull, SettingsError
 from index.items.store import Item, ItemStore
 from index.verbs import cli_items
-from tests.index.conftest import write_csv
+from tests.index.conftest import World, write_csv
 from tests.index.helpers import unit
 
 
@@ -270,16 +271,17 @@ def labels(path: Path, *ids: str) -> list[str | None]:
         return [item.label for item in map(opened.item, ids) if item is not None]
 
 
-def test_items_lose_no_label_unasked(copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_items_lose_no_label_unasked(
+    copied: Path, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = write_csv(tmp_path / "new.csv", [("my bank card", "card"), ("lemon soup", "food")])
     with pytest.raises(SettingsError, match=r"--label: name the column of .*new\.csv.* With --label '' the items"):
         cli_items.add([str(copied), str(data)])
     assert labels(copied, "new.csv:2") == []
+    shutil.rmtree(copied)
+    build_collection(str(world.encoder), world.rows(world.items), copied, label_column="label")
+    # what counts is how it was indexed
     (copied / "encoder" / "training.json").write_text('{"settings": {"label": "intent"}}')
-    config = json.loads((copied / "collection.json").read_text())
-    (copied / "collection.json").write_text(
-        json.dumps(config | {"label": "label"})
-    )  # what counts is how it was indexed
     assert told("add", capsys, copied, data)["items"] == 182
     assert labels(copied, "new.csv:2", "new.csv:3") == ["card", "food"]
     other = write_csv(tmp_path / "other.csv", [("my bank card", "card")], ("text", "intent"))

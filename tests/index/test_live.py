@@ -373,6 +373,21 @@ def test_a_reader_tries_a_damaged_new_snapshot_once(live: Collection, monkeypatc
     reader.close()
 
 
+def test_a_bit_of_the_settings_never_gets_into_a_calibration(copied: Path) -> None:
+    """A share of unknown queries that is another would make every probability another, and look as sound as before."""
+    path = copied / "collection.json"
+    sound = path.read_text()
+    assert '"unknown_share": 0.4' in sound
+    path.write_text(sound.replace('"unknown_share": 0.4', '"unknown_share": 0.5'))
+    with pytest.raises(CollectionError, match=r"collection\.json: is damaged, or was changed.*Restore the file"):
+        Collection.open(copied, writable=True)
+    with closing(Collection.open(copied)) as reader:
+        assert "collection.json: is damaged" in str(reader.uncalibrated())
+    path.write_text(sound)
+    with closing(Collection.open(copied, writable=True)) as writer:
+        assert writer.uncalibrated() is None
+
+
 def test_a_reader_of_what_is_damaged_follows_the_compaction_that_mends_it(copied: Path) -> None:
     """The writer that compacts gives the items another identity first; who reads them since before learns of it."""
     next((copied / "snapshots").glob("*/calibration.json")).write_bytes(b"{")
