@@ -18,7 +18,7 @@ class ReadyReply(Reply):
     collection: str
     model: str
     snapshot: str
-    degraded: bool = Field(description="what is served is not what lies in the folder; the log says why")
+    degraded: bool = Field(description="what is served is not all that lies in the folder, or older; the log says why")
 
 
 class SnapshotReply(Reply):
@@ -101,7 +101,7 @@ class ServedReply(Reply):
     dimension: int
     modality: Literal["text", "image"]
     calibrated: bool
-    degraded: bool = Field(description="what is served is not what lies in the folder; the log says why")
+    degraded: bool = Field(description="what is served is not all that lies in the folder, or older; the log says why")
 
 
 class CollectionsReply(Reply):

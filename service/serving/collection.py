@@ -29,6 +29,7 @@ from service.telemetry.metrics import Metrics
 
 WARM_UP = "what can you do for me"
 EXAMPLES = 4
+HURT = "not all that lies in the folder could be used"
 BEHIND, LOST = "what was written elsewhere cannot be followed", "nothing can be written any more"
 R = TypeVar("R")
 log = logging.getLogger("surematch.service")
@@ -169,18 +170,21 @@ class Current:
         """The last reload was: an older version serves than the one on disk."""
         self.astray = ""
         """Why what is served is not what lies in its folder now, or cannot follow it."""
+        self._told: set[str] = set()
         self._reloading = asyncio.Lock()
         self._prepared: Serving | None = None
         self._retiring: set[asyncio.Task[None]] = set()
 
     @property
     def degraded(self) -> bool:
-        """An older version serves than the one on disk, if there is one."""
-        return self.refused or bool(self.astray)
+        """An older version serves than the one on disk, if there is one, or not all that lies there."""
+        hurt = self.serving is not None and bool(self.serving.collection.warnings)
+        return self.refused or bool(self.astray) or hurt
 
     async def start(self) -> None:
         if self.serving is None:
             self.serving = await asyncio.to_thread(Serving.open, self.settings, self.metrics, self.name)
+        self._tell(self.serving)
         self._following = asyncio.create_task(self._follow())
 
     async def _follow(self) -> None:
@@ -198,7 +202,16 @@ class Current:
                     if self.astray != str(error):  # once, not every second until somebody mends it
                         log.error("%s: %s", LOST if opened.writable else BEHIND, error)
                     self.astray = str(error)
-                self.metrics.items.labels(self.name).set(serving.collection.size)
+                self._tell(serving)
+
+    def _tell(self, serving: Serving) -> None:
+        """Logs what is wrong with what is served, each fault once, and keeps the gauges."""
+        now = set(serving.collection.warnings)
+        for fault in sorted(now - self._told):
+            log.error("%s: %s", HURT, fault)
+        self._told = now
+        self.metrics.items.labels(self.name).set(serving.collection.size)
+        self.metrics.degraded.labels(self.name).set(self.degraded)
 
     async def reload(self) -> Serving:
         """Serve what the collection's folder holds now, in every worker: opened, verified and warm before the first

@@ -104,6 +104,13 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
+        self.degraded = Gauge(
+            "surematch_degraded",
+            "1 where not all that lies in the folder is served, or an older version; the log says why",
+            ("collection",),
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self.reloads = Counter(
             "surematch_reloads", "Reloads, by whether the new version serves", ("result",), registry=registry
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -17,8 +18,9 @@ import pytest
 
 from index.collection import Collection
 from service.schemas.collection import ReloadReply
-from service.serving.collection import Serving
+from service.serving.collection import HURT, Current, Serving
 from service.settings import ServeSettings
+from service.telemetry.metrics import Metrics
 from tests.service.conftest import Server, serving, until
 from tests.service.gallery import KNOWN
 
@@ -145,6 +147,33 @@ def test_a_damaged_version_is_refused_and_the_old_one_serves_on(versions: Path, 
         link.symlink_to(tmp_path / "one")
         assert api.post("/v1/admin/reload").status_code == 200
         assert api.get("/readyz").json()["degraded"] is False
+
+
+def test_a_start_on_what_is_damaged_is_told_of_until_it_is_mended(
+    collection: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = shutil.copytree(collection, tmp_path / "c")
+    next(folder.glob("snapshots/*/calibration.json")).write_bytes(b"{")
+
+    async def served() -> None:
+        metrics = Metrics("c")
+        current = Current(ServeSettings(collection=folder, refresh_seconds=0.01), metrics, "c")
+
+        def told() -> tuple[bool, float | None]:
+            return current.degraded, metrics.registry.get_sample_value("surematch_degraded", {"collection": "c"})
+
+        await current.start()
+        assert told() == (True, 1.0)
+        await asyncio.sleep(0.1)
+        with contextlib.closing(Collection.open(folder, writable=True, compacts=False)) as writer:
+            writer.snapshot()
+        while current.degraded:
+            await asyncio.sleep(0.01)
+        assert told() == (False, 0.0)
+        await current.stop()
+
+    asyncio.run(served())
+    assert len([said for said in caplog.messages if HURT in said and "calibration.json: has 1 bytes" in said]) == 1
 
 
 @pytest.mark.parametrize("flags", [["--writable"], []], ids=["writing", "reading"])
