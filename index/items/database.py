@@ -10,14 +10,21 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from index.errors import CollectionError, Damaged, DiskFull, Displaced, ReadOnly
 from index.items import schema
 
+_AS_IT_LIES = "?mode=ro&immutable=1"
 _RESTORE = "Restore the file from a backup, or build the collection again."
+
+
+class _Connection(sqlite3.Connection):
+    """`as_it_lay`: what the file was, for one that was opened as it lies, and sees no later write; None for others."""
+
+    as_it_lay: tuple[int, ...] | None = None
 
 
 class Database:
@@ -35,7 +42,7 @@ class Database:
         self._lock = threading.Lock()
         self._file: tuple[int, int] | None = None
         self._closed = False
-        self._readers: list[sqlite3.Connection] = []  # those that nobody uses now; append and pop are atomic
+        self._readers: list[_Connection] = []  # those that nobody uses now; append and pop are atomic
         try:
             self._connection = self._connect()
         except sqlite3.Error as error:
@@ -49,9 +56,13 @@ class Database:
                 raise self._unusable(error) from error
             raise
 
-    def _connect(self) -> sqlite3.Connection:
-        found = sqlite3.connect(_uri(self.path), uri=True, check_same_thread=False, isolation_level=None, timeout=30)
+    def _connect(self) -> _Connection:
+        location = _uri(self.path)
+        found = sqlite3.connect(
+            location, uri=True, check_same_thread=False, isolation_level=None, timeout=30, factory=_Connection
+        )
         try:
+            found.as_it_lay = _written(self.path) if _AS_IT_LIES in location else None
             found.execute("PRAGMA synchronous = FULL")
             found.execute("PRAGMA secure_delete = ON")
         except BaseException:
@@ -99,10 +110,7 @@ class Database:
     @contextmanager
     def _reader(self, *, one_statement: bool = False) -> Iterator[sqlite3.Connection]:
         """A connection in a transaction of its own (one statement is one by itself): all it reads is of one moment."""
-        try:
-            connection = self._readers.pop()
-        except IndexError:
-            connection = self._guard(self._connect)
+        connection = self._idle() or self._guard(self._connect)
         try:
             if not one_statement:
                 connection.execute("BEGIN")
@@ -112,11 +120,31 @@ class Database:
         except BaseException as error:
             connection.close()
             if isinstance(error, sqlite3.Error):
+                if self._misses(connection):  # a page of then beside one of now is no damage
+                    raise CollectionError(
+                        f"{self.path}: was written to while it was read as it lay. Try again."
+                    ) from error
                 raise self._failed(error) from error
             raise
         self._readers.append(connection)
         if self._closed:
             self.close()
+
+    def _idle(self) -> _Connection | None:
+        """One that nobody uses now, if there is any that does not miss what was written since it was opened."""
+        while self._readers:
+            try:
+                found: _Connection = self._readers.pop()
+            except IndexError:  # another thread was faster
+                return None
+            if not self._misses(found):
+                return found
+            found.close()
+        return None
+
+    def _misses(self, connection: _Connection) -> bool:
+        """Whether it sees the file as it lay, and somebody has written to it since."""
+        return connection.as_it_lay is not None and connection.as_it_lay != _written(self.path)
 
     def check_place(self, so: str) -> None:
         """Raises `Displaced` when the file at the path is not the one that was opened; `so` says what follows."""
@@ -183,17 +211,30 @@ def _kind(error: sqlite3.Error) -> type[CollectionError]:
 
 
 def _uri(path: Path) -> str:
-    """A read-only folder (a container's mount) cannot hold SQLite's lock files: the store is then opened as it lies."""
+    """In a read-only folder (a container's mount) SQLite can make no lock files: where a writer elsewhere has made them
+    they serve us, too; else nobody writes, and the store is opened as it lies."""
     location = path.absolute().as_uri()
     if os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK)):
         return location
     log = path.with_name(path.name + "-wal")
+    if log.exists() and path.with_name(path.name + "-shm").exists():
+        return location + "?mode=ro"
     if log.exists() and log.stat().st_size:
         raise CollectionError(
             f"{log}: holds writes not yet in {path.name}, and the folder is read-only, so they would be missed. Open "
             "the collection once where it is writable (surematch search COLLECTION TEXT), then mount it again."
         )
-    return location + "?mode=ro&immutable=1"
+    return location + _AS_IT_LIES
+
+
+def _written(path: Path) -> tuple[int, ...]:
+    """When the file was written to last, or is about to be: a writer makes its log first."""
+    found = []
+    for file in (path, path.with_name(path.name + "-wal")):
+        with suppress(OSError):
+            told = file.stat()
+            found += [told.st_mtime_ns, told.st_size]
+    return tuple(found)
 
 
 def _file_at(path: Path) -> tuple[int, int] | None:
