@@ -45,7 +45,10 @@ def check(path: Path, content: bytes, signature: Path) -> None:
             "it lies: surematch compact COLLECTION --sign"
         ) from error
     if not hmac.compare_digest(found, seal(content).encode()):
-        raise CollectionError(f"{path}: its signature is not that of the key in {KEY}. Restore it from a backup.")
+        raise CollectionError(
+            f"{path}: its signature is not that of the key in {KEY}. Restore it from a backup, or set the "
+            "key it was signed with. If you changed the key and trust the folder: surematch compact COLLECTION --sign"
+        )
 
 
 def _key() -> bytes:

@@ -122,7 +122,7 @@ class Versions:
                 damaged.unlink()
 
     def prune(self, used: set[str | None]) -> None:
-        """Removes the oldest beyond `KEPT`, and what is damaged; those `used` stay.
+        """Removes the oldest beyond `KEPT`, and what is damaged; those `used` stay, and those that another key signed.
 
         For after a choice or a compaction: a choice that is damaged is an older one, and goes too.
         """
@@ -130,7 +130,7 @@ class Versions:
         kept = {version.id for version in versions[-KEPT:]} | used
         with storing(self.folder, "calibration"):
             for path in self._files():
-                if path.name.partition("-")[0] not in kept:
+                if path.name.partition("-")[0] not in kept and (_whole(path) or not _is_its_own(path)):
                     path.unlink()
             try:
                 self.choice()
@@ -138,6 +138,13 @@ class Versions:
                 (self.folder / _CURRENT).unlink()
             except CollectionError:  # it may be whole
                 pass
+
+    def sign(self) -> None:
+        """Signs them as they lie: whoever signed them before, or nobody. Damaged ones stay as they are."""
+        with storing(self.folder, "signature"):
+            for path in filter(_is_its_own, self._files()):
+                id, sealed = path.name.partition("-")[0], signing.seal(path.read_bytes())
+                path.rename(self.folder / f"{id}-{sealed[:_DIGEST]}.json")
 
     def check_writable(self) -> None:
         """Raises `ReadOnly` where what a compaction fits could not be kept."""
@@ -276,6 +283,16 @@ def _read(path: Path) -> tuple[dict[str, Any], bytes]:
         raise CollectionError(f"{path}: is damaged: it does not match the digest in its name. Remove it.")
     about: dict[str, Any] = json.loads(head)
     return about, content
+
+
+def _is_its_own(path: Path) -> bool:
+    """Whether a file's calibration is the one of its id, whoever signed it."""
+    try:
+        head, _, content = path.read_bytes().partition(b"\n")
+        json.loads(head)
+    except (OSError, ValueError, RecursionError):
+        return False
+    return id_of(content) == path.name.partition("-")[0]
 
 
 def _whole(path: Path) -> bool:

@@ -25,6 +25,7 @@ from index.items.new_items import NewItem, Receipt
 from index.storage.folder import ENCODER, SNAPSHOTS, read_config
 from index.storage.signing import KEY, signing
 from index.storage.snapshot import sign
+from index.storage.versions import Versions
 from index.storage.writer_lock import WriterLock
 from index.verbs import console
 from index.verbs.reading import SKIP, Reader, check_columns, folders_are_labels, indexed_label
@@ -241,6 +242,7 @@ def _sign(path: Path) -> None:
     lock = WriterLock(path)
     try:
         sign(path / SNAPSHOTS)
+        Versions(path).sign()
     finally:
         lock.release()
 

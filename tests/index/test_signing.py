@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,33 @@ def test_without_a_signature_or_with_another_key_nothing_is_served(signed: Path,
         opened(signed)
     compact([str(signed), "--sign", "--json"])
     assert opened(signed) != name
+
+
+def test_who_begins_to_sign_or_changes_the_key_keeps_every_calibration(
+    copied: Path, key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kept(*, compacts: bool) -> set[str]:
+        with closing(Collection.open(copied, writable=True, compacts=False)) as live:
+            if compacts:
+                live.snapshot()
+            return {version.id for version in live.calibrations()}
+
+    monkeypatch.delenv(KEY)
+    with closing(Collection.open(copied, writable=True, compacts=False)) as live:
+        made = {str(live.state.calibration_id), live.recalibrate(feedback=False).id}
+        live.upsert([NewItem("new", "card", "my bank card chip")])
+    made |= kept(compacts=True)
+    assert len(made) >= 2
+    for secret in ("e" * 64, "f" * 64):
+        monkeypatch.setenv(KEY, str(key))
+        key.write_text(secret)
+        compact([str(copied), "--sign", "--json"])
+        assert kept(compacts=False) >= made
+        monkeypatch.delenv(KEY)
+        kept(compacts=True)  # by somebody who forgot the key, and can read none of them
+        monkeypatch.setenv(KEY, str(key))
+        compact([str(copied), "--sign", "--json"])
+        assert kept(compacts=False) >= made
 
 
 def test_a_damaged_signed_snapshot_is_not_rebuilt_from_items_that_are_not_signed(signed: Path) -> None:
