@@ -212,16 +212,18 @@ class Versions:
         return told
 
     def check_not_lost(self, snapshot: str) -> None:
-        """Raises `Damaged` where there is no choice at all, though a version was fitted for one under it."""
-        path = self.folder / _CURRENT
-        if path.exists():
+        """Raises `Damaged` where there is no choice at all, or one of a calibration that was never here, though a
+        version was fitted for one under this snapshot."""
+        choice = self.choice()
+        if choice and (not choice["calibration"] or self._files_of(choice["calibration"])):
             return
         under = (snapshot, current_name(self._snapshots))
         fitted = [version for version in self.fitted() if version.snapshot in under]
-        if fitted and not path.exists():  # else another process chose meanwhile, its first
+        if fitted and self.choice() == choice:  # else another process chose meanwhile
+            what = "names a calibration that is not here" if choice else "is missing"
             raise Damaged(
-                f"{path}: is missing, though calibration {fitted[-1].id} was fitted since the last compaction"
-                f"{self._unknown()}"
+                f"{self.folder / _CURRENT}: {what}, though calibration {fitted[-1].id} was fitted since the last "
+                f"compaction{self._unknown()}"
             )
 
     def _unknown(self, *, repair: bool = False) -> str:

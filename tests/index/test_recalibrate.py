@@ -591,6 +591,17 @@ def test_calibrations_that_cannot_be_listed_are_not_taken_for_none(
     reader.close()
 
 
+def test_the_choice_of_another_collection_is_told_of(live: Collection) -> None:
+    live.recalibrate(feedback=False)
+    live.close()
+    current = live.path / "calibrations" / "CURRENT"
+    told = json.loads(current.read_text()) | {"snapshot": "000000000009-12345678", "calibration": "0123456789ab"}
+    current.write_text(json.dumps(told))
+    reader = Collection.open(live.path)
+    assert any("names a calibration that is not here" in said and "--use ID" in said for said in reader.warnings)
+    reader.close()
+
+
 def test_a_choice_that_was_lost_is_told_of_until_a_compaction(
     live: Collection, capsys: pytest.CaptureFixture[str]
 ) -> None:
