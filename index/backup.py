@@ -5,12 +5,13 @@ The items are copied by SQLite's backup API, at one moment; the snapshot is one 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import shlex
 import shutil
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,9 +53,11 @@ def copy_collection(source: Path, destination: Path, progress: Progress) -> Copi
         destination.parent.mkdir(parents=True, exist_ok=True)
         folder = destination.parent / f".{destination.name}-copying-{secrets.token_hex(4)}"
         folder.mkdir()
+        held = _held(folder)
     except OSError as error:
         raise CollectionError(f"{destination}: cannot be created ({error.strerror}). Choose another place.") from error
     try:
+        _sweep(destination.parent)
         progress("copying", 0, 4)
         shutil.copytree(source / ENCODER, folder / ENCODER)
         shutil.copyfile(source / CONFIG, folder / CONFIG)
@@ -81,8 +84,33 @@ def copy_collection(source: Path, destination: Path, progress: Progress) -> Copi
         raise kind(f"{destination}: the copy could not be written ({said}). Nothing was left there.") from error
     finally:
         if folder.exists():
-            _writable(folder)
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
+        os.close(held)
+
+
+def _held(folder: Path) -> int:
+    """A lock on a folder that is being filled, the kernel's: it ends with the process, whoever kills it."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with suppress(OSError):  # of a file system without locks, where nothing is swept either
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return handle
+
+
+def _sweep(parent: Path) -> None:
+    """Removes what killed copies have left here: whole copies, of people who may have been deleted since."""
+    for folder in parent.glob(".*-copying-????????"):
+        with suppress(OSError):
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # who copies holds it
+                _remove(folder)
+            finally:
+                os.close(handle)
+
+
+def _remove(folder: Path) -> None:
+    _writable(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _copy_state(source: Path, folder: Path, dimension: int) -> None:

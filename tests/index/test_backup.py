@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 import tracemalloc
 from contextlib import closing
@@ -269,6 +271,39 @@ def test_a_file_of_the_same_name_replaces_nothing_unasked(
 def labels(path: Path, *ids: str) -> list[str | None]:
     with closing(Collection.open(path)) as opened:
         return [item.label for item in map(opened.item, ids) if item is not None]
+
+
+def test_what_a_killed_copy_left_is_swept_by_the_next_and_what_another_copies_is_not(
+    copied: Path, tmp_path: Path
+) -> None:
+    script = """
+import os, signal, sys
+from pathlib import Path
+from index.backup import copy_collection
+def at(what, done, of):
+    if done == 2:
+        print("there", flush=True)
+        sys.stdin.readline()
+copy_collection(Path(sys.argv[1]), Path(sys.argv[2]), at)
+"""
+    place = tmp_path / "copies"
+    commands = [[sys.executable, "-c", script, str(copied), str(place / name)] for name in ("monday", "tuesday")]
+    killed, other = (
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+        )
+        for command in commands
+    )
+    for process in (killed, other):
+        assert process.stdout
+        assert process.stdout.readline() == "there\n"
+    killed.kill()
+    killed.communicate()
+    assert len(list(place.glob(".*-copying-*"))) == 2
+    copy_collection(copied, place / "wednesday", quiet)
+    assert [left.name.split("-")[0] for left in place.glob(".*-copying-*")] == [".tuesday"]
+    other.communicate("go on\n")
+    assert sorted(left.name for left in place.iterdir()) == ["tuesday", "wednesday"]
 
 
 def test_items_lose_no_label_unasked(
