@@ -236,7 +236,7 @@ def _modules(folder: Path) -> list[dict[str, Any]]:
         if not found:
             raise ValueError("it lists no module")
         return found
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise EncoderError(
             f"{folder}: not an encoder: it has no readable modules.json. Give a folder written by `surematch train` "
             "or by SentenceTransformer(...).save(folder)."
@@ -263,7 +263,7 @@ def module_kinds(folder: Path) -> list[str]:
 def _canonical(path: Path, content: bytes) -> bytes:
     try:
         value = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EncoderError(f"{path}: not valid JSON ({error}). Copy the encoder's folder again.") from error
     if isinstance(value, dict):
         value = {key: item for key, item in value.items() if key not in _VOLATILE}

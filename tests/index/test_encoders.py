@@ -107,6 +107,13 @@ def test_what_moves_a_vector_moves_the_fingerprint(copy: Path, change: Callable[
     assert fingerprint(copy) != before
 
 
+@pytest.mark.parametrize("file", ["modules.json", SENTENCE, "1_Normalize/config.json"])
+def test_endless_json_is_damage(copy: Path, file: str) -> None:
+    (copy / file).write_text("[" * 200_000)
+    with pytest.raises(EncoderError):
+        fingerprint(copy)
+
+
 @pytest.mark.parametrize("change", STAYS.values(), ids=STAYS)
 def test_what_moves_no_vector_keeps_the_fingerprint(copy: Path, change: Callable[[Path], object]) -> None:
     before = fingerprint(copy)
