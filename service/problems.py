@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
 from fastapi import FastAPI, Request, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
@@ -29,6 +28,7 @@ from index.errors import (
     SurematchError,
     WriterBusy,
 )
+from service.as_json import as_json
 from service.by_name import address
 from service.schemas.queries import QUERY_TAGS
 
@@ -140,7 +140,7 @@ def response(problem: Problem, path: str) -> Response:
     }
     if problem.faults:
         body["errors"] = problem.faults
-    return Response(orjson.dumps(body), kind.status, problem.headers, MEDIA_TYPE)
+    return Response(as_json(body), kind.status, problem.headers, MEDIA_TYPE)
 
 
 def from_validation(error: ValidationError) -> Problem:

@@ -12,10 +12,10 @@ import sys
 import time
 from typing import Any
 
-import orjson
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.as_json import as_json
 from service.headers import header
 
 REQUEST_ID = "X-Request-Id"
@@ -37,7 +37,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=repr).decode()
+        return as_json(line).decode()
 
 
 def configuration(*, access: bool) -> dict[str, Any]:

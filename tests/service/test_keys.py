@@ -21,6 +21,7 @@ from service.http import keys
 from service.http.access import scope_needed
 from service.http.keys import SCOPES, Keys
 from service.keys_cli import keys as command
+from service.problems import Problem, response
 from service.settings import ServeSettings
 from service.telemetry.logs import JsonLines
 from tests.service.conftest import ROOT, Server, serving
@@ -290,6 +291,14 @@ def test_a_log_line_is_one_line_of_json() -> None:
     line = JsonLines().format(record)
     assert "\n" not in line
     assert json.loads(line)["message"] == "two\nlines x"
+
+
+def test_a_path_that_is_no_unicode_spoils_no_log_line_and_no_answer() -> None:
+    path = os.fsdecode(b"caf\xe9/s")
+    record = logging.LogRecord("a", logging.ERROR, __file__, 1, "%s is damaged", (path,), None)
+    assert json.loads(JsonLines().format(record))["message"] == "caf\\xe9/s is damaged"
+    answer = response(Problem("conflict", f"{path} is damaged"), "/v1/admin/reload")
+    assert (answer.status_code, json.loads(bytes(answer.body))["detail"]) == (409, "caf\\xe9/s is damaged")
 
 
 def test_the_environment_can_name_the_file(made: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
