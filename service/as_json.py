@@ -1,4 +1,4 @@
-"""JSON of what we say ourselves: a path that is no Unicode must cost neither the log its line nor a client its answer."""
+"""JSON of what we say ourselves: a path that is no Unicode costs neither a log its line nor a client its answer."""
 
 from __future__ import annotations
 
