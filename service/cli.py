@@ -14,6 +14,8 @@ import io
 import ipaddress
 import json
 import os
+import re
+import resource
 import signal
 import socket
 import sys
@@ -105,7 +107,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _drop_output()
         return _fail(f"surematch {name}: there is no room left on a disk ({error}). Make some, then run it again.")
+    except (MemoryError, RuntimeError) as error:  # torch and ONNX Runtime have none of their own
+        if not isinstance(error, MemoryError) and not re.search("alloc.* memory|bad_alloc", str(error), re.IGNORECASE):
+            raise
+        return _fail(f"surematch {name}: it needs more memory than {_memory()}. Nothing that was there is lost.")
     return code
+
+
+def _memory() -> str:
+    """How much this process may take."""
+    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS)]
+    limits = [limit for limit in limits if limit != resource.RLIM_INFINITY]
+    return f"the {min(limits):,} bytes that it may take (a job: --job-memory)" if limits else "there is"
 
 
 def _escape_what_the_terminal_lacks() -> None:

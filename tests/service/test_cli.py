@@ -337,3 +337,28 @@ def test_a_wrong_setting_of_the_environment_is_named_by_its_variable(
     monkeypatch.delenv(variable)
     with pytest.raises(SettingsError, match="--workers: "):
         parse(ServeSettings, ["nowhere", "--workers", "900"])
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        ("MemoryError()", "surematch verb: it needs more memory than the 8,589,934,592 bytes that it may take"),
+        ("RuntimeError('DefaultCPUAllocator: can\\'t allocate memory: you tried')", "it needs more memory than"),
+        ("RuntimeError('another fault')", "Traceback"),
+    ],
+)
+def test_a_lack_of_memory_is_said_in_a_line_with_the_limit(raised: str, said: str) -> None:
+    code = f"""
+import resource
+from importlib.metadata import EntryPoint
+from service import cli
+resource.setrlimit(resource.RLIMIT_DATA, (2**33, 2**33))
+def verb(words):
+    raise {raised}
+EntryPoint.load = lambda self: verb
+cli.entry_points = lambda group: [EntryPoint("verb", "a:b", group)]
+raise SystemExit(cli.main(["verb"]))
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert said in told.stderr
+    assert (told.returncode == 2) is ("Traceback" not in said) is ("Traceback" not in told.stderr)
