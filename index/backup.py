@@ -81,6 +81,8 @@ def copy_collection(source: Path, destination: Path, progress: Progress) -> Copi
             said = str(error.args[0][0][2])
             no_room = any(os.strerror(number) in said for number in NO_ROOM)
         kind = DiskFull if no_room else CollectionError
+        if Path(str(error.filename or "")).is_relative_to(source):
+            raise kind(f"{error.filename}: cannot be read ({said}). Check its permissions.") from error
         raise kind(f"{destination}: the copy could not be written ({said}). Nothing was left there.") from error
     finally:
         if folder.exists():

@@ -103,6 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         return 128 + signal.SIGPIPE
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
+            return _fail(f"surematch {name}: {error.filename}: {error.strerror}. Check its permissions.")
         if error.errno != errno.ENOSPC:
             raise
         _drop_output()

@@ -207,10 +207,14 @@ def _package_folder(package: str, encoder: str) -> Path:
 def modality_of(name: str) -> Modality:
     """What the encoder called `name` takes, without loading it.
 
-    Raises `EncoderError` for a damaged folder, and for a checkpoint of an image network.
+    Raises `EncoderError` for a folder that is damaged or cannot be read, and for a checkpoint of an image network.
     """
-    if Path(name).is_dir():
-        kinds = module_kinds(Path(name)) if (Path(name) / "modules.json").is_file() else []
+    try:
+        folder, written = Path(name).is_dir(), (Path(name) / "modules.json").is_file()
+    except OSError as error:
+        raise EncoderError(f"{name}: cannot be read ({error.strerror}). Check its permissions.") from error
+    if folder:
+        kinds = module_kinds(Path(name)) if written else []
         if _WHILE_TRAINING in kinds:
             raise EncoderError(
                 f"{name}: a checkpoint of a training that has not ended, not an encoder. Go on with it: the same "

@@ -306,6 +306,16 @@ copy_collection(Path(sys.argv[1]), Path(sys.argv[2]), at)
     assert sorted(left.name for left in place.iterdir()) == ["tuesday", "wednesday"]
 
 
+def test_a_source_that_cannot_be_read_is_named(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(source))
+
+    monkeypatch.setattr("index.backup.shutil.copytree", refused)  # the tests may run as root, whom nothing stops
+    with pytest.raises(CollectionError, match=r"topics/encoder: cannot be read \(Permission denied\)"):
+        copy_collection(copied, tmp_path / "copy", quiet)
+    assert not (tmp_path / "copy").exists()
+
+
 def test_items_lose_no_label_unasked(
     copied: Path, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -344,10 +344,14 @@ def test_a_wrong_setting_of_the_environment_is_named_by_its_variable(
     [
         ("MemoryError()", "surematch verb: it needs more memory than the 8,589,934,592 bytes that it may take"),
         ("RuntimeError('DefaultCPUAllocator: can\\'t allocate memory: you tried')", "it needs more memory than"),
+        (
+            "PermissionError(13, 'Permission denied', 'model/a.json')",
+            "model/a.json: Permission denied. Check its",
+        ),
         ("RuntimeError('another fault')", "Traceback"),
     ],
 )
-def test_a_lack_of_memory_is_said_in_a_line_with_the_limit(raised: str, said: str) -> None:
+def test_a_lack_of_memory_or_of_permission_is_said_in_a_line(raised: str, said: str) -> None:
     code = f"""
 import resource
 from importlib.metadata import EntryPoint
