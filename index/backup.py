@@ -25,6 +25,7 @@ from index.storage.folder import CONFIG, ENCODER, ITEMS, SNAPSHOTS, read_config
 from index.storage.snapshot import NO_ROOM, current_name, point_to, read_snapshot
 
 _TRIES = 5
+_COPIED = (CONFIG, ENCODER, ITEMS, SNAPSHOTS, versions.CALIBRATIONS)
 _MEND = "A damaged item that opening need not read can be deleted or added again; then compact."
 
 
@@ -102,6 +103,8 @@ def _sweep(parent: Path) -> None:
     """Removes what killed copies have left here: whole copies, of people who may have been deleted since."""
     for folder in parent.glob(".*-copying-????????"):
         with suppress(OSError):
+            if not all(file.name.startswith(_COPIED) for file in folder.iterdir()):
+                continue  # somebody else's, by whatever chance of names
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # who copies holds it

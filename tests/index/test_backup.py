@@ -299,11 +299,12 @@ copy_collection(Path(sys.argv[1]), Path(sys.argv[2]), at)
         assert process.stdout.readline() == "there\n"
     killed.kill()
     killed.communicate()
-    assert len(list(place.glob(".*-copying-*"))) == 2
+    (place / ".mine-copying-01234567" / "diary").mkdir(parents=True)
+    assert len(list(place.glob(".*-copying-*"))) == 3
     copy_collection(copied, place / "wednesday", quiet)
-    assert [left.name.split("-")[0] for left in place.glob(".*-copying-*")] == [".tuesday"]
+    assert sorted(left.name.split("-")[0] for left in place.glob(".*-copying-*")) == [".mine", ".tuesday"]
     other.communicate("go on\n")
-    assert sorted(left.name for left in place.iterdir()) == ["tuesday", "wednesday"]
+    assert sorted(left.name for left in place.iterdir()) == [".mine-copying-01234567", "tuesday", "wednesday"]
 
 
 def test_a_source_that_cannot_be_read_is_named(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
