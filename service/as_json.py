@@ -8,7 +8,7 @@ import orjson
 
 
 def as_json(value: Any) -> bytes:
-    """As orjson writes it; bytes that are no UTF-8 as `\\xe9`, and what JSON has not by its `repr`."""
+    """As orjson writes it; bytes of a path that are no UTF-8 as `\\udce9`, as Python has them, and what JSON has not by its `repr`."""
     try:
         return orjson.dumps(value, default=repr)
     except TypeError:
@@ -17,7 +17,7 @@ def as_json(value: Any) -> bytes:
 
 def _in_unicode(value: Any) -> Any:
     if isinstance(value, str):
-        return value.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        return value.encode(errors="backslashreplace").decode()
     if isinstance(value, dict):
         return {_in_unicode(key): _in_unicode(held) for key, held in value.items()}
     if isinstance(value, list | tuple):

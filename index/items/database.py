@@ -57,12 +57,12 @@ class Database:
             raise
 
     def _connect(self) -> _Connection:
-        location = _uri(self.path)
+        location, lay = _uri(self.path), _written(self.path)
         found = sqlite3.connect(
             location, uri=True, check_same_thread=False, isolation_level=None, timeout=30, factory=_Connection
         )
         try:
-            found.as_it_lay = _written(self.path) if _AS_IT_LIES in location else None
+            found.as_it_lay = lay if _AS_IT_LIES in location else None
             found.execute("PRAGMA synchronous = FULL")
             found.execute("PRAGMA secure_delete = ON")
         except BaseException:

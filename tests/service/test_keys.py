@@ -296,9 +296,9 @@ def test_a_log_line_is_one_line_of_json() -> None:
 def test_a_path_that_is_no_unicode_spoils_no_log_line_and_no_answer() -> None:
     path = os.fsdecode(b"caf\xe9/s")
     record = logging.LogRecord("a", logging.ERROR, __file__, 1, "%s is damaged", (path,), None)
-    assert json.loads(JsonLines().format(record))["message"] == "caf\\xe9/s is damaged"
+    assert json.loads(JsonLines().format(record))["message"] == "caf\\udce9/s is damaged"
     answer = response(Problem("conflict", f"{path} is damaged"), "/v1/admin/reload")
-    assert (answer.status_code, json.loads(bytes(answer.body))["detail"]) == (409, "caf\\xe9/s is damaged")
+    assert (answer.status_code, json.loads(bytes(answer.body))["detail"]) == (409, "caf\\udce9/s is damaged")
 
 
 def test_the_environment_can_name_the_file(made: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
