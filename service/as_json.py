@@ -8,7 +8,7 @@ import orjson
 
 
 def as_json(value: Any) -> bytes:
-    """As orjson writes it; bytes of a path that are no UTF-8 as `\\udce9`, as Python has them, and what JSON has not by its `repr`."""
+    """As orjson writes it; what is no Unicode as `\\udce9`, and what JSON has not by its `repr`."""
     try:
         return orjson.dumps(value, default=repr)
     except TypeError:
