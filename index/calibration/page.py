@@ -173,10 +173,11 @@ def _det(points: Points) -> str:
     if points.known.all() or not points.known.any():
         return _frame("unknown queries let in", "known queries missed", [])
     order = np.argsort(-points.probability, kind="stable")
-    w, known = points.weight[order], points.known[order]
+    p, w, known = points.probability[order], points.weight[order], points.known[order]
     let_in = np.cumsum(w * ~known) / (w * ~known).sum()
     missed = 1 - np.cumsum(w * (known & points.right[order])) / (w * known).sum()
-    curve = [(0.0, 1.0), *_thinned(let_in, missed)]
+    lines = np.append(p[1:] != p[:-1], True)  # no line can be drawn between equal probabilities
+    curve = [(0.0, 1.0), *_thinned(let_in[lines], missed[lines])]
     return _frame("unknown queries let in", "known queries missed", [_line(curve, _KNOWN)])
 
 

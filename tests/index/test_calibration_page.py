@@ -50,6 +50,13 @@ def test_the_curves_are_what_their_axes_say() -> None:
     assert curve(det)[-1] == pytest.approx((1, 1 - points.right[points.known].mean()), abs=1e-3)
 
 
+def test_no_operating_point_lies_between_equal_probabilities() -> None:
+    known = np.array([True, True, True, False, True, False])
+    points = Measured(np.array([1.0, 1.0, 1.0, 1.0, 0.5, 0.2]), known, known, np.ones(6))
+    det = re.findall(r"<svg.*?</svg>", page("title", points, {"ece": 0.1}))[-1]
+    assert curve(det) == [pytest.approx(at, abs=1e-3) for at in [(0, 1), (0.5, 0.25), (0.5, 0), (1, 0)]]
+
+
 def test_it_stands_alone_and_names_are_escaped() -> None:
     html = page("<b>&", sample(), {"ece": 0.1, "intervals": {"ece": [0.05, 0.2]}}, ["<script>alert(1)</script>"])
     assert "<script" not in html
