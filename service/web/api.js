@@ -3,6 +3,9 @@
 const KEPT = "surematch-key";
 const CHOSEN = new URLSearchParams(location.search).get("collection"); // of several, named in the page's address
 
+/** What no key holds, and no header can: invisible characters that were copied with it. */
+const NO_KEY = /[^\x21-\x7e]/g;
+
 /** The title and detail of a problem that nobody told. */
 export const SILENCE = ["The service did not answer", "Is it still running? Try again in a moment."];
 
@@ -38,7 +41,7 @@ export async function read(path, refused = () => {}) {
   const reply = await call(path).catch(() => null);
   if (reply?.ok) return reply.json();
   const problem = await reply?.json().catch(() => null);
-  refused(...(problem ? [problem.title, problem.detail] : SILENCE));
+  refused(problem?.title ?? SILENCE[0], problem?.detail ?? SILENCE[1]);
   return null;
 }
 
@@ -56,7 +59,7 @@ function askForKey(again) {
     form.append(label, send);
     dialog.className = "key";
     dialog.append(form);
-    form.addEventListener("submit", (event) => { event.preventDefault(); dialog.close(input.value.trim()); });
+    form.addEventListener("submit", (event) => { event.preventDefault(); dialog.close(input.value.replace(NO_KEY, "")); });
     dialog.addEventListener("close", () => {
       const given = dialog.returnValue;
       dialog.remove();

@@ -56,7 +56,7 @@ async function search() {
     });
     const content = await reply.json();
     if (reply.ok) showAnswer(content, body);
-    else showProblem(content.title, content.detail);
+    else showProblem(content.title ?? SILENCE[0], content.detail ?? SILENCE[1]); // a proxy's JSON tells neither
   } catch (error) {
     if (error.name === "AbortError") return;
     showProblem(...SILENCE);
@@ -70,6 +70,13 @@ function askPicture(file) {
   if (!file) return;
   running?.abort();
   reading?.abort();
+  const refuse = (title) => {
+    picture = null;
+    $("shown")?.remove();
+    showProblem(title, "Choose the file of one picture; a folder is none.");
+    $("results").setAttribute("aria-busy", "false");
+  };
+  if (!file.size) return refuse("The file is empty");
   const reader = reading = new FileReader();
   reader.addEventListener("load", () => {
     picture = reader.result.slice(reader.result.indexOf(",") + 1);
@@ -82,12 +89,7 @@ function askPicture(file) {
     $("drop").prepend(shown);
     search();
   });
-  reader.addEventListener("error", () => {
-    picture = null;
-    $("shown")?.remove();
-    showProblem("The file cannot be read", "Choose the file of one picture; a folder is none.");
-    $("results").setAttribute("aria-busy", "false");
-  });
+  reader.addEventListener("error", () => refuse("The file cannot be read"));
   reader.readAsDataURL(file);
 }
 
@@ -164,14 +166,16 @@ function showVerdict(answer) {
   const likely = decision.probability >= 0.5;
   const nothing = decision.probability >= 0.8 ? "Nothing here matches" : "Probably nothing here";
   const best = labels.length ? labels[0].probability : 0;
+  const rest = labels.slice(1).reduce((sum, entry) => sum + entry.probability, 0); // exactly 0 where the JSON says so
+  const kind = likely ? "Match" : "Best guess";
   verdict.replaceChildren(
-    el("p", "kind", matched ? (likely ? "Match" : "Best guess") : "No match"),
+    el("p", "kind", matched ? kind : "No match"),
     el("div", "line", titled(matched ? nameOf(decision) : nothing), el("span", "percent", sure)),
     el("p", "why", promise(decision.probability, matched)),
-    strip([["best", best], ["rest", 1 - none - best], ["no", none]]),
-    el("p", "key", el("span", "", `best label ${percent(best)}`), el("span", "", `other labels ${percent(Math.max(0, 1 - none - best))}`), el("span", "", `no match ${percent(none)}`)),
+    strip([["best", best], ["rest", rest], ["no", none]]),
+    el("p", "key", el("span", "", `best label ${percent(best)}`), el("span", "", `other labels ${percent(rest)}`), el("span", "", `no match ${percent(none)}`)),
   );
-  announce(matched ? `Match: ${nameOf(decision)}, ${sure}.` : `No match, ${sure}.`);
+  announce(matched ? `${kind}: ${nameOf(decision)}, ${sure}.` : `No match, ${sure}.`);
 }
 
 /** What the probability promises, in plain words; only softmax's distribution is fitted to keep the promise. */
@@ -253,6 +257,9 @@ async function showCollection() {
   if (served.encoder?.modality === "image") takePictures();
   limitCoverage(calibration?.max_coverage ?? 0);
   offerMaps(calibration?.calibrated ?? true);
+  if (calibration?.calibrated === false) {
+    $("welcome").querySelector("p").textContent = `This collection is not calibrated: answers come without probabilities. ${calibration.reason ?? ""}`;
+  }
   $("served").textContent = `${served.name} · ${served.items.toLocaleString("en")} items`;
   document.title = `${served.name} · surematch`;
   for (const text of served.examples) {

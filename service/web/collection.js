@@ -15,6 +15,8 @@ const VERDICTS = {
 const ITEMS_CHANGED = "No: the questions or the items have changed since the calibration, so its promise is about others. "
   + "Compact the collection first (POST /v1/admin/snapshot), which calibrates it for the items as they are.";
 
+const UNCALIBRATED = "Without calibrated probabilities there are no questions to compare them with.";
+
 function facts(place, pairs) {
   place.replaceChildren(...pairs.filter(([, value]) => value !== null && value !== undefined).flatMap(([name, value]) => [
     Object.assign(document.createElement("dt"), { textContent: name }),
@@ -63,7 +65,7 @@ async function show() {
     ["Calibration", served.calibration_id],
   ]);
   const { drift } = served;
-  $("drift").textContent = drift.verdict === "much" && served.pending ? ITEMS_CHANGED : VERDICTS[drift.verdict];
+  $("drift").textContent = !served.calibrated ? UNCALIBRATED : drift.verdict === "much" && served.pending ? ITEMS_CHANGED : VERDICTS[drift.verdict];
   facts($("measures"), [
     ["Questions watched", number(drift.queries)],
     ...[["best_cosine", "Closest item"], ["background", "Background"]].filter(([name]) => drift[name]).flatMap(([name, said]) => [

@@ -56,16 +56,25 @@ function told(why) {
 function outcome(entry) {
   const section = document.createElement("section");
   const score = entry.logit === null ? "no score" : `score ${entry.logit.toFixed(2)}`;
-  section.append(text("h3", `${entry.name}: ${score}`));
+  const title = text("h3", "");
+  title.append(isolated(entry.name), `: ${score}`);
+  section.append(title);
   if (entry.answerable === false) section.append(text("p", "None of its items may be shown: it counts as no match."));
   section.append(table(entry.evidence, entry.terms));
   if (entry.items.length) {
-    const shown = entry.items.slice(0, ITEMS).map((item) => `${item.id} (cosine ${item.score.toFixed(3)}, ${Math.round(100 * item.share_32)} %)`);
-    const more = entry.items.length - shown.length;
-    section.append(text("p", `Items: ${shown.join(", ")}${more > 0 ? `, and ${more} more` : ""}`));
+    const shown = entry.items.slice(0, ITEMS).flatMap((item, at) => [
+      at ? ", " : "", isolated(item.id), ` (cosine ${item.score.toFixed(3)}, ${Math.round(100 * item.share_32)} %)`,
+    ]);
+    const more = entry.items.length - ITEMS;
+    const items = text("p", "Items: ");
+    items.append(...shown, more > 0 ? `, and ${more} more` : "");
+    section.append(items);
   }
   return section;
 }
+
+/** A name in its own direction of writing: what stands beside it keeps its order. */
+const isolated = (name) => text("bdi", name);
 
 function table(evidence, terms) {
   const made = document.createElement("table");

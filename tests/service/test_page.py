@@ -243,6 +243,7 @@ def test_the_page_says_when_nothing_is_calibrated(browser: Browser, uncalibrated
         page.goto(server.url)
         expect(page.locator("#map")).to_be_disabled()
         expect(page.locator("#map option:checked")).to_have_text("not calibrated")
+        expect(page.locator("#welcome p")).to_contain_text("without probabilities")
         ask(page, KNOWN[0][0])
         expect(page.locator("#banner")).to_contain_text("not calibrated")
         expect(page.locator("#hits > li").first).to_contain_text("cosine")
@@ -264,8 +265,21 @@ def test_why_shows_the_evidence_behind_the_answer(page: Page, server: Server) ->
     expect(reasons.locator("section").first).to_contain_text(best["items"][0]["id"])
     expect(reasons.locator("section th").nth(1)).to_have_text("value")  # several items together may exceed a cosine
     expect(reasons).to_contain_text(f"no match: score {why['no_match_logit']:.2f}")
+    names = reasons.locator("h3 bdi").all_inner_texts()  # what stands beside one in another direction keeps its order
+    assert label in names
     ask(page, UNKNOWN[0])
     expect(reasons).to_be_hidden()
+
+
+def test_zeros_are_zeros_and_what_is_said_aloud_is_what_is_shown(page: Page, server: Server) -> None:
+    reply = httpx2.get(f"{server.url}/v1/search", params={"text": KNOWN[0][0]}).json()
+    best = {"label": "music", "id": None, "probability": 0.1 + 0.2}  # 1 - .7 - .30000000000000004 is not 0
+    reply["results"][0] |= {"labels": [best], "no_match": 0.7, "decision": best}
+    page.route("**/v1/search", lambda route: route.fulfill(json=reply))
+    ask(page, KNOWN[0][0])
+    expect(page.locator("#verdict .kind")).to_have_text("Best guess")
+    expect(page.locator("#verdict .key")).to_contain_text("other labels 0 %")
+    expect(page.locator("#status")).to_have_text("Best guess: music, 30 %.")
 
 
 def test_reasons_that_come_late_are_not_shown_under_the_next_answer(page: Page) -> None:
@@ -467,7 +481,7 @@ def test_the_page_asks_for_the_key_the_service_asks_for(browser: Browser, collec
         page.fill("#key", "sm_wrong")
         page.get_by_role("button", name="Continue").click()
         expect(page.locator("dialog")).to_contain_text("not valid")
-        page.fill("#key", key)
+        page.fill("#key", f" {key}\u200b")  # as it may be copied
         page.get_by_role("button", name="Continue").click()
         expect(page.locator("#served")).to_contain_text("items")
         ask(page, KNOWN[0][0])

@@ -238,7 +238,7 @@ def test_a_file_that_cannot_be_read_is_said_to_be_so(browser: Browser, server: S
     page.evaluate("""FileReader.prototype.readAsDataURL = function () {
       setTimeout(() => this.dispatchEvent(new ProgressEvent("error")));
     }""")
-    page.evaluate(DROP, ["folder", "", ""])
+    page.evaluate(DROP, ["folder", "", "eA=="])
     expect(page.locator("#problem")).to_contain_text("The file cannot be read")
     expect(page.locator("#shown")).to_have_count(0)
     expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
@@ -274,6 +274,10 @@ def test_a_dropped_picture_is_matched_and_a_stranger_is_not(
 
     drop("nine.png", strange)
     expect(page.locator("#verdict .kind")).to_have_text("No match")
+
+    page.evaluate(DROP, ["empty.png", "image/png", ""])
+    expect(page.locator("#problem")).to_contain_text("The file is empty")
+    expect(page.locator("#answer")).to_be_hidden()
 
     with page.expect_response("**/v1/search"):
         page.set_input_files(
