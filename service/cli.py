@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:  # torch and ONNX Runtime have none of their own
         if not isinstance(error, MemoryError) and not re.search("alloc.* memory|bad_alloc", str(error), re.IGNORECASE):
             raise
-        return _fail(f"surematch {name}: it needs more memory than {_memory()}. Nothing that was there is lost.")
+        return _fail(f"surematch {name}: it needs more memory than {_memory()}.")
     return code
 
 

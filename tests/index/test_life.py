@@ -16,14 +16,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
     rule,
-    run_state_machine_as_test,
 )
 
 from index.answer import Answer
@@ -32,6 +30,7 @@ from index.collection import Collection, NewItem
 from index.errors import CalibrationError, CollectionError, Damaged, DataError
 from tests.index.conftest import KNOWN, OTHER
 from tests.index.helpers import sentences
+from tests.lives import live, probabilities
 
 LIVES = int(os.environ.get("LIVES", "6"))
 STEPS = 15
@@ -291,7 +290,9 @@ class Life(RuleBasedStateMachine):
         """Up to rounding, and the order of items that are equally close."""
         for mine, given in zip(self._answers(one), other, strict=True):
             assert [hit.score for hit in mine.hits] == pytest.approx([hit.score for hit in given.hits], abs=1e-5)
-            assert _probabilities(mine) == pytest.approx(_probabilities(given), abs=1e-4)
+            assert probabilities(mine.no_match, mine.labels) == pytest.approx(
+                probabilities(given.no_match, given.labels), abs=1e-4
+            )
             assert (mine.calibrated, mine.certified) == (given.calibrated, given.certified)
             assert len(mine.prediction_set or ()) == len(given.prediction_set or ())
 
@@ -306,11 +307,6 @@ class Life(RuleBasedStateMachine):
         self.gone |= {text.split()[-1].encode() for text in texts if text.endswith("x") and "secret" in text}
 
 
-def _probabilities(answer: Answer) -> dict[str, float]:
-    found = {"no match": answer.no_match, **{f"{one.label} {one.id}": one.probability for one in answer.labels or ()}}
-    return {what: value for what, value in found.items() if value is not None and value > 1e-3}
-
-
 @pytest.fixture
 def life(built: Path) -> type[Life]:
     Life.born = built
@@ -318,14 +314,4 @@ def life(built: Path) -> type[Life]:
 
 
 def test_whatever_happens_in_whatever_order(life: type[Life]) -> None:
-    run_state_machine_as_test(
-        life,
-        settings=settings(
-            max_examples=LIVES,
-            stateful_step_count=STEPS,
-            deadline=None,
-            phases=[Phase.generate, *([Phase.shrink] if "LIVES" in os.environ else [])],  # which may take long
-            print_blob=True,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    live(life, LIVES, STEPS)

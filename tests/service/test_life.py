@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from service.client import Client, ServiceProblem
-from service.schemas.search import AnswerReply, SearchReply
+from service.schemas.search import SearchReply
+from tests.lives import live, probabilities
 from tests.service.conftest import Server, serving, until
 from tests.service.gallery import KNOWN, TOPICS, UNKNOWN
 
@@ -160,27 +160,14 @@ class Life(RuleBasedStateMachine):
     def _same(self, mine: SearchReply, said: SearchReply) -> None:
         for one, other in zip(mine.results, said.results, strict=True):
             assert [hit.score for hit in one.hits] == pytest.approx([hit.score for hit in other.hits], abs=1e-5)
-            assert _probabilities(one) == pytest.approx(_probabilities(other), abs=1e-4)
+            assert probabilities(one.no_match, one.labels) == pytest.approx(
+                probabilities(other.no_match, other.labels), abs=1e-4
+            )
             assert one.calibrated == other.calibrated
             if one.calibrated:
                 assert sum(entry.probability for entry in one.labels or ()) + (one.no_match or 0) == pytest.approx(1)
 
 
-def _probabilities(answer: AnswerReply) -> dict[str, float]:
-    found = {"no match": answer.no_match, **{f"{one.label} {one.id}": one.probability for one in answer.labels or ()}}
-    return {what: value for what, value in found.items() if value is not None and value > 1e-3}
-
-
 def test_whatever_is_asked_in_whatever_order(collection: Path) -> None:
     Life.born = collection
-    run_state_machine_as_test(
-        Life,
-        settings=settings(
-            max_examples=LIVES,
-            stateful_step_count=STEPS,
-            deadline=None,
-            phases=[Phase.generate],
-            print_blob=True,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    live(Life, LIVES, STEPS)

@@ -20,8 +20,8 @@ DEPTHS = (1, 5, 10)
 BLOCK = 512
 """Most queries scored at once."""
 BLOCK_SCORES = 2**24
-"""Most scores held at once, (block, gallery) float32: 64 MiB. Ranking them takes up to eleven times that, where classes
-are as large as the gallery."""
+"""Most scores held at once, (block, gallery) float32: 64 MiB. Ranking them takes several times that, most where
+classes are as large as the gallery."""
 
 
 @dataclass(frozen=True, slots=True)
