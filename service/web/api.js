@@ -1,10 +1,23 @@
 // Requests to the service. Where it asks for a key, so does the page; the key is kept for this tab only.
 
 const KEPT = "surematch-key";
+let held = null; // the key where the browser lets the page keep nothing: until the page is left
 const CHOSEN = new URLSearchParams(location.search).get("collection"); // of several, named in the page's address
 
 /** What no key holds, and no header can: invisible characters that were copied with it. */
 const NO_KEY = /[^\x21-\x7e]/g;
+
+function keptKey() {
+  try { return sessionStorage.getItem(KEPT); } catch { return held; }
+}
+
+function keepKey(key) {
+  held = key;
+  try {
+    if (key) sessionStorage.setItem(KEPT, key);
+    else sessionStorage.removeItem(KEPT);
+  } catch { /* held alone */ }
+}
 
 /** The title and detail of a problem that nobody told. */
 export const SILENCE = ["The service did not answer", "Is it still running? Try again in a moment."];
@@ -27,12 +40,12 @@ export async function offerCollections(select) {
 /** As fetch; asks for a key when the service does, and tries again with it. */
 export async function call(path, options = {}) {
   for (;;) {
-    const key = sessionStorage.getItem(KEPT);
+    const key = keptKey();
     const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
     const reply = await fetch(of(path), { ...options, headers });
     if (reply.status !== 401) return reply;
     // refused may be a key that another request has had replaced by now
-    if (sessionStorage.getItem(KEPT) === key && !(await askForKey(key !== null))) return reply;
+    if (keptKey() === key && !(await askForKey(key !== null))) return reply;
   }
 }
 
@@ -64,8 +77,7 @@ function askForKey(again) {
       const given = dialog.returnValue;
       dialog.remove();
       asking = null;
-      if (given) sessionStorage.setItem(KEPT, given);
-      else sessionStorage.removeItem(KEPT);
+      keepKey(given || null);
       done(Boolean(given));
     });
     document.body.append(dialog);

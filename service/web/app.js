@@ -6,6 +6,7 @@ import { offerReasons } from "/web/why.js";
 
 const $ = (id) => document.getElementById(id);
 const SHOWN_LABELS = 6;
+const LINKED = 2000; // characters of a question that its address holds; longer ones have no link
 
 /** An element with a class, properties and children; strings become text nodes. */
 function el(tag, className = "", ...children) {
@@ -39,16 +40,24 @@ const nameOf = (entry) => entry.label ?? entry.id ?? "no match";
 let running = null;
 let picture = null; // of a collection of pictures: the last one asked about, in base64
 let reading = null; // the file that will be asked about
+let asked = null; // the query of the answer on the page
 
-async function search() {
+/** The query that stands in the form, null where nothing does. */
+function entered() {
   const text = $("text").value.trim();
-  if (!text && !picture) return;
+  if (picture) return { image: picture };
+  return text ? { text } : null;
+}
+
+async function search(query = entered()) {
+  if (!query) return;
   running?.abort();
   running = new AbortController();
   const { signal } = running;
-  const body = { queries: [picture ? { image: picture } : { text }], k: Number($("k").value), map: $("map").value };
+  asked = query;
+  const body = { queries: [query], k: Number($("k").value), map: $("map").value };
   if ($("coverage").value) body.coverage = Number($("coverage").value);
-  if (!picture) history.replaceState(null, "", `#${new URLSearchParams({ q: text })}`);
+  if (query.text) history.replaceState(null, "", linkTo(query.text));
   $("results").setAttribute("aria-busy", "true");
   try {
     const reply = await call("/v1/search", {
@@ -64,6 +73,11 @@ async function search() {
   if (!signal.aborted) $("results").setAttribute("aria-busy", "false");
 }
 
+/** The address of the answer to `text`; of the page alone where an address cannot hold it. */
+function linkTo(text) {
+  return text.length <= LINKED ? `#${new URLSearchParams({ q: text })}` : location.pathname + location.search;
+}
+
 /** Shows a picture file and asks about it, and not about the one before, however long that takes to read or to answer.
  * It goes to this service alone, which does not keep it. */
 function askPicture(file) {
@@ -71,7 +85,7 @@ function askPicture(file) {
   running?.abort();
   reading?.abort();
   const refuse = (title) => {
-    picture = null;
+    picture = asked = null;
     $("shown")?.remove();
     showProblem(title, "Choose the file of one picture; a folder is none.");
     $("results").setAttribute("aria-busy", "false");
@@ -287,7 +301,10 @@ function limitCoverage(most) {
 }
 
 $("form").addEventListener("submit", (event) => { event.preventDefault(); search(); });
-for (const id of ["map", "coverage", "k"]) $(id).addEventListener("change", search);
+// an emptied field leaves the answer on the page, and what is chosen holds for that
+for (const id of ["map", "coverage", "k"]) $(id).addEventListener("change", () => search(entered() ?? asked));
+// the link's own address would take the place of the question's
+document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); $("results").focus(); });
 addEventListener("keydown", (event) => {
   const typing = event.target.closest?.("input, select, textarea");
   if (event.key === "/" && !typing) { event.preventDefault(); $("text").focus(); $("text").select(); }

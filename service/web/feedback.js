@@ -20,7 +20,12 @@ export function offerFeedback(place, queryId, answer) {
     }).catch(() => null);
     const problem = reply?.ok ? null : await reply?.json().catch(() => null);
     if (rated !== queryId) return;
-    place.replaceChildren(reply?.ok ? "Thank you. It is kept for the next calibration." : problem?.detail ?? "It could not be kept.");
+    const outcome = document.createElement("span");
+    outcome.textContent = reply?.ok ? "Thank you. It is kept for the next calibration." : problem?.detail ?? "It could not be kept.";
+    outcome.tabIndex = -1;
+    place.replaceChildren(outcome, ...(mayWork(reply) ? [button("Try again", () => say(label))] : []));
+    // the control that was used is gone; its place in the order is the outcome's, which is so read aloud
+    if (document.activeElement === document.body) outcome.focus();
   };
   const ask = () => {
     const right = button("Yes", () => say(decided));
@@ -47,6 +52,9 @@ export function offerFeedback(place, queryId, answer) {
   };
   ask();
 }
+
+/** Whether the same, sent again, may be taken: there was no answer, or one about the service and not about what was sent. */
+const mayWork = (reply) => !reply || reply.status === 429 || reply.status >= 500;
 
 /** A field that offers the collection's labels, of many those that contain what is typed; `isKnown` says whether that is one. */
 function labelInput() {

@@ -108,6 +108,33 @@ def test_maps_and_coverage_ask_again(page: Page) -> None:
     expect(page.locator("#verdict .why")).not_to_contain_text("zero")
 
 
+def test_what_is_chosen_holds_for_the_answer_on_the_page_where_the_field_is_empty(page: Page) -> None:
+    ask(page, KNOWN[0][0])
+    page.fill("#text", "")
+    with page.expect_request("**/search") as sent:
+        page.select_option("#map", "sparsemax")
+    assert sent.value.post_data_json["queries"] == [{"text": KNOWN[0][0]}]
+    expect(page.locator("#verdict .why")).to_contain_text("shorter list")
+
+
+def test_the_skip_link_leaves_the_address_of_the_answer(page: Page) -> None:
+    ask(page, KNOWN[0][0])
+    address = page.url
+    page.locator(".skip").press("Enter")
+    expect(page.locator("#results")).to_be_focused()
+    assert page.url == address
+
+
+def test_no_question_is_cut_and_a_long_one_has_no_address(page: Page) -> None:
+    long = "kitchen " * 3000
+    with page.expect_request("**/search") as sent:
+        page.fill("#text", long)
+        page.press("#text", "Enter")
+    assert sent.value.post_data_json["queries"] == [{"text": long.strip()}]
+    expect(page.get_by_role("alert")).to_contain_text("/queries/0/text")
+    assert "#" not in page.url
+
+
 def test_the_keyboard_is_enough(page: Page) -> None:
     page.locator("nav a").first.focus()
     page.keyboard.press("/")
@@ -465,6 +492,40 @@ def test_feedback_is_sent_once_and_said_under_its_own_answer(
     store.close()
 
 
+def test_feedback_that_fails_is_told_and_can_be_sent_again(browser: Browser, collection: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(collection, tmp_path / "home")
+    fails: list[Route] = []
+
+    def once(route: Route) -> None:
+        fails.append(route)
+        route.abort() if len(fails) == 1 else route.continue_()
+
+    with serving(folder, "--writable") as server:
+        page = browser.new_page(base_url=server.url)
+        page.route("**/v1/feedback", once)
+        page.goto("/")
+        ask(page, KNOWN[0][0])
+        page.get_by_role("button", name="Yes").press("Enter")
+        told = page.locator("#feedback > span")
+        expect(told).to_have_text("It could not be kept.")
+        expect(told).to_be_focused()  # which a screen reader speaks; the button that was used is gone
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        expect(told).to_contain_text("Thank you")
+        expect(told).to_be_focused()
+        expect(page.get_by_role("button", name="Try again")).to_have_count(0)
+        refusal = {"title": "Gone", "detail": "This query is no longer known."}
+        page.route("**/v1/feedback", lambda route: route.fulfill(status=404, json=refusal))
+        ask(page, KNOWN[0][0])
+        page.get_by_role("button", name="Yes").click()
+        expect(told).to_have_text("This query is no longer known.")  # and never will be: it is not offered to try
+        expect(page.get_by_role("button", name="Try again")).to_have_count(0)
+        page.close()
+    store = ItemStore(folder / "items.sqlite", 32)
+    assert store.feedback().labels == [KNOWN[0][1]]
+    store.close()
+
+
 def test_a_read_only_service_offers_no_feedback(page: Page) -> None:
     ask(page, KNOWN[0][0])
     expect(page.locator("#verdict .kind")).to_be_visible()
@@ -487,6 +548,26 @@ def test_the_page_asks_for_the_key_the_service_asks_for(browser: Browser, collec
         ask(page, KNOWN[0][0])
         expect(page.locator("#verdict h1")).to_have_text(KNOWN[0][1])
         context.close()
+
+
+def test_a_browser_that_keeps_nothing_for_pages_takes_the_key_all_the_same(
+    browser: Browser, collection: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "keys.json"
+    key = keys.add(file, "page", ["search"])
+    refuse = (
+        "Object.defineProperty(window, 'sessionStorage', { get() { throw new DOMException('', 'SecurityError'); } })"
+    )
+    with serving(collection, "--keys", str(file)) as server:
+        page = browser.new_page(base_url=server.url)
+        page.add_init_script(refuse)
+        page.goto("/")
+        page.fill("#key", key)
+        page.get_by_role("button", name="Continue").click()
+        expect(page.locator("#served")).to_contain_text("items")
+        ask(page, KNOWN[0][0])
+        expect(page.locator("#verdict h1")).to_have_text(KNOWN[0][1])
+        page.close()
 
 
 def test_a_late_refusal_of_a_wrong_key_does_not_ask_again(browser: Browser, collection: Path, tmp_path: Path) -> None:

@@ -119,6 +119,9 @@ def test_a_rate_without_enough_pairs_is_not_shown_as_a_figure(model: Path) -> No
     rates = json.loads((model / EVALUATION).read_text())["seen"]["verification"]["tar_at_far"]
     assert [rate["supported"] for rate in rates] == [False, False, False]  # 8 rows of two classes: a dozen pairs
     assert f"needs {rates[0]['pairs_needed']:,} pairs" in (model / REPORT).read_text()
+    page = (model / REPORT).read_text()
+    assert '<i class="two"></i>classes never seen' in page
+    assert '<i class="one"></i>held-out rows' not in page  # nor is there a curve of it
 
 
 def test_the_command_makes_the_same_encoder_again(model: Path, tmp_path: Path) -> None:

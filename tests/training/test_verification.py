@@ -83,6 +83,17 @@ def test_a_rate_that_the_pairs_cannot_support_is_not_told(impostors: int, suppor
     assert supported or rate["pairs_needed"] == 30_000
 
 
+@pytest.mark.parametrize("impostors", [9, 30, 31, 300, 30_000])
+def test_no_point_is_drawn_where_no_rate_is_told(impostors: int) -> None:
+    found = Verification(pairs(BINS - 1, count=9), pairs(*(number % 1000 for number in range(impostors))))
+    drawn = found.curve()
+    assert [rate for rate, _ in drawn if not found.tar_at(rate)["supported"]] == []
+    assert bool(drawn) == (impostors > 30)
+    if drawn:
+        assert drawn[0][0] == pytest.approx(30 / impostors)  # and it begins where one is
+        assert drawn[-1] == (1.0, 1.0)
+
+
 def test_without_two_kinds_of_pairs_there_is_nothing_to_verify() -> None:
     vectors = np.eye(3, dtype=np.float32)
     assert verification(vectors, np.array([0, 1, 2])) is None

@@ -68,9 +68,14 @@ class Verification:
         return {"far": far, "tar": float(tar[at]), "threshold": float(thresholds[at]), "supported": True}
 
     def curve(self, points: int = 80) -> list[tuple[float, float]]:
-        """(FAR, TAR) at rates spread evenly over the logarithm, from the least rate the pairs can show up to 1."""
+        """(FAR, TAR) at rates spread evenly over the logarithm, from the least that `tar_at` supports up to 1.
+
+        None of it where that is no rate below 1: of fewer impostor pairs than `LEAST_ERRORS` there is no curve.
+        """
         _, far, tar = self.roc()
-        least = max(1e-6, 1 / max(self.pairs[1], 1))
+        least = max(1e-6, LEAST_ERRORS / max(self.pairs[1], 1))
+        if least >= 1:
+            return []
         wanted = np.geomspace(least, 1, points)
         return [(float(rate), float(tar[int(np.flatnonzero(far <= rate)[-1])])) for rate in wanted]
 

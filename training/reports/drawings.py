@@ -10,7 +10,7 @@ from html import escape
 Point = tuple[float, float]
 
 WIDTH, HEIGHT = 520, 260
-LEFT, RIGHT, TOP, BOTTOM = 48, 14, 14, 40
+LEFT, RIGHT, TOP, BOTTOM = 48, 22, 14, 40
 """Room for the axes of a chart, in its own units."""
 MAP_WIDTH, MAP_HEIGHT, NAME_HEIGHT = 1040.0, 620.0, 26.0
 

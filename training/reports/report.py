@@ -265,8 +265,9 @@ def _verification(evaluation: Mapping[str, Any]) -> str:
     if not found:
         return ""
     styles = {"held-out rows": "one", "classes never seen": "two"}
-    curves = [Series([(far, tar) for far, tar in result["roc"]], styles[name]) for name, result in found]
-    keys = "".join(f'<span class="key"><i class="{styles[name]}"></i>{name}</span>' for name, _ in found)
+    drawn = [(name, result["roc"]) for name, result in found if result["roc"]]
+    curves = [Series([(far, tar) for far, tar in roc], styles[name]) for name, roc in drawn]
+    keys = "".join(f'<span class="key"><i class="{styles[name]}"></i>{name}</span>' for name, _ in drawn)
     rows = [
         ["rows, each compared with all", *(_of(result["rows"], result["of"]) for _, result in found)],
         ["pairs of one class", *(f"{result['genuine_pairs']:,}" for _, result in found)],
@@ -281,7 +282,9 @@ def _verification(evaluation: Mapping[str, Any]) -> str:
         "30 wrong acceptances would decide is not given (the rule of 30)."
     )
     listed = table(["", *(name for name, _ in found)], rows)
-    drawing = figure(keys, roc_chart(curves, title="verification: true accepts over false accepts"))
+    caption = f"True accept rate over the false accept rate, from the least that the pairs support. {keys}"
+    chart = "verification: true accepts over false accepts"
+    drawing = figure(caption, roc_chart(curves, title=chart)) if curves else ""
     return section("Verification", lead, f'<div class="pair">{drawing}{listed}</div>')
 
 
