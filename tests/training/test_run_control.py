@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import shlex
 import shutil
 import signal
@@ -12,13 +14,16 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from safetensors.torch import load_file
+from transformers import TrainerControl
 
 import training.learning.trainer
 import training.pipeline
@@ -202,6 +207,60 @@ def test_an_interrupted_run_resumes_to_the_very_same_weights(
         assert weights_of(out) == weights_of(whole)
     curves = [json.loads((folder / "training.json").read_text())["metrics"]["loss"] for folder in (whole, out)]
     assert [p for p in curves[0] if "unseen_map_at_r" in p] == [p for p in curves[1] if "unseen_map_at_r" in p]
+
+
+@pytest.mark.parametrize(("processes", "saves"), [(1, True), (2, False)])
+def test_one_of_several_processes_leaves_no_checkpoint_that_nothing_can_go_on_from(processes: int, saves: bool) -> None:
+    control = TrainerControl()
+    with StopOnSignal(Console(quiet=True)) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        stop.on_step_end(SimpleNamespace(world_size=processes), None, control)
+    assert control.should_training_stop
+    assert control.should_save == saves
+
+
+def in_terminal(out: Path, command: list[str], output: Path | None) -> tuple[int, int]:
+    """A training in a session with a terminal of its own, once it has a checkpoint: its pid and the terminal."""
+    program = "import sys; from training.cli import train; sys.exit(train(sys.argv[1:]))"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    child, terminal = pty.fork()
+    if child == 0:
+        if output is not None:
+            for number in (1, 2):
+                os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        os.execve(sys.executable, [sys.executable, "-c", program, *command, "--out", str(out)], environment)
+    os.set_blocking(terminal, False)
+    checkpoints = Path(f"{out}.run") / "checkpoints"
+    while not any(checkpoints.glob("checkpoint-??/objective.safetensors")):
+        with contextlib.suppress(BlockingIOError):
+            os.read(terminal, 1 << 16)
+        time.sleep(0.005)
+    return child, terminal
+
+
+@pytest.mark.parametrize("said", ["to end", "to stay"])
+def test_a_closed_terminal_stops_a_training_with_a_checkpoint_but_under_nohup(
+    said: str, tiny_encoder: Path, tmp_path: Path, write_csv: Write
+) -> None:
+    out, stays = tmp_path / "out", said == "to stay"
+    command = [str(write_csv(sentences(30))), "--encoder", str(tiny_encoder), *RECIPE, "--epochs", "60"]
+    command += ["--checkpoint-steps", "50"]
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if stays else signal.SIG_DFL)
+    try:
+        child, terminal = in_terminal(out, command, tmp_path / "nohup.out" if stays else None)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    os.close(terminal)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == (0 if stays else 130)
+    if stays:
+        assert out.is_dir()
+        return
+    assert not out.exists()
+    steps = [int(path.name.partition("-")[2]) for path in (tmp_path / "out.run" / "checkpoints").iterdir()]
+    assert any(step % 50 for step in steps)  # made when the terminal closed; the others are of every fiftieth step
+    assert train([*command, "--out", str(out), "--resume"]) == 0
 
 
 def test_checkpointed_gradients_train_the_same_encoder_in_deterministic_mode(
