@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import sys
-import threading
 import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import closing
@@ -23,7 +21,6 @@ from numpy.typing import NDArray
 
 from index.data.rows import text_key
 from index.errors import Damaged, DataError
-from index.items.database import Database
 from index.items.filters import Filter
 from index.items.item import MAX_ID_BYTES as MAX_ID_BYTES
 from index.items.item import Changes as Changes
@@ -31,6 +28,8 @@ from index.items.item import Feedback as Feedback
 from index.items.item import Item as Item
 from index.items.item import KeptQueries as KeptQueries
 from index.items.item import Record, StoredItem, checksum, is_same, record
+from index.items.kept_queries import QueryStore, keep_first_rows
+from index.items.read_items import ReadItems
 from index.items.schema import LIVE_AT
 
 TOMBSTONES = 100_000
@@ -39,57 +38,11 @@ NO_CONTENT = 0
 """Stands for the `text_key` of an item of which nothing but the vector is known."""
 NAMED = 10
 """Damaged items that a check names; of more it says how many."""
-READ_BYTES = 2**25
-"""Of texts of items that were read before: a hundred thousand short ones."""
 _EMPTY_VECTOR = np.empty(0, np.float32)
 
 
-class ReadItems:
-    """Items that were read before: id, label, text and metadata as they stand in the store, which a row has for ever.
-
-    Belongs to one state of a collection and goes with it, so that nothing of a deleted item stays in memory; and
-    forgets everything once rows were purged from the store, so that none of these is shown. Safe in several threads.
-    """
-
-    def __init__(self, limit: int = READ_BYTES) -> None:
-        self._limit = limit
-        self._lock = threading.Lock()
-        self._held: dict[int, StoredItem] = {}
-        self._size = self._purged = 0
-
-    def of(self, rows: set[int], purged: int) -> dict[int, StoredItem]:
-        """Those of the rows that are here, of a store that is `purged` up to there."""
-        with self._lock:
-            if purged > self._purged:
-                self._held, self._size, self._purged = {}, 0, purged
-            held = self._held if purged == self._purged else {}
-        return {row: columns for row in rows if (columns := held.get(row)) is not None}
-
-    def keep(self, found: dict[int, StoredItem], purged: int) -> None:
-        """All of it, unless more was purged since the store was found to be `purged` up to there, before it was read.
-
-        What was here before is let go when it would be too much.
-        """
-        size = sum(sys.getsizeof(value) for columns in found.values() for value in columns)
-        with self._lock:
-            if purged != self._purged or size > self._limit:
-                return
-            if self._size + size > self._limit:
-                self._held, self._size = {}, 0
-            self._held |= found
-            self._size += size
-
-
-class ItemStore(Database):
+class ItemStore(QueryStore):
     """Items on disk: written in single transactions, read at one moment each."""
-
-    def __init__(self, path: Path, dimension: int, *, create: bool = True) -> None:
-        """Opens the store, or creates it unless `create` is false.
-
-        Raises `CollectionError` when `path` is not a store of this version, `Damaged` when it should be and is missing.
-        """
-        super().__init__(path, create=create)
-        self.dimension = dimension
 
     @property
     def id(self) -> str:
@@ -161,7 +114,7 @@ class ItemStore(Database):
         """
         with self._transaction(counts=False) as (cursor, _):
             cursor.execute("INSERT INTO tombstones SELECT row, sequence, died FROM items WHERE died <= ?", (upto,))
-            _keep_first_rows(cursor, upto)
+            keep_first_rows(cursor, upto)
             if cursor.execute("DELETE FROM items WHERE died <= ?", (upto,)).rowcount:
                 cursor.execute("UPDATE state SET purged = ?", (upto,))
                 newest_first = "SELECT died FROM tombstones ORDER BY died DESC LIMIT 1 OFFSET ?"
@@ -330,77 +283,6 @@ class ItemStore(Database):
         of_row |= {row: text_key(text) for row, text, _ in found if text is not None}
         return np.array([of_row.get(row, NO_CONTENT) for row in rows.tolist()], np.uint64)
 
-    def keep_calibration_queries(self, queries: KeptQueries) -> None:
-        """Stores the queries that a calibration rests on and that are no items, in place of earlier ones."""
-        columns = (queries.labels, queries.known.tolist(), map(_blob, queries.vectors))
-        with self._transaction(counts=False) as (cursor, _):
-            cursor.execute("DELETE FROM calibration_queries")
-            cursor.executemany(
-                "INSERT INTO calibration_queries (label, known, vector) VALUES (?, ?, ?)", zip(*columns, strict=True)
-            )
-
-    def calibration_queries(self) -> KeptQueries:
-        """What `keep_calibration_queries` kept."""
-        found = self._read("SELECT label, known, vector FROM calibration_queries ORDER BY number")
-        return KeptQueries(
-            [label for label, _, _ in found],
-            np.array([known for _, known, _ in found], np.bool_),
-            self._matrix(vector for _, _, vector in found),
-        )
-
-    def note_queries_of_labels_that_came(self) -> None:
-        """From now on kept queries are of a `known` label when an item has it, or had it and is not purged yet."""
-        with self._transaction(counts=False) as (cursor, _):
-            came = "label IN (SELECT label FROM items)"
-            cursor.execute(f"UPDATE calibration_queries SET known = 1 WHERE NOT known AND label IS NOT NULL AND {came}")
-
-    def forget_queries_of_labels_that_left(self) -> None:
-        """Deletes kept queries and feedback whose label was in the gallery and has no item any more."""
-        self.note_queries_of_labels_that_came()
-        there = "label IN (SELECT label FROM items WHERE died IS NULL AND label IS NOT NULL)"
-        with self._transaction(counts=False) as (cursor, _):
-            cursor.execute(f"DELETE FROM calibration_queries WHERE known AND NOT {there}")
-            cursor.execute(f"DELETE FROM feedback WHERE label IS NOT NULL AND NOT {there}")
-
-    def first_rows(self) -> dict[str, int]:
-        """Of labels with rows that are dead or erased the first of those: they have been there that long at least."""
-        dead = "SELECT label, row FROM items WHERE died IS NOT NULL AND label IS NOT NULL"
-        found = self._read(f"SELECT label, MIN(row) FROM ({dead} UNION ALL SELECT * FROM first_rows) GROUP BY label")
-        return dict(found)
-
-    def add_feedback(self, vector: NDArray[np.float32], label: str | None, query_id: str | None = None) -> int:
-        """Notes what a query's right answer was (None: nothing in the gallery); returns the note's number."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        with self._transaction(counts=False) as (cursor, _):
-            cursor.execute(
-                "INSERT INTO feedback (query_id, label, vector, at, last_row) "
-                "SELECT ?, ?, ?, ?, COALESCE(MAX(row), 0) FROM items",
-                (query_id, label, _blob(vector), now),
-            )
-            return int(cursor.lastrowid or 0)
-
-    @property
-    def last_row(self) -> int:
-        """The highest row number there is, 0 without items."""
-        return int(self._read("SELECT COALESCE(MAX(row), 0) FROM items")[0][0])
-
-    @property
-    def last_feedback(self) -> int:
-        """Number of the last note of feedback there ever was, 0 before the first."""
-        return int(self._read("SELECT COALESCE(MAX(seq), 0) FROM sqlite_sequence WHERE name = 'feedback'")[0][0])
-
-    def feedback(self, upto: int | None = None) -> Feedback:
-        """All notes, or those up to that number, in the order they came."""
-        last = self.last_feedback if upto is None else upto
-        read = "SELECT number, label, vector, last_row FROM feedback WHERE number <= ? ORDER BY number"
-        found = self._read(read, last)
-        return Feedback(
-            np.array([number for number, _, _, _ in found], np.int64),
-            [label for _, label, _, _ in found],
-            self._matrix(vector for _, _, vector, _ in found),
-            np.array([last for _, _, _, last in found], np.int64),
-        )
-
     def _vectors(
         self, connection: sqlite3.Connection, condition: str, values: dict[str, Any], order: str = "row"
     ) -> tuple[NDArray[np.int64], list[str | None], NDArray[np.float32]]:
@@ -428,9 +310,6 @@ class ItemStore(Database):
     def _not_as_written(self, name: str, row: int) -> str:
         return f"{self.path}: the vector or the label of {name!r} (row {row}) is not what was written"
 
-    def _matrix(self, blobs: Iterable[bytes]) -> NDArray[np.float32]:
-        return np.frombuffer(b"".join(blobs), "<f4").reshape(-1, self.dimension).astype(np.float32)
-
     @staticmethod
     def _same(cursor: sqlite3.Cursor, records: Sequence[Record]) -> set[str]:
         """Ids of the records that stand there already, undamaged; vectors may differ by rounding."""
@@ -451,20 +330,5 @@ class ItemStore(Database):
         return cursor.rowcount
 
 
-def _keep_first_rows(cursor: sqlite3.Cursor, upto: int) -> None:
-    # what is replaced again and again stays as old as it is; of labels that have gone nothing may be left
-    cursor.execute(
-        "INSERT OR IGNORE INTO first_rows SELECT label, MIN(row) FROM items WHERE died <= ? AND label IS NOT NULL "
-        "AND EXISTS (SELECT 1 FROM feedback) GROUP BY label",
-        (upto,),
-    )
-    there = "SELECT label FROM items WHERE died IS NULL AND label IS NOT NULL"
-    cursor.execute(f"DELETE FROM first_rows WHERE label NOT IN ({there})")
-
-
 def _numbers(rows: Iterable[int]) -> str:
     return json.dumps([int(row) for row in rows])
-
-
-def _blob(vector: NDArray[np.floating]) -> bytes:
-    return np.ascontiguousarray(vector, "<f4").tobytes()

@@ -20,7 +20,8 @@ from index.calibration.evidence import exact_top
 from index.engines.choice import recall_warning
 from index.engines.engine import Engine, Selection
 from index.items.gallery import Gallery, VectorsOf
-from index.items.store import Changes, ReadItems
+from index.items.read_items import ReadItems
+from index.items.store import Changes
 
 Scores = NDArray[np.float32]
 Rows = NDArray[np.int64]

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from index.data.rows import text_key
 from index.errors import CollectionError, Damaged, DataError
 from index.items.filters import Filter
-from index.items.store import MAX_ID_BYTES, NO_CONTENT, Item, ItemStore, KeptQueries, ReadItems
+from index.items.read_items import ReadItems
+from index.items.store import MAX_ID_BYTES, NO_CONTENT, Item, ItemStore, KeptQueries
 from tests.index.helpers import unit
 
 D = 4
