@@ -36,7 +36,7 @@ from index.calibration.staleness import Seen
 from index.calibration.thresholds import from_fpir
 from index.data.rows import read_rows
 from index.encoders.by_name import encoder_folder, load_encoder
-from index.engines.faiss_engine import FaissFlat
+from index.engines.faiss_flat import FaissFlat
 from simplex import certify, sparsemax
 
 SEEDS = 5

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from index.engines import exact
 from index.engines.engine import Engine, Rows, Vectors, check_vectors
-from index.engines.faiss_engine import FaissEngine, FaissFlat, FaissHNSW, FaissIVF, FaissIVFPQ, FaissSQ8
+from index.engines.faiss_approximate import FaissHNSW, FaissIVF, FaissIVFPQ, FaissSQ8
+from index.engines.faiss_engine import FaissEngine
+from index.engines.faiss_flat import FaissFlat
 from index.engines.milvus_engine import MilvusEngine, address
 from index.errors import CollectionError, SettingsError
 

@@ -54,3 +54,11 @@ def flat_part(index: Any) -> Any | None:
     elif isinstance(index, faiss.IndexRefineFlat):
         index = faiss.downcast_index(index.refine_index)
     return index if isinstance(index, faiss.IndexFlat) and index.ntotal else None
+
+
+def flat_vectors(index: Any) -> NDArray[np.float32]:
+    """The whole vectors (size, d) that an index holds, where FAISS keeps them, without a copy."""
+    flat = flat_part(index)
+    assert flat is not None
+    vectors: NDArray[np.float32] = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
+    return vectors

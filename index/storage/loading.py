@@ -11,7 +11,7 @@ import numpy as np
 from index.calibration.calibrate import Calibration
 from index.engines.choice import engine_class
 from index.engines.engine import Engine
-from index.engines.faiss_engine import FaissFlat
+from index.engines.faiss_flat import FaissFlat
 from index.errors import CalibrationError, CollectionError
 from index.items.gallery import Gallery
 from index.items.store import ItemStore

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from index.collection import Collection
-from index.engines import eight_bits, faiss_engine
+from index.engines import eight_bits, faiss_flat
 from index.engines.eight_bits import EightBits
 from index.engines.engine import Selection
-from index.engines.faiss_engine import FaissFlat
+from index.engines.faiss_flat import FaissFlat
 from index.engines.native_faiss import faiss
 from tests.index.conftest import World
 
@@ -241,7 +241,7 @@ def test_what_cannot_be_prepared_is_searched_as_before(monkeypatch: pytest.Monke
     def failing(_: Any) -> None:
         raise MemoryError("no room")
 
-    monkeypatch.setattr(faiss_engine, "EightBits", failing)
+    monkeypatch.setattr(faiss_flat, "EightBits", failing)
     found = FaissFlat.build(GALLERY, np.arange(10, len(GALLERY) + 10))
     found.prepare()
     assert "no room" in caplog.text
@@ -313,8 +313,8 @@ def test_after_a_fork_everything_is_compared_in_full() -> None:
 @needs_exact_products
 def test_a_prepared_collection_stays_prepared(copied: Path, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """After its own compaction and, in a reader, after another process's; the answers are the same."""
-    monkeypatch.setattr(faiss_engine, "SMALL", 0)
-    monkeypatch.setattr(faiss_engine, "_SHARE", 1)
+    monkeypatch.setattr(faiss_flat, "SMALL", 0)
+    monkeypatch.setattr(faiss_flat, "_SHARE", 1)
     asked: list[int] = []
     real = EightBits.top
 

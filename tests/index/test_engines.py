@@ -17,8 +17,9 @@ from index.engines import choice as engines
 from index.engines import exact
 from index.engines.choice import ENGINES, FAISS, check_name, make_engine
 from index.engines.engine import Engine, Selection
-from index.engines.faiss_engine import FaissEngine, FaissFlat
+from index.engines.faiss_engine import FaissEngine
 from index.engines.faiss_file import flat_part
+from index.engines.faiss_flat import FaissFlat
 from index.engines.milvus_engine import MilvusEngine
 from index.errors import CollectionError, SettingsError
 from index.items.filters import says_something
@@ -76,7 +77,7 @@ def test_search_agrees_with_brute_force(
     check(engine, QUERIES[:queries], k, selection)
     if isinstance(engine, FaissEngine):  # a gallery this small then takes the path of a large one
         monkeypatch.setattr("index.engines.faiss_engine._FEW", 0)
-        monkeypatch.setattr("index.engines.faiss_engine.SMALL", 0)
+        monkeypatch.setattr("index.engines.faiss_flat.SMALL", 0)
         check(engine, QUERIES[:queries], k, selection)
 
 
@@ -115,7 +116,7 @@ def test_batches_of_a_large_flat_gallery_go_to_faiss_the_rest_to_numpy(
 ) -> None:
     calls: list[int] = []
     top = exact.top
-    monkeypatch.setattr("index.engines.faiss_engine.SMALL", 0)
+    monkeypatch.setattr("index.engines.faiss_flat.SMALL", 0)
     monkeypatch.setattr("index.engines.faiss_engine._FEW", 0)
     monkeypatch.setattr(
         "index.engines.faiss_engine.exact.top", lambda *given: calls.append(len(given[0])) or top(*given)

@@ -16,7 +16,7 @@ from index.calibration.conformal import Kind, nonconformity, threshold
 from index.calibration.evidence import SHARPNESS, Evidence, gather
 from index.calibration.outcome import distribution, fit_temperature, interpolated, map_name, table
 from index.collection import Collection
-from index.engines.faiss_engine import FaissFlat
+from index.engines.faiss_flat import FaissFlat
 from index.errors import CalibrationError
 from tests.index.conftest import World
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from index.engines import side_by_side
-from index.engines.faiss_engine import FaissFlat
+from index.engines.faiss_flat import FaissFlat
 from index.engines.native_faiss import faiss
 
 RNG = np.random.default_rng(5)
