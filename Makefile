@@ -59,7 +59,7 @@ test-cuda: $(VENV)/ready  ## on a CUDA device, with a torch for it in .venv: the
 
 .PHONY: test-jobs
 test-jobs: $(VENV)/ready  ## jobs over HTTP, training included: killed and continued, cancelled, promoted
-	SUREMATCH_TRAIN_JOB=1 $(BIN)/python -m pytest tests/service/test_jobs.py $(ARGS)
+	SUREMATCH_TRAIN_JOB=1 $(BIN)/python -m pytest tests/service/jobs $(ARGS)
 
 check: $(VENV)/ready  ## lint, types, and who may import whom
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -73,6 +73,14 @@ def copied(built: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def live(copied: Path) -> Iterator[Collection]:
+    """Its writer."""
+    opened = Collection.open(copied, writable=True)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
 def collection(built: Path) -> Iterator[Collection]:
     opened = Collection.open(built)
     yield opened
