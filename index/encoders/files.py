@@ -240,6 +240,8 @@ def _modules(folder: Path) -> list[dict[str, Any]]:
         if not found:
             raise ValueError("it lists no module")
         return found
+    except PermissionError as error:
+        raise EncoderError(f"{error.filename}: cannot be read ({error.strerror}). Check its permissions.") from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise EncoderError(
             f"{folder}: not an encoder: it has no readable modules.json. Give a folder written by `surematch train` "

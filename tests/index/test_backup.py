@@ -317,6 +317,23 @@ def test_a_source_that_cannot_be_read_is_named(copied: Path, tmp_path: Path, mon
     assert not (tmp_path / "copy").exists()
 
 
+def test_snapshots_that_may_not_be_read_are_not_taken_for_none(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = os.listdir
+
+    def barred(path: Any) -> Any:
+        if Path(path) == copied / "snapshots":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return before(path)
+
+    (copied / "snapshots" / "CURRENT").unlink()  # as it looks to whom nothing there is shown
+    monkeypatch.setattr(os, "listdir", barred)
+    with pytest.raises(CollectionError, match=r"topics/snapshots: cannot be read \(Permission denied\)"):
+        copy_collection(copied, tmp_path / "copy", quiet)
+    assert not (tmp_path / "copy").exists()
+
+
 def test_items_lose_no_label_unasked(
     copied: Path, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,7 +22,8 @@ from index import build as build_module
 from index.build import build_collection
 from index.calibration.sources import Held
 from index.collection import Collection, NewItem
-from index.errors import CollectionError, Damaged, DataError, DiskFull, ReadOnly
+from index.encoders.files import fingerprint
+from index.errors import CollectionError, Damaged, DataError, DiskFull, EncoderError, ReadOnly
 from index.storage import snapshot as snapshot_module
 from tests.index.conftest import World
 
@@ -274,6 +275,15 @@ def test_a_folder_that_may_not_be_looked_into_is_named(copied: Path, monkeypatch
     monkeypatch.setattr(Path, "is_file", denied)
     with pytest.raises(CollectionError, match=r"collection\.json: cannot be read \(Permission denied\)"):
         Collection.open(copied)
+
+
+def test_an_encoder_that_may_not_be_read_is_not_told_to_be_none(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(self: Path, *how: Any, **more: Any) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_text", denied)
+    with pytest.raises(EncoderError, match=r"modules\.json: cannot be read \(Permission denied\)\. Check its perm"):
+        fingerprint(world.encoder)
 
 
 def test_rows_whose_columns_json_does_not_have_are_found_before_anything_is_encoded(
