@@ -126,7 +126,7 @@ def _copy_state(source: Path, folder: Path, dimension: int) -> None:
                 shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
             name = current_name(source / SNAPSHOTS)
             if name is None and (source / SNAPSHOTS).exists():
-                os.listdir(source / SNAPSHOTS)  # what may not be read would look like what is not there
+                list((source / SNAPSHOTS).iterdir())  # what may not be read would look like what is not there
             if name is None and (newest := read_snapshot(source / SNAPSHOTS)[0]) is not None:
                 name = newest.name  # as whoever opens the collection finds it
             try:

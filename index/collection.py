@@ -41,7 +41,7 @@ from index.search.finding import Finder
 from index.stages import stage
 from index.storage.folder import ENCODER, ITEMS, SNAPSHOTS, checked_encoder, read_config
 from index.storage.live import LiveState
-from index.storage.snapshot import clean, current_name, refuse_altered, refuse_newer
+from index.storage.snapshot import clean, current_name, refuse_altered, refuse_newer, refuse_unsigned
 from index.storage.state import State
 from index.storage.versions import Version
 from index.storage.writer_lock import WriterLock
@@ -94,6 +94,7 @@ class Collection:
         if writable:
             refuse_newer(path / SNAPSHOTS)
             refuse_altered(path / SNAPSHOTS)
+        refuse_unsigned(path / SNAPSHOTS)
         lock = WriterLock(path) if writable else None
         try:
             encoder = checked_encoder(path, config)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -49,10 +50,12 @@ _VOLATILE = {
     "_name_or_path",
     "torch_dtype",
     "similarity_fn_name",
-    "model_type",
     "agreement",  # of an export with torch, on the texts at hand
 }
-_AT_ROOT = ("modules.json", "config.json", "config_sentence_transformers.json", "sentence_bert_config.json")
+_LIBRARY = "config_sentence_transformers.json"
+_VOLATILE_THERE = {"model_type"}
+"""What `_LIBRARY` calls the kind of its class; in a transformer's config.json this is the architecture."""
+_AT_ROOT = ("modules.json", "config.json", _LIBRARY, "sentence_bert_config.json")
 _TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -147,6 +150,7 @@ def open_sentence_transformer(name: str) -> SentenceTransformer:
 
             network = ImageNetwork.load(str(module_paths(Path(name))[0]))
             return SentenceTransformer(modules=[network], device="cpu")
+        _check_classes(Path(name))
         return SentenceTransformer(name, device="cpu", trust_remote_code=False)
     if name == "static":
         return _static()
@@ -261,6 +265,24 @@ def module_paths(folder: Path) -> list[Path]:
     return paths
 
 
+def _check_classes(folder: Path) -> None:
+    """Raises `EncoderError` for a module that the library has under this name and that is none: it would be "loaded"
+    all the same, with torch's loader of pickles for one. Names of others it refuses itself."""
+    from sentence_transformers.util import import_from_string
+    from torch import nn
+
+    for module in _modules(folder):
+        if not module["type"].startswith("sentence_transformers."):
+            continue
+        with suppress(ImportError):  # which the library says better
+            found = import_from_string(module["type"])
+            if not (isinstance(found, type) and issubclass(found, nn.Module)):
+                raise EncoderError(
+                    f"{folder / 'modules.json'}: {module['type']} is no module of sentence-transformers. Use a folder "
+                    "written by `surematch train` or by SentenceTransformer(...).save(folder)."
+                )
+
+
 def module_kinds(folder: Path) -> list[str]:
     """Class names of the encoder's modules in order, e.g. ["StaticEmbedding", "Normalize"]."""
     return [module["type"].rsplit(".", 1)[-1] for module in _modules(folder)]
@@ -272,5 +294,6 @@ def _canonical(path: Path, content: bytes) -> bytes:
     except (ValueError, RecursionError) as error:
         raise EncoderError(f"{path}: not valid JSON ({error}). Copy the encoder's folder again.") from error
     if isinstance(value, dict):
-        value = {key: item for key, item in value.items() if key not in _VOLATILE}
+        volatile = _VOLATILE | _VOLATILE_THERE if path.name == _LIBRARY else _VOLATILE
+        value = {key: item for key, item in value.items() if key not in volatile}
     return json.dumps(value, sort_keys=True).encode()

@@ -28,6 +28,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 Vectors = NDArray[np.float32]
 
 _BATCH = 32
+_NOWHERE = "/dev/null/no-files-beside-a-model"
 
 
 class OnnxEncoder:
@@ -91,6 +92,8 @@ def inference_session(content: bytes, constants: Mapping[str, NDArray[Any]] | No
     """The network in an ONNX file, on the CPU: as many threads as there are cores, or as OMP_NUM_THREADS says.
 
     `constants` are those that the file only names; they must stay as they are unless ONNX Runtime packs its own copy.
+    A file that names others, which lie in files beside it, is refused: no checksum covers those, and any file that this
+    process may read could be named (ONNX Runtime looks in the working directory, for what it gets as bytes).
 
     Between two calls they sleep: as they come they turn for a while, on cores that somebody else needs. The sum of two
     values is normalised in two steps: ONNX Runtime 1.32 is slower by its one operator for both.
@@ -101,6 +104,7 @@ def inference_session(content: bytes, constants: Mapping[str, NDArray[Any]] | No
     threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # a list: of the outermost level
     options.intra_op_num_threads = int(threads or len(os.sched_getaffinity(0)))
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NOWHERE)
     options.log_severity_level = 3
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in (constants or {}).values()]
     if constants:

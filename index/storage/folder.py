@@ -17,6 +17,7 @@ from typing import Any
 
 from index.encoders.by_name import load_encoder
 from index.encoders.encoder import Encoder, WithoutRuntime
+from index.encoders.files import fingerprint
 from index.errors import CollectionError, RuntimeMissing
 from index.storage.place import beside
 
@@ -25,19 +26,23 @@ CONFIG, ENCODER, ITEMS, SNAPSHOTS = "collection.json", "encoder", "items.sqlite"
 
 
 def checked_encoder(path: Path, config: dict[str, Any]) -> Encoder:
-    """The collection's encoder, which need not be able to run. Raises `CollectionError` when it is another one."""
+    """The collection's encoder, which need not be able to run, once its files are those the collection was built with.
+
+    Raises `CollectionError` when it is another one, and has then loaded nothing of it.
+    """
     try:
+        found = fingerprint(path / ENCODER)
+        if found != config["encoder"]:
+            raise CollectionError(
+                f"{path / ENCODER}: this encoder ({found[:12]}) is not the one the collection was built "
+                f"with ({config['encoder'][:12]}), so its vectors would mean nothing here. Restore that encoder, or "
+                "build the collection again with `surematch index`."
+            )
         encoder = load_encoder(path / ENCODER)
     except RuntimeMissing as error:
         encoder = WithoutRuntime(path / ENCODER, config["dimension"], str(error))
     except OSError as error:
         raise CollectionError(f"{path / ENCODER}: cannot be read ({error}). Check its permissions.") from error
-    if encoder.fingerprint != config["encoder"]:
-        raise CollectionError(
-            f"{path / ENCODER}: this encoder ({encoder.fingerprint[:12]}) is not the one the collection was built "
-            f"with ({config['encoder'][:12]}), so its vectors would mean nothing here. Restore that encoder, or "
-            "build the collection again with `surematch index`."
-        )
     if encoder.dimension != config["dimension"]:
         raise CollectionError(
             f"{path / CONFIG}: says {config['dimension']} dimensions, the encoder makes {encoder.dimension}. "

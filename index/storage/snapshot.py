@@ -175,6 +175,25 @@ def refuse_altered(root: Path) -> None:
         )
 
 
+def refuse_unsigned(root: Path) -> None:
+    """Raises `CollectionError` where a key is set and no signed manifest is of `collection.json` as it lies.
+
+    That names the encoder by its digest: before this is known, no loader may see the encoder.
+    """
+    if not signing.signing():
+        return
+    faults: list[str] = []
+    for name in _candidates(root, faults):
+        try:
+            _manifest(root / name)
+            return
+        except CollectionError as error:
+            faults.append(str(error))
+    raise CollectionError(
+        f"{' '.join(faults)} As {signing.KEY} is set, what was not signed is not loaded. Restore a backup."
+    )
+
+
 def sign(root: Path) -> None:
     """Signs the current snapshot as it lies, once its checksums are verified. Raises `CollectionError`, `DiskFull`."""
     folder = root / (current_name(root) or "CURRENT")
@@ -283,6 +302,18 @@ def _why_unnamed(root: Path) -> str:
 
 def _verify(folder: Path, *, signed: bool = True) -> Snapshot:
     path = folder / _MANIFEST
+    manifest, listed = _manifest(folder, signed=signed)
+    files = {}
+    for name, (size, digest) in listed.items():
+        if Path(name).name != name or name in ("", "..") or "\0" in name:
+            raise CollectionError(f"{path}: lists {name!r}, which is not a plain file name.")
+        files[name] = _read_checked(folder / name, size, digest)
+    return Snapshot(folder.name, manifest, files)
+
+
+def _manifest(folder: Path, *, signed: bool = True) -> tuple[dict[str, Any], dict[str, tuple[int, str]]]:
+    """What the manifest of a snapshot says, verified, and the bytes and the SHA-256 of each file that it lists."""
+    path = folder / _MANIFEST
     try:
         text = path.read_bytes()
         if not _is_named_by(text, folder):
@@ -300,12 +331,7 @@ def _verify(folder: Path, *, signed: bool = True) -> Snapshot:
         raise CollectionError(f"{path}: not a readable manifest ({error}).") from error
     if written_by > _FORMAT:
         raise CollectionError(f"{path}: written by a newer surematch (format {written_by}). Upgrade to read it.")
-    files = {}
-    for name, (size, digest) in listed.items():
-        if Path(name).name != name or name in ("", "..") or "\0" in name:
-            raise CollectionError(f"{path}: lists {name!r}, which is not a plain file name.")
-        files[name] = _read_checked(folder / name, size, digest)
-    return Snapshot(folder.name, manifest, files)
+    return manifest, listed
 
 
 def _is_named_by(manifest: bytes, folder: Path) -> bool:

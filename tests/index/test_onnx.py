@@ -50,6 +50,24 @@ def torch_vectors(source: Path) -> np.ndarray:
     return SentenceEncoder(source).encode(TEXTS)
 
 
+@pytest.mark.parametrize("place", ["keys.json", "{here}/keys.json", "../{name}/keys.json", "/etc/passwd"])
+def test_a_model_reads_no_file_beside_itself(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a model says its weights lie in might be any file of the machine, and would be in the vectors it makes."""
+    from onnx import TensorProto, helper
+
+    (tmp_path / "keys.json").write_text("a secret of more than sixteen bytes")
+    monkeypatch.chdir(tmp_path)
+    weights = TensorProto(name="w", data_type=TensorProto.UINT8, dims=[16], data_location=TensorProto.EXTERNAL)
+    told = {"location": place.format(here=tmp_path, name=tmp_path.name), "offset": "0", "length": "16"}
+    for key, value in told.items():
+        weights.external_data.add(key=key, value=value)
+    out = helper.make_tensor_value_info("o", TensorProto.FLOAT, [16])
+    graph = helper.make_graph([helper.make_node("Cast", ["w"], ["o"], to=TensorProto.FLOAT)], "g", [], [out], [weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with pytest.raises(Exception, match="External data path"):
+        inference_session(model.SerializeToString())
+
+
 def test_float_export_gives_torchs_vectors(source: Path, exported: Path, torch_vectors: np.ndarray) -> None:
     encoder = load_encoder(exported)
     assert isinstance(encoder, OnnxEncoder)
@@ -128,6 +146,32 @@ def test_int8_is_another_encoder_and_says_how_far_off(
     assert len({fingerprint(folder) for folder in (source, exported, tmp_path / "int8")}) == 3
     with pytest.raises(EncoderError, match=r"mean cosine of 0\.9.*expected at least 0\.9999.*--least-agreement"):
         install_encoder(source, tmp_path / "refused", "onnx-int8", TEXTS, least=0.9999)
+
+
+def test_the_architecture_moves_the_fingerprint_and_the_librarys_word_for_its_class_does_not(
+    source: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(source, tmp_path / "copy"))
+    before = fingerprint(copy)
+    for file, kind, same in (
+        ("config_sentence_transformers.json", "SparseEncoder", True),
+        ("config.json", "roberta", False),
+    ):
+        config = json.loads((copy / file).read_text())
+        (copy / file).write_text(json.dumps(config | {"model_type": kind}))
+        assert (fingerprint(copy) == before) == same
+
+
+@pytest.mark.parametrize(
+    "name", ["sentence_transformers.base.model.torch", "sentence_transformers.util.import_from_string"]
+)
+def test_what_is_no_module_is_not_loaded_as_one(name: str, source: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(source, tmp_path / "copy"))
+    modules = json.loads((copy / "modules.json").read_text())
+    modules[-1]["type"] = name
+    (copy / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(EncoderError, match=r"is no module of sentence-transformers"):
+        SentenceEncoder(copy)
 
 
 def test_what_does_not_move_a_vector_does_not_move_the_fingerprint(exported: Path, tmp_path: Path) -> None:

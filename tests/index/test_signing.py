@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from index.collection import Collection
+from index.encoders.files import fingerprint
 from index.errors import CollectionError, SettingsError
 from index.items.new_items import NewItem
+from index.storage import folder as folder_module
 from index.storage.signing import KEY
 from index.storage.snapshot import sign
 from index.verbs.cli_items import compact
@@ -158,6 +160,25 @@ def test_damage_is_not_signed(copied: Path, key: Path) -> None:
     with pytest.raises(CollectionError, match=r"rows\.i64"):
         compact([str(copied), "--sign", "--json"])
     assert not list(copied.rglob(SIGNATURE))
+
+
+def test_an_encoder_that_nobody_signed_is_not_loaded(signed: Path, monkeypatch: pytest.MonkeyPatch, key: Path) -> None:
+    """Whoever may write to the folder can name another encoder in `collection.json`, with the right digest."""
+    loaded: list[Path] = []
+    load = folder_module.load_encoder
+    monkeypatch.setattr(folder_module, "load_encoder", lambda path: loaded.append(path) or load(path))
+    weights = next((signed / "encoder").rglob("model.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(CollectionError, match=r"this encoder .* is not the one the collection was built with"):
+        Collection.open(signed)
+    config = json.loads((signed / "collection.json").read_text())
+    (signed / "collection.json").write_text(json.dumps(config | {"encoder": fingerprint(signed / "encoder")}))
+    for writable in (False, True):
+        with pytest.raises(CollectionError, match=r"collection\.json: is damaged"):
+            Collection.open(signed, writable=writable)
+    assert loaded == []
 
 
 def test_collection_json_belongs_to_the_snapshot(signed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
