@@ -38,6 +38,7 @@ from index.search import respond
 from index.search.asked import MAX_K as MAX_K
 from index.search.asked import Asked, texts_asked, vectors_asked
 from index.search.finding import Finder
+from index.search.found import check_length
 from index.stages import stage
 from index.storage.folder import ENCODER, ITEMS, SNAPSHOTS, checked_encoder, read_config
 from index.storage.live import LiveState
@@ -417,6 +418,7 @@ class Collection:
             if self.state is before and not self.refresh():
                 raise
             found, state = self._finder.found(queries, asked)
+        check_length(found, asked)
         reason = state.uncalibrated()
         if reason is not None or state.calibration is None:
             told = [warning for warning in state.warnings if warning not in (reason or "")]

@@ -54,6 +54,12 @@ KINDS = {
         Kind("bad-request", 400, "The request could not be understood", "Send a well-formed HTTP/1.1 request."),
         Kind("unauthorized", 401, "A key is needed", "Send a valid key: `Authorization: Bearer KEY`."),
         Kind("forbidden", 403, "The key may not do this", "Use a key with that scope: `surematch keys add`."),
+        Kind(
+            "cross-site",
+            403,
+            "A page of another site may not change anything here",
+            "Use this service's own pages, a program that is no browser, or keys: `surematch keys add`.",
+        ),
         Kind("not-found", 404, "There is nothing at this address", "See /docs for the addresses that exist."),
         Kind("no-such-item", 404, "There is no such item", "Check the id; an item that was deleted is gone."),
         Kind("no-such-collection", 404, "There is no such collection", "See GET /v1/collections for their names."),

@@ -100,7 +100,7 @@ def run(
 
     config = uvicorn.Config(
         app,
-        http=type("Protocol", (PatientProtocol,), {"head_seconds": settings.receive_seconds}),
+        http=type("Protocol", (PatientProtocol,), {"patience": settings.receive_seconds}),
         ws="none",
         lifespan="on",
         log_config=logs.configuration(access=settings.access_log),

@@ -82,11 +82,18 @@ class ServeSettings(Settings):
     max_text_chars: int = Field(10_000, ge=1, description="longest text of a query, in characters")
     max_vector_length: int = Field(16_384, ge=1, description="longest vector read before its length is checked")
     max_k: int = Field(TOP_K, ge=1, le=TOP_K, description="most hits that may be asked for a query")
+    max_answer_chars: int = Field(
+        32 * 2**20,
+        ge=2**20,
+        description="most characters of labels, texts and metadata that the hits of one request may have together",
+    )
     max_items: int = Field(1000, ge=1, le=100_000, description="most items in one write")
     max_pending: int = Field(128, ge=1, description="queries that may wait or run; further requests get 503")
     deadline_seconds: float = Field(30, gt=0, description="seconds a search may take in all; then 503")
     receive_seconds: float = Field(
-        10, gt=0, description="seconds a client may take to send a request's head, or its body"
+        10,
+        gt=0,
+        description="seconds a client may take to send a request's head, or its body, or to take more of an answer",
     )
     cache_bytes: int = Field(32 * 2**20, ge=0, description="memory for the vectors of recent query texts; 0: none")
     search_threads: int = Field(

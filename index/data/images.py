@@ -1,11 +1,13 @@
 """Pictures from untrusted bytes: limits first, then decoding, and one upright RGB or grey image at the end.
 
-Nothing is decoded before its header says that it is one of the formats allowed, one frame, and small enough; so a
-decompression bomb costs its compressed bytes and no more. Every fault is a `DataError`.
+Nothing is decoded before its header says that it is one of the formats allowed, one frame, and small enough, and a JPEG
+not before its scans are counted; so a decompression bomb costs its compressed bytes and no more. Every fault is a
+`DataError`.
 """
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import dataclass
 from io import BytesIO
@@ -45,9 +47,15 @@ class Limits:
     bytes: int = 20_000_000
     pixels: int = 40_000_000
     edge: int = 20_000
+    scans: int = 100
+    """Of a JPEG: each goes over all of its pixels again. Progressive ones have about ten; libtiff, too, takes 100."""
 
 
 LIMITS = Limits()
+_MARKER = re.compile(rb"\xff+([^\x00\xff])")
+_BARE = frozenset(b"\x01\xd0\xd1\xd2\xd3\xd4\xd5\xd6\xd7\xd8")
+"""Markers of a JPEG without a length behind them: restarts stand within a scan."""
+_SCAN, _END = 0xDA, 0xD9
 
 
 def decode(content: bytes, limits: Limits = LIMITS) -> Image.Image:
@@ -67,6 +75,8 @@ def decode(content: bytes, limits: Limits = LIMITS) -> Image.Image:
             warnings.simplefilter("ignore")  # damaged metadata; a picture that decodes is a picture
             with Image.open(BytesIO(content), formats=FORMATS) as image:
                 _check_header(image, limits)
+                if image.format in ("JPEG", "MPO"):
+                    _check_scans(content, limits)
                 image.load()
                 return _flat(_upright(image))
     except DataError:
@@ -131,6 +141,21 @@ def _check_header(image: Image.Image, limits: Limits) -> None:
         raise DataError(
             f"The picture has {frames} frames or pages; which of them is meant is not said. Give a file of one picture."
         )
+
+
+def _check_scans(content: bytes, limits: Limits) -> None:
+    """Of the first JPEG in `content`, marker by marker as ISO/IEC 10918-1 (annex B) has them."""
+    scans, at = 0, 0
+    while (marker := _MARKER.search(content, at)) is not None:
+        kind, at = marker[1][0], marker.end()
+        if kind == _END:
+            return
+        if kind in _BARE:
+            continue
+        at += int.from_bytes(content[at : at + 2], "big")
+        scans += kind == _SCAN
+        if scans > limits.scans:
+            raise DataError(f"The picture has more than {limits.scans} scans, which no camera writes. Save it anew.")
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -30,6 +30,8 @@ class Asked:
     coverage_for: CoverageFor
     filter: Filter | None
     explain: bool
+    most_characters: int | None = None
+    """Of the labels, texts and metadata of all hits together: an answer may be much longer than the question."""
 
     @classmethod
     def checked(
@@ -40,12 +42,13 @@ class Asked:
         coverage_for: CoverageFor,
         filter: dict[str, Any] | None,
         explain: bool,
+        most_characters: int | None = None,
     ) -> Asked:
         """From what a caller passed. Raises `DataError`."""
         name = map_name(map)
         check_how(k, coverage, coverage_for)
         condition = None if filter is None else Filter.parse(filter)
-        return cls(k, name, coverage, coverage_for, condition, explain)
+        return cls(k, name, coverage, coverage_for, condition, explain, most_characters)
 
 
 def texts_asked(texts: Iterable[str]) -> list[str]:

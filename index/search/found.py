@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.answer import Hit
+from index.errors import DataError
 from index.items.item import StoredItem
+from index.search.asked import Asked
 
 if TYPE_CHECKING:
     from index.items.gallery import Gallery
@@ -68,6 +70,12 @@ class Found:
         columns = (best.rows[:, :k].tolist(), scores.tolist(), best.codes[:, :k].tolist())
         return [list(zip(*of_query, strict=True)) for of_query in zip(*columns, strict=True)]
 
+    def characters(self, k: int) -> int:
+        """Of the labels, texts and metadata of the k best of all queries together."""
+        rows = (self.shown or self).rows[:, :k].ravel().tolist()
+        sizes = {row: len(item.json) + len(item.text or "") + len(item.label or "") for row, item in self.items.items()}
+        return sum(sizes.get(row, 0) for row in rows)
+
     def hits(self, best: list[tuple[int, float, int]], probability: dict[int, float | None] | None) -> list[Hit]:
         """Of one query's `best`; `probability` by label code."""
         return [
@@ -82,3 +90,15 @@ class Found:
             for row, score, code in best
             if (item := self.items.get(row)) is not None
         ]
+
+
+def check_length(found: Found, asked: Asked) -> None:
+    """Raises `DataError` where the hits would be longer than `asked.most_characters`."""
+    if asked.most_characters is None:
+        return
+    length = found.characters(asked.k)
+    if length > asked.most_characters:
+        raise DataError(
+            f"The labels, texts and metadata of the hits have {length:,} characters; at most {asked.most_characters:,} "
+            "are answered at once. Ask for fewer hits (k), or fewer queries at a time."
+        )

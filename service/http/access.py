@@ -42,7 +42,7 @@ def scope_needed(method: str, path: str) -> str | None:
 class Access:
     """Answers 401 without a valid key and 403 without the scope; without `keys` everybody may do everything.
 
-    The key's name is left in `scope["state"]["key"]` for the log.
+    The key's name is left in `scope["state"]["key"]` for the log, and its scopes in `scope["state"]["scopes"]`.
     """
 
     def __init__(self, app: ASGIApp, keys: Keys | None) -> None:
@@ -66,10 +66,15 @@ class Access:
         if key is None:
             why = "The key is not valid." if given else "No key was sent."
             return Problem("unauthorized", why, headers={"WWW-Authenticate": "Bearer"})
-        scope.setdefault("state", {})["key"] = key.name
+        scope.setdefault("state", {}).update(key=key.name, scopes=key.scopes)
         if needed not in key.scopes:
             return Problem("forbidden", f"The key {key.name} lacks the scope {needed}.")
         return None
+
+
+def may_write(scope: Scope) -> bool:
+    """Whether whoever asks may change items: without keys everybody may."""
+    return "write" in scope.get("state", {}).get("scopes", ("write",))
 
 
 def _given(scope: Scope) -> str:

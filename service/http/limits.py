@@ -60,14 +60,17 @@ class BodyLimit:
         return Problem("body-too-large", f"The limit is {self.limit:,} bytes a request.")
 
 
+_SAFE = ("GET", "HEAD", "OPTIONS")
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 class KnownHosts:
-    """Refuses requests with several Host headers, and those whose Host header is not one of `names`, if any are given.
+    """Refuses requests with several Host headers. Where `names` are given, which is where no key tells friend from foe,
+    also those whose Host header is none of them, and changes that a page of another site sends.
 
     A web page elsewhere can have its own name resolve to 127.0.0.1 and then read a service on loopback as if it were
-    its own (DNS rebinding); the name it must use gives it away. A request without the header is no browser's.
+    its own (DNS rebinding); the name it must use gives it away. And it can post what needs no content type of JSON; a
+    browser says that it does (Fetch Metadata, or Origin). A request without these headers is no browser's.
     """
 
     def __init__(self, app: ASGIApp, names: Collection[str] | None) -> None:
@@ -85,9 +88,22 @@ class KnownHosts:
         hosts = [value for name, value in scope["headers"] if name == b"host"]
         if len(hosts) > 1:  # a proxy may have heeded another one
             return Problem("bad-request", "It has several Host headers.")
-        if self.names is None or not hosts or _without_port(hosts[0].decode("latin-1")).lower() in self.names:
+        if self.names is None:
             return None
-        return Problem("unknown-host", "The Host header names another service.")
+        if hosts and not self._is_own(hosts[0].decode("latin-1")):
+            return Problem("unknown-host", "The Host header names another service.")
+        if scope["method"] not in _SAFE and self._is_elsewheres(scope):
+            return Problem("cross-site", "The browser says that the request is of another site's page.")
+        return None
+
+    def _is_own(self, host: str) -> bool:
+        return _without_port(host).lower() in self.names if self.names is not None else True
+
+    def _is_elsewheres(self, scope: Scope) -> bool:
+        site, origin = header(scope, b"sec-fetch-site"), header(scope, b"origin")
+        if site in ("cross-site", "same-site"):  # the latter is another port, or another name of the domain
+            return True
+        return origin is not None and not self._is_own(origin.partition("://")[2])
 
 
 def _without_port(host: str) -> str:

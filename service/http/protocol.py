@@ -1,17 +1,22 @@
-"""HTTP for clients that may never finish what they send: who has not sent a request's head in time is let go, who sends
-one without end is refused, and so is who goes on sending the body of a request that was answered. And an answer in one
-packet.
+"""HTTP for clients that may never finish what they send, or take: who has not sent a request's head in time is let go,
+who sends one without end is refused, and so is who goes on sending the body of a request that was answered, and who
+takes nothing more of an answer. And an answer in one packet.
 
 uvicorn closes idle connections between requests, but waits for ever for the rest of a head that has begun, or never
-begins: a thousand half-open connections cost an attacker nothing and the service its file descriptors. And it reads the
-body of a request that was answered without end.
+begins: a thousand half-open connections cost an attacker nothing and the service its file descriptors. It reads the
+body of a request that was answered without end, and holds an answer that nobody takes as long as the connection.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import random
+import socket
+import struct
+import termios
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, ClassVar
 
@@ -24,6 +29,8 @@ from service.telemetry.logs import REQUEST_ID
 
 LARGEST_HEAD = 64 * 1024
 """Bytes of a head, or of what follows a body, after which no more is read."""
+_QUEUED = struct.Struct("i")
+_AT_ONCE = struct.pack("ii", 1, 0)
 log = logging.getLogger("surematch.service")
 
 
@@ -78,20 +85,58 @@ def end_by_closing(cycle: RequestResponseCycle) -> None:
 
 
 class PatientProtocol(HttpToolsProtocol):
-    """Closes a connection whose request's head is not complete `head_seconds` after it was opened, or had begun, or
-    `LARGEST_HEAD` bytes, and one whose body is not complete so long, or `MOST` bytes, after the answer."""
+    """Closes a connection whose request's head is not complete `patience` seconds after it was opened, or had begun, or
+    `LARGEST_HEAD` bytes, one whose body is not complete so long, or `MOST` bytes, after the answer, and one that took
+    nothing of an answer for so long."""
 
-    head_seconds: ClassVar[float] = 10.0
+    patience: ClassVar[float] = 10.0
     _deadline: asyncio.TimerHandle | None = None
     _in_head = False
     _unread = 0
     """Bytes since something of the request was complete: its head, a part of its body, or all of it."""
     _surplus: int | None = None
     """Bytes of the body since its request was answered; None: no such body is on its way."""
+    _untaken = 0
+    """Bytes of an answer that the client had not taken when it was last looked."""
+    _look: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(Joined(transport, self.loop))  # type: ignore[arg-type]
+        self.transport.set_write_buffer_limits(high=0)  # so that `pause_writing` tells of all that is not taken at once
         self._arm()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._look_again()
+
+    def resume_writing(self) -> None:
+        self._look_no_more()
+        super().resume_writing()
+
+    def _look_again(self) -> None:
+        self._untaken = self._not_taken()
+        self._look = self.loop.call_later(self.patience, self._check_taken)
+
+    def _not_taken(self) -> int:
+        """Bytes that wait here and in the kernel, which tells of room only once a third of its megabytes are free."""
+        waiting = self.transport.get_write_buffer_size()
+        with suppress(OSError):  # of a socket that has just been closed
+            connection = self.transport.get_extra_info("socket")
+            waiting += _QUEUED.unpack(fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(_QUEUED.size)))[0]
+        return waiting
+
+    def _look_no_more(self) -> None:
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+
+    def _check_taken(self) -> None:
+        if self._not_taken() < self._untaken:
+            self._look_again()
+            return
+        with suppress(OSError):  # else the kernel would hold its megabytes for longer, too
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+        self.transport.abort()  # `close` would wait for what is never taken
 
     def data_received(self, data: bytes) -> None:
         self._unread += len(data)
@@ -159,11 +204,12 @@ class PatientProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        self._look_no_more()
         super().connection_lost(exc)
 
     def _arm(self) -> None:
         self._disarm()
-        self._deadline = self.loop.call_later(self.head_seconds, self._let_go)
+        self._deadline = self.loop.call_later(self.patience, self._let_go)
 
     def _disarm(self) -> None:
         if self._deadline is not None:

@@ -257,6 +257,7 @@ class Jobs:
             # from the event loop's own thread: the process is told to end when the thread that made it does
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
+                "-P",  # else Python would import what lies in the job's folder in the place of modules
                 "-m",
                 "service.job_process",
                 *words,

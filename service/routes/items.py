@@ -13,6 +13,7 @@ from starlette.convertors import PathConvertor, register_url_convertor
 from index.collection import Receipt
 from index.items.gallery import Gallery
 from index.strict_json import parsed
+from service.http.access import may_write
 from service.problems import Fault, Problem, documented
 from service.routes.state import JSON_BODY, audited, body_of, json_body, json_response, serving_of, validated
 from service.schemas.items import (
@@ -104,10 +105,12 @@ async def delete_items(request: Request) -> Response:
     "/items/{id:id}", summary="One item", response_model=ItemReply, responses={**_READ, **documented("no-such-item")}
 )
 async def get_item(request: Request, id: str) -> Response:
-    """Without its vector: a text can be guessed from it."""
+    """Without its vector: a text can be guessed from it. Keys that may write see those whose consent ended, too."""
     with serving_of(request) as serving:
-        item = await asyncio.to_thread(lambda: serving.collection.item(id))
-    if item is None:
+        collection = serving.collection
+        item = await asyncio.to_thread(lambda: collection.item(id))
+        hidden = item is not None and not await asyncio.to_thread(lambda: collection.findable([id]))
+    if item is None or (hidden and not may_write(request.scope)):
         raise _no_such_item()
     return json_response({"id": item.id, "label": item.label, "text": item.text, "metadata": item.metadata})
 

@@ -77,6 +77,7 @@ class Searcher:
         self.metrics = metrics
         self.cache = VectorCache(settings.cache_bytes)
         self._deadline = settings.deadline_seconds
+        self._most_characters = settings.max_answer_chars
         self._places = Admission(settings.max_pending, "queries", metrics.refused.inc)
         self._took = float("inf")
         self._encoding: Batcher[list[str], tuple[Vectors, float]] = Batcher(
@@ -232,7 +233,13 @@ class Searcher:
         vectors = np.concatenate([job.vectors for job in jobs])
         try:
             how = Asked.checked(
-                asked.k, asked.map_spec, asked.coverage, asked.coverage_for, asked.filter, asked.explain
+                asked.k,
+                asked.map_spec,
+                asked.coverage,
+                asked.coverage_for,
+                asked.filter,
+                asked.explain,
+                self._most_characters,
             )
             with measured() as stages:
                 answers, state = self.collection.answered(vectors, how)

@@ -203,6 +203,39 @@ def test_a_bomb_is_refused_by_its_header(monkeypatch: pytest.MonkeyPatch) -> Non
         decode(_bomb(20_001, 1))
 
 
+def _scans(extra: int, behind: bytes = b"") -> bytes:
+    """A progressive JPEG that says one of its scans so often again; `behind` stands after its end."""
+    file = BytesIO()
+    Image.linear_gradient("L").save(file, "JPEG", progressive=True, quality=50)
+    content = file.getvalue()
+    starts = [at for at in range(len(content)) if content.startswith(b"\xff\xda", at)]
+    last = content[starts[-1] : -2]  # of the highest bits' refinements: the same again changes nothing that is checked
+    return content[:-2] + last * extra + content[-2:] + behind
+
+
+def test_scans_are_counted_before_one_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = _scans(0).count(b"\xff\xda")
+    assert 2 < own < 20
+    assert decode(_scans(0)).size == (256, 256)
+    assert decode(_scans(0, behind=b"\xff\xda" * 1000)).size == (256, 256)  # the film behind a telephone's photograph
+    exif = Image.Exif()
+    exif[0x010E] = "\xff\xda" * 500  # nor those of what is written about the picture
+    file = BytesIO()
+    Image.open(BytesIO(_scans(0))).save(file, "JPEG", exif=exif, comment=b"\xff\xda" * 500)
+    assert file.getvalue().count(b"\xff\xda") > 500
+    assert decode(file.getvalue()).size == (256, 256)
+    assert decode(_scans(3), Limits(scans=own + 3)).size == (256, 256)
+
+    def loaded(*_: object) -> None:
+        raise AssertionError("pixels were decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", loaded)
+    with pytest.raises(DataError, match=f"more than {own + 2} scans"):
+        decode(_scans(3), Limits(scans=own + 2))
+    with pytest.raises(DataError, match="more than 100 scans, which no camera writes"):
+        decode(_scans(20_000))
+
+
 def test_limits_are_exact() -> None:
     content = packed(digit(1, 0, 32))
     assert decode(content, Limits(bytes=len(content), pixels=1024, edge=32)).size == (32, 32)

@@ -366,6 +366,60 @@ def test_loopback_s_own_names_are_answered(api: httpx2.Client, host: str) -> Non
     assert api.get("/v1/collection", headers={"Host": host}).status_code == 200
 
 
+ELSEWHERE: dict[str, dict[str, str]] = {
+    "another site": {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"},
+    "an old browser": {"Origin": "https://evil.example"},
+    "another port": {"Origin": "http://127.0.0.1:3000", "Sec-Fetch-Site": "same-site"},
+    "a sandbox": {"Origin": "null", "Sec-Fetch-Site": "cross-site"},
+    "no origin": {"Sec-Fetch-Site": "cross-site"},
+}
+
+
+@pytest.mark.parametrize("said", ELSEWHERE.values(), ids=ELSEWHERE)
+def test_a_page_of_another_site_changes_nothing(api: httpx2.Client, said: dict[str, str]) -> None:
+    for path in ("/v1/admin/reload", "/v1/admin/snapshot", "/v1/search"):
+        refused = api.post(path, headers={"Content-Type": "text/plain", **said})
+        assert refused.status_code == 403
+        problem(refused, "cross-site")
+    assert api.get("/v1/collection", headers=said).status_code == 200  # a link to the page; its answers stay unread
+
+
+def test_a_browser_of_another_site_is_told_from_the_page(api: httpx2.Client) -> None:
+    own = {"Origin": str(api.base_url).rstrip("/"), "Sec-Fetch-Site": "same-origin"}
+    assert api.post("/v1/search", content=GOOD, headers={**JSON, **own}).status_code == 200
+    assert api.post("/v1/search", content=GOOD, headers={**JSON, "Sec-Fetch-Site": "none"}).status_code == 200
+
+
+def read_to_end(connection: socket.socket) -> int:
+    """How many bytes come."""
+    count = 0
+    while part := connection.recv(1 << 20):
+        count += len(part)
+    return count
+
+
+def test_who_takes_nothing_of_an_answer_is_let_go_and_who_takes_it_slowly_is_not(collection: Path) -> None:
+    asked = json.dumps({"queries": [{"text": "mute speaker hall"}] * 256, "k": 100, "explain": True}).encode()
+    head = b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    whole = head + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(asked) + asked
+    with serving(collection, "--receive-seconds", "1") as server, socket.socket() as never, socket.socket() as slow:
+        for connection in (never, slow):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.settimeout(60)
+            connection.connect(server.address)
+            connection.sendall(whole)
+            taken = connection.recv(1)  # one after the other: together they would be too many queries
+        for _ in range(24):  # four times as long as is waited for somebody who takes nothing
+            taken += slow.recv(3000)
+            time.sleep(0.25)
+        said, _, begun = taken.partition(b"\r\n\r\n")
+        length = int(said.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        assert length > 5_000_000  # more than the kernel takes
+        assert len(begun) + read_to_end(slow) == length
+        with pytest.raises(ConnectionError):  # reset: the rest is not there any more
+            read_to_end(never)
+
+
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])
 def test_monitors_may_ask_for_the_head_alone(api: httpx2.Client, path: str) -> None:
     for _ in range(2):  # a body would be taken for the next answer on this connection

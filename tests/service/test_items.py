@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from index.collection import Collection
+from service.http import keys
 from service.schemas.collection import SnapshotReply
 from service.schemas.items import DeletedReply, FeedbackReply, ItemReply, WrittenReply
 from service.schemas.search import SearchReply
@@ -279,6 +280,41 @@ def test_the_text_of_an_item_that_is_gone_is_no_example_any_more(folder: Path) -
             left = api.get("/v1/collection").json()["examples"]
             assert left
             assert not {deleted, ended} & set(left)
+
+
+def test_an_item_whose_consent_has_ended_is_there_for_who_may_delete_it(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    asks, writes = keys.add(file, "asks", ["search"]), keys.add(file, "writes", ["search", "write"])
+    with serving(folder, *FLAGS, "--keys", str(file)) as server, httpx2.Client(base_url=server.url) as api:
+        of = {"asks": {"X-Api-Key": asks}, "writes": {"X-Api-Key": writes}}
+        for id, until in (("ended", "2020-01-01"), ("lasts", "2999-01-01")):
+            item = {"id": id, "text": "mute speaker", "metadata": {"consent": {"expires": until}}}
+            assert api.put("/v1/items", json={"items": [item]}, headers=of["writes"]).status_code == 200
+        asked = [(id, who) for id in ("ended", "lasts") for who in of]
+        found = {(id, who): api.get(f"/v1/items/{id}", headers=of[who]).status_code for id, who in asked}
+        assert found.pop(("ended", "asks")) == 404
+        assert set(found.values()) == {200}
+        problem(api.get("/v1/items/ended", headers=of["asks"]), "no-such-item")
+
+
+def test_answers_are_not_much_longer_than_allowed(folder: Path) -> None:
+    """Of a question of a few bytes the hits may be megabytes each."""
+    limit = 1_500_000
+    with (
+        serving(folder, "--writable", "--max-answer-chars", str(limit), "--max-text-chars", "50000") as server,
+        httpx2.Client(base_url=server.url, timeout=60) as api,
+    ):
+        long = "mute speaker hall " * 2500
+        assert put(api, *({"id": f"long{at}", "text": long} for at in range(40))).status_code == 200
+        asked = {"queries": [{"text": "mute speaker hall"}], "filter": {"$id": {"gte": "long", "lt": "lonh"}}, "k": 33}
+        assert len(api.post("/v1/search", json=asked).content) > 33 * len(long)
+        refused = api.post("/v1/search", json=asked | {"k": 34})
+        assert refused.status_code == 422
+        told = problem(refused, "invalid-request")["detail"]
+        assert f"at most {limit:,} are answered at once" in told
+        twice = asked | {"queries": asked["queries"] * 2}
+        assert api.post("/v1/search", json=twice).status_code == 422
+        assert api.post("/v1/search", json=twice | {"k": 10}).status_code == 200
 
 
 def test_an_acknowledged_write_survives_a_kill(folder: Path) -> None:

@@ -252,6 +252,26 @@ def test_a_job_that_is_cancelled_as_it_starts_stays_cancelled_and_the_next_one_r
     asyncio.run(run())
 
 
+def test_a_job_imports_nothing_that_lies_in_its_folder(folder: Path, tmp_path: Path) -> None:
+    """Whoever provides data may be able to write there."""
+
+    async def run() -> None:
+        jobs = Jobs(folder, 1 << 33)
+        await jobs.start()
+        asked = IndexJob.model_validate({"kind": "index", "settings": INDEX})
+        await jobs.add("one", asked, None)
+        waits = await jobs.add("two", asked, None)
+        (folder / "two" / "ctypes.py").write_text(f"open({str(tmp_path / 'came-in')!r}, 'w')")
+        async with asyncio.timeout(120):
+            while waits.state not in ENDED:
+                waits = await jobs.change("two", 10) or waits
+        assert waits.state == "succeeded"
+        await jobs.stop()
+
+    asyncio.run(run())
+    assert not (tmp_path / "came-in").exists()
+
+
 def test_what_a_waiting_job_takes_is_not_deleted(folder: Path) -> None:
     async def run() -> None:
         jobs = Jobs(folder, 1 << 33)
