@@ -14,7 +14,7 @@ import httpx2
 import psutil
 import pytest
 import torch
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 from index.build import Held, build_collection
 from index.data.rows import Row
@@ -173,18 +173,6 @@ def test_pictures_are_enrolled_over_http_found_and_not_kept(collection: Path, tm
 
 
 # ---- the page
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no chromium on this machine: the page was not tested")
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        launched = playwright.chromium.launch(executable_path=chromium, args=arguments)
-        yield launched
-        launched.close()
 
 
 DROP = """([name, type, content]) => {
