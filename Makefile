@@ -11,7 +11,7 @@ WORKERS ?= 3
 
 .PHONY: help demo test check format clean audit test-contract bench-bulk bench-calibration bench-heads bench-index bench-simplex bench-training bench-images bench-faces fuzz-images
 .PHONY: bench bench-losses bench-losses-clinc bench-faces-pairs bench-images-omniglot-taylor bench-first-answer bench-images bench-images-in-turn bench-images-omniglot bench-pages bench-service bench-service-own
-.PHONY: bench-training-minilm bench-calibration-finetuned bench-calibration-finetuned-clinc bench-index-million bench-service-peers
+.PHONY: bench-training-minilm bench-calibration-finetuned bench-calibration-static bench-calibration-finetuned-clinc bench-index-million bench-service-peers
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 30
@@ -109,6 +109,9 @@ bench-calibration: $(VENV)/ready  ## how honest the probabilities are, beside Pl
 
 bench-calibration-finetuned: $(VENV)/ready  ## banking77 after the default training, two seeds (ARGS="--seeds 5")
 	$(call part,calibration-finetuned)
+
+bench-calibration-static: $(VENV)/ready  ## banking77 after training the static encoder, ten splits, with unseen classes and without
+	$(call part,calibration-static)
 
 bench-calibration-finetuned-clinc: $(VENV)/ready  ## clinc150 after it
 	$(call part,calibration-finetuned-clinc)

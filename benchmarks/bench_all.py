@@ -67,6 +67,8 @@ MINILM += ("--methods", "ours", "plain softmax", "MultipleNegativesRanking")
 CHARACTERS = ("--part", "omniglot", "--seeds", "1", "--losses")
 """Two networks at a time, as many as there are cores."""
 FINETUNED = ("--part", "finetuned", "--seeds", "2")
+STATIC = ("--encoder", "static", "--tasks", "banking77", "--seeds", "10", "--unseen-classes", "0", "0.2")
+"""An encoder that trains in seconds, so that there can be splits enough to tell a bias from chance."""
 PARTS = (
     Part("simplex", "bench_simplex.py"),
     Part("training", "bench_training.py", data=True),
@@ -82,6 +84,7 @@ PARTS = (
     Part("faces-pairs", "bench_faces.py", ("--part", "pairs")),
     Part("calibration", "bench_calibration.py", data=True),
     Part("calibration-finetuned", "bench_calibration.py", (*FINETUNED, "--tasks", "banking77"), data=True),
+    Part("calibration-static", "bench_calibration.py", (*FINETUNED, *STATIC), data=True),
     Part("calibration-finetuned-clinc", "bench_calibration.py", (*FINETUNED, "--tasks", "clinc150"), data=True),
     Part("index", "bench_index.py"),
     Part("index-million", "bench_index.py", MILLION),

@@ -267,6 +267,9 @@ def main() -> int:
     )
     parser.add_argument("--encoder", default="minilm", help="encoder name, for both tasks")
     parser.add_argument("--tasks", nargs="+", default=["banking77", "clinc150"], choices=list(FILES))
+    parser.add_argument(
+        "--unseen-classes", nargs="+", type=float, default=[0.0], help="shares of the classes that finetuned sets aside"
+    )
     parser.add_argument("--seeds", type=int, default=SEEDS, help="splits, and with finetuned trainings, of each task")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     flags = parser.parse_args()
@@ -277,12 +280,11 @@ def main() -> int:
     flags.cache = kept(flags.cache, flags)
     flags.cache.mkdir(parents=True, exist_ok=True)
     written: dict[str, Any] = {"encoder": flags.encoder, "seeds": flags.seeds}
-    makers = {"zero-shot": zero_shot, "finetuned": fine_tuned}
-    for part in (part for part in flags.part if part in makers):
+    for part in (part for part in flags.part if part != "pairs"):
         for name in flags.tasks:
-            make = partial(_made, makers[part], name, flags)
-            found = open_set(name, make, f"{flags.encoder}, {part}", flags.seeds)
-            written.setdefault(part, {})[name] = found
+            for title, maker in _makers(part, name, flags.unseen_classes):
+                make = partial(_made, maker, name, flags)
+                written.setdefault(part, {})[title] = open_set(title, make, f"{flags.encoder}, {part}", flags.seeds)
     if "pairs" in flags.part:
         written["pairs"] = pairs(flags.data)
         for name, found in written["pairs"].items():
@@ -358,6 +360,16 @@ def besides(methods: list[str]) -> list[Beside]:
         Beside(ours, peers, higher=["auroc"], lower=["ece", "nll", "fpr95"], near=near, neither=["floor"])
         for ours in methods
         if ours.startswith(OURS)
+    ]
+
+
+def _makers(part: str, name: str, shares: list[float]) -> list[tuple[str, Callable[..., Task]]]:
+    """Of one task what makes it, by what it is called."""
+    if part == "zero-shot":
+        return [(name, zero_shot)]
+    return [
+        (f"{name}, {share:g} of classes unseen" if share else name, partial(fine_tuned, unseen=share))
+        for share in shares
     ]
 
 

@@ -64,19 +64,20 @@ def zero_shot(name: str, seed: int, encoder: str, data: Path, cache: Path) -> Ta
     return _split(gallery[shown], labels[shown], queries, truth, random, np.zeros(shown.sum(), np.bool_))
 
 
-def fine_tuned(name: str, seed: int, encoder: str, data: Path, cache: Path) -> Task:
-    """The same split after `surematch train --encoder ENCODER` with its defaults on the gallery's rows."""
+def fine_tuned(name: str, seed: int, encoder: str, data: Path, cache: Path, unseen: float = 0.0) -> Task:
+    """The same split after `surematch train --encoder ENCODER` with its defaults on the gallery's rows, and with this
+    share of its classes set aside as `--unseen-classes`."""
     label, files = FILES[name]
     first, *asked = [read_rows([data / name / f"{file}.csv"], text="text", label=label) for file in files]
     labels = np.array([row.label for row in first])
     shown, random = _shown(name, labels, seed)
     gallery = [first[at] for at in np.flatnonzero(shown)]
     queries = [row for part in asked for row in part]
-    model = cache / f"{name}-{encoder}-tuned-{seed}"
+    model = cache / f"{name}-{encoder}-tuned-{unseen:g}-{seed}"
     kept = cache / f"{model.name}.npz"
     if not kept.is_file():
         if not model.is_dir():
-            _train(gallery, label, encoder, seed, model)
+            _train(gallery, label, encoder, seed, model, unseen)
         print(f"encoding {name} with the encoder of seed {seed}", file=sys.stderr, flush=True)
         opened = load_encoder(model)
         x, asks = (opened.encode([row.text for row in part]) for part in (gallery, queries))
@@ -89,12 +90,13 @@ def fine_tuned(name: str, seed: int, encoder: str, data: Path, cache: Path) -> T
         return _split(stored["gallery"], labels[shown], stored["queries"], truth, random, stored["trained"])
 
 
-def _train(rows: Sequence[Row], label: str, encoder: str, seed: int, out: Path) -> None:
+def _train(rows: Sequence[Row], label: str, encoder: str, seed: int, out: Path, unseen: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "gallery.csv"
         with file.open("w", newline="", encoding="utf-8") as opened:
             csv.writer(opened).writerows([("text", label), *((row.text, row.label) for row in rows)])
         flags = ["--encoder", encoder, "--label", label, "--seed", str(seed), "--out", str(out), "--overwrite"]
+        flags += ["--unseen-classes", str(unseen)] if unseen else []
         program = "import sys; from service.cli import main; sys.exit(main())"
         subprocess.run([sys.executable, "-c", program, "train", str(file), *flags], check=True)
 

@@ -245,7 +245,7 @@ def calibrate(
             made.evidence.features[made.evidence.starts[:-1], 0],
             made.evidence.background,
             made.weight,
-            len(np.unique(made.group)),
+            int(metrics.effective(made.weight, made.group)),
         ),
     )
 

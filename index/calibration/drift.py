@@ -30,7 +30,8 @@ _KS_99 = 1.628
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """The calibration's sample: quantiles at equal steps of `best` and `background`, and the queries it stands for."""
+    """The calibration's sample: quantiles at equal steps of `best` and `background`, and how many
+    equal queries it is worth: few unknown ones may weigh as much as many known ones."""
 
     best: Floats
     background: Floats

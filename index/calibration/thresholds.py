@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.calibration.calibrate import HeldOut
-from index.calibration.evidence import Floats, Ints
+from index.calibration.evidence import Floats
 from index.calibration.worth import CONFIDENCE, as_they_come, design_effect, one_label
 from index.errors import CalibrationError
 from index.metrics import effective
@@ -62,16 +62,24 @@ def from_costs(sample: HeldOut, false_match: float, miss: float) -> Threshold:
     """The line of least expected cost: with calibrated probabilities C_fm / (C_fm + C_miss) (Elkan 2001, eq. 2).
 
     A false match is any match called that is wrong; a miss is a right top hit not called. Raises ValueError for costs
-    that are not positive. `measured` is the mean cost of a query.
+    that are not positive. `measured` is the mean cost of a query; its interval is put together of those of both kinds
+    of error, which bound what was not seen, too (Zou & Donner 2008, section 2).
     """
     if not (false_match > 0 and miss > 0 and np.isfinite([false_match, miss]).all()):
         raise ValueError(f"costs must be positive and finite, got {false_match} and {miss}")
     sample = sample.for_promises
     at = false_match / (false_match + miss)
     called = sample.probability >= at
-    cost = np.where(called & ~sample.right, false_match, 0.0) + np.where(~called & sample.right, miss, 0.0)
-    low, high = _bootstrap(cost, sample.weight, sample.group)
-    return _threshold(sample, at, "mean cost of a query", float(np.average(cost, weights=sample.weight)), low, high)
+    parts = np.array(
+        [
+            price * np.array(_share_interval(sample, wrong))
+            for price, wrong in ((false_match, called & ~sample.right), (miss, ~called & sample.right))
+        ]
+    )
+    cost = float(parts[:, 0].sum())
+    below, above = np.sqrt(((parts[:, 1:] - parts[:, :1]) ** 2).sum(axis=0))
+    low, high = max(0.0, cost - float(below)), cost + float(above)
+    return _threshold(sample, at, "mean cost of a query", cost, low, high)
 
 
 def from_precision(sample: HeldOut, precision: float) -> Threshold:
@@ -194,10 +202,17 @@ def _heaviest(sample: HeldOut) -> float:
 def _precision_interval(sample: HeldOut, line: float) -> tuple[float, float]:
     """At 95 %, of the share that is right of those called from `line` on."""
     called = sample.probability >= line
-    total, wrong = sample.weight[called].sum(), called & ~sample.right
-    share, squares = float(sample.weight[wrong].sum() / total), float((_weights_of(sample, wrong) ** 2).sum())
-    low, high = _binomial(share, squares / total**2, _heaviest(sample) / total)
+    _, low, high = _share_interval(sample, called & ~sample.right, float(sample.weight[called].sum()))
     return 1 - high, 1 - low
+
+
+def _share_interval(
+    sample: HeldOut, wrong: NDArray[np.bool_], total: float | None = None
+) -> tuple[float, float, float]:
+    """What those that are `wrong` (n,) weigh of the `total`, which is that of all, and the interval of that share."""
+    total = float(sample.weight.sum()) if total is None else total
+    share, squares = float(sample.weight[wrong].sum() / total), float((_weights_of(sample, wrong) ** 2).sum())
+    return share, *_binomial(share, squares / total**2, _heaviest(sample) / total)
 
 
 def _binomial(share: float, variance: float, heaviest: float) -> tuple[float, float]:
@@ -217,13 +232,3 @@ def _binomial(share: float, variance: float, heaviest: float) -> tuple[float, fl
 
     low = quantile(tail, share, variance) if share > _ROUNDING else 0.0
     return low, quantile(1 - tail, share + heaviest, variance + heaviest**2)
-
-
-def _bootstrap(values: Floats, weight: Floats, group: Ints, draws: int = 1000) -> tuple[float, float]:
-    """Percentile interval at 95 % of the weighted mean, drawing whole groups."""
-    of_group = np.unique(group, return_inverse=True)[1]
-    mass, total = np.bincount(of_group, weight), np.bincount(of_group, weight * values)
-    at = np.random.default_rng(0).integers(len(mass), size=(draws, len(mass)))
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(total[at].sum(axis=1) / mass[at].sum(axis=1), [tail, 100 - tail])
-    return float(low), float(high)

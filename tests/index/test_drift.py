@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
+from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from index.calibration.drift import LEAST, Drift, Reference
 from index.calibration.evidence import Floats
 from index.collection import Collection
 from index.errors import CalibrationError
+from index.metrics import effective
 from tests.index.conftest import World
 
 
@@ -45,6 +48,34 @@ def test_the_measures_are_what_their_names_say() -> None:
     a, b = (np.histogram(sample, edges)[0] / len(sample) for sample in (now, then))
     assert found["psi"] == pytest.approx(np.sum((a - b) * np.log(a / b)), rel=0.03)
     assert found["ks_limit"] == pytest.approx(1.628 * np.sqrt(1 / 800 + 1 / 2000))
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_few_unknown_queries_that_weigh_much_raise_no_alarm(share: float) -> None:
+    """Fifty that stand for nine tenths of what is asked are no sample of a thousand."""
+    random = np.random.default_rng(0)
+
+    def asked(known: int, unknown: int) -> Floats:
+        return np.concatenate([random.normal(0.8, 0.08, known), random.normal(0.55, 0.08, unknown)])
+
+    alarms = []
+    for _ in range(60):
+        sample, weight = asked(1000, 50), np.repeat([(1 - share) / 1000, share / 50], [1000, 50])
+        drift, unknown = Drift(), random.binomial(2000, share)
+        now = asked(2000 - unknown, unknown)
+        drift.observe(now, now, "a")
+        then = Reference.of(sample, sample, weight, int(effective(weight)))
+        alarms.append(drift.report(then, "a")["verdict"] != "none")
+    assert np.mean(alarms) <= 0.1
+
+
+def test_a_calibration_counts_its_queries_by_what_they_weigh(copied: Path) -> None:
+    with closing(Collection.open(copied)) as opened:
+        made = opened.calibration
+    assert made is not None
+    assert made.reference is not None
+    assert made.reference.queries == int(effective(made.held_out.weight, made.held_out.group))
+    assert made.reference.queries < len(np.unique(made.held_out.group))
 
 
 def test_weights_count_as_copies() -> None:
