@@ -31,12 +31,14 @@ from index.calibration.conformal import nonconformity
 from index.calibration.evidence import Evidence
 from index.calibration.examples import Queries, examples
 from index.calibration.outcome import column, distribution, table
+from index.calibration.own_rows import own_rows
 from index.calibration.pairs import evaluate_pairs, seconds_of
 from index.calibration.staleness import Seen
 from index.calibration.thresholds import from_fpir
 from index.data.rows import read_rows
 from index.encoders.by_name import encoder_folder, load_encoder
 from index.engines.faiss_flat import FaissFlat
+from index.items.gallery import Gallery
 from simplex import certify, sparsemax
 
 SEEDS = 5
@@ -75,13 +77,21 @@ def fitted(task: Task, name: str, pick: np.ndarray | None = None, without_querie
         at = np.random.default_rng(0).permutation(len(task.gallery))[:2000]
         queries = Queries(task.gallery[at], task.codes[at], at, "items", leave_one_out=True)
     elif without_queries:
-        at = np.flatnonzero(~task.trained)[:4000]
-        queries = Queries(task.gallery[at], task.codes[at], at, "rows held out of training")
+        queries = held_out_rows(task)
     else:
         asked, codes = (asked, codes) if pick is None else (asked[pick], codes[pick])
         queries = Queries(asked, codes, np.full(len(codes), -1), "queries", items_untrained=untrained)
     made = examples(queries, task.gallery, task.codes, task.labels, share)
     return calibrate(made, Seen(len(task.gallery), task.labels), warnings=[], calibrator=name)
+
+
+def held_out_rows(task: Task) -> Queries:
+    """Those of the gallery's rows that ask where no queries are given, as `surematch index` takes them."""
+    keys = np.arange(1, len(task.gallery) + 1, dtype=np.uint64)
+    names = [f"{code:06}" for code in task.codes]  # whose order is that of the codes
+    gallery = Gallery.of(np.arange(len(keys)), names, task.gallery)
+    none = Queries(task.gallery[:0], task.codes[:0], task.codes[:0], "")
+    return own_rows(none, keys, task.gallery, gallery, keys[task.trained], seed=0)
 
 
 def methods(task: Task) -> dict[str, Report]:

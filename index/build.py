@@ -279,10 +279,10 @@ _OWN = (CONFIG, ENCODER, ITEMS, SNAPSHOTS, CALIBRATIONS, LOCK, STATE)
 def check_out(out: Path, overwrite: bool) -> None:
     if not out.exists():
         return
-    if not overwrite:
-        raise CollectionError(f"{out}: already exists. Choose another --out, or replace it with --overwrite.")
     if not (out / CONFIG).is_file():
         raise CollectionError(f"{out}: exists and is not a collection, so it is not replaced. Choose another --out.")
+    if not overwrite:
+        raise CollectionError(f"{out}: already exists. Choose another --out, or replace it with --overwrite.")
     foreign = sorted(path.name for path in out.iterdir() if not path.name.startswith(_OWN))
     if foreign:
         raise CollectionError(

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,8 +134,15 @@ class Collection:
                 compaction.erase(self.path / SNAPSHOTS, self._store, self.state.base)
         self.maintenance.poke()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
     def close(self) -> None:
-        """Ends what runs in the background, and lets the next writer in."""
+        """Ends what runs in the background, and lets the next writer in. Nothing can be written any more; what was
+        read already may still be asked."""
         self.maintenance.close()
         self._store.close()
         _release(self._lock)
@@ -380,10 +387,8 @@ class Collection:
         labels answered; a label of which nothing passes counts as no match. `explain` adds why, see
         `index.search.explain`.
         """
-        vectors = self.encoder.encode(texts_asked(texts))
-        return self.search_vectors(
-            vectors, k=k, map=map, coverage=coverage, coverage_for=coverage_for, filter=filter, explain=explain
-        )
+        asked = Asked.checked(k, map, coverage, coverage_for, filter, explain)  # before anything is encoded
+        return self.answered(self.encoder.encode(texts_asked(texts)), asked)[0]
 
     def search_images(self, images: Sequence[Source], **how: Any) -> list[Answer]:
         """One answer a picture (its bytes or its file); `how` as in `search_vectors`. Raises `DataError`.

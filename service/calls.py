@@ -124,7 +124,7 @@ class Calls:
         explain: bool = False,
     ) -> Call[SearchReply]:
         asked = listed("search", "text", queries)
-        how = {"k": k, "map": map, "coverage": coverage, "coverage_for": coverage_for, "filter": filter}
+        how = {"k": k, "map": _map(map), "coverage": coverage, "coverage_for": coverage_for, "filter": filter}
         bodies = [{"image": _base64(query)} if isinstance(query, bytes) else {"text": query} for query in asked]
         return Call("POST", "/v1/search", SearchReply, {"queries": bodies, **how, "explain": explain})
 
@@ -250,6 +250,15 @@ class Calls:
     @staticmethod
     def ready() -> Call[ReadyReply]:
         return Call("GET", "/readyz", ReadyReply)
+
+
+def _map(spec: MapSpec) -> MapSpec:
+    """As JSON has it: "entmax:1.3" is a word of addresses and commands. What is no such word the service refuses."""
+    name, _, value = spec.partition(":") if isinstance(spec, str) else ("", "", "")
+    try:
+        return {name: float(value) if "." in value else int(value)} if value else spec
+    except ValueError:
+        return spec
 
 
 def _segment(id: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from service.client import Client
 from service.schemas.search import AnswerReply, HitReply
@@ -23,20 +23,24 @@ class SurematchRetriever(BaseRetriever):
 
     A document's content is the item's text, its `id` the item's. Its `metadata` holds `id`, `label`, `score` (cosine),
     `probability` (calibrated, None where the collection is not), `no_match`, `decision` (`label`, `id`, `probability`;
-    None where uncalibrated), `calibrated`, and the item's own under `metadata`. Raises `service.client.ServiceProblem`.
+    None where uncalibrated), `calibrated`, and the item's own under `metadata`. Raises `service.client.ServiceProblem`,
+    and pydantic's `ValidationError` for settings that there are not, and for a client that is no `Client`.
     """
 
-    client: Any = Field(description="a service.client.Client")
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    client: Client
     k: int = 4
     filter: dict[str, Any] | None = None
-    keep_no_match: bool = Field(False, description="return the hits also when the decision is that nothing matches")
+    keep_no_match: bool = Field(
+        default=False, description="return the hits also when the decision is that nothing matches"
+    )
     min_probability: float = Field(
-        0.0, ge=0, le=1, description="leave out hits less probable than this, or without a probability"
+        default=0.0, ge=0, le=1, description="leave out hits less probable than this, or without a probability"
     )
 
     def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
-        client: Client = self.client
-        (answer,) = client.search([query], k=self.k, filter=self.filter).results
+        (answer,) = self.client.search([query], k=self.k, filter=self.filter).results
         if _nothing(answer) and not self.keep_no_match:
             return []
         hits = [hit for hit in answer.hits if (hit.probability or 0.0) >= self.min_probability]

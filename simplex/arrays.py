@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -86,11 +86,26 @@ def check_alpha(value: Any) -> None:
         raise ValueError(f"alpha must be at least 1 and finite; got {value}")
 
 
+def check_whole(value: Any, name: str) -> None:
+    """Refuse what is no whole number."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ValueError(f"{name} must be a whole number; got {value}")
+
+
+def check_kind(value: Any, name: str, x: Any) -> None:
+    """Refuse an array where `x` is a tensor, and a tensor where it is an array: single numbers go with both."""
+    if is_torch(value) != is_torch(x) and (is_torch(value) or np.ndim(value) > 0):
+        kinds = type(value).__name__, type(x).__name__
+        raise ValueError(f"{name} must be a number or of the kind of x; got {kinds[0]} for x of kind {kinds[1]}")
+
+
 def _all(value: Any, holds: Callable[[Any], Any]) -> bool:
     if isinstance(value, int | float):
         return bool(holds(value))
     if not is_torch(value):
-        return bool(np.all(holds(np.asarray(value))))
+        with suppress(TypeError):  # no number
+            return bool(np.all(holds(np.asarray(value))))
+        return False
     return not readable(value) or bool(holds(value.detach()).all())
 
 
@@ -149,6 +164,7 @@ def over_rows(
     scores = promote(x)
     check_rows(scores, dim)
     check_positive(temperature, "temperature")
+    check_kind(temperature, "temperature", x)
     xp = namespace(scores)
     last = dim in (-1, scores.ndim - 1)
     with quiet(xp):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simplex.arrays import check_alpha, check_positive, check_rows, is_torch
+from simplex.arrays import check_alpha, check_positive, check_rows, check_whole, is_torch
 from simplex.solvers import entmax_rows
 
 if TYPE_CHECKING:
@@ -67,10 +67,13 @@ def certify(
     x = np.asarray(scores.detach().cpu() if is_torch(scores) else scores, dtype=np.float64)
     check_rows(x, -1, "scores")
     k = x.shape[-1]
+    check_whole(n_total, "n_total")
     if n_total < k:
         raise ValueError(f"n_total must be at least the number of scores, {k}; got {n_total}")
     if not noise >= 0 or noise == np.inf:
         raise ValueError(f"noise must be >= 0 and finite; got {noise}")
+    if np.isnan(lowest):
+        raise ValueError("lowest must be a number; got NaN")
     best = x.max(axis=-1, keepdims=True)
     if not np.isfinite(best).all():
         raise ValueError("scores must hold a finite score in every row, and neither NaN nor +inf")

@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simplex.arrays import ArrayT, along_rows, check_alpha, check_positive, divisor, is_torch, namespace, over_rows, top
+from simplex.arrays import (
+    ArrayT,
+    along_rows,
+    check_alpha,
+    check_kind,
+    check_positive,
+    check_whole,
+    divisor,
+    is_torch,
+    namespace,
+    over_rows,
+    top,
+)
 from simplex.solvers import entmax_rows
 
 if TYPE_CHECKING:
@@ -49,6 +61,7 @@ def logsumexp(x: ArrayT, *, dim: int = -1, temperature: Scalar = 1.0) -> ArrayT:
     """
 
     check_positive(temperature, "temperature")
+    check_kind(temperature, "temperature", x)
     if np.ndim(temperature) and temperature.ndim:  # type: ignore[union-attr]
         raise ValueError("temperature must be a single number for logsumexp")
 
@@ -123,6 +136,7 @@ def taylor_log_softmax(
 
 
 def _taylor_logits(rows: Any, order: int, monotone: bool) -> Any:
+    check_whole(order, "order")
     if order <= 0 or order % 2:
         raise ValueError(f"order must be even and positive, or the polynomial has a zero; got {order}")
     if order > 10:
@@ -159,8 +173,10 @@ def sparse_softmax(
     """
     if (top_k is None) == (top_p is None):
         raise ValueError("exactly one of top_k and top_p must be given")
-    if top_k is not None and top_k <= 0:
-        raise ValueError(f"top_k must be at least 1; got {top_k}")
+    if top_k is not None:
+        check_whole(top_k, "top_k")
+        if top_k <= 0:
+            raise ValueError(f"top_k must be at least 1; got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p must lie in (0, 1]; got {top_p}")
 

@@ -148,5 +148,5 @@ def _refused(kinds: Sequence[Kind], coverage: float, best: float, unnamed: str, 
     of = f"{kinds[0].name} " if len(kinds) == 1 and kinds[0].name else ""
     return (
         f"Coverage {coverage:g} cannot be promised: the {different} {of}calibration queries{why} support at most "
-        f"{best:.4f}. {remedy}"
+        f"{np.floor(best * 1e4) / 1e4:.4f}. {remedy}"
     )

@@ -103,5 +103,10 @@ def check_encoder(name: str) -> None:
     elif name.endswith(".onnx"):
         if not Path(name).is_file():
             raise EncoderError(f"{name}: no such file. Check the path; it is taken from {Path.cwd()}.")
+    elif Path(name).parent != Path() and Path(name).parent.is_dir():
+        raise EncoderError(
+            f"{name}: no such folder, though {Path(name).parent} is there. Check the path; it is taken from "
+            f"{Path.cwd()}. A hub id is looked for where no folder is called as its owner."
+        )
     elif name not in READY and name.count("/") != 1:
         open_sentence_transformer(name)  # which refuses it

@@ -55,7 +55,9 @@ _VOLATILE = {
 _LIBRARY = "config_sentence_transformers.json"
 _VOLATILE_THERE = {"model_type"}
 """What `_LIBRARY` calls the kind of its class; in a transformer's config.json this is the architecture."""
-_AT_ROOT = ("modules.json", "config.json", _LIBRARY, "sentence_bert_config.json")
+MODULES = "modules.json"
+"""The file that makes a folder an encoder's."""
+_AT_ROOT = (MODULES, "config.json", _LIBRARY, "sentence_bert_config.json")
 _TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -214,7 +216,7 @@ def modality_of(name: str) -> Modality:
     Raises `EncoderError` for a folder that is damaged or cannot be read, and for a checkpoint of an image network.
     """
     try:
-        folder, written = Path(name).is_dir(), (Path(name) / "modules.json").is_file()
+        folder, written = Path(name).is_dir(), (Path(name) / MODULES).is_file()
     except OSError as error:
         raise EncoderError(f"{name}: cannot be read ({error.strerror}). Check its permissions.") from error
     if folder:
@@ -239,7 +241,7 @@ def need_torch() -> None:
 
 def _modules(folder: Path) -> list[dict[str, Any]]:
     try:
-        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        modules = json.loads((folder / MODULES).read_text(encoding="utf-8"))
         found = [{"type": str(module["type"]), "path": str(module["path"])} for module in modules]
         if not found:
             raise ValueError("it lists no module")
@@ -259,7 +261,7 @@ def module_paths(folder: Path) -> list[Path]:
     for path in paths:
         if not path.resolve().is_relative_to(folder.resolve()):
             raise EncoderError(
-                f"{folder / 'modules.json'}: names the folder {path}, which is not part of the encoder. Use a folder "
+                f"{folder / MODULES}: names the folder {path}, which is not part of the encoder. Use a folder "
                 "written by `surematch train` or by SentenceTransformer(...).save(folder)."
             )
     return paths
@@ -278,7 +280,7 @@ def _check_classes(folder: Path) -> None:
             found = import_from_string(module["type"])
             if not (isinstance(found, type) and issubclass(found, nn.Module)):
                 raise EncoderError(
-                    f"{folder / 'modules.json'}: {module['type']} is no module of sentence-transformers. Use a folder "
+                    f"{folder / MODULES}: {module['type']} is no module of sentence-transformers. Use a folder "
                     "written by `surematch train` or by SentenceTransformer(...).save(folder)."
                 )
 

@@ -33,7 +33,8 @@ _EXAMPLE = f'{{"{EXPIRES}": "2027-06-30"}}, or in a table the column {PREFIX}{EX
 
 def check_consent(metadata: dict[str, Any]) -> None:
     """Raises `DataError` for consent that is not as above: what is not understood cannot be kept to."""
-    flat = {name.removeprefix(PREFIX): value for name, value in metadata.items() if name.startswith(PREFIX)}
+    named = {name: value for name, value in metadata.items() if isinstance(name, str)}  # others are refused later
+    flat = {name.removeprefix(PREFIX): value for name, value in named.items() if name.startswith(PREFIX)}
     nested = metadata.get(FIELD)
     if _is_empty(nested):
         nested = {}

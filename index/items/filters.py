@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from index.errors import DataError
+from index.items.item import MAX_LABEL
 from index.strict_json import parsed
 
-MAX_DEPTH, MAX_CONDITIONS, MAX_VALUES, MAX_TEXT = 16, 200, 10_000, 4096
+MAX_DEPTH, MAX_CONDITIONS, MAX_VALUES, MAX_TEXT = 16, 200, 10_000, MAX_LABEL
 _OWN = {"$id": "id", "$label": "label"}
 _RANGES = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 _GROUPS = {"and": " AND ", "or": " OR "}

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from index.errors import DataError
 
 MAX_ID_BYTES = 512
+MAX_LABEL = 4096
+"""Characters of a label, and of whatever else a filter may name."""
 MAX_DEPTH = 64
 """Levels that metadata may be nested."""
 
@@ -116,6 +118,11 @@ def checked_metadata(name: str, label: str | None, text: str | None, metadata: d
     _check_names(metadata, name)
     if label == "":
         raise DataError(f"Item {name[:40]!r}: the label is empty. Name one, or leave it out (None).")
+    if label is not None and ("\0" in label or len(label) > MAX_LABEL):
+        raise DataError(
+            f"Item {name[:40]!r}: the label has {len(label):,} characters, or NUL among them; a filter can name up to "
+            f"{MAX_LABEL:,} without NUL. Choose a shorter one."
+        )
     try:
         content = json.dumps(metadata, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:

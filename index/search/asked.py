@@ -76,9 +76,11 @@ def vectors_asked(vectors: Any, dimension: int, model_id: str) -> NDArray[np.flo
         if np.iscomplexobj(given):
             raise DataError("A query vector is of complex numbers. Send real ones.")
         queries = np.asarray(given, np.float32)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # the last of tensors that gradients hang on
         raise DataError(f"The query vectors are no array of numbers ({error}). Send rows of float32.") from error
-    if queries.ndim != 2 or queries.shape[1] != dimension:
+    if queries.ndim != 2:
+        raise DataError(f"The query vectors have the shape {queries.shape}, expected (n, {dimension}): a row for each.")
+    if queries.shape[1] != dimension:
         raise DataError(
             f"A query vector has shape {queries.shape[1:]}, expected ({dimension},): this collection's encoder "
             f"({model_id}) makes {dimension} dimensions."

@@ -17,7 +17,7 @@ from typing import Any
 
 from index.encoders.by_name import load_encoder
 from index.encoders.encoder import Encoder, WithoutRuntime
-from index.encoders.files import fingerprint
+from index.encoders.files import MODULES, fingerprint
 from index.errors import CollectionError, RuntimeMissing
 from index.storage.place import beside
 
@@ -65,10 +65,7 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{shlex.join(['mv', str(replaced), str(path)])}"
         )
     if not found:
-        raise CollectionError(
-            f"{path}: not a collection (it has no {CONFIG}). Build one with: surematch index MODEL DATA --out "
-            f"{shlex.quote(str(path))}"
-        )
+        raise CollectionError(f"{path}: {_what_else(path)}")
     try:
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         newer = int(config["format"]) > FORMAT
@@ -83,3 +80,16 @@ def read_config(path: Path) -> dict[str, Any]:
     if newer:
         raise CollectionError(f"{file}: written by a newer surematch (format {config['format']}). Upgrade to open it.")
     return config
+
+
+def _what_else(path: Path) -> str:
+    """What lies where a collection should, and what to do."""
+    quoted = shlex.quote(str(path))
+    if not path.exists():
+        return (
+            f"not a collection: nothing is there. Check the path; it is taken from {Path.cwd()}. Build one with: "
+            f"surematch index MODEL DATA --out {quoted}"
+        )
+    if (path / MODULES).is_file():
+        return f"an encoder, not a collection. Index items with it: surematch index {quoted} DATA --out COLLECTION"
+    return f"not a collection (it has no {CONFIG}). `surematch index MODEL DATA --out COLLECTION` builds one."

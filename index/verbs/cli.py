@@ -15,6 +15,7 @@ from index.calibration import thresholds
 from index.calibration.calibrate import DEFAULT
 from index.calibration.calibrators import CALIBRATORS
 from index.calibration.conformal import CoverageFor
+from index.calibration.outcome import map_name
 from index.calibration.page import write_page
 from index.calibration.pairs import evaluate_pairs, seconds_of
 from index.calibration.sources import Held, trained_rows
@@ -238,6 +239,7 @@ def evaluate(argv: Sequence[str]) -> int:
     check_output("--answers", settings.answers, "a CSV file", [*inputs, *filter(None, [settings.report])])
     if settings.pair_text is not None:
         return _evaluate_pairs(settings, settings.pair_text)
+    map_name(settings.map)  # before anything is read or encoded
     if settings.pictures is not None:
         raise SettingsError("--pictures: belongs to pairs of pictures, which --pair-text asks for. Leave it away.")
     config = read_config(settings.collection)  # what is no collection is said before any data is read for it

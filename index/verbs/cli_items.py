@@ -129,7 +129,7 @@ def add(argv: Sequence[str]) -> int:
         told = asdict(_add(collection, rows, settings.id, progress)) | _state(collection) | reader.as_json()
     if not settings.json_:
         reader.tell()
-    words = f"{told['written']} items written, {told['replaced']} of them replaced."
+    words = f"{_counted(told['written'], 'item')} written, {told['replaced']} of them replaced."
     words += _advice(told, settings.collection)
     return tell(told, words, settings.json_)
 
@@ -195,10 +195,16 @@ def _id_there(collection: Collection, row: Row, id_column: str | None) -> str:
     return str(given) if there else item_id(row, id_column)
 
 
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def delete(argv: Sequence[str]) -> int:
     """`surematch delete COLLECTION ID ...`"""
     settings = parse(DeleteSettings, argv)
-    if bool(settings.ids) == (settings.where is not None):
+    if settings.ids and settings.where is not None:
+        raise SettingsError("Items to delete were named twice: give their ids, or --where FILTER, not both.")
+    if not settings.ids and settings.where is None:
         raise SettingsError("Name the items to delete: their ids, or --where FILTER.")
     with closing(Collection.open(settings.collection, writable=True, compacts=False)) as collection:
         missing = [name for name in settings.ids if collection.item(name) is None]
@@ -207,7 +213,7 @@ def delete(argv: Sequence[str]) -> int:
         else:
             receipt = collection.delete_where(read_filter(settings.where))
         told = asdict(receipt) | {"missing": missing} | _state(collection)
-    words = f"{receipt.deleted} items deleted."
+    words = f"{_counted(receipt.deleted, 'item')} deleted."
     if receipt.deleted:
         words += f" `surematch compact {shlex.quote(str(settings.collection))}` erases them from every file."
     else:

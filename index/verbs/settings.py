@@ -161,16 +161,24 @@ def _read_toml(path: Path, settings: type[Settings]) -> dict[str, Any]:
 def _explain(settings: type[Settings], error: ValidationError, config: Path | None) -> str:
     faults = []
     for fault in error.errors(include_url=False):
-        name = ".".join(str(part) for part in fault["loc"]) or "settings"
-        flag = _from_environment(settings, name, fault.get("input")) or "--" + name.replace("_", "-")
+        said = fault["msg"].removeprefix("Value error, ")
+        if not fault["loc"]:  # of several settings together, which it names
+            faults.append(said)
+            continue
+        name = ".".join(str(part) for part in fault["loc"])
+        flag = _from_environment(settings, name, fault.get("input")) or _flag(str(fault["loc"][0]))
         if fault["type"] == "extra_forbidden":
             faults.append(f"there is no setting {flag}")
         elif fault["type"] == "missing":
             faults.append(f"{flag} is needed")
         else:
-            faults.append(f"{flag}: {fault['msg']}, got {fault.get('input')!r}")
+            faults.append(f"{flag}: {said}, got {fault.get('input')!r}")
     where = f" (flags and {config})" if config else ""
     return f"Wrong settings{where}: {'; '.join(faults)}. Run the verb with --help to see every setting."
+
+
+def _flag(name: str) -> str:
+    return f"-{name}" if len(name) == 1 else "--" + name.replace("_", "-")
 
 
 def _from_environment(settings: type[Settings], name: str, value: Any) -> str | None:

@@ -239,7 +239,7 @@ def test_a_write_that_ends_the_probabilities_says_so(
     ("words", "said"),
     [
         ([], "Name the items to delete"),
-        (["a", "--where", "{}"], "Name the items to delete"),
+        (["a", "--where", "{}"], "named twice: give their ids, or --where FILTER, not both"),
         (["--where", "{"], "cannot be read as JSON"),
         (["--where", "[]"], "expected an object"),
         (["--where", "null"], "expected an object"),
@@ -253,7 +253,7 @@ def test_delete_wants_ids_or_a_filter(copied: Path, words: list[str], said: str)
 
 def test_ids_that_nothing_has_are_named(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli_items.delete([str(copied), "items.csv:2", "nobody"]) == 0
-    assert "1 items deleted." in (said := " ".join(capsys.readouterr().out.split()))
+    assert "1 item deleted." in (said := " ".join(capsys.readouterr().out.split()))
     assert "No item has the id 'nobody'." in said
     assert told("delete", capsys, copied, "items.csv:3", "items.csv:2")["missing"] == ["items.csv:2"]
 
