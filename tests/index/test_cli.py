@@ -100,13 +100,26 @@ def bad(world: World, folder: Path) -> dict[str, tuple[list[str | Path], str]]:
         "not an encoder": (["index", folder, world.items, "--out", folder / "c", "--label", "label"], "modules.json"),
         "damaged record": (["index", record, world.items, "--out", folder / "c"], "training.json: the training record"),
         "no collection": (["search", folder / "c", "card"], "not a collection"),
-        "evaluate nothing": (["evaluate", folder / "c", world.test, "--label", "label"], "not a collection"),
+        "evaluate nothing": (["evaluate", folder / "c", world.test, "--label", "label"], "nothing is there"),
+        "an encoder": (
+            ["evaluate", world.encoder, world.test, "--label", "label"],
+            f"surematch index {world.encoder} DATA",
+        ),
+        "a file": (
+            ["evaluate", world.test, world.test, "--label", "label"],
+            "not a collection (it has no collection.json",
+        ),
+        "no encoder here": (["index", folder / "nosuch", world.items, "--out", folder / "c"], "no such folder, though"),
+        "a file in the way": ([*index, world.items, "--out", world.test], "is not a collection, so it is not replaced"),
+        "no map": (["evaluate", folder / "c", world.test, "--map", "nosuch"], "No map 'nosuch'"),
+        "no k": (["search", folder / "c", "card", "-k", "0"], "settings: -k: Input should be"),
     }
 
 
 CASES = [
     "missing column", "empty file", "wrong encoding", "empty text", "no label column named", "unknown label",
-    "labels in the wrong file", "not an encoder", "damaged record", "no collection", "evaluate nothing",
+    "labels in the wrong file", "not an encoder", "damaged record", "no collection", "evaluate nothing", "an encoder",
+    "a file", "no encoder here", "a file in the way", "no map", "no k",
 ]  # fmt: skip
 
 

@@ -243,3 +243,26 @@ def test_the_error_of_a_missing_collection_names_the_remedy(tmp_path: Path) -> N
 def test_labels_of_an_answer_can_stand_in_a_set() -> None:
     one, other = LabelProbability("a", None, 0.5), LabelProbability(None, "a", 0.5)
     assert len({one, other, LabelProbability("a", None, 0.5)}) == 2
+
+
+def test_a_collection_is_closed_at_the_end_of_its_block(copied: Path) -> None:
+    with Collection.open(copied, writable=True) as opened:
+        assert opened.search(["my bank card"])
+    with Collection.open(copied, writable=True):  # the writer's place is free
+        pass
+    with pytest.raises(CollectionError, match="was closed"):
+        opened.delete(["a"])
+
+
+@pytest.mark.parametrize(("query", "shape"), [(np.ones(16), r"\(16,\)"), (None, r"\(\)"), ([], r"\(0,\)")])
+def test_vectors_that_are_no_rows_are_said_to_be_none(collection: Collection, query: Any, shape: str) -> None:
+    with pytest.raises(DataError, match=rf"the shape {shape}, expected \(n, {collection.encoder.dimension}\): a row"):
+        collection.search_vectors(query)
+
+
+def test_how_to_answer_is_checked_before_anything_is_encoded(
+    collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collection, "encoder", None)
+    with pytest.raises(DataError, match="No map 'nosuch'"):
+        collection.search(["my bank card"], map="nosuch")

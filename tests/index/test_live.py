@@ -316,6 +316,9 @@ BAD = {
     ),
     "an empty label": (NewItem("bad", "", "bank"), "'bad': the label is empty"),
     "numbers as names": (NewItem("bad", None, "bank", metadata={"a": [{1: "x", "1": "y"}]}), "name 1 is not a string"),
+    "a number as name": (NewItem("bad", None, "bank", metadata={1: "x"}), "name 1 is not a string"),  # type: ignore[dict-item]
+    "a label with NUL": (NewItem("bad", "a\0b", "bank"), "'bad': the label has 3 characters, or NUL among them"),
+    "a label no filter names": (NewItem("bad", "x" * 4097, "bank"), "the label has 4,097 characters"),
     "no metadata": (NewItem("bad", "card", "bank", metadata=None), "Item 2: the metadata is a NoneType"),  # type: ignore[arg-type]
     "no item": ("bank", "Item 2: is a str, expected a NewItem"),
     "metadata": (NewItem("bad", "card", "bank", metadata={"a": {1, 2}}), "'bad': the metadata is not JSON"),

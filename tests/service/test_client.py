@@ -77,6 +77,9 @@ def test_search_agrees_with_the_collection(api: Client, collection: Path) -> Non
     vectors = opened.encoder.encode(TEXTS)
     opened.close()
     by_text = api.search(TEXTS, k=3, map={"entmax": 1.3}, coverage=0.9)
+    assert api.search(TEXTS, k=3, map="entmax:1.3", coverage=0.9).results == by_text.results
+    with pytest.raises(ServiceProblem, match="map"):
+        api.search(TEXTS, map="entmax:much")
     by_vector = api.search_vectors(vectors, k=3, map={"entmax": 1.3}, coverage=0.9)
     for reply in (by_text, by_vector):
         assert [[hit.id for hit in answer.hits] for answer in reply.results] == [

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from langchain_core.documents import Document
 from langchain_core.runnables import RunnableLambda
+from pydantic import ValidationError
 
 from service.client import Client, ServiceProblem
 from service.langchain import SurematchRetriever
@@ -65,6 +67,13 @@ def test_without_a_calibration_there_is_no_probability(uncalibrated: Path) -> No
         assert document.metadata["probability"] is document.metadata["decision"] is None
         assert document.metadata["calibrated"] is False
         assert SurematchRetriever(client=other, min_probability=0.01).invoke(KNOWN[0][0]) == []
+
+
+@pytest.mark.parametrize("wrong", [{"keep_nomatch": True}, {"fliter": {"a": 1}}, {"client": "http://127.0.0.1:8000"}])
+def test_settings_that_there_are_not_are_refused(client: Client, wrong: dict[str, Any]) -> None:
+    """A misspelt filter would show everything."""
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        SurematchRetriever(**{"client": client, **wrong})
 
 
 def test_a_refusal_is_raised(client: Client) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -181,7 +182,15 @@ def test_bad_parameters_are_named(library: str) -> None:
         ("noise must be one of", lambda: simplex.perturb_max(x, noise="cauchy")),
         ("points must be at least 2", lambda: simplex.perturb_max(x, points=1)),
         ("tau must be positive", lambda: simplex.gumbel_softmax(x, tau=0.0)),
+        ("order must be a whole number", lambda: simplex.taylor_softmax(x, order=2.0)),  # type: ignore[arg-type]
+        ("top_k must be a whole number", lambda: simplex.sparse_softmax(x, top_k=1.5)),  # type: ignore[arg-type]
+        ("temperature must be positive", lambda: simplex.softmax(x, temperature=None)),  # type: ignore[arg-type]
+        ("n_total must be a whole number", lambda: simplex.certify(x, np.nan)),  # type: ignore[arg-type]
+        ("lowest must be a number", lambda: simplex.certify(x, 10, alpha=1, lowest=np.nan)),
     ]
+    other = as_library(np.ones(1), "torch" if library == "numpy" else "numpy")
+    for mapping in (simplex.softmax, simplex.entmax15, simplex.logsumexp):
+        cases.append(("temperature must be a number or of the kind", partial(mapping, x, temperature=other)))
     for text, call in cases:
         with pytest.raises(ValueError, match=text):
             call()
