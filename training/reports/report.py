@@ -279,7 +279,8 @@ def _verification(evaluation: Mapping[str, Any]) -> str:
         rows.append([name, *(_rate(result["tar_at_far"][at]) for _, result in found)])
     lead = (
         "Are two rows of one class? Every pair of rows is asked, with the cosine as the answer. A rate that fewer than "
-        "30 wrong acceptances would decide is not given (the rule of 30)."
+        "30 wrong acceptances would decide is not given (the rule of 30, which is about independent pairs: these share "
+        "rows, and say less)."
     )
     listed = table(["", *(name for name, _ in found)], rows)
     caption = f"True accept rate over the false accept rate, from the least that the pairs support. {keys}"
