@@ -166,7 +166,7 @@ def _explain(settings: type[Settings], error: ValidationError, config: Path | No
             faults.append(said)
             continue
         name = ".".join(str(part) for part in fault["loc"])
-        flag = _from_environment(settings, name, fault.get("input")) or _flag(str(fault["loc"][0]))
+        flag = _from_environment(settings, name, fault.get("input")) or _flag(*fault["loc"])
         if fault["type"] == "extra_forbidden":
             faults.append(f"there is no setting {flag}")
         elif fault["type"] == "missing":
@@ -177,7 +177,9 @@ def _explain(settings: type[Settings], error: ValidationError, config: Path | No
     return f"Wrong settings{where}: {'; '.join(faults)}. Run the verb with --help to see every setting."
 
 
-def _flag(name: str) -> str:
+def _flag(*place: str | int) -> str:
+    """As it is typed; which of a list's words it was is seen from what was got."""
+    name = ".".join(part for part in place if isinstance(part, str))
     return f"-{name}" if len(name) == 1 else "--" + name.replace("_", "-")
 
 
