@@ -355,7 +355,7 @@ def report(written: dict[str, Any], flags: argparse.Namespace) -> Outcome:
         ]
     tuned = flags.part == ["finetuned"]
     name, title = (
-        ("calibration-finetuned", f"Calibration after fine-tuning: {', '.join(flags.tasks)}")
+        ("calibration-finetuned", f"Calibration after fine-tuning: {', '.join(flags.tasks)}, {flags.encoder}")
         if tuned
         else ("calibration", "Calibration")
     )
