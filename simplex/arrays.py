@@ -94,7 +94,9 @@ def check_whole(value: Any, name: str) -> None:
 
 def check_kind(value: Any, name: str, x: Any) -> None:
     """Refuse an array where `x` is a tensor, and a tensor where it is an array: single numbers go with both."""
-    if is_torch(value) != is_torch(x) and (is_torch(value) or np.ndim(value) > 0):
+    if isinstance(value, int | float):
+        return
+    if is_torch(value) != is_torch(x) and (is_torch(value) or value.ndim):
         kinds = type(value).__name__, type(x).__name__
         raise ValueError(f"{name} must be a number or of the kind of x; got {kinds[0]} for x of kind {kinds[1]}")
 
