@@ -191,18 +191,21 @@ class Current:
         """Serve what other processes have written to the collection, and keep the gauges."""
         while True:
             await asyncio.sleep(self.settings.refresh_seconds)
-            if self.serving is None:
-                continue
-            with self.serving.used() as serving:
-                opened = serving.collection
-                try:
-                    await asyncio.to_thread(serving.check_place if opened.writable else opened.refresh)
-                    self.astray = ""
-                except Exception as error:  # an end of this task would be seen by nobody, and nothing followed
-                    if self.astray != str(error):  # once, not every second until somebody mends it
-                        log.error("%s: %s", LOST if opened.writable else BEHIND, error)
-                    self.astray = str(error)
-                self._tell(serving)
+            if self.serving is not None:
+                await self._follow_once(self.serving)
+
+    async def _follow_once(self, serving: Serving) -> None:
+        """In a call of its own: between two of them nothing holds on to a version that a reload has replaced."""
+        with serving.used():
+            opened = serving.collection
+            try:
+                await asyncio.to_thread(serving.check_place if opened.writable else opened.refresh)
+                self.astray = ""
+            except Exception as error:  # an end of this task would be seen by nobody, and nothing followed
+                if self.astray != str(error):  # once, not every second until somebody mends it
+                    log.error("%s: %s", LOST if opened.writable else BEHIND, error)
+                self.astray = str(error)
+            self._tell(serving)
 
     def _tell(self, serving: Serving) -> None:
         """Logs what is wrong with what is served, each fault once, and keeps the gauges."""

@@ -157,14 +157,19 @@ def test_a_reader_that_follows_a_compaction_gives_back_the_old_state(
 
 
 def test_after_a_reload_memory_is_given_back(collection: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though what was served was followed once: what did that sleeps now."""
     given: list[str] = []
     old: list[weakref.ref[object]] = []
     monkeypatch.setattr(service_serving, "give_back", lambda: given.append(f"reloaded, old: {old[0]()}"))
 
     async def reloaded() -> None:
-        settings = ServeSettings(collection=collection)
+        settings = ServeSettings(collection=collection, refresh_seconds=0.5)
         current = Current(settings, Metrics(), next(iter(settings.folders)))
+        tell, told = current._tell, asyncio.Event()
+        monkeypatch.setattr(current, "_tell", lambda serving: (tell(serving), told.set()))
         await current.start()
+        told.clear()
+        await told.wait()
         assert current.serving is not None
         old.append(weakref.ref(current.serving.collection))
         await current.reload()
