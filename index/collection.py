@@ -40,9 +40,9 @@ from index.search.asked import Asked, texts_asked, vectors_asked
 from index.search.finding import Finder
 from index.search.found import check_length
 from index.stages import stage
-from index.storage.folder import ENCODER, ITEMS, SNAPSHOTS, checked_encoder, read_config
+from index.storage.folder import CONFIG, ENCODER, ITEMS, SNAPSHOTS, checked_encoder, read_config
 from index.storage.live import LiveState
-from index.storage.snapshot import clean, current_name, refuse_altered, refuse_newer, refuse_unsigned
+from index.storage.snapshot import clean, current_name, digest_of, refuse_altered, refuse_newer, refuse_unsigned
 from index.storage.state import State
 from index.storage.versions import Version
 from index.storage.writer_lock import WriterLock
@@ -72,6 +72,7 @@ class Collection:
         self.model_id = encoder.fingerprint[:12]
         self.drift = Drift()
         self._config = config
+        self._settings = digest_of(path / CONFIG)
         self._store = store
         self._live = LiveState(path, config, store)
         self._finder = Finder(self._live, store)
@@ -307,6 +308,7 @@ class Collection:
         self._must_write()
         snapshots = self.path / SNAPSHOTS
         with self._compacting:
+            refuse_altered(snapshots)
             self._calibrations.versions.check_writable()
             self._calibrations.keep_served()
             fitting = self._calibrations.fitting()
@@ -318,6 +320,7 @@ class Collection:
                 fitting,
                 self._config.get("engine", "auto"),
                 progress or _silent,
+                self._settings,
             )
             self._live.take(made)
             compaction.erase(snapshots, self._store, made.base)  # first: it was promised, whatever becomes of the rest

@@ -23,8 +23,9 @@ class LiveState:
         self._config = config
         self._store = store
         self._prepared = False
-        self.state = self._loaded()
+        # first: what a compaction meanwhile names instead is then followed, at the cost of loading once more
         self._named = current_name(self._snapshots)
+        self.state = self._loaded()
 
     def prepare(self) -> None:
         """See `Collection.prepare`."""

@@ -77,8 +77,9 @@ def write_snapshot(
 ) -> str:
     """Writes and switches to a new snapshot under `root`; returns its name. Keeps the last two.
 
-    `about` is added to the manifest; `leaving` is told of every snapshot before it is removed. Raises `DiskFull` or
-    another `CollectionError`, and leaves nothing half written.
+    `about` is added to the manifest, with the digest of `collection.json` as it lies unless it holds one. `leaving` is
+    told of every snapshot before it is removed. Raises `DiskFull` or another `CollectionError`, and leaves nothing half
+    written.
     """
     with storing(root, "snapshot"):
         return _write(
@@ -105,7 +106,7 @@ def _write(root: Path, about: dict[str, Any], files: dict[str, bytes], leaving: 
     manifest = {
         "format": _FORMAT,
         **about,
-        **({"collection": _digest_of(settings)} if settings.is_file() else {}),
+        **({"collection": digest_of(settings)} if settings.is_file() and "collection" not in about else {}),
         "created": datetime.now(UTC).isoformat(timespec="microseconds"),
         "libraries": {name: version(name) for name in ("faiss-cpu", "numpy")},
         "files": {
@@ -164,7 +165,7 @@ def refuse_altered(root: Path) -> None:
     try:
         text = (folder / _MANIFEST).read_bytes()
         expected = json.loads(text)["collection"]
-        found = _digest_of(settings)
+        found = digest_of(settings)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return  # damaged, or of before it was noted
     if expected != found and _is_named_by(text, folder):
@@ -325,7 +326,7 @@ def _manifest(folder: Path, *, signed: bool = True) -> tuple[dict[str, Any], dic
         written_by = int(manifest["format"])
         int(manifest["sequence"])
         settings = folder.parent.parent / _COLLECTION
-        if "collection" in manifest and manifest["collection"] != _digest_of(settings):
+        if "collection" in manifest and manifest["collection"] != digest_of(settings):
             raise CollectionError(f"{settings}: is damaged: its SHA-256 is not the one in {folder.name}/{_MANIFEST}.")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CollectionError(f"{path}: not a readable manifest ({error}).") from error
@@ -343,7 +344,7 @@ def _read_checked(path: Path, size: int, digest: str) -> bytes | Path:
         if path.stat().st_size != size:
             raise CollectionError(f"{path}: has {path.stat().st_size} bytes, its manifest says {size}.")
         content = path if size >= MAPPED else path.read_bytes()
-        found = _digest_of(path) if isinstance(content, Path) else hashlib.sha256(content).hexdigest()
+        found = digest_of(path) if isinstance(content, Path) else hashlib.sha256(content).hexdigest()
     except OSError as error:
         raise CollectionError(f"{path}: cannot be read ({error.strerror}).") from error
     if found != digest:
@@ -351,7 +352,8 @@ def _read_checked(path: Path, size: int, digest: str) -> bytes | Path:
     return content
 
 
-def _digest_of(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

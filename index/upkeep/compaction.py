@@ -130,10 +130,18 @@ def own_questions(queries: Queries) -> NDArray[np.float32] | None:
 
 
 def compact(
-    snapshots: Path, store: ItemStore, encoder: Encoder, folder: Path, fitting: Fitting, engine: str, progress: Progress
+    snapshots: Path,
+    store: ItemStore,
+    encoder: Encoder,
+    folder: Path,
+    fitting: Fitting,
+    engine: str,
+    progress: Progress,
+    settings: str,
 ) -> State:
     """Writes a snapshot of what the store holds now; returns the state it makes, without what was written meanwhile.
 
+    `settings` is the digest of `collection.json` as it was read: one that was changed since is not sealed by this.
     Without an honest calibration the snapshot says why it has none. Raises `CollectionError`, and `SettingsError`
     where the calibrator's package is missing; then nothing has changed.
     """
@@ -163,7 +171,7 @@ def compact(
             engine=built.kind,
             encoder=encoder.fingerprint,
             files=files,
-            about={"store": store.id, "uncalibrated": why_not},
+            about={"store": store.id, "uncalibrated": why_not, "collection": settings},
             leaving=leave,
         )
     progress(WRITING, 1, 1)

@@ -157,8 +157,8 @@ class Keys:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._seen = self._stamp()  # first: what is written while it is read is read again
         self._keys = read(path)
-        self._seen = self._stamp()
         self._checked = time.monotonic()
         self._said = ""
         self._lock = Lock()

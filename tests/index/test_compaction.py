@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 from contextlib import closing
@@ -15,6 +16,7 @@ from index.build import build_collection
 from index.calibration.sources import Held
 from index.collection import Collection, NewItem
 from index.errors import CollectionError, SettingsError
+from index.storage import live as live_module
 from index.upkeep import compaction, maintenance
 from tests.index.brute_force import snapshots
 from tests.index.conftest import World
@@ -297,3 +299,43 @@ def test_closing_waits_for_a_snapshot_that_is_being_written(live: Collection, mo
     go.set()
     closing.join()
     assert snapshots(live.path) > first
+
+
+def test_a_reader_that_opens_while_a_compaction_ends_follows_it(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, made = live_module.load_state, []
+
+    def slow(*how: Any) -> Any:
+        state = load(*how)
+        if not made:
+            made.append("")
+            with Collection.open(copied, writable=True, compacts=False) as writing:
+                writing.upsert([NewItem("new", "card", "my bank card chip")])
+                made[0] = writing.snapshot()
+        return state
+
+    monkeypatch.setattr(live_module, "load_state", slow)
+    with Collection.open(copied) as reading:
+        reading.refresh()
+        assert reading.snapshot_id == made[0]
+
+
+def test_settings_that_change_under_a_writer_are_not_sealed_by_its_compaction(
+    live: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = live.path / "collection.json"
+    before = file.read_bytes()
+    file.write_text(json.dumps(json.loads(before) | {"engine": "hnsw"}))
+    with pytest.raises(CollectionError, match=r"collection\.json: is damaged, or was changed"):
+        live.snapshot()
+    file.write_bytes(before)
+    write = compaction.write_snapshot
+
+    def changed_meanwhile(*where: Any, **what: Any) -> str:
+        file.write_text(json.dumps(json.loads(before) | {"engine": "hnsw"}))
+        return write(*where, **what)
+
+    monkeypatch.setattr(compaction, "write_snapshot", changed_meanwhile)
+    live.snapshot()
+    live.close()
+    with pytest.raises(CollectionError, match=r"collection\.json: is damaged, or was changed"):
+        Collection.open(live.path, writable=True)

@@ -321,3 +321,22 @@ def test_what_is_refused_is_counted_under_the_route_it_asked_for(locked: Server,
         ("POST", "/v1/search", "413"),
         ("GET", "-", "404"),
     } <= set(counted)
+
+
+def test_a_key_that_is_removed_while_the_file_is_first_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "keys.json"
+    gone, _ = keys.add(file, "gone", ["search"]), keys.add(file, "stays", ["search"])
+    read, removed = keys.read, []
+
+    def racing(path: Path) -> dict[str, keys.Key]:
+        found = read(path)
+        if not removed:
+            removed.append(path)
+            keys.remove(path, "gone")
+        return found
+
+    monkeypatch.setattr(keys, "read", racing)
+    monkeypatch.setattr(keys, "CHECK_EVERY", 0)
+    assert keys.Keys(file).find(gone) is None
