@@ -33,8 +33,6 @@ FEW_ALONE = 0.1
 """Share of labels with one item from which it is worth a warning that these could not ask."""
 HIDDEN = "queries were imitated by hiding labels"
 """Said by a caveat of unknown queries that are not real."""
-FEW_FELLOWS = 3
-"""Items of a label of which one less is a great difference to who asks."""
 NEVER_SEEN = 0.15
 """Share of the labels hidden to imitate unknown queries that the encoder must never have seen for these to be as near
 as real ones: on BANKING77 promises held with --unseen-classes 0.2, which rounds down (`make bench-calibration-static`).
@@ -214,12 +212,6 @@ def _caveats(
         warnings.append(
             f"{alone} of the gallery's {labels} labels {have} one item, which cannot ask for its like: how such labels "
             "are found was not measured, and their probabilities may be too low or too high."
-        )
-    several = count[count > 1]
-    if queries.leave_one_out and len(several) and np.median(several) <= FEW_FELLOWS:
-        warnings.append(
-            f"Most labels have no more than {FEW_FELLOWS} items, and an item that is left out sees one fewer than a "
-            "query will: the probabilities are rather too low."
         )
     able = queries.codes >= 0
     if queries.leave_one_out:

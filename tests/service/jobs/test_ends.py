@@ -22,7 +22,7 @@ from index.errors import DiskFull, ReadOnly
 from service.client import Calls, Client, ServiceProblem
 from service.jobs import folder as job_folder
 from service.jobs import runner as module
-from service.jobs.runner import ENDED, Jobs
+from service.jobs.runner import ENDED, Job, Jobs
 from service.schemas.jobs import IndexJob, RecalibrateJob
 from tests.service.conftest import ROOT, serving
 from tests.service.gallery import GALLERY, KNOWN, UNKNOWN
@@ -227,6 +227,14 @@ def test_a_job_whose_folder_cannot_be_removed_stays_on_the_list(folder: Path, mo
     asyncio.run(run())
 
 
+async def succeeded(jobs: Jobs, job: Job) -> None:
+    """Waits for its end, which is a good one."""
+    async with asyncio.timeout(120):
+        while job.state not in ENDED:
+            job = await jobs.change(job.id, 10) or job
+    assert job.state == "succeeded"
+
+
 def test_a_job_that_is_cancelled_as_it_starts_stays_cancelled_and_the_next_one_runs(folder: Path) -> None:
     async def run() -> None:
         jobs = Jobs(folder, 1 << 33)
@@ -242,11 +250,7 @@ def test_a_job_that_is_cancelled_as_it_starts_stays_cancelled_and_the_next_one_r
             async with jobs.results:
                 await jobs.remove(job)
             assert not (folder / name).exists()
-        last = await jobs.add("three", asked, None)
-        async with asyncio.timeout(120):
-            while last.state not in ENDED:
-                last = await jobs.change("three", 10) or last
-        assert last.state == "succeeded"
+        await succeeded(jobs, await jobs.add("three", asked, None))
         await jobs.stop()
 
     asyncio.run(run())
@@ -262,10 +266,7 @@ def test_a_job_imports_nothing_that_lies_in_its_folder(folder: Path, tmp_path: P
         await jobs.add("one", asked, None)
         waits = await jobs.add("two", asked, None)
         (folder / "two" / "ctypes.py").write_text(f"open({str(tmp_path / 'came-in')!r}, 'w')")
-        async with asyncio.timeout(120):
-            while waits.state not in ENDED:
-                waits = await jobs.change("two", 10) or waits
-        assert waits.state == "succeeded"
+        await succeeded(jobs, waits)
         await jobs.stop()
 
     asyncio.run(run())
